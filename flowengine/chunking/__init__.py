@@ -1,0 +1,118 @@
+"""Content-defined chunking: where an object is cut, and what a chunk is called.
+
+Goal
+    Equal bytes give equal chunks wherever they stand, so that what one side has need not be sent again.
+Plan
+    FastCDC 2020 through pyfastcdc finds the cuts (Xia et al., "The Design of Fast Content-Defined Chunking for
+    Data Deduplication Based Storage Systems", IEEE TPDS 2020); blake3-256 of the plaintext names the chunk.
+Invariants
+    - Cuts depend on the bytes and the profile alone: not on buffer sizes, threads or where reading began.
+    - Boundaries and ids are pinned by tests/vectors/chunking.json; a change of either is a new format.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from typing import Final
+
+from blake3 import blake3
+from pyfastcdc import FastCDC
+
+from flowengine.errors import UsageError
+from flowengine.units import KIB, MIB
+
+__all__ = [
+    "CHUNK_BYTES",
+    "DEFAULT_PROFILE",
+    "ID_BYTES",
+    "PROFILES",
+    "Cutter",
+    "Profile",
+    "chunk_id",
+    "is_compiled",
+    "pack_chunks",
+    "profile_named",
+    "zero_chunk_id",
+]
+
+ID_BYTES: Final = 32
+CHUNK_BYTES: Final = 36
+"""Size of one packed chunk: u32 little-endian length, then the id."""
+
+_PACK = struct.Struct("<I32s").pack
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """Sizes in bytes that steer the cutting; part of every manifest. The real average is about avg + min."""
+
+    name: str
+    average: int
+    minimum: int
+    maximum: int
+
+
+PROFILES: Final[dict[str, Profile]] = {
+    "64KiB": Profile("64KiB", 64 * KIB, 16 * KIB, 256 * KIB),
+    "256KiB": Profile("256KiB", 256 * KIB, 64 * KIB, MIB),
+    "1MiB": Profile("1MiB", MIB, 256 * KIB, 4 * MIB),
+}
+DEFAULT_PROFILE: Final = PROFILES["64KiB"]
+
+
+def profile_named(name: str) -> Profile:
+    """The profile of that name.
+
+    Raises:
+        UsageError: no profile has the name; the message lists those that exist.
+    """
+    if name not in PROFILES:
+        raise UsageError(f"no chunking profile is called {name!r}", hint=f"use one of {', '.join(PROFILES)}")
+    return PROFILES[name]
+
+
+class Cutter:
+    """Finds cuts for one profile. Not for use by two threads at once: each thread makes its own.
+
+    >>> Cutter(DEFAULT_PROFILE).lengths(bytes(600 * 1024))
+    [262144, 262144, 90112]
+    """
+
+    def __init__(self, profile: Profile) -> None:
+        self.profile = profile
+        self._cdc = FastCDC(profile.average, min_size=profile.minimum, max_size=profile.maximum)
+
+    def lengths(self, data: bytes | bytearray | memoryview) -> list[int]:
+        """Lengths of the chunks of `data`, whose start counts as a cut and whose end ends the last chunk."""
+        size = len(data)
+        if size <= self.profile.minimum:
+            return [size] if size else []
+        return [chunk.length for chunk in self._cdc.cut_buf(data)]
+
+    def first_length(self, data: bytes | bytearray | memoryview) -> int:
+        """Length of the first chunk of non-empty `data`."""
+        return next(iter(self._cdc.cut_buf(data))).length
+
+
+def chunk_id(data: bytes | bytearray | memoryview) -> bytes:
+    """blake3-256 of the plaintext: 32 bytes."""
+    return blake3(data).digest()
+
+
+def pack_chunks(chunks: Iterable[tuple[int, bytes]]) -> bytes:
+    """(length, id) pairs as the packed list that manifests and messages carry, 36 bytes a chunk."""
+    return b"".join([_PACK(length, identity) for length, identity in chunks])
+
+
+@cache
+def zero_chunk_id(length: int) -> bytes:
+    """The id of a chunk of `length` zero bytes: a hole is recognised by it and never travels."""
+    return blake3(bytes(length)).digest()
+
+
+def is_compiled() -> bool:
+    """Whether the compiled chunker is in use; the pure-Python fallback is hundreds of times slower."""
+    return FastCDC.__module__.startswith("pyfastcdc.cy")

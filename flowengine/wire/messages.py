@@ -1,0 +1,262 @@
+"""Transfer messages of the control connection: what source and target say to each other.
+
+MessagePack arrays, the first item a tag; docs/spec/wire.md has the table. A message that does not decode into one
+of these types is a `ProtocolError`. Unknown trailing fields of a newer peer are ignored.
+
+The source numbers its *offers* (`Offer`, `ObjectRun`) 0, 1, 2 …; a chunk is addressed on the wire by
+(offer number, index within the offer) and never by its id, so a data stream carries no ids at all.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from flowengine.errors import ProtocolError
+
+__all__ = [
+    "LARGE_OBJECT_BYTES",
+    "MAX_OFFER_CHUNKS",
+    "MAX_OFFER_ENTRIES",
+    "WANT_ALL",
+    "WANT_NONE",
+    "WANT_SOME",
+    "DirectoryBegin",
+    "DirectoryEnd",
+    "Failed",
+    "Finish",
+    "Landed",
+    "Message",
+    "ObjectBegin",
+    "ObjectEnd",
+    "ObjectRun",
+    "Offer",
+    "OfferEntry",
+    "Open",
+    "Opened",
+    "Options",
+    "Progress",
+    "Receipt",
+    "Received",
+    "Refuse",
+    "Totals",
+    "Want",
+    "decode",
+    "encode",
+]
+
+MAX_OFFER_ENTRIES: Final = 1024
+MAX_OFFER_CHUNKS: Final = 8192
+LARGE_OBJECT_BYTES: Final = 1 << 20
+"""Objects of this size or more are offered in runs while they are read; smaller ones whole, many to an offer."""
+
+WANT_NONE: Final = 0
+WANT_ALL: Final = 1
+WANT_SOME: Final = 2
+
+
+class OfferEntry(msgspec.Struct, array_like=True, gc=False):
+    """One non-directory entry on offer; field meanings as in the manifest's `Entry`.
+
+    `chunks` is the packed chunk list (36 bytes each), empty for links and empty files.
+    """
+
+    name: bytes
+    kind: int
+    mode: int
+    mtime_ns: int
+    size: int = 0
+    chunks: bytes = b""
+    link: bytes = b""
+    flags: int = 0
+    extra: bytes = b""
+
+
+class _Message(msgspec.Struct, array_like=True, gc=False, tag=True):
+    """Common configuration; the tag is the class's position in the table of docs/spec/wire.md."""
+
+
+class Options(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What the transfer keeps, leaves out and removes; both ends obey the same values. A map: unknown keys are ignored."""
+
+    delete: bool = False
+    dry_run: bool = False
+    publish: str = "object"
+    xattrs: bool = False
+    owner: bool = False
+    links: str = "keep"
+    filters: list[tuple[bool, bytes]] = []
+    files_from: list[bytes] | None = None
+    into: str = "auto"
+
+
+class Open(_Message, tag=1):
+    """Client's request on a served root: what to do below which path.
+
+    `role` is what the *client* will be: "source" pushes, "target" pulls; "list" and "manifest" only look.
+    """
+
+    role: str
+    path: bytes
+    transfer_id: bytes
+    streams: int
+    profile: str
+    options: Options
+
+
+class Opened(_Message, tag=2):
+    """Server's consent: how many data streams it accepts."""
+
+    streams: int
+    session_id: bytes
+
+
+class Refuse(_Message, tag=3):
+    """The peer will not go on: reason code, one sentence, what to do next."""
+
+    reason: str
+    message: str
+    hint: str = ""
+    retryable: bool = False
+
+
+class DirectoryBegin(_Message, tag=4):
+    """What follows lies in this directory, until its `DirectoryEnd`. The root's name is empty."""
+
+    name: bytes
+
+
+class DirectoryEnd(_Message, tag=5):
+    """The current directory is complete (or, where not `complete`, could not be read to its end)."""
+
+    mode: int
+    mtime_ns: int
+    extra: bytes = b""
+    complete: bool = True
+    apply: bool = True
+
+
+class Offer(_Message, tag=6):
+    """A run of entries of the current directory, in name order."""
+
+    entries: list[OfferEntry]
+
+
+class ObjectBegin(_Message, tag=7):
+    """A large object of the current directory begins; runs of it follow. `entry.chunks` is empty."""
+
+    entry: OfferEntry
+
+
+class ObjectRun(_Message, tag=8):
+    """The next consecutive chunks of the large object, packed."""
+
+    chunks: bytes
+
+
+class ObjectEnd(_Message, tag=9):
+    """The large object is complete; `reason` not empty: it could not be read, forget it."""
+
+    reason: str = ""
+    message: str = ""
+
+
+class Failed(_Message, tag=10):
+    """One object failed at the sender of this message; the transfer goes on without it."""
+
+    path: bytes
+    reason: str
+    message: str
+
+
+class Totals(_Message, tag=11):
+    """How much the scan has found so far (not: how much must move); `final` when the scan is done."""
+
+    objects: int
+    size_bytes: int
+    final: bool
+
+
+class Finish(_Message, tag=12):
+    """Everything was offered. `complete` is False when something could not be scanned or read."""
+
+    version_id: bytes
+    objects: int
+    size_bytes: int
+    complete: bool
+
+
+class Want(_Message, tag=13):
+    """Answer to the next unanswered offer, in order: none, all, or a bitmap (LSB first) of its chunks."""
+
+    kind: int
+    bitmap: bytes = b""
+
+
+class Received(_Message, tag=14):
+    """So many more payload bytes were verified, written and journalled: the credit comes back."""
+
+    size_bytes: int
+
+
+class Landed(_Message, tag=15):
+    """Totals so far of what is durable under its final name."""
+
+    objects: int
+    size_bytes: int
+
+
+class Progress(_Message, tag=16):
+    """Counters for the watching end; informational."""
+
+    counters: dict[str, int]
+    bottleneck: str = ""
+
+
+class Receipt(_Message, tag=17):
+    """The target's last word: the version that landed and the counts behind it."""
+
+    version_id: bytes
+    state: str
+    counters: dict[str, int]
+    bottleneck: str = ""
+
+
+Message = (
+    Open
+    | Opened
+    | Refuse
+    | DirectoryBegin
+    | DirectoryEnd
+    | Offer
+    | ObjectBegin
+    | ObjectRun
+    | ObjectEnd
+    | Failed
+    | Totals
+    | Finish
+    | Want
+    | Received
+    | Landed
+    | Progress
+    | Receipt
+)
+
+encode = msgspec.msgpack.Encoder().encode
+_decoder = msgspec.msgpack.Decoder(Message)
+
+
+def decode(data: bytes | memoryview) -> Message:
+    """The message in `data`.
+
+    Raises:
+        ProtocolError: the bytes are not one message of this protocol.
+    """
+    try:
+        return _decoder.decode(data)
+    except (msgspec.DecodeError, msgspec.ValidationError, RecursionError, OverflowError) as error:
+        raise ProtocolError(
+            f"the peer sent a control message that does not decode: {error}",
+            hint="check that both sides run compatible versions (flow --version)",
+        ) from None
