@@ -139,6 +139,8 @@ EXIT_CODES: Final[dict[str, Exit]] = {
     "denied": Exit.DENIED,
     "integrity": Exit.INTEGRITY,
     "protocol": Exit.INTEGRITY,
+    "unsafe-path": Exit.INTEGRITY,
+    "incompatible": Exit.FAILED,
     "some-objects-failed": Exit.SOME_OBJECTS_FAILED,
     "local": Exit.FAILED,
     "peer": Exit.FAILED,
