@@ -1,0 +1,31 @@
+"""Core modules stay pure: importing one, in a fresh interpreter, loads no event loop, socket or database."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import flowengine
+
+PACKAGE = Path(flowengine.__file__).parent
+CORE = ("errors", "units", "wire", "manifest", "policy", "plan")
+FORBIDDEN = ("trio", "aiohttp", "sqlite3", "socket")
+
+
+def modules_of(name: str) -> list[str]:
+    """The dotted names of a core module or of every module of a core package; found on disk, not imported."""
+    package = PACKAGE / name
+    if not package.is_dir():
+        return [f"flowengine.{name}"]
+    paths = sorted(package.rglob("*.py"))
+    names = [".".join(("flowengine", *path.relative_to(PACKAGE).with_suffix("").parts)) for path in paths]
+    return [name.removesuffix(".__init__") for name in names]
+
+
+@pytest.mark.parametrize("module", ["flowengine", *(module for name in CORE for module in modules_of(name))])
+def test_a_core_module_loads_nothing_that_does_io(module: str) -> None:
+    code = f"import sys, {module}; print(*(set({FORBIDDEN!r}) & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split() == []
