@@ -1,7 +1,8 @@
 """What all tests share: which tests run where, hypothesis profiles, samples of long suites.
 
-Nothing is skipped silently. A test that cannot run here (`root` without root) or is too long for every day
-(`full`) is deselected and counted as such; where the environment says CI, any skip fails the run.
+Nothing is skipped silently. A test that is too long for every day (`full`) or changes what only root may
+change (`root`) is deselected, and counted as such, unless it is asked for; where the environment says CI, any
+skip fails the run.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ def in_ci() -> bool:
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("flowengine")
     group.addoption("--full", action="store_true", help="run the tests marked `full` too, and whole suites")
-    group.addoption("--no-root", action="store_true", help="leave out the tests marked `root`")
+    group.addoption(
+        "--no-root", action="store_true", help="leave out the tests marked `root`, which only -m root runs"
+    )
     group.addoption(
         "--sample",
         type=int,
@@ -53,7 +56,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     elif (count := config.getoption("--sample")) is not None:
         rng = random.Random(config.getoption("--sample-seed"))
         left_out = rng.sample(left_out, max(0, len(left_out) - count))
-    if config.getoption("--no-root") or os.geteuid() != 0:
+    # Also for root: a container where everything runs as root need not have the tools for network namespaces.
+    asked_for_root = "root" in config.getoption("markexpr") and not config.getoption("--no-root")
+    if not asked_for_root or os.geteuid() != 0:
         left_out += [item for item in items if item.get_closest_marker("root")]
     if left_out:
         out = set(left_out)
