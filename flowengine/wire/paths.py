@@ -10,7 +10,7 @@ Invariants
     - A checked path has no empty name, no '.', no '..', no NUL, no leading or trailing slash, and bounded
       length and depth; so joining it to a root stays below the root.
     - A checked link resolves inside the root, through whatever other checked links it passes: '..' is allowed
-      only at its beginning, where every step is a real directory of the link's own path. (`a/b/../c` may leave
+      only at its beginning, where each step is a real directory of the link's own path. (`a/b/../c` may leave
       the root when `b` is itself a link; such targets are refused although many of them are harmless.)
     - Names that differ only in case or Unicode normalisation are reported (`collision_key`), never merged.
 
