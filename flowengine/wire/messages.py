@@ -27,6 +27,7 @@ __all__ = [
     "Failed",
     "Finish",
     "Landed",
+    "Lost",
     "Message",
     "ObjectBegin",
     "ObjectEnd",
@@ -170,6 +171,16 @@ class Failed(_Message, tag=10):
     message: str
 
 
+class Lost(_Message, tag=18):
+    """Source: these chunks of an offer cannot be served any more; their objects fail in this session."""
+
+    offer: int
+    index: int
+    count: int
+    reason: str
+    message: str
+
+
 class Totals(_Message, tag=11):
     """How much the scan has found so far (not: how much must move); `final` when the scan is done."""
 
@@ -234,6 +245,7 @@ Message = (
     | ObjectRun
     | ObjectEnd
     | Failed
+    | Lost
     | Totals
     | Finish
     | Want

@@ -1,0 +1,724 @@
+"""Walks what is to be moved: one pass, in the manifest's order, opening only what has changed.
+
+Goal
+    A stream of events that the source turns into offers (and `flow manifest` into a manifest), in memory that does
+    not grow with the tree, at a few microseconds an entry.
+Plan
+    Depth first, by directory descriptors, never through a link. In each directory first what is no directory, in
+    name order, small objects many to a batch and large ones piece by piece, then the subdirectories. What the scan
+    cache knows is not opened; the rest is read once, into a pooled buffer that the consumer may send from.
+Invariants
+    - Order and content of the events depend on the tree alone, but for the grouping into batches.
+    - An object whose stat differs before and after its read is read again, up to `READ_ATTEMPTS`, then reported.
+    - What cannot be read is reported by name and left out; the scan goes on.
+    - Only what was read at least `RACY_NS` after its last change enters the cache.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from flowengine.chunking import CHUNK_BYTES, Cutter, Profile, chunk_id, pack_chunks
+from flowengine.store.buffers import Buffer, BufferPool
+from flowengine.store.reading import ObjectChanged, ObjectReader, Piece
+from flowengine.store.scan_cache import DirectoryPart, Identity, ScanCache
+from flowengine.store.selection import Selection
+from flowengine.wire.filters import FilterSet
+from flowengine.wire.messages import LARGE_OBJECT_BYTES, OfferEntry
+from flowengine.wire.paths import STAGING_NAME
+
+__all__ = [
+    "FILE",
+    "HARDLINK",
+    "RACY_NS",
+    "READ_ATTEMPTS",
+    "SYMLINK",
+    "Batch",
+    "DirectoryEntered",
+    "DirectoryLeft",
+    "Event",
+    "LargeBegun",
+    "LargeEnded",
+    "LargePiece",
+    "ScanFailed",
+    "Scanner",
+    "decode_entries",
+    "encode_entries",
+    "stats_proof",
+]
+
+FILE: Final = 0
+SYMLINK: Final = 1
+HARDLINK: Final = 2
+
+READ_ATTEMPTS: Final = 3
+RACY_NS: Final = 20_000_000
+"""Longer than a tick of the clock behind ctime (10 ms at 100 Hz), so that a later change must show."""
+
+MAX_BATCH_ENTRIES: Final = 512
+FLAG_SPARSE: Final = 1
+
+encode_entries = msgspec.msgpack.Encoder().encode
+decode_entries = msgspec.msgpack.Decoder(list[OfferEntry]).decode
+
+
+@dataclass(slots=True)
+class DirectoryEntered:
+    """What follows is in directory `name` of the current one (empty: the root)."""
+
+    name: bytes
+    path: bytes
+
+
+@dataclass(slots=True)
+class DirectoryLeft:
+    """The current directory is done; `complete` is False where its listing failed or a filter hid entries."""
+
+    mode: int
+    mtime_ns: int
+    extra: bytes
+    complete: bool
+    apply: bool
+
+
+@dataclass(slots=True)
+class Batch:
+    """Consecutive entries of the current directory.
+
+    Attributes:
+        entries: in name order.
+        buffer: bytes of the entries that were read now; one holder, to be released by the consumer.
+        starts: per entry, where its bytes begin in the buffer; -1: not read now (cached, empty or a link).
+        path: the directory's real path.
+    """
+
+    entries: list[OfferEntry]
+    buffer: Buffer | None
+    starts: list[int]
+    path: bytes
+
+
+@dataclass(slots=True)
+class LargeBegun:
+    """A large object's pieces follow."""
+
+    entry: OfferEntry
+    path: bytes
+
+
+@dataclass(slots=True)
+class LargePiece:
+    """The next piece; `cached`: known without reading, `piece.buffer` is None."""
+
+    piece: Piece
+    cached: bool
+
+
+@dataclass(slots=True)
+class LargeEnded:
+    """The large object is complete, or (with a reason) must be forgotten."""
+
+    reason: str
+    message: str
+
+
+@dataclass(slots=True)
+class ScanFailed:
+    """Something could not be read; it is not part of what follows."""
+
+    path: bytes
+    reason: str
+    message: str
+
+
+Event = DirectoryEntered | DirectoryLeft | Batch | LargeBegun | LargePiece | LargeEnded | ScanFailed
+
+
+class _Frame:
+    """One directory on the way down."""
+
+    __slots__ = ("complete", "dirfd", "owned", "path", "pending", "real", "st", "subset")
+
+    def __init__(
+        self,
+        dirfd: int,
+        path: bytes,
+        real: bytes,
+        st: os.stat_result | None,
+        owned: bool,
+        subset: dict[bytes, object] | None,
+    ) -> None:
+        self.dirfd = dirfd
+        self.path = path
+        self.real = real
+        self.st = st
+        self.owned = owned
+        self.subset = subset
+        self.complete = True
+        self.pending: list[tuple[bytes, int, bytes]] = []
+
+
+def stats_proof(rows: list[tuple[bytes, os.stat_result]]) -> bytes:
+    """What proves that entries are unchanged: inode, size, mtime, ctime, mode of each, then their names."""
+    flat: list[int] = []
+    for _, st in rows:
+        flat += (st.st_ino, st.st_size, st.st_mtime_ns, st.st_ctime_ns, st.st_mode)
+    return struct.pack(f"<I{len(flat)}q", len(rows), *flat) + b"/".join([name for name, _ in rows])
+
+
+def _split_proof(proof: bytes) -> list[bytes]:
+    """Per entry the 40 bytes of numbers and the name, as one comparable key."""
+    (count,) = struct.unpack_from("<I", proof)
+    names = proof[4 + 40 * count :].split(b"/")
+    return [proof[4 + 40 * n : 44 + 40 * n] + names[n] for n in range(count)]
+
+
+class Scanner:
+    """Walks a selection. One use, by one thread.
+
+    Args:
+        selection: what to walk.
+        reader: reads large objects; its profile cuts the small ones too.
+        pool: buffers for small objects.
+        cache: what earlier scans learned; None scans without memory.
+        filters: what to leave out.
+        xattrs, owner: whether extended attributes and ownership are part of the entries.
+        opened: called with each path that is opened for reading; tests count with it.
+    """
+
+    def __init__(
+        self,
+        selection: Selection,
+        reader: ObjectReader,
+        pool: BufferPool,
+        cache: ScanCache | None,
+        *,
+        filters: FilterSet | None = None,
+        xattrs: bool = False,
+        owner: bool = False,
+        skip_reading: bool = False,
+    ) -> None:
+        self._selection = selection
+        self._reader = reader
+        self._profile: Profile = reader.profile
+        self._cutter = Cutter(reader.profile)
+        self._pool = pool
+        self._cache = cache
+        self._filters = filters if filters is not None and filters.rules else None
+        self._extra: Callable[[int | bytes, os.stat_result], bytes] | None = None
+        if xattrs or owner:
+            from flowengine.store.attributes import extra_reader
+
+            self._extra = extra_reader(xattrs=xattrs, owner=owner)
+        self._skip_reading = skip_reading
+        self._links: dict[tuple[int, int], tuple[bytes, int]] = {}
+        self.objects = 0
+        self.size_bytes = 0
+        self.objects_read = 0
+        self.bytes_read = 0
+        self.complete = True
+
+    def events(self) -> Iterator[Event]:
+        """All events, from the root's `DirectoryEntered` to its `DirectoryLeft`."""
+        root = _Frame(-1, b"", b"", None, False, None)
+        extra_fds: list[int] = []
+        yield DirectoryEntered(b"", b"")
+        try:
+            yield from self._root(root, extra_fds)
+            yield from self._descend(root)
+            st = root.st
+            if st is not None:
+                yield DirectoryLeft(st.st_mode & 0o7777, st.st_mtime_ns, self._directory_extra(root), root.complete, True)
+            else:
+                yield DirectoryLeft(0o755, 0, b"", root.complete, False)
+        finally:
+            for fd in extra_fds:
+                os.close(fd)
+
+    def _root(self, root: _Frame, fds: list[int]) -> Iterator[Event]:
+        """The root's own entries: those of one directory, or a union."""
+        files: list[tuple[bytes, os.stat_result, int, bytes]] = []
+        names: dict[bytes, bytes] = {}
+        subset = _subset_tree(self._selection.files_from)
+        for item in self._selection.roots:
+            contents = not item.name
+            directory = item.path if contents else (os.path.dirname(item.path) or b".")
+            try:
+                fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+            except OSError as error:
+                yield self._failed(root, item.path, error)
+                continue
+            fds.append(fd)
+            found_files, found_dirs = [], []
+            if contents:
+                if self._selection.single_contents:
+                    root.st = os.fstat(fd)
+                    root.dirfd = fd
+                    root.real = directory.rstrip(b"/") or b"/"
+                frame = _Frame(fd, b"", directory, None, False, subset)
+                found_files, found_dirs = yield from self._list(frame)
+                root.complete = root.complete and frame.complete
+            else:
+                try:
+                    st = os.stat(item.path if os.path.isdir(item.path) else item.name, dir_fd=None if os.path.isdir(item.path) else fd, follow_symlinks=False)
+                    if stat.S_ISLNK(st.st_mode) and os.path.isdir(item.path):
+                        st = os.lstat(item.path)
+                except OSError as error:
+                    yield self._failed(root, item.path, error)
+                    continue
+                (found_dirs if stat.S_ISDIR(st.st_mode) else found_files).append((item.name, st))
+            for name, st in found_files:
+                if name in names:
+                    yield self._collision(root, name, names[name], directory)
+                    continue
+                names[name] = directory
+                files.append((name, st, fd, directory))
+            for name, _ in found_dirs:
+                if name in names:
+                    yield self._collision(root, name, names[name], directory)
+                    continue
+                names[name] = directory
+                root.pending.append((name, fd, directory))
+        files.sort(key=lambda row: row[0])
+        root.pending.sort(reverse=True)
+        root.subset = subset if self._selection.single_contents or subset else None
+        # Entries from one directory go as one listing; a union goes run by run of the same directory.
+        start = 0
+        while start < len(files):
+            end = start
+            while end < len(files) and files[end][2] == files[start][2]:
+                end += 1
+            frame = _Frame(files[start][2], b"", files[start][3], None, False, None)
+            yield from self._entries(frame, [(n, st) for n, st, _, _ in files[start:end]], whole=len(self._selection.roots) == 1 and self._selection.single_contents)
+            root.complete = root.complete and frame.complete
+            start = end
+
+    def _collision(self, root: _Frame, name: bytes, first: bytes, second: bytes) -> ScanFailed:
+        root.complete = self.complete = False
+        from flowengine.units import show_path
+
+        return ScanFailed(name, "collision", f"both {show_path(first)} and {show_path(second)} have an entry of this name; the first is taken")
+
+    def _failed(self, frame: _Frame, path: bytes, error: OSError) -> ScanFailed:
+        frame.complete = self.complete = False
+        reason = "vanished" if isinstance(error, FileNotFoundError) else "permission" if isinstance(error, PermissionError) else "unreadable"
+        return ScanFailed(path, reason, error.strerror or str(error))
+
+    def _descend(self, root: _Frame) -> Iterator[Event]:
+        """Visit subdirectories depth first with an explicit stack: depth costs descriptors, not Python frames."""
+        stack = [root]
+        try:
+            while stack:
+                frame = stack[-1]
+                if not frame.pending:
+                    stack.pop()
+                    if frame is root:
+                        break
+                    assert frame.st is not None
+                    yield DirectoryLeft(
+                        frame.st.st_mode & 0o7777, frame.st.st_mtime_ns, self._directory_extra(frame), frame.complete, True
+                    )
+                    os.close(frame.dirfd)
+                    continue
+                name, parent_fd, parent_real = frame.pending.pop()
+                path = frame.path + b"/" + name if frame.path else name
+                try:
+                    fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent_fd)
+                except OSError as error:
+                    yield self._failed(frame, path, error)
+                    continue
+                subset = None
+                if frame.subset is not None:
+                    child = frame.subset.get(name)
+                    subset = child if isinstance(child, dict) and child else None
+                real = parent_real.rstrip(b"/") + b"/" + name
+                below = _Frame(fd, path, real, os.fstat(fd), True, subset)
+                stack.append(below)
+                yield DirectoryEntered(name, path)
+                files, directories = yield from self._list(below)
+                directories.sort(reverse=True)
+                below.pending = [(n, fd, real) for n, _ in directories]
+                files.sort()
+                yield from self._entries(below, files, whole=True)
+        finally:
+            for frame in stack:
+                if frame is not root:
+                    os.close(frame.dirfd)
+
+    def _directory_extra(self, frame: _Frame) -> bytes:
+        if self._extra is None or frame.st is None:
+            return b""
+        return self._extra(frame.dirfd, frame.st)
+
+    def _list(self, frame: _Frame) -> Iterator[Event]:
+        """(files, directories) of one directory as (name, stat), unsorted; a generator for the failures it meets."""
+        files: list[tuple[bytes, os.stat_result]] = []
+        directories: list[tuple[bytes, os.stat_result]] = []
+        fsencode = os.fsencode
+        try:
+            with os.scandir(frame.dirfd) as listing:
+                for item in listing:
+                    name = fsencode(item.name)
+                    try:
+                        st = item.stat(follow_symlinks=False)
+                    except FileNotFoundError:
+                        continue  # gone between listing and stat: never seen
+                    kind = st.st_mode & 0o170000
+                    if kind == 0o100000 or kind == 0o120000:
+                        files.append((name, st))
+                    elif kind == 0o040000:
+                        if name != STAGING_NAME:
+                            directories.append((name, st))
+                    else:
+                        frame.complete = False
+                        yield ScanFailed(
+                            frame.path + b"/" + name if frame.path else name,
+                            "special-file",
+                            "sockets, pipes and devices are not moved",
+                        )
+        except OSError as error:
+            yield self._failed(frame, frame.path, error)
+        if frame.subset is not None:
+            subset = frame.subset
+            files = [row for row in files if row[0] in subset]
+            directories = [row for row in directories if row[0] in subset]
+        if self._filters is not None:
+            allows = self._filters.allows
+            prefix = frame.path + b"/" if frame.path else b""
+            files = [row for row in files if allows(prefix + row[0], False)]
+            directories = [row for row in directories if allows(prefix + row[0], True)]
+        return files, directories  # type: ignore[return-value]
+
+    # --- entries of one directory -------------------------------------------------------------------------------
+
+    def _entries(self, frame: _Frame, rows: list[tuple[bytes, os.stat_result]], *, whole: bool) -> Iterator[Event]:
+        """Events for the non-directories of one directory, given in name order."""
+        if not rows:
+            return
+        self.objects += len(rows)
+        small = [row for row in rows if row[1].st_size < LARGE_OBJECT_BYTES]
+        self.size_bytes += sum([st.st_size for _, st in rows if st.st_mode & 0o170000 == 0o100000])
+        known: dict[bytes, OfferEntry] = {}
+        hit: list[OfferEntry] | None = None
+        st_dir = os.fstat(frame.dirfd)
+        if self._cache is not None and small and self._extra is None:
+            hit, known = self._recall(st_dir, small)
+        if hit is not None and len(small) == len(rows):
+            for start in range(0, len(hit), MAX_BATCH_ENTRIES):
+                entries = hit[start : start + MAX_BATCH_ENTRIES]
+                self._mark_links(frame, entries, rows[start : start + MAX_BATCH_ENTRIES])
+                yield Batch(entries, None, [-1] * len(entries), frame.real)
+            return
+        if hit is not None:
+            known = dict(zip(_split_proof(stats_proof(small)), hit, strict=True))
+        yield from self._fresh(frame, rows, known, st_dir, remember=whole and self._cache is not None and self._extra is None)
+
+    def _recall(
+        self, st_dir: os.stat_result, small: list[tuple[bytes, os.stat_result]]
+    ) -> tuple[list[OfferEntry] | None, dict[bytes, OfferEntry]]:
+        """All entries when nothing changed; else those known, by the proof of each."""
+        assert self._cache is not None
+        parts = self._cache.directory(st_dir.st_dev, st_dir.st_ino)
+        if not parts:
+            return None, {}
+        try:
+            if len(parts) == 1 and parts[0].stats == stats_proof(small):
+                return decode_entries(parts[0].entries), {}
+            known: dict[bytes, OfferEntry] = {}
+            for part in parts:
+                known.update(zip(_split_proof(part.stats), decode_entries(part.entries), strict=True))
+            return None, known
+        except (msgspec.DecodeError, ValueError, struct.error):
+            return None, {}
+
+    def _mark_links(self, frame: _Frame, entries: list[OfferEntry], rows: list[tuple[bytes, os.stat_result]]) -> None:
+        """Replace later names of one inode by hard links to the first."""
+        for index, (name, st) in enumerate(rows):
+            if st.st_nlink > 1 and st.st_mode & 0o170000 == 0o100000:
+                first = self._first_name(frame, name, st)
+                if first is not None:
+                    entries[index] = OfferEntry(name, HARDLINK, entries[index].mode, entries[index].mtime_ns, 0, b"", first)
+
+    def _first_name(self, frame: _Frame, name: bytes, st: os.stat_result) -> bytes | None:
+        key = (st.st_dev, st.st_ino)
+        found = self._links.get(key)
+        if found is None:
+            self._links[key] = (frame.path + b"/" + name if frame.path else name, st.st_nlink - 1)
+            return None
+        first, left = found
+        if left <= 1:  # all names were seen; what is outside the tree keeps its row
+            del self._links[key]
+        else:
+            self._links[key] = (first, left - 1)
+        return first
+
+    def _fresh(
+        self,
+        frame: _Frame,
+        rows: list[tuple[bytes, os.stat_result]],
+        known: dict[bytes, OfferEntry],
+        st_dir: os.stat_result,
+        *,
+        remember: bool,
+    ) -> Iterator[Event]:
+        """Entries of a directory in which something is new."""
+        newest = max([st.st_ctime_ns for _, st in rows])
+        age = time.time_ns() - newest
+        if 0 <= age < RACY_NS:
+            time.sleep((RACY_NS - age) / 1e9)
+        racy_from = time.time_ns() - RACY_NS
+        keep: list[tuple[bytes, os.stat_result]] = []
+        keep_entries: list[OfferEntry] = []
+        part = 0
+        entries: list[OfferEntry] = []
+        batch_rows: list[tuple[bytes, os.stat_result]] = []
+        starts: list[int] = []
+        buffer: Buffer | None = None
+        filled = 0
+        proofs = iter(_split_proof(stats_proof(rows))) if known else None
+        minimum = self._profile.minimum
+        for name, st in rows:
+            proof = next(proofs) if proofs is not None else b""
+            kind = st.st_mode & 0o170000
+            large = kind == 0o100000 and st.st_size >= LARGE_OBJECT_BYTES
+            if entries and (large or len(entries) >= MAX_BATCH_ENTRIES or (buffer is not None and filled + st.st_size >= self._pool.size_bytes)):
+                if remember and not large:
+                    assert self._cache is not None
+                    part += 1
+                    self._cache.add_directory_part(
+                        st_dir.st_dev, st_dir.st_ino, part, DirectoryPart(stats_proof(batch_rows), encode_entries(entries))
+                    )
+                keep += batch_rows
+                keep_entries += entries
+                shown = list(entries)
+                self._mark_links(frame, shown, batch_rows)
+                yield Batch(shown, buffer, starts, frame.real)
+                entries, batch_rows, starts, buffer, filled = [], [], [], None, 0
+            if large:
+                yield from self._large(frame, name, st, racy_from)
+                continue
+            entry = known.get(proof) if known else None
+            if entry is not None:
+                entries.append(entry)
+                batch_rows.append((name, st))
+                starts.append(-1)
+                continue
+            if kind == 0o120000:
+                try:
+                    link = os.readlink(name, dir_fd=frame.dirfd)
+                except OSError as error:
+                    yield self._failed(frame, _join(frame.path, name), error)
+                    continue
+                made = OfferEntry(name, SYMLINK, 0o777, st.st_mtime_ns, 0, b"", link)
+                start = -1
+            elif st.st_size == 0 or self._skip_reading:
+                made = OfferEntry(name, FILE, st.st_mode & 0o7777, st.st_mtime_ns, st.st_size)
+                start = -1
+            else:
+                if buffer is None:
+                    buffer = self._pool.acquire()
+                try:
+                    st, size = self._read_small(frame.dirfd, name, st, buffer.view, filled)
+                except OSError as error:
+                    yield self._failed(frame, _join(frame.path, name), error)
+                    continue
+                except ObjectChanged as error:
+                    frame.complete = self.complete = False
+                    yield ScanFailed(_join(frame.path, name), "changed", error.message)
+                    continue
+                view = buffer.view[filled : filled + size]
+                if size <= minimum:
+                    chunks = pack_chunks([(size, chunk_id(view))]) if size else b""
+                else:
+                    chunks = self._cut(view)
+                made = OfferEntry(name, FILE, st.st_mode & 0o7777, st.st_mtime_ns, size, chunks)
+                start = filled
+                filled += size
+                self.objects_read += 1
+                self.bytes_read += size
+            if self._extra is not None:
+                made.extra = self._extra_of(frame.dirfd, name, st)
+            entries.append(made)
+            starts.append(start)
+            batch_rows.append((name, st) if st.st_ctime_ns < racy_from else (name, _never(st)))
+        if entries:
+            keep += batch_rows
+            keep_entries += entries
+            shown = list(entries)
+            self._mark_links(frame, shown, batch_rows)
+            yield Batch(shown, buffer, starts, frame.real)
+        elif buffer is not None:
+            buffer.release()
+        if remember and keep and not self._skip_reading:
+            assert self._cache is not None
+            self._cache.save_directory(
+                st_dir.st_dev, st_dir.st_ino, [DirectoryPart(stats_proof(keep), encode_entries(keep_entries))]
+            )
+
+    def _extra_of(self, dirfd: int, name: bytes, st: os.stat_result) -> bytes:
+        assert self._extra is not None
+        if stat.S_ISLNK(st.st_mode):
+            return b""
+        try:
+            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=dirfd)
+        except OSError:
+            return b""
+        try:
+            return self._extra(fd, st)
+        finally:
+            os.close(fd)
+
+    def _cut(self, view: memoryview) -> bytes:
+        chunks = []
+        at = 0
+        for length in self._cutter.lengths(view):
+            chunks.append((length, chunk_id(view[at : at + length])))
+            at += length
+        return pack_chunks(chunks)
+
+    @staticmethod
+    def _read_small(dirfd: int, name: bytes, st: os.stat_result, view: memoryview, at: int) -> tuple[os.stat_result, int]:
+        """Read one small object whole to view[at:]: (its stat, its size).
+
+        Raises:
+            ObjectChanged: it never held still.
+        """
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=dirfd)
+        try:
+            for _ in range(READ_ATTEMPTS):
+                size = st.st_size
+                # One byte more than expected shows growth without another call.
+                got = os.preadv(fd, [view[at : at + size + 1]], 0)
+                after = os.fstat(fd)
+                if got == size and after.st_size == size and after.st_mtime_ns == st.st_mtime_ns and after.st_ctime_ns == st.st_ctime_ns:
+                    return after, size
+                st = after
+                if st.st_size >= LARGE_OBJECT_BYTES or at + st.st_size >= len(view):
+                    break
+        finally:
+            os.close(fd)
+        raise ObjectChanged("changed while it was read; what was read of it was thrown away")
+
+    def _large(self, frame: _Frame, name: bytes, st: os.stat_result, racy_from: int) -> Iterator[Event]:
+        """Events of one large object, again from the start when it changes."""
+        first = self._first_name(frame, name, st) if st.st_nlink > 1 else None
+        if first is not None:
+            entry = OfferEntry(name, HARDLINK, st.st_mode & 0o7777, st.st_mtime_ns, 0, b"", first)
+            yield Batch([entry], None, [-1], frame.real)
+            return
+        if self._skip_reading:
+            yield Batch([OfferEntry(name, FILE, st.st_mode & 0o7777, st.st_mtime_ns, st.st_size)], None, [-1], frame.real)
+            return
+        path = _join(frame.path, name)
+        for attempt in range(READ_ATTEMPTS):
+            try:
+                # One object open at a time, and only where the cache does not cover it.
+                begun = yield from self._large_once(frame, name, st, racy_from)
+                if begun:
+                    return
+                st = os.stat(name, dir_fd=frame.dirfd, follow_symlinks=False)
+                if not stat.S_ISREG(st.st_mode):
+                    break
+            except OSError as error:
+                yield LargeEnded("unreadable", error.strerror or str(error))
+                yield self._failed(frame, path, error)
+                return
+            racy_from = time.time_ns() - RACY_NS
+        frame.complete = self.complete = False
+        yield ScanFailed(path, "changed", f"changed while it was read, {attempt + 1} times in a row")
+
+    def _large_once(self, frame: _Frame, name: bytes, st: os.stat_result, racy_from: int) -> Iterator[Event]:
+        """One attempt; returns whether it held still."""
+        flags = FLAG_SPARSE if st.st_blocks * 512 < st.st_size else 0
+        entry = OfferEntry(name, FILE, st.st_mode & 0o7777, st.st_mtime_ns, st.st_size, b"", b"", flags)
+        if self._extra is not None:
+            entry.extra = self._extra_of(frame.dirfd, name, st)
+        yield LargeBegun(entry, frame.real)
+        identity = Identity.of(st)
+        done = 0
+        cached = self._cache.pieces(identity) if self._cache is not None else []
+        for offset, packed in cached:
+            if offset != done or done >= st.st_size:
+                break
+            lengths = _lengths(packed)
+            yield LargePiece(Piece(offset, lengths, packed, None, 0), True)
+            done += sum(lengths)
+        if done < st.st_size:
+            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=frame.dirfd)
+            try:
+                yield from self._large_pieces(fd, st, identity, done, racy_from, fresh=not cached)
+                if Identity.of(os.fstat(fd)) != identity:
+                    raise ObjectChanged("changed while it was read")
+            except ObjectChanged as error:
+                if self._cache is not None:
+                    self._cache.add_pieces(identity, [], replace=True)
+                yield LargeEnded("changed", error.message)
+                return False  # type: ignore[return-value]
+            finally:
+                os.close(fd)
+            self.objects_read += 1
+        yield LargeEnded("", "")
+        return True  # type: ignore[return-value]
+
+    def _large_pieces(
+        self, fd: int, st: os.stat_result, identity: Identity, done: int, racy_from: int, *, fresh: bool
+    ) -> Iterator[Event]:
+        pieces = self._reader.pieces(fd, st.st_size, sparse=st.st_blocks * 512 < st.st_size, offset=done)
+        remember = self._cache is not None and st.st_ctime_ns < racy_from
+        try:
+            for piece in pieces:
+                size = piece.size_bytes
+                self.bytes_read += size if piece.buffer is not None else 0
+                # The cache must not learn a piece of an object that has changed since its stat.
+                if remember and Identity.of(os.fstat(fd)) == identity:
+                    assert self._cache is not None
+                    self._cache.add_pieces(identity, [(piece.offset, piece.packed)], replace=fresh)
+                    fresh = False
+                yield LargePiece(piece, False)
+        finally:
+            pieces.close()  # type: ignore[attr-defined]
+
+
+def _join(path: bytes, name: bytes) -> bytes:
+    return path + b"/" + name if path else name
+
+
+def _lengths(packed: bytes) -> list[int]:
+    return [int.from_bytes(packed[at : at + 4], "little") for at in range(0, len(packed), CHUNK_BYTES)]
+
+
+class _NeverStat:
+    """Stands in for the stat of an object that was read too soon after its change: its proof matches nothing."""
+
+    __slots__ = ("st_ctime_ns", "st_dev", "st_ino", "st_mode", "st_mtime_ns", "st_nlink", "st_size")
+
+
+def _never(st: os.stat_result) -> os.stat_result:
+    fake = _NeverStat()
+    for field in ("st_dev", "st_ino", "st_mode", "st_mtime_ns", "st_nlink", "st_size"):
+        setattr(fake, field, getattr(st, field))
+    fake.st_ctime_ns = -1
+    return fake  # type: ignore[return-value]
+
+
+def _subset_tree(paths: list[bytes] | None) -> dict[bytes, object] | None:
+    """`--files-from` as nested names; an empty dict below a name means all of it."""
+    if paths is None:
+        return None
+    tree: dict[bytes, object] = {}
+    for path in paths:
+        node = tree
+        parts = [part for part in path.split(b"/") if part not in (b"", b".")]
+        for part in parts:
+            below = node.setdefault(part, {})
+            assert isinstance(below, dict)
+            node = below
+    return tree

@@ -1,0 +1,177 @@
+"""Remembers the chunk list of what was read, so that an unchanged object is not opened again.
+
+One SQLite file per chunking profile in the user's state directory. It is a cache: whatever in it is stale, broken or
+unreadable is dropped and found anew; losing it costs time and nothing else, so it is never synced to disk.
+
+An entry is believed when device, inode, size, mtime_ns and ctime_ns are all as they were *and* the object was read at
+least `RACY_NS` after its last change (a later change then shows in ctime); the scanner sees to that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+__all__ = ["DirectoryPart", "Identity", "ScanCache", "state_directory"]
+
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS directory (
+    dev INTEGER NOT NULL, ino INTEGER NOT NULL, seq INTEGER NOT NULL, stats BLOB NOT NULL, entries BLOB NOT NULL,
+    PRIMARY KEY (dev, ino, seq)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS piece (
+    dev INTEGER NOT NULL, ino INTEGER NOT NULL, offset INTEGER NOT NULL,
+    size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, ctime_ns INTEGER NOT NULL, chunks BLOB NOT NULL,
+    PRIMARY KEY (dev, ino, offset)) WITHOUT ROWID;
+"""
+_VERSION: Final = 1
+_PARTIAL: Final = 1 << 32
+"""Sequence numbers from here on are parts of a directory whose scan has not come to its end."""
+
+
+class Identity(NamedTuple):
+    """What an object's bytes are believed by."""
+
+    dev: int
+    ino: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+    @classmethod
+    def of(cls, st: os.stat_result) -> Identity:
+        """The identity that a stat shows."""
+        return cls(st.st_dev, st.st_ino, st.st_size, st.st_mtime_ns, st.st_ctime_ns)
+
+
+class DirectoryPart(NamedTuple):
+    """Some entries of one directory: `stats` proves them (see store.scan), `entries` is their encoding."""
+
+    stats: bytes
+    entries: bytes
+
+
+def state_directory() -> str:
+    """Where caches and journals of this user live: $FLOW_STATE_DIR, else $XDG_STATE_HOME/flowengine; made 0700."""
+    path = os.environ.get("FLOW_STATE_DIR") or os.path.join(
+        os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state"), "flowengine"
+    )
+    os.makedirs(path, mode=0o700, exist_ok=True)
+    return path
+
+
+class ScanCache:
+    """The cache of one profile. For use by one thread; several processes may share the file.
+
+    Every method swallows database errors: a cache that cannot be used is an empty cache.
+    """
+
+    def __init__(self, profile_name: str, directory: str | None = None) -> None:
+        self._path = os.path.join(directory or state_directory(), f"scan-{profile_name}.sqlite")
+        self._broken = False
+        try:
+            self._db = self._open()
+        except sqlite3.DatabaseError:
+            self._drop()
+
+    def _open(self) -> sqlite3.Connection:
+        db = sqlite3.connect(self._path, timeout=10, isolation_level=None, check_same_thread=False)
+        os.chmod(self._path, 0o600)
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA synchronous=OFF")
+        if db.execute("PRAGMA user_version").fetchone()[0] not in (0, _VERSION):
+            raise sqlite3.DatabaseError("written by another version")
+        db.executescript(_SCHEMA)
+        db.execute(f"PRAGMA user_version={_VERSION}")
+        return db
+
+    def _drop(self) -> None:
+        """Start again from nothing; give up caching when even that fails."""
+        with contextlib.suppress(OSError):
+            for suffix in ("", "-wal", "-shm"):
+                if os.path.exists(self._path + suffix):
+                    os.unlink(self._path + suffix)
+        try:
+            self._db = self._open()
+        except sqlite3.Error:
+            self._broken = True
+
+    def _query(self, sql: str, args: tuple[int, ...]) -> list[tuple[int | bytes, ...]]:
+        if self._broken:
+            return []
+        try:
+            return self._db.execute(sql, args).fetchall()
+        except sqlite3.OperationalError:
+            return []
+        except sqlite3.DatabaseError:
+            self._drop()
+            return []
+
+    def _write(self, statements: Iterable[tuple[str, list[tuple[int | bytes, ...]]]]) -> None:
+        if self._broken:
+            return
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            for sql, rows in statements:
+                self._db.executemany(sql, rows)
+            self._db.execute("COMMIT")
+        except sqlite3.OperationalError:
+            with contextlib.suppress(sqlite3.Error):
+                self._db.execute("ROLLBACK")
+        except sqlite3.DatabaseError:
+            self._drop()
+
+    def directory(self, dev: int, ino: int) -> list[DirectoryPart]:
+        """The parts known of a directory, finished ones first."""
+        rows = self._query("SELECT stats, entries FROM directory WHERE dev=? AND ino=? ORDER BY seq", (_s(dev), _s(ino)))
+        return [DirectoryPart(bytes(stats), bytes(entries)) for stats, entries in rows]  # type: ignore[arg-type]
+
+    def save_directory(self, dev: int, ino: int, parts: list[DirectoryPart]) -> None:
+        """Replace all that is known of a directory."""
+        d, i = _s(dev), _s(ino)
+        self._write(
+            [
+                ("DELETE FROM directory WHERE dev=? AND ino=?", [(d, i)]),
+                ("INSERT INTO directory VALUES (?,?,?,?,?)", [(d, i, n, *part) for n, part in enumerate(parts)]),
+            ]
+        )
+
+    def add_directory_part(self, dev: int, ino: int, number: int, part: DirectoryPart) -> None:
+        """Keep a part of a directory that is still being scanned or filled."""
+        row = (_s(dev), _s(ino), _PARTIAL + number, *part)
+        self._write([("INSERT OR REPLACE INTO directory VALUES (?,?,?,?,?)", [row])])
+
+    def pieces(self, identity: Identity) -> list[tuple[int, bytes]]:
+        """(offset, packed chunks) of a large object, contiguous from 0, as far as they are known."""
+        rows = self._query(
+            "SELECT offset, size, mtime_ns, ctime_ns, chunks FROM piece WHERE dev=? AND ino=? ORDER BY offset",
+            (_s(identity.dev), _s(identity.ino)),
+        )
+        found: list[tuple[int, bytes]] = []
+        for offset, size, mtime_ns, ctime_ns, chunks in rows:
+            if (size, mtime_ns, ctime_ns) != identity[2:]:
+                break
+            found.append((int(offset), bytes(chunks)))  # type: ignore[arg-type]
+        return found
+
+    def add_pieces(self, identity: Identity, pieces: list[tuple[int, bytes]], *, replace: bool = False) -> None:
+        """Keep pieces of a large object; with `replace` those of an older state go first."""
+        d, i = _s(identity.dev), _s(identity.ino)
+        statements: list[tuple[str, list[tuple[int | bytes, ...]]]] = []
+        if replace:
+            statements.append(("DELETE FROM piece WHERE dev=? AND ino=?", [(d, i)]))
+        rows: list[tuple[int | bytes, ...]] = [(d, i, offset, *identity[2:], chunks) for offset, chunks in pieces]
+        statements.append(("INSERT OR REPLACE INTO piece VALUES (?,?,?,?,?,?,?)", rows))
+        self._write(statements)
+
+    def close(self) -> None:
+        """Close the database; nothing is lost by not calling it."""
+        if not self._broken:
+            self._db.close()
+
+
+def _s(value: int) -> int:
+    """An unsigned 64-bit number (inode, device) as SQLite's signed integer."""
+    return value - (1 << 64) if value >= 1 << 63 else value

@@ -1,0 +1,83 @@
+"""Which paths of the user's command become which names of the transfer.
+
+`SRC/` stands for what is in SRC, `SRC` for the folder or file itself, as in rsync. The result is one virtual root
+directory whose children come from one or more real directories.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+from flowengine.errors import FlowError, NotFound, UsageError
+from flowengine.units import show_path
+
+__all__ = ["Root", "Selection", "select"]
+
+
+@dataclass(frozen=True, slots=True)
+class Root:
+    """One source path: `name` is what it becomes in the transfer's root; empty for the contents of a directory."""
+
+    path: bytes
+    name: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What a transfer takes.
+
+    Attributes:
+        roots: one per path of the command.
+        files_from: relative paths to which each directory root is restricted; None for everything.
+    """
+
+    roots: list[Root]
+    files_from: list[bytes] | None = field(default=None)
+
+    @property
+    def single_contents(self) -> bool:
+        """Whether the root directory is one real directory, whose own mode and mtime then travel too."""
+        return len(self.roots) == 1 and not self.roots[0].name
+
+    @property
+    def single_file(self) -> bool:
+        """Whether just one thing that is not a directory was named."""
+        return len(self.roots) == 1 and bool(self.roots[0].name) and not os.path.isdir(self.roots[0].path)
+
+
+def select(paths: list[bytes], files_from: list[bytes] | None = None) -> Selection:
+    """The selection that a command line means.
+
+    Raises:
+        NotFound: a path does not exist.
+        UsageError: two paths would get the same name at the target, or `SRC/` is no directory.
+    """
+    roots: list[Root] = []
+    seen: dict[bytes, bytes] = {}
+    for path in paths:
+        try:
+            is_dir = os.path.isdir(path)
+            if not is_dir:
+                os.lstat(path)
+        except FileNotFoundError:
+            raise NotFound(
+                f"source {show_path(path)} does not exist", hint="check the spelling; relative paths start at the current folder"
+            ) from None
+        except OSError as error:
+            raise FlowError(f"source {show_path(path)}: {error.strerror}", reason="local") from error
+        contents = path.endswith(b"/") or os.path.basename(path) in (b".", b"..", b"")
+        if contents:
+            if not is_dir:
+                raise UsageError(f"{show_path(path)} is not a folder", hint="leave out the final slash to copy the file itself")
+            roots.append(Root(path, b""))
+            continue
+        name = os.path.basename(path)
+        if name in seen:
+            raise UsageError(
+                f"{show_path(seen[name])} and {show_path(path)} would both become {show_path(name)} at the target",
+                hint="copy them in two commands, or to two targets",
+            )
+        seen[name] = path
+        roots.append(Root(path, name))
+    return Selection(roots, files_from)

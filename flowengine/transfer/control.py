@@ -1,0 +1,125 @@
+"""The control connection as the engine uses it: messages out from any thread, messages in by batch."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import AsyncIterator
+from typing import Final
+
+import trio
+
+from flowengine.errors import PeerError, ProtocolError, TemporaryError
+from flowengine.wire import messages
+from flowengine.wire.control import ControlDecoder
+from flowengine.wire.control import encode as frame
+from flowengine.wire.messages import Message, Refuse
+
+__all__ = ["STALL_S", "Control"]
+
+STALL_S: Final = 60.0
+"""A peer that says nothing for so long is taken for dead; both ends send `Progress` every second."""
+
+_RECEIVE_BYTES: Final = 256 * 1024
+_JOIN_BYTES: Final = 128 * 1024
+
+
+class Control:
+    """One control connection after its handshake.
+
+    `post` may be called from any thread and never blocks; what bounds the queue are the offers in flight.
+    """
+
+    def __init__(self, stream: trio.abc.Stream, decoder: ControlDecoder) -> None:
+        self._stream = stream
+        self._decoder = decoder
+        self._outgoing: deque[bytes] = deque()
+        self._wake = trio.Event()
+        self._token = trio.lowlevel.current_trio_token()
+        self._loop_thread = threading.get_ident()
+        self._closing = False
+        self.bytes_sent = 0
+        self.bytes_received = 0
+
+    def post(self, message: Message) -> None:
+        """Queue a message for sending."""
+        self._outgoing.append(frame(messages.encode(message)))
+        if threading.get_ident() == self._loop_thread:
+            self._wake.set()
+        else:
+            try:
+                self._token.run_sync_soon(self._set, idempotent=True)
+            except trio.RunFinishedError:
+                pass
+
+    def _set(self) -> None:
+        self._wake.set()
+
+    async def run_writer(self) -> None:
+        """Send what is posted until `finish_writing`; the one task that writes to the stream."""
+        try:
+            while True:
+                while self._outgoing:
+                    parts: list[bytes] = []
+                    size = 0
+                    while self._outgoing and size < _JOIN_BYTES:
+                        part = self._outgoing.popleft()
+                        parts.append(part)
+                        size += len(part)
+                    await self._stream.send_all(b"".join(parts))
+                    self.bytes_sent += size
+                if self._closing:
+                    return
+                await self._wake.wait()
+                self._wake = trio.Event()
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise TemporaryError(
+                "the control connection to the peer broke", hint="it is dialled again", reason="disconnected"
+            ) from error
+
+    def finish_writing(self) -> None:
+        """Let `run_writer` end once the queue is empty."""
+        self._closing = True
+        self._wake.set()
+
+    async def receive(self, stall_s: float = STALL_S) -> AsyncIterator[list[Message]]:
+        """Batches of messages in order of arrival; ends when the peer closes.
+
+        Raises:
+            TemporaryError: the connection broke, or nothing arrived for `stall_s` (reason "stalled").
+            PeerError: the peer refused to go on (`Refuse`).
+            ProtocolError: what arrived is no message.
+        """
+        while True:
+            try:
+                with trio.fail_after(stall_s):
+                    data = await self._stream.receive_some(_RECEIVE_BYTES)
+            except trio.TooSlowError:
+                raise TemporaryError(
+                    f"the peer said nothing for {stall_s:.0f} s",
+                    hint="look at the peer and the network; the same command continues where it stopped",
+                    reason="stalled",
+                ) from None
+            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+                raise TemporaryError(
+                    "the control connection to the peer broke", hint="it is dialled again", reason="disconnected"
+                ) from error
+            if not data:
+                return
+            self.bytes_received += len(data)
+            batch = [messages.decode(item) for item in self._decoder.feed(data)]
+            for message in batch:
+                if isinstance(message, Refuse):
+                    raise refusal(message)
+            if batch:
+                yield batch
+
+    async def aclose(self) -> None:
+        """Close the connection without waiting for the peer."""
+        await trio.aclose_forcefully(self._stream)
+
+
+def refusal(message: Refuse) -> Exception:
+    """The peer's `Refuse` as an error of this side."""
+    kind = TemporaryError if message.retryable else ProtocolError if message.reason == "protocol" else PeerError
+    return kind(message.message, hint=message.hint, reason=message.reason)

@@ -1,0 +1,238 @@
+"""What the source has offered and not yet been asked about: the chunks' bytes, or where to read them again.
+
+A hold belongs to one offer. When the answer comes, the wanted runs become parts of units; the rest is let go.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from flowengine.chunking import CHUNK_BYTES, chunk_id
+from flowengine.store.buffers import Buffer
+from flowengine.store.reading import Piece
+from flowengine.store.scan import Batch
+from flowengine.transfer.lanes import Unit
+from flowengine.wire.messages import WANT_ALL, WANT_NONE
+from flowengine.wire.records import MAX_RUNS, UNIT_BYTES
+
+__all__ = ["BatchHold", "BufferPart", "ChunkGone", "FilePart", "Hold", "PieceHold", "UnitPacker", "wanted_runs"]
+
+
+class ChunkGone(Exception):
+    """A chunk that was offered cannot be read any more; `path` names the object."""
+
+    def __init__(self, path: bytes, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.path = path
+        self.reason = reason
+        self.message = message
+
+
+class BufferPart:
+    """Chunks that lie one behind the other in a pooled buffer."""
+
+    __slots__ = ("_buffer", "_view")
+
+    def __init__(self, buffer: Buffer, start: int, size_bytes: int) -> None:
+        buffer.hold()
+        self._buffer = buffer
+        self._view = buffer.view[start : start + size_bytes]
+
+    def views(self) -> list[memoryview]:
+        """The bytes; no copy."""
+        return [self._view]
+
+    def release(self) -> None:
+        """Let the buffer go."""
+        self._buffer.release()
+
+
+class FilePart:
+    """Chunks of one object that are read again when their turn comes, and hashed again before they are sent."""
+
+    __slots__ = ("_offset", "_packed", "_path", "_size")
+
+    def __init__(self, path: bytes, offset: int, size_bytes: int, packed: bytes) -> None:
+        self._path = path
+        self._offset = offset
+        self._size = size_bytes
+        self._packed = packed
+
+    def views(self) -> list[memoryview]:
+        """The bytes, read now.
+
+        Raises:
+            ChunkGone: the object is gone or has changed.
+        """
+        data = memoryview(bytearray(self._size))
+        try:
+            fd = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW)
+            try:
+                got = os.preadv(fd, [data], self._offset)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise ChunkGone(self._path, "vanished", error.strerror or str(error)) from None
+        at = 0
+        packed = self._packed
+        for start in range(0, len(packed), CHUNK_BYTES):
+            length = int.from_bytes(packed[start : start + 4], "little")
+            if at + length > got or chunk_id(data[at : at + length]) != packed[start + 4 : start + CHUNK_BYTES]:
+                raise ChunkGone(self._path, "changed", "changed after it was scanned")
+            at += length
+        return [data]
+
+    def release(self) -> None:
+        """Nothing is held."""
+
+
+class PieceHold:
+    """One piece of a large object."""
+
+    __slots__ = ("_piece", "_path", "lengths", "number")
+
+    def __init__(self, number: int, piece: Piece, path: bytes) -> None:
+        self.number = number
+        self.lengths = piece.lengths
+        self._piece = piece
+        self._path = path
+
+    def parts(self, index: int, count: int) -> list[BufferPart | FilePart]:
+        """The bytes of `count` chunks from `index` on."""
+        before = sum(self.lengths[:index])
+        size = sum(self.lengths[index : index + count])
+        piece = self._piece
+        if piece.buffer is not None:
+            return [BufferPart(piece.buffer, piece.start + before, size)]
+        packed = piece.packed[index * CHUNK_BYTES : (index + count) * CHUNK_BYTES]
+        return [FilePart(self._path, piece.offset + before, size, packed)]
+
+    def release(self) -> None:
+        """The offer was answered."""
+        if self._piece.buffer is not None:
+            self._piece.buffer.release()
+
+
+class BatchHold:
+    """A batch of small objects; its chunks are those of its entries, in order."""
+
+    __slots__ = ("_batch", "_owners", "lengths", "number")
+
+    def __init__(self, number: int, batch: Batch) -> None:
+        self.number = number
+        self._batch = batch
+        self.lengths: list[int] = []
+        self._owners: list[int] = []
+        for index, entry in enumerate(batch.entries):
+            packed = entry.chunks
+            if len(packed) == CHUNK_BYTES:
+                self.lengths.append(entry.size)
+                self._owners.append(index)
+            else:
+                for at in range(0, len(packed), CHUNK_BYTES):
+                    self.lengths.append(int.from_bytes(packed[at : at + 4], "little"))
+                    self._owners.append(index)
+
+    def parts(self, index: int, count: int) -> list[BufferPart | FilePart]:
+        """The bytes of `count` chunks from `index` on: one view where they were read now, else file by file."""
+        batch = self._batch
+        owners = self._owners
+        lengths = self.lengths
+        found: list[BufferPart | FilePart] = []
+        end = index + count
+        at = index
+        while at < end:
+            owner = owners[at]
+            first = at
+            while first > 0 and owners[first - 1] == owner:
+                first -= 1
+            before = sum(lengths[first:at])
+            start = batch.starts[owner]
+            stop = at
+            if start >= 0:
+                assert batch.buffer is not None
+                # Objects that were read now lie in the buffer one behind the other.
+                while stop < end and batch.starts[owners[stop]] >= 0:
+                    stop += 1
+                found.append(BufferPart(batch.buffer, start + before, sum(lengths[at:stop])))
+            else:
+                while stop < end and owners[stop] == owner:
+                    stop += 1
+                entry = batch.entries[owner]
+                packed = entry.chunks[(at - first) * CHUNK_BYTES : (stop - first) * CHUNK_BYTES]
+                found.append(FilePart(batch.path.rstrip(b"/") + b"/" + entry.name, before, sum(lengths[at:stop]), packed))
+            at = stop
+        return found
+
+    def release(self) -> None:
+        """The offer was answered."""
+        if self._batch.buffer is not None:
+            self._batch.buffer.release()
+
+
+Hold = PieceHold | BatchHold
+
+
+def wanted_runs(kind: int, bitmap: bytes, count: int) -> Iterator[tuple[int, int]]:
+    """(first index, count) of each run of wanted chunks.
+
+    >>> list(wanted_runs(2, bytes([0b0110_1101]), 7))
+    [(0, 1), (2, 2), (5, 2)]
+    """
+    if kind == WANT_NONE or not count:
+        return
+    if kind == WANT_ALL:
+        yield 0, count
+        return
+    bits = int.from_bytes(bitmap, "little")
+    at = 0
+    while bits:
+        zeros = (bits & -bits).bit_length() - 1
+        at += zeros
+        bits >>= zeros
+        ones = (~bits & (bits + 1)).bit_length() - 1
+        yield at, min(ones, count - at)
+        at += ones
+        bits >>= ones
+        if at >= count:
+            return
+
+
+class UnitPacker:
+    """Packs wanted runs of many offers into units of about `UNIT_BYTES`. For use by one thread."""
+
+    def __init__(self) -> None:
+        self._unit = Unit()
+
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes in the unit that is not full yet."""
+        return self._unit.raw_bytes
+
+    def add(self, hold: Hold, index: int, count: int) -> Iterator[Unit]:
+        """Add a run; gives the units that it fills."""
+        lengths = hold.lengths
+        end = index + count
+        while index < end:
+            unit = self._unit
+            size = unit.raw_bytes
+            stop = index
+            while stop < end and size < UNIT_BYTES:
+                size += lengths[stop]
+                stop += 1
+            if stop > index:
+                unit.runs.append((hold.number, index, stop - index))
+                unit.parts += hold.parts(index, stop - index)
+                unit.raw_bytes = size
+            if size >= UNIT_BYTES or len(unit.runs) >= MAX_RUNS:
+                yield unit
+                self._unit = Unit()
+            index = stop
+
+    def flush(self) -> Unit | None:
+        """The unit that is not full, if it holds anything."""
+        if not self._unit.raw_bytes:
+            return None
+        unit, self._unit = self._unit, Unit()
+        return unit

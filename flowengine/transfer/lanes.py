@@ -1,0 +1,426 @@
+"""Lanes: the threads that carry data between units of plaintext and sockets of sealed frames.
+
+Goal
+    Bytes move at the speed of memory and network; the event loop never sees them.
+Plan
+    One thread per stream and end, blocking socket calls on reused buffers. A sending lane takes units from the one
+    shared queue, so any unit may go on any stream: compose, compress, seal, send. A receiving lane: receive, open,
+    and hand each whole record to the target, which verifies and writes it before the buffer is used again.
+    Why threads and not tasks: docs/design/adr/0003-lanes-are-threads.md.
+Invariants
+    - Sealed bytes in flight never exceed the credit window; what waits for credit has sent all it composed.
+    - A lane ends by its queue's end mark, by a closed socket, or by an error that ends the session.
+"""
+
+from __future__ import annotations
+
+import errno
+import queue
+import socket
+import struct
+import threading
+from collections.abc import Callable
+from time import perf_counter_ns
+from typing import Final, Protocol
+
+import zstandard
+
+from flowengine.codec import Compressor, decompress
+from flowengine.errors import FlowError, TemporaryError
+from flowengine.transfer.timing import StageClock
+from flowengine.wire.frames import (
+    HEADER_BYTES,
+    MAX_BODY_BYTES,
+    MAX_FRAME_BYTES,
+    MAX_PAYLOAD_BYTES,
+    MAX_PLAINTEXT_BYTES,
+    FrameOpener,
+    FrameSealer,
+)
+from flowengine.wire.records import STORED, UNIT_BYTES, ZSTD, Run, pack_record_header, parse_record_header
+
+__all__ = [
+    "CompressionChooser",
+    "Credit",
+    "LaneClosed",
+    "ReceivingLane",
+    "SendingLane",
+    "Unit",
+    "UnitSource",
+    "prepare_socket",
+]
+
+_LINGER_S: Final = 0.003
+"""How long a tail waits for more before it is padded and sent."""
+SOCKET_TIMEOUT_S: Final = 60
+
+
+class LaneClosed(TemporaryError):
+    """The session is over and its lanes were told to end."""
+
+    reason = "disconnected"
+
+
+class UnitSource(Protocol):
+    """Where a unit's plaintext comes from."""
+
+    def views(self) -> list[memoryview]:
+        """The plaintext as parts, in order; valid until `release`."""
+
+    def release(self) -> None:
+        """The parts are no longer needed."""
+
+
+class Unit:
+    """About `UNIT_BYTES` of plaintext and the chunk runs that it consists of."""
+
+    __slots__ = ("parts", "raw_bytes", "runs")
+
+    def __init__(self) -> None:
+        self.runs: list[Run] = []
+        self.parts: list[UnitSource] = []
+        self.raw_bytes = 0
+
+
+class Credit:
+    """The window of bytes that may be sent and not yet be received (verified, written, journalled)."""
+
+    def __init__(self, window_bytes: int) -> None:
+        self._condition = threading.Condition()
+        self._window = window_bytes
+        self._used = 0
+        self._closed = False
+
+    @property
+    def in_flight_bytes(self) -> int:
+        """Bytes sent whose receipt is still out."""
+        return self._used
+
+    def try_take(self, size_bytes: int) -> bool:
+        """Take credit if there is enough now. A unit larger than the window passes when nothing is in flight."""
+        with self._condition:
+            if self._used and self._used + size_bytes > self._window:
+                return False
+            self._used += size_bytes
+            return True
+
+    def take(self, size_bytes: int) -> None:
+        """Take credit; blocks until there is enough.
+
+        Raises:
+            LaneClosed: the session ended meanwhile.
+        """
+        with self._condition:
+            while self._used and self._used + size_bytes > self._window:
+                if self._closed:
+                    raise LaneClosed("the session ended while waiting for credit")
+                self._condition.wait()
+            self._used += size_bytes
+
+    def give_back(self, size_bytes: int) -> None:
+        """The peer has received so many bytes."""
+        with self._condition:
+            self._used = max(0, self._used - size_bytes)
+            self._condition.notify_all()
+
+    def resize(self, window_bytes: int) -> None:
+        """Change the window; a smaller one takes effect as bytes are received."""
+        with self._condition:
+            self._window = window_bytes
+            self._condition.notify_all()
+
+    def close(self) -> None:
+        """Wake all waiters with `LaneClosed`."""
+        with self._condition:
+            self._closed = True
+            self._condition.notify_all()
+
+
+class CompressionChooser:
+    """Chooses none or a zstd level by which of CPU and link is the bottleneck now, and keeps the reason.
+
+    The link's speed is what the lanes see while the socket pushes back: sealed bytes over time spent in send calls.
+    A link slower than compression pays for it; a faster one (loopback, 10 Gbit/s and more per core) does not. Data
+    that did not compress is tried again only now and then.
+    """
+
+    _STEPS: Final = ((40e6, 6), (160e6, 3), (450e6, 1))
+
+    def __init__(self, rtt_s: float, fixed_level: int | None = None) -> None:
+        self._fixed = fixed_level
+        self._lock = threading.Lock()
+        self._rate = 100e6 if rtt_s > 0.002 else 2e9
+        self._window: list[float] = [0.0, 0.0]
+        self.level = 0
+        self.reason = "the link was not measured yet"
+        self._choose()
+
+    def _choose(self) -> None:
+        if self._fixed is not None:
+            self.level, self.reason = self._fixed, "asked for"
+            return
+        for limit, level in self._STEPS:
+            if self._rate < limit:
+                self.level = level
+                self.reason = f"the link carries {self._rate / 1e6:.0f} MB/s: zstd level {level} is faster than that"
+                return
+        self.level = 0
+        self.reason = f"the link carries {self._rate / 1e6:.0f} MB/s: faster than compressing"
+
+    def sent(self, size_bytes: int, seconds: float, streams: int) -> None:
+        """A lane spent `seconds` in send calls for `size_bytes`."""
+        with self._lock:
+            window = self._window
+            window[0] += size_bytes
+            window[1] += seconds
+            if window[0] >= 16e6 or window[1] >= 0.5 * streams:
+                rate = window[0] / max(window[1], 1e-6) * streams
+                self._rate = 0.5 * self._rate + 0.5 * min(rate, 4e9)
+                self._window = [0.0, 0.0]
+                self._choose()
+
+
+class SendingLane:
+    """One stream's sending thread.
+
+    Args:
+        sock: connected, blocking socket; the preamble was sent.
+        sealer: of this stream.
+        units: shared queue; None ends the lane after a sealed end of stream.
+        credit: shared window.
+        chooser: shared compression choice.
+        clock: stage timing.
+        streams: how many lanes share the link.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        sealer: FrameSealer,
+        units: queue.SimpleQueue[Unit | None],
+        credit: Credit,
+        chooser: CompressionChooser,
+        clock: StageClock,
+        streams: int,
+    ) -> None:
+        self._sock = sock
+        self._sealer = sealer
+        self._units = units
+        self._credit = credit
+        self._chooser = chooser
+        self._streams = streams
+        self._compress, self._seal, self._send = (clock.stage(name) for name in ("compress", "seal", "send"))
+        self._compressor = Compressor()
+        self._plain = memoryview(bytearray(MAX_PLAINTEXT_BYTES))
+        self._out = memoryview(bytearray(MAX_FRAME_BYTES))
+        self._filled = 0
+        self._skip = 0
+        self._backoff = 1
+        self.bytes_sent = 0
+        self.stored_bytes = 0
+        self.raw_bytes = 0
+
+    def run(self) -> None:
+        """Carry units until the end mark; blocks.
+
+        Raises:
+            TemporaryError: the connection broke or stalled.
+        """
+        try:
+            while True:
+                try:
+                    unit = self._units.get(timeout=_LINGER_S) if self._filled else self._units.get()
+                except queue.Empty:
+                    self._flush()
+                    continue
+                if unit is None:
+                    self._flush()
+                    size = self._sealer.seal_end(self._out)
+                    self._transmit(size)
+                    self._sock.shutdown(socket.SHUT_WR)
+                    return
+                self._carry(unit)
+        except OSError as error:
+            raise _broken(error) from error
+
+    def _carry(self, unit: Unit) -> None:
+        try:
+            views = [view for part in unit.parts for view in part.views()]
+            raw = unit.raw_bytes
+            packed = self._try_compress(views)
+            stored = raw if packed is None else len(packed)
+            if not self._credit.try_take(stored):
+                self._flush()  # what the peer has not got it cannot acknowledge
+                self._credit.take(stored)
+            self._put(memoryview(pack_record_header(STORED if packed is None else ZSTD, raw, stored, unit.runs)))
+            for view in views if packed is None else [memoryview(packed)]:
+                self._put(view)
+            self.raw_bytes += raw
+            self.stored_bytes += stored
+        finally:
+            for part in unit.parts:
+                part.release()
+
+    def _try_compress(self, views: list[memoryview]) -> bytes | None:
+        level = self._chooser.level
+        if not level:
+            return None
+        if self._skip:
+            self._skip -= 1
+            return None
+        start = perf_counter_ns()
+        packed = self._compressor.compress(views[0] if len(views) == 1 else b"".join(views), level)
+        if packed is None:
+            self._skip = self._backoff
+            self._backoff = min(self._backoff * 2, 32)
+        else:
+            self._backoff = 1
+        self._compress.since(start)
+        return packed
+
+    def _put(self, view: memoryview) -> None:
+        at = 0
+        size = len(view)
+        while at < size:
+            take = min(MAX_PAYLOAD_BYTES - self._filled, size - at)
+            self._plain[self._filled : self._filled + take] = view[at : at + take]
+            self._filled += take
+            at += take
+            if self._filled == MAX_PAYLOAD_BYTES:
+                self._flush()
+
+    def _flush(self) -> None:
+        if self._filled:
+            start = perf_counter_ns()
+            size = self._sealer.seal_into(self._plain, self._filled, self._out)
+            self._filled = 0
+            self._seal.since(start)
+            self._transmit(size)
+
+    def _transmit(self, size: int) -> None:
+        start = perf_counter_ns()
+        self._sock.sendall(self._out[:size])
+        self.bytes_sent += size
+        spent = self._send.since(start) - start
+        self._chooser.sent(size, spent / 1e9, self._streams)
+
+
+class ReceivingLane:
+    """One stream's receiving thread.
+
+    Args:
+        sock: connected, blocking socket; the preamble was read.
+        opener: of this stream.
+        max_record_bytes: most plaintext bytes of a record (`wire.records.record_limit`).
+        deliver: called with (runs, plaintext, stored bytes) of each whole record, in this thread.
+        clock: stage timing.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        opener: FrameOpener,
+        max_record_bytes: int,
+        deliver: Callable[[list[Run], memoryview, int], None],
+        clock: StageClock,
+    ) -> None:
+        self._sock = sock
+        self._opener = opener
+        self._limit = max_record_bytes
+        self._deliver = deliver
+        self._receive, self._open = (clock.stage(name) for name in ("receive", "open"))
+        self._decompressor = zstandard.ZstdDecompressor()
+        self._body = memoryview(bytearray(MAX_BODY_BYTES))
+        self._header = memoryview(bytearray(HEADER_BYTES))
+        # Room for one unfinished record of the largest kind and one more frame behind it.
+        self._plain = memoryview(bytearray(2 * UNIT_BYTES + self._limit + MAX_PLAINTEXT_BYTES))
+        self.bytes_received = 0
+
+    def run(self) -> None:
+        """Receive until the sealed end of the stream; blocks.
+
+        Raises:
+            TemporaryError: the connection broke, stalled or was cut before its sealed end.
+            IntegrityError, ProtocolError: what arrived is not what was sent.
+        """
+        start = end = 0
+        while not self._opener.ended:
+            if not self._fill(self._header, at_frame=True):
+                self._opener.finish()
+            body = self._body[: self._opener.parse_header(self._header)]
+            self._fill(body, at_frame=False)
+            if end + len(body) > len(self._plain):
+                # Overlap-safe: slices of one memoryview are moved, not copied forward.
+                self._plain[: end - start] = bytes(self._plain[start:end])
+                start, end = 0, end - start
+            began = perf_counter_ns()
+            end += self._opener.open_into(self._header, body, self._plain[end:])
+            self._open.since(began)
+            self.bytes_received += HEADER_BYTES + len(body)
+            start = self._records(start, end)
+            if start == end:
+                start = end = 0
+        if start != end:
+            raise TemporaryError("a stream ended inside a record", reason="disconnected")
+
+    def _records(self, start: int, end: int) -> int:
+        """Deliver the whole records in [start, end); where the first incomplete one begins."""
+        while True:
+            header = parse_record_header(self._plain[start:end], self._limit)
+            if header is None:
+                return start
+            codec, raw, stored, runs, size = header
+            if start + size + stored > end:
+                return start
+            payload = self._plain[start + size : start + size + stored]
+            if codec == ZSTD:
+                self._deliver(runs, memoryview(decompress(self._decompressor, payload, raw)), stored)
+            else:
+                self._deliver(runs, payload, stored)
+            start += size + stored
+
+    def _fill(self, view: memoryview, *, at_frame: bool) -> bool:
+        """Fill `view` from the socket; False at a clean end of file before the first byte."""
+        began = perf_counter_ns()
+        got = 0
+        while got < len(view):
+            try:
+                count = self._sock.recv_into(view[got:], 0, socket.MSG_WAITALL)
+            except BlockingIOError:
+                if at_frame and got == 0:
+                    continue  # idle is no fault; a dead peer shows on the control connection
+                raise _broken(TimeoutError(errno.ETIMEDOUT, "the peer stopped in the middle of a frame")) from None
+            except OSError as error:
+                raise _broken(error) from error
+            if count == 0:
+                if at_frame and got == 0:
+                    return False
+                raise TemporaryError(
+                    "a data stream was cut in the middle of a frame",
+                    hint="what arrived whole is kept; the stream is opened again",
+                    reason="disconnected",
+                )
+            got += count
+        self._receive.since(began)
+        return True
+
+
+def prepare_socket(sock: socket.socket) -> None:
+    """Blocking calls with a hard time-out, no Nagle."""
+    sock.setblocking(True)
+    limit = struct.pack("ll", SOCKET_TIMEOUT_S, 0)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def _broken(error: OSError) -> FlowError:
+    if isinstance(error, BlockingIOError | TimeoutError):
+        return TemporaryError(
+            f"a data stream made no progress for {SOCKET_TIMEOUT_S} s",
+            hint="look at the peer's disk and the network; the same command continues where it stopped",
+            reason="stalled",
+        )
+    return TemporaryError(
+        f"a data stream broke: {error.strerror or error}", hint="it is opened again", reason="disconnected"
+    )
