@@ -1,0 +1,399 @@
+"""Building a manifest: entries in, ids and (where wanted) a file out, streaming.
+
+Order of calls: `begin_directory(b"")`; a directory's entries in name order; then its subdirectories in name
+order, each from its `begin_directory` to its `end_directory`; `end_directory`; at last `finish`.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
+
+from blake3 import blake3
+
+from flowengine.chunking import CHUNK_BYTES, ID_BYTES
+from flowengine.errors import IntegrityError, ProtocolError, UsageError
+from flowengine.manifest.cut import ChunkListBuilder, PageCutter, is_closed
+from flowengine.manifest.entries import (
+    MAX_INT,
+    MAX_NODE_PAGES,
+    UNPACK_RUNS,
+    Entry,
+    Header,
+    Kind,
+    Node,
+    Root,
+    Subdirectory,
+    Totals,
+    check_entries,
+    check_extra,
+    decode_page,
+    digest,
+    encode,
+    is_name,
+    join,
+    lie,
+)
+from flowengine.manifest.records import END_MAGIC, FILE_CONTEXT, FOOTER, MAGIC, RECORD
+from flowengine.units import show_path
+
+__all__ = ["MAX_DEPTH", "ManifestBuilder", "Page", "Summary"]
+
+MAX_DEPTH: Final = 1024
+"""Directories within directories; PATH_MAX allows 2048 on Linux."""
+
+
+class Summary(NamedTuple):
+    """What a version holds. `directories` does not count the root."""
+
+    version_id: bytes
+    objects: int
+    directories: int
+    size_bytes: int
+    chunks: int
+
+
+class Page(NamedTuple):
+    """A page that was added: its id, its canonical bytes, and what it holds."""
+
+    page_id: bytes
+    data: bytes
+    objects: int
+    size_bytes: int
+    chunks: int
+
+
+class _Open:
+    """A directory between its begin and its end."""
+
+    __slots__ = (
+        "cutter", "entry_ids", "entry_offsets", "last_directory", "last_name", "name", "open_page", "path",
+        "subdirectories", "subdirectory_ids", "subdirectory_offsets", "totals", "waiting_offsets",
+    )  # fmt: skip
+
+    def __init__(self, name: bytes, path: bytes) -> None:
+        self.name = name
+        self.path = path
+        self.totals = Totals()
+        self.cutter: PageCutter[Entry] | None = PageCutter()  # None once the first subdirectory began
+        self.open_page = False  # the last page has no cut at its end, so none may follow
+        self.last_name = self.last_directory = b""
+        self.entry_ids = bytearray()
+        self.entry_offsets = array("Q")
+        self.subdirectories: PageCutter[Subdirectory] = PageCutter()
+        self.waiting_offsets = array("Q")
+        self.subdirectory_ids = bytearray()
+        self.subdirectory_offsets = array("Q")
+
+
+class ManifestBuilder:
+    """Builds one version's manifest from its entries, in manifest order.
+
+    Not for two threads at once. After an error the builder is of no further use.
+
+    Args:
+        sink: Is given the bytes of the manifest file, piece after piece; None where only the ids are wanted.
+        header: Chunking profile and options; two manifests compare equal only under equal headers.
+
+    >>> builder = ManifestBuilder()
+    >>> builder.begin_directory(b"")
+    >>> _ = builder.add_page([Entry(b"empty", 0, 0o644, 0)])
+    >>> _ = builder.end_directory(0o755, 0)
+    >>> builder.finish().objects
+    1
+    """
+
+    def __init__(self, sink: Callable[[bytes], object] | None = None, header: Header | None = None) -> None:
+        self._sink = sink
+        self._header = header if header is not None else Header()
+        self._offset = 0
+        self._checksum = blake3(derive_key_context=FILE_CONTEXT)
+        self._stack: list[_Open] = []
+        # Places of runs that no page has named yet, and how many times each was added since.
+        self._runs: dict[bytes, tuple[int, int]] = {}
+        self._root: tuple[Subdirectory, int] | None = None
+        self._finished = False
+        self._emit(MAGIC)
+        self._write(Kind.HEADER, self._header.encode(), b"")
+
+    # ---- bytes ---------------------------------------------------------------------------------------------
+
+    def _emit(self, data: bytes) -> None:
+        if self._sink is not None:
+            self._checksum.update(data)
+            self._offset += len(data)
+            self._sink(data)
+
+    def _write(self, kind: Kind, body: bytes, locator: bytes) -> int:
+        """Append a record; gives its offset."""
+        offset = self._offset
+        if self._sink is not None:
+            self._emit(RECORD.pack(kind, len(body), len(locator)) + body + locator)
+        return offset
+
+    # ---- runs of large objects -----------------------------------------------------------------------------
+
+    def new_object(self) -> ChunkListBuilder:
+        """Takes the chunk list of one object of any size; `finish().fields()` go into the object's entry."""
+        return ChunkListBuilder(self.add_run)
+
+    def add_run(self, run: bytes, level: int = 1) -> bytes:
+        """Keep one run of a large object's chunk list (or, from level 2 on, of its runs); gives its id.
+
+        Must come before the page that has the object. Runs of several objects may come mixed; where they do,
+        the file's bytes depend on that order, the version id never.
+        """
+        kind = Kind.RUN if level == 1 else Kind.RUN_LIST
+        run_id = digest(kind, run)
+        if self._sink is None:
+            return run_id
+        locator = self._place_runs(run, b"a run list") if level > 1 else b""
+        offset, times = self._runs.get(run_id, (0, 0))
+        if not times:
+            offset = self._write(kind, run, locator)
+        self._runs[run_id] = (offset, times + 1)
+        return run_id
+
+    def _place_runs(self, packed: bytes, where: bytes) -> bytes:
+        """The locator for a packed list of runs, each of which was added once for each time it is named."""
+        offsets = array("Q")
+        for run_id, _, _ in UNPACK_RUNS(packed):
+            offset, times = self._runs.get(run_id, (0, 0))
+            if not times:
+                raise UsageError(f"{show_path(where)!r} names a run of chunks that was not added before it")
+            if times == 1:
+                del self._runs[run_id]
+            else:
+                self._runs[run_id] = (offset, times - 1)
+            offsets.append(offset)
+        return _little_endian(offsets)
+
+    # ---- the tree ------------------------------------------------------------------------------------------
+
+    def begin_directory(self, name: bytes) -> None:
+        """What follows lies in the subdirectory `name` of the current directory; the root's name is empty.
+
+        Raises:
+            ProtocolError: not a name, out of order, or too deep.
+        """
+        if self._finished or (self._root is not None and not self._stack):
+            raise UsageError("the manifest's root directory was closed already")
+        if not self._stack:
+            if name:
+                raise ProtocolError(f"the first directory must be the root, not {show_path(name)!r}")
+            self._stack.append(_Open(b"", b""))
+            return
+        parent = self._stack[-1]
+        if not is_name(name):
+            lie(parent.path, name, "that is not a name of one path component")
+        if not parent.last_directory < name:
+            lie(parent.path, name, f"it stands after {show_path(parent.last_directory)!r}: names must rise")
+        if len(self._stack) >= MAX_DEPTH:
+            lie(parent.path, name, f"it is more than {MAX_DEPTH} directories deep")
+        self._finish_entries(parent)
+        parent.last_directory = name
+        self._stack.append(_Open(name, join(parent.path, name)))
+
+    def add_entries(self, entries: Sequence[Entry]) -> None:
+        """Add the next entries of the current directory, in any number; pages are cut here.
+
+        Raises:
+            ProtocolError: an entry contradicts itself or stands out of order.
+        """
+        directory, cutter = self._current()
+        if directory.open_page:
+            raise ProtocolError(f"entries follow the last page of {show_path(directory.path)!r}")
+        for page in cutter.feed(entries):
+            self._store(directory, page, None)
+
+    def add_page(self, entries: Sequence[Entry]) -> Page:
+        """Add one page of the current directory, cut as `cut_pages` cuts.
+
+        Raises:
+            ProtocolError: an entry contradicts itself, stands out of order, or the page is cut otherwise.
+        """
+        directory = self._page_may_follow()
+        page = list(entries)
+        if not page:
+            raise ProtocolError(f"a page of {show_path(directory.path)!r} is empty")
+        self._close_page(directory, page)
+        return self._store(directory, page, None)
+
+    def add_encoded_page(self, data: bytes, page_id: bytes | None = None, *, check: bool = True) -> Page:
+        """Add one page of the current directory from its bytes.
+
+        Args:
+            data: The page's canonical bytes.
+            page_id: The id it must have, where one was told.
+            check: False only for bytes that a builder of this process made: spares the checks of entries and
+                of the canonical form, not that of order.
+
+        Raises:
+            IntegrityError: the bytes do not have that id.
+            ProtocolError: as for `add_page`, or not canonical.
+        """
+        directory = self._page_may_follow()
+        entries = decode_page(data, directory.path, canonical=check)
+        found = digest(Kind.ENTRIES, data)
+        if page_id is not None and found != page_id:
+            raise IntegrityError(
+                f"a page of {show_path(directory.path)!r} does not have the hash {page_id.hex()}"
+            )
+        self._close_page(directory, entries)
+        return self._store(directory, entries, data, check=check)
+
+    def end_directory(self, mode: int, mtime_ns: int, extra: bytes = b"") -> bytes:
+        """Close the current directory; gives its node id.
+
+        Raises:
+            ProtocolError: mode, time or extra out of range.
+        """
+        directory, _ = self._current(subdirectories=True)
+        self._finish_entries(directory)
+        if last := directory.subdirectories.finish():
+            self._store_subdirectories(directory, last)
+        if len(directory.entry_ids) + len(directory.subdirectory_ids) > MAX_NODE_PAGES * ID_BYTES:
+            raise UsageError(
+                f"the directory {show_path(directory.path)!r} has too many entries for a manifest",
+                hint="spread its files over subdirectories",
+            )
+        body = encode(Node(bytes(directory.entry_ids), bytes(directory.subdirectory_ids)))
+        node_id = digest(Kind.NODE, body)
+        offset = self._write(
+            Kind.NODE,
+            body,
+            _little_endian(directory.entry_offsets) + _little_endian(directory.subdirectory_offsets),
+        )
+        self._stack.pop()
+        above = self._stack[-1].path if self._stack else b""
+        if not 0 <= mode <= 0o7777 or not -(2**63) <= mtime_ns <= MAX_INT or max(directory.totals) > MAX_INT:
+            lie(above, directory.name, "its mode, time or totals are out of range")
+        if extra:
+            check_extra(extra, above, directory.name, self._header)
+        entry = Subdirectory(directory.name, mode, mtime_ns, node_id, *directory.totals, extra)
+        if not self._stack:
+            self._root = (entry, offset)
+            return node_id
+        parent = self._stack[-1]
+        parent.totals = parent.totals.plus(directory.totals).plus(Totals(directories=1))
+        parent.waiting_offsets.append(offset)
+        for page in parent.subdirectories.feed([entry]):
+            self._store_subdirectories(parent, page)
+        return node_id
+
+    def finish(self) -> Summary:
+        """Close the manifest, whose root directory was ended; gives the version id and the totals."""
+        if self._root is None or self._finished:
+            raise UsageError("a manifest is finished once, after its root directory was ended")
+        self._finished = True
+        root, offset = self._root
+        kept = self._header.root_attributes
+        body = encode(
+            Root(
+                self._header.encode(),
+                root.mode if kept else 0,
+                root.mtime_ns if kept else 0,
+                root.node_id,
+                root.objects,
+                root.directories,
+                root.size,
+                root.chunks,
+                root.extra if kept else b"",
+            )
+        )
+        version_id = digest(Kind.ROOT, body)
+        at = self._write(Kind.ROOT, body, _little_endian(array("Q", [offset])))
+        if self._sink is not None:
+            footer = FOOTER.pack(at, version_id, bytes(32), END_MAGIC)
+            self._checksum.update(footer[:40])
+            self._sink(FOOTER.pack(at, version_id, self._checksum.digest(), END_MAGIC))
+        return Summary(version_id, root.objects, root.directories, root.size, root.chunks)
+
+    # ---- pages ---------------------------------------------------------------------------------------------
+
+    def _current(self, *, subdirectories: bool = False) -> tuple[_Open, PageCutter[Entry]]:
+        if not self._stack:
+            raise UsageError("no directory of the manifest is open")
+        directory = self._stack[-1]
+        if directory.cutter is None and not subdirectories:
+            raise ProtocolError(
+                f"entries of {show_path(directory.path)!r} come after its subdirectories, not before"
+            )
+        return directory, directory.cutter or PageCutter()
+
+    def _page_may_follow(self) -> _Open:
+        directory, cutter = self._current()
+        if directory.open_page or cutter.finish():
+            raise ProtocolError(
+                f"a page of {show_path(directory.path)!r} follows one that was not cut by its rule"
+            )
+        return directory
+
+    @staticmethod
+    def _close_page(directory: _Open, page: list[Entry]) -> None:
+        closed = is_closed(page)
+        if closed is None:
+            raise ProtocolError(f"a page of {show_path(directory.path)!r} goes on after a cut")
+        directory.open_page = not closed
+
+    def _finish_entries(self, directory: _Open) -> None:
+        if directory.cutter is not None:
+            last = directory.cutter.finish()
+            directory.cutter = None
+            if last:
+                self._store(directory, last, None)
+
+    def _store(
+        self, directory: _Open, entries: list[Entry], data: bytes | None, *, check: bool = True
+    ) -> Page:
+        """Check and write one page; decoding what was just encoded checks each field's range in C."""
+        if data is None:
+            try:
+                data = encode(entries)
+            except (OverflowError, TypeError) as error:
+                raise ProtocolError(
+                    f"an entry of {show_path(directory.path)!r} does not encode: {error}"
+                ) from None
+            entries = decode_page(data, directory.path, canonical=False)
+        if check:
+            totals = check_entries(entries, directory.path, directory.last_name, self._header)
+        elif not directory.last_name < entries[0].name:
+            lie(directory.path, entries[0].name, "it stands out of order")
+        else:
+            totals = _count(entries)
+        locator = b""
+        if self._sink is not None and (packed := b"".join([e.runs for e in entries if e.runs])):
+            locator = self._place_runs(packed, directory.path)
+        page_id = digest(Kind.ENTRIES, data)
+        directory.entry_offsets.append(self._write(Kind.ENTRIES, data, locator))
+        directory.entry_ids += page_id
+        directory.last_name = entries[-1].name
+        directory.totals = directory.totals.plus(totals)
+        return Page(page_id, data, totals.objects, totals.size, totals.chunks)
+
+    def _store_subdirectories(self, directory: _Open, page: list[Subdirectory]) -> None:
+        body = encode(page)
+        offsets, directory.waiting_offsets = (
+            directory.waiting_offsets[: len(page)],
+            directory.waiting_offsets[len(page) :],
+        )
+        directory.subdirectory_offsets.append(self._write(Kind.SUBDIRECTORIES, body, _little_endian(offsets)))
+        directory.subdirectory_ids += digest(Kind.SUBDIRECTORIES, body)
+
+
+def _count(entries: list[Entry]) -> Totals:
+    chunks = sum([len(e.chunks) for e in entries]) // CHUNK_BYTES
+    if any(e.depth for e in entries):
+        chunks += sum(count for e in entries for _, _, count in UNPACK_RUNS(e.runs))
+    return Totals(len(entries), 0, sum([e.size for e in entries]), chunks)
+
+
+def _little_endian(offsets: array[int]) -> bytes:
+    if _SWAP:
+        offsets = array("Q", offsets)
+        offsets.byteswap()
+    return offsets.tobytes()
+
+
+_SWAP: Final = array("Q", [1]).tobytes()[0] == 0
