@@ -116,6 +116,7 @@ class Link:
         self.name = name
         self._state = STATE_ROOT / f"{name}.json"
         self._log = STATE_ROOT / f"{name}.log"
+        self._forwarder: subprocess.Popen[bytes] | None = None
 
     def namespace(self, site: str) -> str:
         """The network namespace of site a or b."""
@@ -144,7 +145,7 @@ class Link:
             for site in ADDRESSES:
                 self._make_namespace(site)
             with self._log.open("w") as log:
-                forwarder = subprocess.Popen(
+                forwarder = self._forwarder = subprocess.Popen(
                     [program, *map(self.namespace, ADDRESSES), DEVICE, *directions, str(spec.seed)],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
@@ -165,6 +166,9 @@ class Link:
         if self.is_up():
             state = json.loads(self._state.read_text())
             _end_process(state["pid"], state["program"])
+            if self._forwarder is not None:
+                self._forwarder.wait(START_LIMIT_S)
+                self._forwarder = None
             with contextlib.suppress(OSError, ValueError, IndexError):
                 counters = json.loads(self._log.read_text().splitlines()[-1])
             self._state.unlink(missing_ok=True)
@@ -270,9 +274,12 @@ def _end_process(pid: int, program: str) -> None:
         return
     deadline = time.monotonic() + START_LIMIT_S
     while time.monotonic() < deadline:
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(pid, os.WNOHANG)
-        if not Path(f"/proc/{pid}").exists():
+        try:
+            # A forwarder of this very process stays a zombie until its Popen is waited for.
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return
+        except FileNotFoundError:
             return
         time.sleep(0.01)
-    os.kill(pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
