@@ -40,6 +40,7 @@ PAGE_FULL_WEIGHT: Final = 128 << 10
 _MIX: Final = 0x9E3779B1  # 2^32 / golden ratio: spreads CRCs of similar names (Knuth, TAOCP 3, 6.4)
 _ALWAYS: Final = 1 << 24  # one name in 256
 _LIGHT: Final = _ALWAYS >> 16
+_VERY_LIGHT: Final = PAGE_FULL_WEIGHT // MAX_PAGE_ENTRIES - 1
 
 MIN_RUN_ITEMS: Final = 64
 MAX_RUN_ITEMS: Final = 2048
@@ -67,9 +68,25 @@ class PageCutter(Generic[T]):
         """The pages that are complete with `entries`."""
         if not entries:
             return []
+        weights = _weights(entries)
+        ends = self._light_ends(entries, weights)
+        if ends is None:
+            ends = self._ends(entries, weights)
         pages: list[list[T]] = []
-        count, total, start = len(self._page), self._weight, 0
-        for position, (entry, weight) in enumerate(zip(entries, _weights(entries), strict=True), 1):
+        start = 0
+        for end in ends:
+            self._page.extend(entries[start:end])
+            pages.append(self._page)
+            self._page, self._weight, start = [], 0, end
+        self._page.extend(entries[start:])
+        self._weight += sum(weights[start:])
+        return pages
+
+    def _ends(self, entries: Sequence[T], weights: list[int]) -> list[int]:
+        """Where pages end, as numbers of `entries` before the cut: the rule itself."""
+        ends: list[int] = []
+        count, total = len(self._page), self._weight
+        for position, (entry, weight) in enumerate(zip(entries, weights, strict=True), 1):
             count += 1
             total += weight
             if (
@@ -77,11 +94,23 @@ class PageCutter(Generic[T]):
                 or count >= MAX_PAGE_ENTRIES
                 or total >= PAGE_FULL_WEIGHT
             ):
-                pages.append(self._page + list(entries[start:position]))
-                self._page, start, count, total = [], position, 0, 0
-        self._page += entries[start:]
-        self._weight = total
-        return pages
+                ends.append(position)
+                count = total = 0
+        return ends
+
+    def _light_ends(self, entries: Sequence[T], weights: list[int]) -> list[int] | None:
+        """The same, quicker, where no bound can come into play; None where one might."""
+        if max(weights) > _VERY_LIGHT or self._weight > _VERY_LIGHT * len(self._page):
+            return None
+        ends: list[int] = [
+            at for at, e in enumerate(entries, 1) if crc32(e.name) * _MIX & 0xFFFFFFFF < _ALWAYS
+        ]
+        previous = -len(self._page)
+        for end in (*ends, len(entries)):
+            if end - previous >= MAX_PAGE_ENTRIES:
+                return None
+            previous = end
+        return ends
 
     def finish(self) -> list[T]:
         """The entries that no cut follows: the directory's last page; empty where a cut ended it."""

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from enum import IntEnum
 from operator import lt
 from struct import Struct as Packing
+from struct import unpack
 from typing import Annotated, Final, NamedTuple, NoReturn, TypeVar
 
 import msgspec
@@ -291,20 +292,30 @@ def digest(kind: Kind, data: bytes) -> bytes:
     return blake3(data, derive_key_context=_CONTEXT[kind]).digest()
 
 
-def decode_canonical(decode: Callable[[bytes], T], data: bytes, what: str, *, canonical: bool = True) -> T:
+def decode_canonical(
+    decode: Callable[[bytes], T],
+    data: bytes,
+    what: str,
+    where: bytes | None = None,
+    *,
+    canonical: bool = True,
+) -> T:
     """`decode(data)`; every failure, and any second spelling of the same value, is a `ProtocolError`."""
     try:
         value = decode(data)
     except (msgspec.DecodeError, RecursionError, OverflowError) as error:
-        raise ProtocolError(f"a {what} of the manifest does not decode: {error}", hint=_HINT) from None
-    if canonical and encode(value) != data:
-        raise ProtocolError(f"a {what} of the manifest is not in its canonical form", hint=_HINT)
-    return value
+        why = f"does not decode: {error}"
+    else:
+        if not canonical or encode(value) == data:
+            return value
+        why = "is not in its canonical form"
+    place = "" if where is None else f", in directory {show_path(where)!r},"
+    raise ProtocolError(f"a {what} of the manifest{place} {why}", hint=_HINT)
 
 
 def join(directory: bytes, name: bytes) -> bytes:
     """The path from the root of `name` in `directory`."""
-    return directory + b"/" + name if directory else name
+    return directory + b"/" + name if directory and name else directory or name
 
 
 def is_name(name: bytes) -> bool:
@@ -366,21 +377,23 @@ def decode_extra(data: bytes) -> Extra:
 
 
 def decode_page(data: bytes, where: bytes, *, canonical: bool = True) -> list[Entry]:
-    """The entries of a page, each field in range; `check_entries` checks the rest."""
-    if len(data) > MAX_PAGE_BYTES:
-        raise ProtocolError(
-            f"a page of {show_path(where)!r} takes {len(data)} bytes, more than {MAX_PAGE_BYTES}"
-        )
-    return decode_canonical(_decode_entries, data, f"page of {show_path(where)!r}", canonical=canonical)
+    """The entries of a page of directory `where`, each field in range; `check_entries` checks the rest."""
+    _check_page_size(data, where)
+    return decode_canonical(_decode_entries, data, "page of entries", where, canonical=canonical)
 
 
 def decode_subdirectories(data: bytes, where: bytes) -> list[Subdirectory]:
-    """The directories on a page, checked one by one but not against their nodes."""
+    """The directories on a page, each field in range; not checked against their nodes."""
+    _check_page_size(data, where)
+    return decode_canonical(_decode_subdirectories, data, "page of subdirectories", where)
+
+
+def _check_page_size(data: bytes, where: bytes) -> None:
     if len(data) > MAX_PAGE_BYTES:
         raise ProtocolError(
-            f"a page of {show_path(where)!r} takes {len(data)} bytes, more than {MAX_PAGE_BYTES}"
+            f"a page of directory {show_path(where)!r} has {len(data)} bytes, more than {MAX_PAGE_BYTES}",
+            hint=_HINT,
         )
-    return decode_canonical(_decode_subdirectories, data, f"page of subdirectories of {show_path(where)!r}")
 
 
 def check_names(names: Sequence[bytes], where: bytes, after: bytes) -> None:
@@ -414,20 +427,28 @@ def check_entries(entries: Sequence[Entry], where: bytes, after: bytes, header: 
         ProtocolError: an entry contradicts itself or its neighbours; the message names it.
     """
     check_names([entry.name for entry in entries], where, after)
-    size = chunks = 0
+    # Most pages have nothing but files of one chunk: those are checked all at once.
+    one_chunk_each = not [
+        e for e in entries if len(e.chunks) != CHUNK_BYTES or e.kind or e.depth or e.link or e.runs or e.extra
+    ]
+    sizes = [e.size for e in entries]
+    if one_chunk_each and 0 < min(sizes) <= max(sizes) <= MAX_CHUNK_BYTES:
+        lengths = unpack(f"<{len(sizes)}I", b"".join([e.chunks[:4] for e in entries]))
+        if sizes == [*lengths]:
+            return Totals(len(sizes), 0, sum(sizes), len(sizes))
+    chunks = 0
     for entry in entries:
         packed = entry.chunks
-        # Nearly every entry is a file of one chunk and nothing special: that takes one expression.
         if (
             len(packed) == CHUNK_BYTES
-            and 0 < entry.size <= MAX_CHUNK_BYTES
             and int.from_bytes(packed[:4], "little") == entry.size
+            and 0 < entry.size <= MAX_CHUNK_BYTES
             and not (entry.kind or entry.depth or entry.link or entry.runs or entry.extra)
         ):
             chunks += 1
         else:
             chunks += _check_entry(entry, where, header)
-        size += entry.size
+    size = sum(sizes)
     if size > MAX_INT or chunks > MAX_INT:
         lie(where, entries[-1].name, "the sizes on its page add up to more than 2^63")
     return Totals(len(entries), 0, size, chunks)
@@ -507,7 +528,7 @@ def order_key(path: bytes) -> list[tuple[int, bytes]]:
 
 def lie(where: bytes, name: bytes, why: str) -> NoReturn:
     """Raise the error for an entry that cannot be true."""
-    path = show_path(join(where, name))
+    path = show_path(join(where, name) or b".")
     raise ProtocolError(f"the manifest's entry {path!r} cannot be right: {why}", hint=_HINT, path=path)
 
 

@@ -54,6 +54,7 @@ __all__ = ["ManifestReader", "directory_entry"]
 
 _T = TypeVar("_T", Entry, Subdirectory)
 _MIN_ENTRY_BYTES: Final = 18  # of an entry with a name of one byte, everything else zero or empty
+_MAX_SEEN: Final = 100_000
 _MIN_FILE_BYTES: Final = len(MAGIC) + 3 * RECORD.size + FOOTER.size
 
 
@@ -63,6 +64,17 @@ class _Place(NamedTuple):
     claim: Subdirectory
     offset: int
     before: int
+
+
+class _Run(NamedTuple):
+    """A run as something names it; two equal ones need one check."""
+
+    run_id: bytes
+    size: int
+    chunks: int
+    offset: int
+    level: int
+    last: bool
 
 
 class _Frame:
@@ -193,11 +205,14 @@ class ManifestReader:
             checksum.update(self.records.read(offset, min(MIB, covered - offset)))
         if checksum.digest() != self._checksum:
             raise damaged("its checksum is wrong")
+        seen: dict[_Run, int] = {}
         for directory, entries in self.pages():
             for entry in entries:
                 if entry.depth:
-                    for _ in self._chunks(directory, entry, set()):
+                    for _ in self._chunks(directory, entry, seen):
                         pass
+                    if len(seen) > _MAX_SEEN:
+                        seen.clear()
                 elif entry.kind == HARDLINK and not self._is_file(entry.link):
                     lie(directory, entry.name, f"its first name {show_path(entry.link)!r} is not a file")
         return self.summary
@@ -279,7 +294,7 @@ class ManifestReader:
         """
         return self._chunks(directory, entry, None)
 
-    def _chunks(self, directory: bytes, entry: Entry, seen: set[bytes] | None) -> Iterator[bytes]:
+    def _chunks(self, directory: bytes, entry: Entry, seen: dict[_Run, int] | None) -> Iterator[bytes]:
         if not entry.depth:
             if entry.chunks:
                 yield entry.chunks
@@ -291,21 +306,22 @@ class ManifestReader:
         _, offsets, page_at = found
         where = (directory, entry.name)
         items = 0
-        for level, body in self._runs(where, entry.runs, offsets, page_at, entry.depth, True, seen):
+        for level, body, number in self._runs(where, entry.runs, offsets, page_at, entry.depth, True, seen):
             if level == entry.depth:
-                items += len(body) // (CHUNK_BYTES if level == 1 else RUN_BYTES)
-            if level == 1:
+                items += number
+            if level == 1 and body:
                 yield body
-        if seen is None and items <= MAX_INLINE_ITEMS:
+        if items <= MAX_INLINE_ITEMS:
             lie(*where, "it has more levels of runs than it needs")
 
     def _runs(
         self, where: tuple[bytes, bytes], packed: bytes, offsets: tuple[int, ...], before: int, level: int,
-        at_end: bool, seen: set[bytes] | None,
-    ) -> Iterator[tuple[int, bytes]]:  # fmt: skip
-        """(level, run) for each run named in `packed` and each below it, in order.
+        at_end: bool, seen: dict[_Run, int] | None,
+    ) -> Iterator[tuple[int, bytes, int]]:  # fmt: skip
+        """(level, run, number of its items) for each run named in `packed` and each below it, in order.
 
-        Runs in `seen` are left out: an object whose runs are all equal costs one run, whatever it claims.
+        A run in `seen` is not read again and comes as empty bytes: so checking a hostile manifest, in which
+        all runs of a thousand huge objects are one, costs one run.
         """
         kind, item_bytes = (Kind.RUN, CHUNK_BYTES) if level == 1 else (Kind.RUN_LIST, RUN_BYTES)
         number = len(packed) // RUN_BYTES
@@ -317,11 +333,10 @@ class ManifestReader:
             zip(UNPACK_RUNS(packed), offsets, strict=True), 1
         ):
             last = at_end and position == number
-            key = run_id + bytes((last,)) + size.to_bytes(8) + count.to_bytes(8)
-            if seen is not None:
-                if key in seen:
-                    continue
-                seen.add(key)
+            run = _Run(run_id, size, count, at, level, last)
+            if seen is not None and run in seen:
+                yield level, b"", seen[run]
+                continue
             body, below = self.records.record(kind, at, run_id, before)
             if not body or len(body) % item_bytes or measure_run(body, level - 1) != (size, count):
                 lie(*where, f"a run of it does not hold {size} bytes in {count} chunks")
@@ -329,9 +344,11 @@ class ManifestReader:
                 lie(*where, "a run of it is cut at the wrong place")
             if level == 1 and not all(0 < length <= MAX_CHUNK_BYTES for (length,) in UNPACK_LENGTHS(body)):
                 lie(*where, f"a chunk of it is empty or larger than {MAX_CHUNK_BYTES} bytes")
-            yield level, body
+            yield level, body, len(body) // item_bytes
             if level > 1:
                 yield from self._runs(where, body, below, at, level - 1, last, seen)
+            if seen is not None:
+                seen[run] = len(body) // item_bytes
 
     def _directory(self, path: bytes) -> _Place:
         place, walked = self.top, b""

@@ -154,7 +154,7 @@ class RecordReader:
     def node(self, identity: bytes, offset: int, before: int, where: bytes) -> DirectoryNode:
         """The pages of directory `where`."""
         body, offsets = self.record(Kind.NODE, offset, identity, before)
-        node: Node = decode_canonical(decode_node_fields, body, f"node of {show_path(where)!r}")
+        node: Node = decode_canonical(decode_node_fields, body, "directory node", where)
         if len(node.entries) % ID_BYTES or len(node.subdirectories) % ID_BYTES:
             raise damaged(f"the node of {show_path(where)!r} has a cut-off list of pages")
         ids = node.entries + node.subdirectories
