@@ -1,0 +1,199 @@
+"""Coverage-guided fuzzing of everything that reads a peer's bytes.
+
+Usage: python tests/fuzz/fuzz_wire.py TARGET [libFuzzer options], as `frames -max_total_time=60`. Needs
+atheris; importing this module, and calling the targets with bytes, does not.
+
+A target must take any bytes: a `FlowError` of the kinds that it names is right, anything else is a finding.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from flowengine.errors import AuthenticationError, IntegrityError, PeerError, ProtocolError, UsageError
+from flowengine.wire.control import ControlDecoder
+from flowengine.wire.filters import FilterSet
+from flowengine.wire.frames import HEADER_BYTES, FrameOpener, FrameSealer
+from flowengine.wire.handshake import ClientHandshake, ServerHandshake, TicketProof
+from flowengine.wire.keys import NO_FINGERPRINT, Direction, SessionSecrets, StreamKeys
+from flowengine.wire.paths import check_link_target, check_relative_path, collision_key
+from flowengine.wire.preamble import PREAMBLE_BYTES, Preamble, PreambleRegistry
+from flowengine.wire.ticket import Ticket
+
+_OUT: Final = bytearray(1 << 20)
+_FRAGMENT: Final = Ticket("h", 1, b"", b"F" * 32, b"S" * 24).format_secret_url().partition("#")[2]
+
+
+def _keys() -> StreamKeys:
+    secrets = SessionSecrets(
+        b"c" * 32, b"s" * 32, client_fingerprint=NO_FINGERPRINT, server_fingerprint=b"S" * 32
+    )
+    return secrets.stream_keys(bytes(16), 1, Direction.SOURCE_TO_TARGET, 0)
+
+
+def frames(data: bytes) -> None:
+    """A stream of frames; a leading odd byte lets a right frame come first."""
+    opener = FrameOpener(_keys())
+    if data[:1] and data[0] & 1:
+        sealed = bytearray(4096)
+        FrameSealer(_keys()).seal_into(bytearray(4096), 5, sealed)
+        for position, byte in enumerate(data[1:17]):
+            # Most of these bytes are zero in a corpus, so headers stay close to a right one.
+            sealed[position] ^= byte
+        data = bytes(sealed) + data[17:]
+    at = 0
+    try:
+        while len(data) - at >= HEADER_BYTES:
+            header = data[at : at + HEADER_BYTES]
+            length = opener.parse_header(header)
+            if length not in (4080, 16368, 65520, 262128, 1048560):
+                raise AssertionError(f"unpublished length {length}")
+            body = data[at + HEADER_BYTES : at + HEADER_BYTES + length].ljust(length, b"\0")
+            used = opener.open_into(header, body, _OUT)
+            if used != 5 or at:
+                raise AssertionError("a frame was forged")
+            at += HEADER_BYTES + length
+    except (ProtocolError, IntegrityError):
+        return
+
+
+def control(data: bytes) -> None:
+    """A control connection, fed in pieces whose lengths are the data's own bytes."""
+    decoder, whole = ControlDecoder(max_message=64), ControlDecoder(max_message=64)
+    got: list[bytes] = []
+    at = 0
+    try:
+        while at < len(data):
+            step = data[at] % 7 + 1
+            got += decoder.feed(data[at : at + step])
+            at += step
+            if decoder.buffered_bytes >= 68:
+                raise AssertionError("more than one message is held")
+    except ProtocolError:
+        return
+    if whole.feed(data) != got:
+        raise AssertionError("a split changed the messages")
+
+
+def handshake(data: bytes) -> None:
+    """One message for each state of both sides; an odd first byte changes the right message instead."""
+    proof = TicketProof(b"k" * 24)
+    for state in range(4):
+        client = ClientHandshake(proof, b"F" * 32, b"c" * 32)
+        server = ServerHandshake([proof], b"F" * 32, b"s" * 32)
+        server.start()
+        # The right message after `state` messages, and who waits for it.
+        right, machine = client.start()[0], server if state % 2 == 0 else client
+        for number in range(state):
+            answer = (client if number % 2 else server).receive(right)[0]
+            assert isinstance(answer, bytes)
+            right = answer
+        message = data[1:]
+        if data[:1] and data[0] & 1:
+            change = data[1:].ljust(len(right), b"\0")[: len(right)]
+            message = bytes(a ^ b for a, b in zip(right, change, strict=True)) + data[1 + len(right) :]
+        try:
+            machine.receive(message)
+        except (ProtocolError, AuthenticationError, PeerError):
+            continue
+        # What else a welcome says is under TLS alone.
+        if machine.is_done and msgspec.msgpack.decode(right)["mac"] not in message:
+            raise AssertionError("somebody came in without the secret")
+
+
+def paths(data: bytes) -> None:
+    """A path, a link and its target, divided by the first NUL."""
+    path, _, target = data.partition(b"\0")
+    collision_key(path)
+    try:
+        check_relative_path(path)
+        check_link_target(path, target)
+    except ProtocolError as error:
+        str(error).encode("utf-8")
+        return
+    if {b"", b".", b".."} & set(path.split(b"/")) or target.startswith(b"/"):
+        raise AssertionError("an unsafe path was accepted")
+    depth = path.count(b"/")
+    for name in target.split(b"/"):
+        depth += {b"..": -1, b".": 0, b"": 0}.get(name, 1)
+        if depth < 0:
+            raise AssertionError("a link leads out")
+
+
+def preambles(data: bytes) -> None:
+    """The 64 bytes of a stranger; half of the time close to right ones."""
+    registry = PreambleRegistry()
+    registry.register(bytes(16), b"k" * 32)
+    good = Preamble(bytes(16), 0, 0).encode(b"k" * 32)
+    candidate = bytes(a ^ b for a, b in zip(good, data.ljust(PREAMBLE_BYTES, b"\0"), strict=False))
+    for tried in (data, candidate):
+        try:
+            registry.accept(tried)
+        except (ProtocolError, AuthenticationError):
+            continue
+        if tried != good:
+            raise AssertionError("a preamble was forged")
+
+
+def filters(data: bytes) -> None:
+    """Patterns by line, the last line a path."""
+    *patterns, path = data.split(b"\n")
+    try:
+        rules = FilterSet.from_wire([(bool(number & 1), pattern) for number, pattern in enumerate(patterns)])
+    except ProtocolError:
+        return
+    for is_dir in (False, True):
+        rules.allows_below(path, is_dir)
+
+
+def tickets(data: bytes) -> None:
+    """A ticket as somebody pasted it."""
+    text = data.decode("utf-8", "surrogateescape")
+    if data[:1] and data[0] & 1:
+        text = f"flow://{text[1:]}#{_FRAGMENT}"
+    try:
+        ticket = Ticket.parse(text)
+    except UsageError:
+        return
+    if Ticket.parse(ticket.format_secret_url()) != ticket:
+        raise AssertionError("a ticket changed on its way")
+
+
+TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
+    target.__name__: target for target in (frames, control, handshake, paths, preambles, filters, tickets)
+}
+
+
+def main(arguments: list[str]) -> None:
+    """Run one target under atheris until it stops by itself."""
+    if len(arguments) < 2 or arguments[1] not in TARGETS:
+        raise SystemExit(f"usage: {arguments[0]} {{{','.join(TARGETS)}}} [libFuzzer options]")
+    import atheris
+
+    target = TARGETS[arguments[1]]
+    for name in list(sys.modules):
+        if name.startswith("flowengine.wire."):
+            _instrument(atheris, name)
+    atheris.Setup([arguments[0], *arguments[2:]], target)
+    atheris.Fuzz()
+
+
+def _instrument(atheris: object, module: str) -> None:
+    """Coverage for the plain functions of a module that is loaded already."""
+    for value in list(vars(sys.modules[module]).values()):
+        members = vars(value).values() if isinstance(value, type) else [value]
+        for member in members:
+            if (
+                callable(member)
+                and getattr(member, "__module__", None) == module
+                and hasattr(member, "__code__")
+            ):
+                atheris.instrument_func(member)  # type: ignore[attr-defined]
+
+
+if __name__ == "__main__":
+    main(sys.argv)
