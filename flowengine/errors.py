@@ -19,6 +19,7 @@ __all__ = [
     "LocalError",
     "NotFound",
     "PeerError",
+    "PolicyInvalid",
     "ProtocolError",
     "TemporaryError",
     "UsageError",
@@ -100,6 +101,12 @@ class Denied(FlowError):
     reason = "denied"
 
 
+class PolicyInvalid(FlowError):
+    """Policy files say something that cannot be meant; none of them is loaded. Context: `problems`."""
+
+    reason = "policy-invalid"
+
+
 class IntegrityError(FlowError):
     """Bytes are not what their hash, tag or manifest says."""
 
@@ -142,6 +149,7 @@ EXIT_CODES: Final[dict[str, Exit]] = {
     "unsafe-path": Exit.INTEGRITY,
     "incompatible": Exit.FAILED,
     "some-objects-failed": Exit.SOME_OBJECTS_FAILED,
+    "policy-invalid": Exit.FAILED,
     "local": Exit.FAILED,
     "peer": Exit.FAILED,
     "temporary": Exit.TEMPORARY,
