@@ -15,7 +15,7 @@ Invariants
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Final, Generic, NamedTuple, TypeVar, cast
+from typing import Any, Final, Generic, NamedTuple, TypeVar, cast
 from zlib import crc32
 
 from flowengine.chunking import CHUNK_BYTES
@@ -193,7 +193,7 @@ class ChunkList(NamedTuple):
     runs: bytes = b""
     depth: int = 0
 
-    def fields(self) -> dict[str, int | bytes]:
+    def fields(self) -> dict[str, Any]:
         """The entry's fields that tell its content, by name."""
         return {"size": self.size, "chunks": self.chunks, "runs": self.runs, "depth": self.depth}
 

@@ -106,7 +106,6 @@ class Kind(IntEnum):
 
 
 _CONTEXT: Final = {
-    Kind.HEADER: "flowengine manifest v1 header",
     Kind.RUN: "flowengine manifest v1 chunk run",
     Kind.RUN_LIST: "flowengine manifest v1 run list",
     Kind.ENTRIES: "flowengine manifest v1 page of entries",

@@ -271,7 +271,9 @@ class ManifestReader:
         """
         if not path:
             return self.root
-        directory, _, name = path.rpartition(b"/")
+        directory, slash, name = path.rpartition(b"/")
+        if slash and not directory:
+            raise NotFound(f"{show_path(path)!r} is not a path from the root", path=show_path(path))
         place = self._directory(directory)
         found = self._find_entry(place, directory, name)
         if found is not None:

@@ -1,7 +1,7 @@
 """Manifests against a second, naive implementation of docs/spec/manifest.md, and under damage and lies.
 
 The oracle below shares no code with the package: its own MessagePack, cuts, hashes, whole trees in memory.
-tests/vectors/manifest.json was made by it (`python tests/property/test_manifest_properties.py` writes the file).
+tests/vectors/manifest.json was made by it (running this file as a script writes it).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from flowengine.manifest import (
 
 VECTORS = Path(__file__).resolve().parents[1] / "vectors" / "manifest.json"
 
-# A tree is {name: entry | (mode, mtime, tree)}, an entry a dict of what is not default, chunks as (length, id) pairs.
+# {name: entry | (mode, mtime, tree)}; an entry is a dict of what is not default; chunks are (length, id).
 Tree = dict[bytes, Any]
 
 # ---- the oracle ------------------------------------------------------------------------------------------
@@ -64,15 +64,15 @@ def pack(value: object) -> bytes:
     if value >= 0:
         if value < 128:
             return bytes([value])
-        for limit, head, form in ((1 << 8, 0xCC, ">B"), (1 << 16, 0xCD, ">H"), (1 << 32, 0xCE, ">I")):
+        for limit, code, form in ((1 << 8, 0xCC, ">B"), (1 << 16, 0xCD, ">H"), (1 << 32, 0xCE, ">I")):
             if value < limit:
-                return bytes([head]) + struct.pack(form, value)
+                return bytes([code]) + struct.pack(form, value)
         return b"\xcf" + struct.pack(">Q", value)
     if value >= -32:
         return struct.pack("b", value)
-    for limit, head, form in ((1 << 7, 0xD0, ">b"), (1 << 15, 0xD1, ">h"), (1 << 31, 0xD2, ">i")):
+    for limit, code, form in ((1 << 7, 0xD0, ">b"), (1 << 15, 0xD1, ">h"), (1 << 31, 0xD2, ">i")):
         if value >= -limit:
-            return bytes([head]) + struct.pack(form, value)
+            return bytes([code]) + struct.pack(form, value)
     return b"\xd3" + struct.pack(">q", value)
 
 
@@ -151,7 +151,7 @@ def oracle_version(tree: Tree, profile: str = "64KiB") -> tuple[bytes, list[int]
     return hashed("root", pack([header, 0, 0, node_id, *totals, b""])), totals
 
 
-# ---- the package on the same trees -------------------------------------------------------------------------
+# ---- the package on the same trees -----------------------------------------------------------------------
 
 
 def packed(chunks: list[tuple[int, bytes]]) -> bytes:
@@ -248,7 +248,7 @@ trees = st.recursive(
 
 
 def wide_tree(number: int, step: int = 1) -> Tree:
-    """One directory of so many files with one chunk each, and as many subdirectories as it has hundreds of files."""
+    """A directory of so many files with one chunk each, and a subdirectory for each hundred of them."""
     tree: Tree = {
         b"file-%06d" % i: {"chunks": [(i + 1, blake3(b"%d" % i).digest())], "mtime": i * 10**9}
         for i in range(0, number, step)
@@ -262,7 +262,7 @@ def large_object(chunks: int, salt: bytes = b"") -> list[tuple[int, bytes]]:
     return [(65536, blake3(salt + b"%d" % i).digest()) for i in range(chunks)]
 
 
-# ---- properties ----------------------------------------------------------------------------------------------
+# ---- properties ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -405,7 +405,7 @@ def test_altered_pages_give_the_protocol_error_or_stay_canonical(tree: Tree, dat
     assert again.add_encoded_page(accepted.data, accepted.page_id) == accepted
 
 
-# ---- differences ---------------------------------------------------------------------------------------------
+# ---- differences -----------------------------------------------------------------------------------------
 
 
 def naive_diff(a: bytes, b: bytes) -> set[tuple[str, bytes]]:
@@ -462,7 +462,7 @@ def test_diff_of_wide_directories_agrees_with_a_naive_one(where: list[int], how:
 WIDE = build(wide_tree(3000))[1]
 
 
-# ---- pinned vectors ------------------------------------------------------------------------------------------
+# ---- pinned vectors --------------------------------------------------------------------------------------
 
 
 def vector_trees() -> dict[str, tuple[str, Tree]]:
@@ -543,7 +543,7 @@ def write_vectors() -> None:
         }
     provenance = (
         "Version ids and totals: the naive implementation in tests/property/test_manifest_properties.py, "
-        "written from docs/spec/manifest.md. Files: flowengine 0.1. A difference is a new format, not a new vector."
+        "written from docs/spec/manifest.md. Files: flowengine 0.1. A difference is a new format."
     )
     VECTORS.write_text(json.dumps({"provenance": provenance, "trees": trees}, indent=1) + "\n")
 
