@@ -1,0 +1,264 @@
+"""Run scenarios with contenders, alternating, and write down what each run took."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from perf import data
+from perf.contenders import CONTENDERS, Contender
+from perf.network import Network, NetworkError, opened
+from perf.report import print_tables
+from perf.scenarios import SCENARIOS, Built, Scenario, put_at_target
+from perf.session import Cost, RunFailedError, Session
+
+__all__ = ["RESULTS", "Plan", "run"]
+
+RESULTS = Path(__file__).with_name("results")
+ROOT = RESULTS.parent.parent
+Record = dict[str, object]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure, as asked for on the command line."""
+
+    scenarios: list[str]
+    contenders: list[str]
+    networks: list[str]
+    size: str = "small"
+    repeat: int = 3
+    seed: int = 1
+    disk: Path | None = None
+    limit_s: float = 1800.0
+    check: bool = True
+    out: Path = RESULTS
+
+
+def log(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def machine() -> Record:
+    """What the figures depend on and nothing that names the machine."""
+    model = ""
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "cpu": model or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_bytes": memory,
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+    }
+
+
+def commit() -> str:
+    """The measured commit, with a plus where the tree differs from it; empty outside a repository."""
+    git = ["git", "-C", str(ROOT)]
+    head = subprocess.run(
+        [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False
+    )
+    changed = [*git, "status", "--porcelain", "--", "flowengine", "agents"]
+    dirty = subprocess.run(changed, capture_output=True, text=True, check=False).stdout.strip()
+    return head.stdout.strip() + ("+" if dirty else "")
+
+
+def storage_of(path: Path) -> str:
+    """The type of the file system that a path lies on."""
+    best = ("", "")
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        _, point, kind, *_ = line.split()
+        if str(path).startswith(point.rstrip("/") + "/") and len(point) >= len(best[0]):
+            best = (point, kind)
+    return best[1]
+
+
+def used_bytes(path: Path) -> int:
+    found = os.statvfs(path)
+    return (found.f_blocks - found.f_bfree) * found.f_frsize
+
+
+def forget_pages(root: Path) -> None:
+    """Write back and drop the cached pages of a tree, so that a disk is read."""
+    for folder, _, names in os.walk(root):
+        for name in names:
+            with contextlib.suppress(OSError):
+                fd = os.open(os.path.join(folder, name), os.O_RDONLY | os.O_NOFOLLOW)
+                try:
+                    os.fdatasync(fd)
+                    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+                finally:
+                    os.close(fd)
+
+
+class OneRun:
+    """One contender in one scenario, once."""
+
+    def __init__(self, kind: type[Contender], scenario: Scenario, built: Built, plan: Plan) -> None:
+        self._kind = kind
+        self._scenario = scenario
+        self._built = built
+        self._plan = plan
+
+    def measure(self, network: Network, scratch: Path) -> Record:
+        """What the run took; `ok` is false and `error` says why where it did not end well."""
+        target = scratch / "target"
+        put_at_target(self._built, target)
+        session = Session(network, scratch, self._plan.limit_s)
+        record: Record = {"ok": False, "error": ""}
+        try:
+            contender = self._kind()
+            contender.serve(session, target)
+            for tree in self._built.before:
+                contender.transfer(session, tree, target)
+            if self._plan.disk:
+                for tree in (*self._built.measured, target):
+                    forget_pages(tree)
+            if self._scenario.kill_at_half:
+                record["before_kill"] = asdict(self._until_killed(session, contender, target))
+                contender = self._kind()
+                contender.serve(session, target)
+            with session.metered() as cost:
+                reports = [contender.transfer(session, tree, target) for tree in self._built.measured]
+            begin = time.monotonic()
+            subprocess.run(["sync", "-f", str(target)], check=False)
+            record |= {**asdict(cost), "sync_s": time.monotonic() - begin, "reports": reports}
+            record["error"] = data.same_tree(self._built.measured[-1], target) if self._plan.check else ""
+            record["ok"] = not record["error"]
+        except RunFailedError as error:
+            record["error"] = str(error)
+        finally:
+            session.close()
+        return record
+
+    def _until_killed(self, session: Session, contender: Contender, target: Path) -> Cost:
+        """Let the transfer run until half of the bytes have passed, then end all its processes at once."""
+        half = sum(data.total_size(tree)[0] for tree in self._built.measured) // 2
+
+        def passed() -> int:
+            return used_bytes(target) if self._kind.local_only else session.network.wire_bytes()
+
+        start = passed()
+
+        def watch() -> None:
+            if not session.killed and passed() - start >= half:
+                session.kill()
+
+        with session.metered(watch) as cost:
+            try:
+                contender.transfer(session, self._built.measured[0], target)
+            except RunFailedError:
+                if not session.killed:
+                    raise
+        if not session.killed:
+            raise RunFailedError("the transfer ended before it could be killed at half; take a larger size")
+        session.close()
+        return cost
+
+
+@contextlib.contextmanager
+def work_directory(plan: Plan) -> Iterator[Path]:
+    """A directory for data and targets: in memory, or on the disk that was asked for; removed at the end."""
+    base = plan.disk or (Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else Path(tempfile.gettempdir()))
+    work = Path(tempfile.mkdtemp(prefix="flow-perf-", dir=base))
+    work.chmod(0o755)
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def present(names: list[str]) -> list[type[Contender]]:
+    """The contenders that can run here; the others are named, with how to get them."""
+    kinds = []
+    for name in names:
+        if why := CONTENDERS[name].missing():
+            log(f"{name} is left out: {why}")
+        else:
+            kinds.append(CONTENDERS[name])
+    return kinds
+
+
+def run(plan: Plan, command: list[str]) -> int:
+    """Measure everything that the plan names; 0 when every run ended well."""
+    kinds = present(plan.contenders)
+    if not kinds:
+        log("no contender can run here")
+        return 1
+    about: Record = {
+        "batch": time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()),
+        "commit": commit(),
+        "machine": machine(),
+        "command": ["python", "-m", "perf", *command],
+        "size": plan.size,
+        "seed": plan.seed,
+    }
+    versions = {kind.name: kind.version() for kind in kinds}
+    plan.out.mkdir(parents=True, exist_ok=True)
+    records: list[Record] = []
+    with work_directory(plan) as work:
+        about["storage"] = storage_of(work)
+        for name in plan.scenarios:
+            scenario = SCENARIOS[name]
+            log(f"{name}: {scenario.title} ({plan.size})")
+            built = scenario.build(work / "data", plan.size, plan.seed)
+            sizes = [data.total_size(tree) for tree in built.measured]
+            facts = {
+                "logical_bytes": sum(size for size, _ in sizes),
+                "files": sum(count for _, count in sizes),
+            }
+            for network_name in plan.networks:
+                try:
+                    with opened(network_name) as network:
+                        for record in _alternate(plan, kinds, scenario, built, network, work):
+                            entry = {
+                                **about,
+                                "scenario": name,
+                                "network": network_name,
+                                "about": network.about,
+                            }
+                            entry |= {**facts, **record, "version": versions[str(record["contender"])]}
+                            records.append(entry)
+                            with (plan.out / f"{name}.jsonl").open("a", encoding="utf-8") as file:
+                                file.write(json.dumps(entry) + "\n")
+                except NetworkError as error:
+                    log(f"{network_name} is left out: {error}")
+            shutil.rmtree(work / "data")
+    print_tables(records)
+    return 0 if records and all(record["ok"] for record in records) else 1
+
+
+def _alternate(
+    plan: Plan, kinds: list[type[Contender]], scenario: Scenario, built: Built, network: Network, work: Path
+) -> Iterator[Record]:
+    """Run after run, all contenders in turn, each round beginning with another one."""
+    for turn in range(plan.repeat):
+        start = turn % len(kinds)
+        for kind in [*kinds[start:], *kinds[:start]]:
+            if kind.local_only and network.name != "loopback":
+                continue
+            scratch = work / "run"
+            scratch.mkdir(mode=0o755)
+            try:
+                record = OneRun(kind, scenario, built, plan).measure(network, scratch)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+            for key in ("error", "reports"):
+                if key in record:
+                    record[key] = json.loads(json.dumps(record[key]).replace(str(work), "WORK"))
+            took = f"{record['wall_s']:.2f} s" if record.get("wall_s") else ""
+            log(f"  {network.name} {turn + 1}/{plan.repeat} {kind.name}: {took} {record['error']}")
+            yield {"contender": kind.name, "turn": turn, **record}
