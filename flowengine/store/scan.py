@@ -27,20 +27,18 @@ from typing import Final
 import msgspec
 
 from flowengine.chunking import CHUNK_BYTES, Cutter, Profile, chunk_id, pack_chunks
+from flowengine.manifest import FILE, FLAG_SPARSE, HARDLINK, SYMLINK, Entry
 from flowengine.store.buffers import Buffer, BufferPool
 from flowengine.store.reading import ObjectChanged, ObjectReader, Piece
 from flowengine.store.scan_cache import DirectoryPart, Identity, ScanCache
 from flowengine.store.selection import Selection
 from flowengine.wire.filters import FilterSet
-from flowengine.wire.messages import LARGE_OBJECT_BYTES, OfferEntry
+from flowengine.wire.messages import LARGE_OBJECT_BYTES
 from flowengine.wire.paths import STAGING_NAME
 
 __all__ = [
-    "FILE",
-    "HARDLINK",
     "RACY_NS",
     "READ_ATTEMPTS",
-    "SYMLINK",
     "Batch",
     "DirectoryEntered",
     "DirectoryLeft",
@@ -52,22 +50,19 @@ __all__ = [
     "Scanner",
     "decode_entries",
     "encode_entries",
+    "recall",
+    "split_proof",
     "stats_proof",
 ]
-
-FILE: Final = 0
-SYMLINK: Final = 1
-HARDLINK: Final = 2
 
 READ_ATTEMPTS: Final = 3
 RACY_NS: Final = 20_000_000
 """Longer than a tick of the clock behind ctime (10 ms at 100 Hz), so that a later change must show."""
 
 MAX_BATCH_ENTRIES: Final = 512
-FLAG_SPARSE: Final = 1
 
 encode_entries = msgspec.msgpack.Encoder().encode
-decode_entries = msgspec.msgpack.Decoder(list[OfferEntry]).decode
+decode_entries = msgspec.msgpack.Decoder(list[Entry]).decode
 
 
 @dataclass(slots=True)
@@ -100,7 +95,7 @@ class Batch:
         path: the directory's real path.
     """
 
-    entries: list[OfferEntry]
+    entries: list[Entry]
     buffer: Buffer | None
     starts: list[int]
     path: bytes
@@ -110,7 +105,7 @@ class Batch:
 class LargeBegun:
     """A large object's pieces follow."""
 
-    entry: OfferEntry
+    entry: Entry
     path: bytes
 
 
@@ -174,11 +169,34 @@ def stats_proof(rows: list[tuple[bytes, os.stat_result]]) -> bytes:
     return struct.pack(f"<I{len(flat)}q", len(rows), *flat) + b"/".join([name for name, _ in rows])
 
 
-def _split_proof(proof: bytes) -> list[bytes]:
+def split_proof(proof: bytes) -> list[bytes]:
     """Per entry the 40 bytes of numbers and the name, as one comparable key."""
     (count,) = struct.unpack_from("<I", proof)
     names = proof[4 + 40 * count :].split(b"/")
     return [proof[4 + 40 * n : 44 + 40 * n] + names[n] for n in range(count)]
+
+
+def recall(
+    cache: ScanCache, st_dir: os.stat_result, rows: list[tuple[bytes, os.stat_result]]
+) -> tuple[list[Entry] | None, dict[bytes, Entry]]:
+    """What the cache knows of a directory's small objects, given in name order.
+
+    Returns:
+        All their entries when nothing changed at all; else None and those known, by the proof of each
+        (`split_proof(stats_proof(rows))` has the proofs in order).
+    """
+    parts = cache.directory(st_dir.st_dev, st_dir.st_ino)
+    if not parts:
+        return None, {}
+    try:
+        if len(parts) == 1 and parts[0].stats == stats_proof(rows):
+            return decode_entries(parts[0].entries), {}
+        known: dict[bytes, Entry] = {}
+        for part in parts:
+            known.update(zip(split_proof(part.stats), decode_entries(part.entries), strict=True))
+        return None, known
+    except (msgspec.DecodeError, ValueError, struct.error):
+        return None, {}
 
 
 class Scanner:
@@ -212,7 +230,7 @@ class Scanner:
         self._cutter = Cutter(reader.profile)
         self._pool = pool
         self._cache = cache
-        self._filters = filters if filters is not None and filters.rules else None
+        self._filters = filters or None
         self._extra: Callable[[int | bytes, os.stat_result], bytes] | None = None
         if xattrs or owner:
             from flowengine.store.attributes import extra_reader
@@ -406,11 +424,11 @@ class Scanner:
         self.objects += len(rows)
         small = [row for row in rows if row[1].st_size < LARGE_OBJECT_BYTES]
         self.size_bytes += sum([st.st_size for _, st in rows if st.st_mode & 0o170000 == 0o100000])
-        known: dict[bytes, OfferEntry] = {}
-        hit: list[OfferEntry] | None = None
+        known: dict[bytes, Entry] = {}
+        hit: list[Entry] | None = None
         st_dir = os.fstat(frame.dirfd)
         if self._cache is not None and small and self._extra is None:
-            hit, known = self._recall(st_dir, small)
+            hit, known = recall(self._cache, st_dir, small)
         if hit is not None and len(small) == len(rows):
             for start in range(0, len(hit), MAX_BATCH_ENTRIES):
                 entries = hit[start : start + MAX_BATCH_ENTRIES]
@@ -418,34 +436,16 @@ class Scanner:
                 yield Batch(entries, None, [-1] * len(entries), frame.real)
             return
         if hit is not None:
-            known = dict(zip(_split_proof(stats_proof(small)), hit, strict=True))
+            known = dict(zip(split_proof(stats_proof(small)), hit, strict=True))
         yield from self._fresh(frame, rows, known, st_dir, remember=whole and self._cache is not None and self._extra is None)
 
-    def _recall(
-        self, st_dir: os.stat_result, small: list[tuple[bytes, os.stat_result]]
-    ) -> tuple[list[OfferEntry] | None, dict[bytes, OfferEntry]]:
-        """All entries when nothing changed; else those known, by the proof of each."""
-        assert self._cache is not None
-        parts = self._cache.directory(st_dir.st_dev, st_dir.st_ino)
-        if not parts:
-            return None, {}
-        try:
-            if len(parts) == 1 and parts[0].stats == stats_proof(small):
-                return decode_entries(parts[0].entries), {}
-            known: dict[bytes, OfferEntry] = {}
-            for part in parts:
-                known.update(zip(_split_proof(part.stats), decode_entries(part.entries), strict=True))
-            return None, known
-        except (msgspec.DecodeError, ValueError, struct.error):
-            return None, {}
-
-    def _mark_links(self, frame: _Frame, entries: list[OfferEntry], rows: list[tuple[bytes, os.stat_result]]) -> None:
+    def _mark_links(self, frame: _Frame, entries: list[Entry], rows: list[tuple[bytes, os.stat_result]]) -> None:
         """Replace later names of one inode by hard links to the first."""
         for index, (name, st) in enumerate(rows):
             if st.st_nlink > 1 and st.st_mode & 0o170000 == 0o100000:
                 first = self._first_name(frame, name, st)
                 if first is not None:
-                    entries[index] = OfferEntry(name, HARDLINK, entries[index].mode, entries[index].mtime_ns, 0, b"", first)
+                    entries[index] = Entry(name, HARDLINK, entries[index].mode, entries[index].mtime_ns, 0, b"", first)
 
     def _first_name(self, frame: _Frame, name: bytes, st: os.stat_result) -> bytes | None:
         key = (st.st_dev, st.st_ino)
@@ -464,7 +464,7 @@ class Scanner:
         self,
         frame: _Frame,
         rows: list[tuple[bytes, os.stat_result]],
-        known: dict[bytes, OfferEntry],
+        known: dict[bytes, Entry],
         st_dir: os.stat_result,
         *,
         remember: bool,
@@ -476,14 +476,14 @@ class Scanner:
             time.sleep((RACY_NS - age) / 1e9)
         racy_from = time.time_ns() - RACY_NS
         keep: list[tuple[bytes, os.stat_result]] = []
-        keep_entries: list[OfferEntry] = []
+        keep_entries: list[Entry] = []
         part = 0
-        entries: list[OfferEntry] = []
+        entries: list[Entry] = []
         batch_rows: list[tuple[bytes, os.stat_result]] = []
         starts: list[int] = []
         buffer: Buffer | None = None
         filled = 0
-        proofs = iter(_split_proof(stats_proof(rows))) if known else None
+        proofs = iter(split_proof(stats_proof(rows))) if known else None
         minimum = self._profile.minimum
         for name, st in rows:
             proof = next(proofs) if proofs is not None else b""
@@ -517,10 +517,10 @@ class Scanner:
                 except OSError as error:
                     yield self._failed(frame, _join(frame.path, name), error)
                     continue
-                made = OfferEntry(name, SYMLINK, 0o777, st.st_mtime_ns, 0, b"", link)
+                made = Entry(name, SYMLINK, 0o777, st.st_mtime_ns, 0, b"", link)
                 start = -1
             elif st.st_size == 0 or self._skip_reading:
-                made = OfferEntry(name, FILE, st.st_mode & 0o7777, st.st_mtime_ns, st.st_size)
+                made = Entry(name, FILE, st.st_mode & 0o7777, st.st_mtime_ns, st.st_size)
                 start = -1
             else:
                 if buffer is None:
@@ -539,13 +539,13 @@ class Scanner:
                     chunks = pack_chunks([(size, chunk_id(view))]) if size else b""
                 else:
                     chunks = self._cut(view)
-                made = OfferEntry(name, FILE, st.st_mode & 0o7777, st.st_mtime_ns, size, chunks)
+                made = Entry(name, FILE, st.st_mode & 0o7777, st.st_mtime_ns, size, chunks)
                 start = filled
                 filled += size
                 self.objects_read += 1
                 self.bytes_read += size
             if self._extra is not None:
-                made.extra = self._extra_of(frame.dirfd, name, st)
+                made = msgspec.structs.replace(made, extra=self._extra_of(frame.dirfd, name, st))
             entries.append(made)
             starts.append(start)
             batch_rows.append((name, st) if st.st_ctime_ns < racy_from else (name, _never(st)))
@@ -611,11 +611,11 @@ class Scanner:
         """Events of one large object, again from the start when it changes."""
         first = self._first_name(frame, name, st) if st.st_nlink > 1 else None
         if first is not None:
-            entry = OfferEntry(name, HARDLINK, st.st_mode & 0o7777, st.st_mtime_ns, 0, b"", first)
+            entry = Entry(name, HARDLINK, st.st_mode & 0o7777, st.st_mtime_ns, 0, b"", first)
             yield Batch([entry], None, [-1], frame.real)
             return
         if self._skip_reading:
-            yield Batch([OfferEntry(name, FILE, st.st_mode & 0o7777, st.st_mtime_ns, st.st_size)], None, [-1], frame.real)
+            yield Batch([Entry(name, FILE, st.st_mode & 0o7777, st.st_mtime_ns, st.st_size)], None, [-1], frame.real)
             return
         path = _join(frame.path, name)
         for attempt in range(READ_ATTEMPTS):
@@ -638,9 +638,8 @@ class Scanner:
     def _large_once(self, frame: _Frame, name: bytes, st: os.stat_result, racy_from: int) -> Iterator[Event]:
         """One attempt; returns whether it held still."""
         flags = FLAG_SPARSE if st.st_blocks * 512 < st.st_size else 0
-        entry = OfferEntry(name, FILE, st.st_mode & 0o7777, st.st_mtime_ns, st.st_size, b"", b"", flags)
-        if self._extra is not None:
-            entry.extra = self._extra_of(frame.dirfd, name, st)
+        extra = self._extra_of(frame.dirfd, name, st) if self._extra is not None else b""
+        entry = Entry(name, FILE, st.st_mode & 0o7777, st.st_mtime_ns, st.st_size, b"", b"", flags, extra)
         yield LargeBegun(entry, frame.real)
         identity = Identity.of(st)
         done = 0

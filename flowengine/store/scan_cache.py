@@ -166,6 +166,11 @@ class ScanCache:
         statements.append(("INSERT OR REPLACE INTO piece VALUES (?,?,?,?,?,?,?)", rows))
         self._write(statements)
 
+    def settle_pieces(self, identity: Identity) -> None:
+        """Give the pieces kept for an inode their final identity, once its object stands under its name."""
+        row = (identity.size, identity.mtime_ns, identity.ctime_ns, _s(identity.dev), _s(identity.ino))
+        self._write([("UPDATE piece SET size=?, mtime_ns=?, ctime_ns=? WHERE dev=? AND ino=?", [row])])
+
     def close(self) -> None:
         """Close the database; nothing is lost by not calling it."""
         if not self._broken:

@@ -12,21 +12,11 @@ from flowengine.chunking import CHUNK_BYTES, chunk_id
 from flowengine.store.buffers import Buffer
 from flowengine.store.reading import Piece
 from flowengine.store.scan import Batch
-from flowengine.transfer.lanes import Unit
+from flowengine.transfer.lanes import ChunkGone, Unit
 from flowengine.wire.messages import WANT_ALL, WANT_NONE
 from flowengine.wire.records import MAX_RUNS, UNIT_BYTES
 
-__all__ = ["BatchHold", "BufferPart", "ChunkGone", "FilePart", "Hold", "PieceHold", "UnitPacker", "wanted_runs"]
-
-
-class ChunkGone(Exception):
-    """A chunk that was offered cannot be read any more; `path` names the object."""
-
-    def __init__(self, path: bytes, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.path = path
-        self.reason = reason
-        self.message = message
+__all__ = ["BatchHold", "BufferPart", "FilePart", "Hold", "PieceHold", "UnitPacker", "wanted_runs"]
 
 
 class BufferPart:
@@ -73,13 +63,13 @@ class FilePart:
             finally:
                 os.close(fd)
         except OSError as error:
-            raise ChunkGone(self._path, "vanished", error.strerror or str(error)) from None
+            raise ChunkGone("vanished", error.strerror or str(error)) from None
         at = 0
         packed = self._packed
         for start in range(0, len(packed), CHUNK_BYTES):
             length = int.from_bytes(packed[start : start + 4], "little")
             if at + length > got or chunk_id(data[at : at + length]) != packed[start + 4 : start + CHUNK_BYTES]:
-                raise ChunkGone(self._path, "changed", "changed after it was scanned")
+                raise ChunkGone("changed", "changed after it was scanned")
             at += length
         return [data]
 
@@ -223,7 +213,7 @@ class UnitPacker:
                 stop += 1
             if stop > index:
                 unit.runs.append((hold.number, index, stop - index))
-                unit.parts += hold.parts(index, stop - index)
+                unit.parts.append(list(hold.parts(index, stop - index)))
                 unit.raw_bytes = size
             if size >= UNIT_BYTES or len(unit.runs) >= MAX_RUNS:
                 yield unit

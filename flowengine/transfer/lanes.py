@@ -29,17 +29,21 @@ from flowengine.codec import Compressor, decompress
 from flowengine.errors import FlowError, TemporaryError
 from flowengine.transfer.timing import StageClock
 from flowengine.wire.frames import (
+    FRAME_SIZES,
     HEADER_BYTES,
     MAX_BODY_BYTES,
     MAX_FRAME_BYTES,
     MAX_PAYLOAD_BYTES,
     MAX_PLAINTEXT_BYTES,
+    OVERHEAD_BYTES,
     FrameOpener,
     FrameSealer,
+    frame_bytes_for,
 )
 from flowengine.wire.records import STORED, UNIT_BYTES, ZSTD, Run, pack_record_header, parse_record_header
 
 __all__ = [
+    "ChunkGone",
     "CompressionChooser",
     "Credit",
     "LaneClosed",
@@ -53,6 +57,7 @@ __all__ = [
 _LINGER_S: Final = 0.003
 """How long a tail waits for more before it is padded and sent."""
 SOCKET_TIMEOUT_S: Final = 60
+_TAIL_CUTS: Final = tuple(size - OVERHEAD_BYTES for size in sorted(FRAME_SIZES[1:-1], reverse=True))
 
 
 class LaneClosed(TemporaryError):
@@ -65,20 +70,29 @@ class UnitSource(Protocol):
     """Where a unit's plaintext comes from."""
 
     def views(self) -> list[memoryview]:
-        """The plaintext as parts, in order; valid until `release`."""
+        """The plaintext as parts, in order; valid until `release`. Raises `ChunkGone` when it is lost."""
 
     def release(self) -> None:
         """The parts are no longer needed."""
 
 
+class ChunkGone(Exception):
+    """Chunks that were offered cannot be read any more."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+
+
 class Unit:
-    """About `UNIT_BYTES` of plaintext and the chunk runs that it consists of."""
+    """About `UNIT_BYTES` of plaintext: chunk runs, and for each of them where its bytes come from."""
 
     __slots__ = ("parts", "raw_bytes", "runs")
 
     def __init__(self) -> None:
         self.runs: list[Run] = []
-        self.parts: list[UnitSource] = []
+        self.parts: list[list[UnitSource]] = []
         self.raw_bytes = 0
 
 
@@ -191,6 +205,7 @@ class SendingLane:
         chooser: shared compression choice.
         clock: stage timing.
         streams: how many lanes share the link.
+        lost: told of a run whose bytes can no longer be read.
     """
 
     def __init__(
@@ -202,7 +217,9 @@ class SendingLane:
         chooser: CompressionChooser,
         clock: StageClock,
         streams: int,
+        lost: Callable[[Run, ChunkGone], None],
     ) -> None:
+        self._lost = lost
         self._sock = sock
         self._sealer = sealer
         self._units = units
@@ -214,6 +231,7 @@ class SendingLane:
         self._plain = memoryview(bytearray(MAX_PLAINTEXT_BYTES))
         self._out = memoryview(bytearray(MAX_FRAME_BYTES))
         self._filled = 0
+        self._full_before = False
         self._skip = 0
         self._backoff = 1
         self.bytes_sent = 0
@@ -245,21 +263,38 @@ class SendingLane:
 
     def _carry(self, unit: Unit) -> None:
         try:
-            views = [view for part in unit.parts for view in part.views()]
-            raw = unit.raw_bytes
+            runs, views = self._load(unit)
+            raw = sum(map(len, views))
+            if not runs:
+                return
             packed = self._try_compress(views)
             stored = raw if packed is None else len(packed)
             if not self._credit.try_take(stored):
                 self._flush()  # what the peer has not got it cannot acknowledge
                 self._credit.take(stored)
-            self._put(memoryview(pack_record_header(STORED if packed is None else ZSTD, raw, stored, unit.runs)))
+            self._put(memoryview(pack_record_header(STORED if packed is None else ZSTD, raw, stored, runs)))
             for view in views if packed is None else [memoryview(packed)]:
                 self._put(view)
             self.raw_bytes += raw
             self.stored_bytes += stored
         finally:
-            for part in unit.parts:
-                part.release()
+            for parts in unit.parts:
+                for part in parts:
+                    part.release()
+
+    def _load(self, unit: Unit) -> tuple[list[Run], list[memoryview]]:
+        """Runs and plaintext of a unit, without what can no longer be read."""
+        runs: list[Run] = []
+        views: list[memoryview] = []
+        for run, parts in zip(unit.runs, unit.parts, strict=True):
+            try:
+                loaded = [view for part in parts for view in part.views()]
+            except ChunkGone as gone:
+                self._lost(run, gone)
+                continue
+            runs.append(run)
+            views += loaded
+        return runs, views
 
     def _try_compress(self, views: list[memoryview]) -> bytes | None:
         level = self._chooser.level
@@ -290,12 +325,27 @@ class SendingLane:
                 self._flush()
 
     def _flush(self) -> None:
-        if self._filled:
+        """Send what is composed. A tail behind full frames is cut into smaller full ones before the rest is padded.
+
+        A tail on its own is padded whole: it may be one chunk, whose size is nobody's business.
+        """
+        at = 0
+        while at < self._filled:
+            left = self._filled - at
+            take = left
+            if self._full_before and left < MAX_PAYLOAD_BYTES:
+                take = next((room for room in _TAIL_CUTS if room <= left), left)
+            # Sealing writes padding behind `take`: what follows must stand elsewhere by then.
+            view = self._plain[at:] if take == left and at == 0 else memoryview(bytearray(frame_bytes_for(take)))
+            if at or take != left:
+                view[:take] = self._plain[at : at + take]
             start = perf_counter_ns()
-            size = self._sealer.seal_into(self._plain, self._filled, self._out)
-            self._filled = 0
+            size = self._sealer.seal_into(view, take, self._out)
             self._seal.since(start)
             self._transmit(size)
+            at += take
+        self._full_before = self._filled == MAX_PAYLOAD_BYTES
+        self._filled = 0
 
     def _transmit(self, size: int) -> None:
         start = perf_counter_ns()

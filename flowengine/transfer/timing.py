@@ -37,6 +37,10 @@ class StageClock:
         self._stages.append(made)
         return made
 
+    def elapsed_s(self) -> float:
+        """Seconds since this clock was made."""
+        return (perf_counter_ns() - self.started_ns) / 1e9
+
     def busy_ms(self) -> dict[str, int]:
         """Milliseconds per stage, over all threads."""
         totals: dict[str, int] = {}

@@ -14,6 +14,7 @@ from typing import Final
 import msgspec
 
 from flowengine.errors import ProtocolError
+from flowengine.manifest import Entry
 
 __all__ = [
     "LARGE_OBJECT_BYTES",
@@ -27,13 +28,13 @@ __all__ = [
     "Failed",
     "Finish",
     "Landed",
+    "Listed",
     "Lost",
     "Message",
     "ObjectBegin",
     "ObjectEnd",
     "ObjectRun",
     "Offer",
-    "OfferEntry",
     "Open",
     "Opened",
     "Options",
@@ -57,23 +58,6 @@ WANT_ALL: Final = 1
 WANT_SOME: Final = 2
 
 
-class OfferEntry(msgspec.Struct, array_like=True, gc=False):
-    """One non-directory entry on offer; field meanings as in the manifest's `Entry`.
-
-    `chunks` is the packed chunk list (36 bytes each), empty for links and empty files.
-    """
-
-    name: bytes
-    kind: int
-    mode: int
-    mtime_ns: int
-    size: int = 0
-    chunks: bytes = b""
-    link: bytes = b""
-    flags: int = 0
-    extra: bytes = b""
-
-
 class _Message(msgspec.Struct, array_like=True, gc=False, tag=True):
     """Common configuration; the tag is the class's position in the table of docs/spec/wire.md."""
 
@@ -89,13 +73,13 @@ class Options(msgspec.Struct, kw_only=True, omit_defaults=True):
     links: str = "keep"
     filters: list[tuple[bool, bytes]] = []
     files_from: list[bytes] | None = None
-    into: str = "auto"
+    rename: bytes = b""
 
 
 class Open(_Message, tag=1):
     """Client's request on a served root: what to do below which path.
 
-    `role` is what the *client* will be: "source" pushes, "target" pulls; "list" and "manifest" only look.
+    `role` is what the *client* will be: "source" pushes, "target" pulls; "stat" and "list" only look.
     """
 
     role: str
@@ -139,15 +123,15 @@ class DirectoryEnd(_Message, tag=5):
 
 
 class Offer(_Message, tag=6):
-    """A run of entries of the current directory, in name order."""
+    """A run of entries of the current directory, in name order; large objects that were offered in runs are not among them."""
 
-    entries: list[OfferEntry]
+    entries: list[Entry]
 
 
 class ObjectBegin(_Message, tag=7):
     """A large object of the current directory begins; runs of it follow. `entry.chunks` is empty."""
 
-    entry: OfferEntry
+    entry: Entry
 
 
 class ObjectRun(_Message, tag=8):
@@ -179,6 +163,13 @@ class Lost(_Message, tag=18):
     count: int
     reason: str
     message: str
+
+
+class Listed(_Message, tag=19):
+    """Answer to `Open` with role "stat" or "list": (name, mode, size, mtime_ns) rows; more follow until `last`."""
+
+    rows: list[tuple[bytes, int, int, int]]
+    last: bool
 
 
 class Totals(_Message, tag=11):
@@ -245,6 +236,7 @@ Message = (
     | ObjectRun
     | ObjectEnd
     | Failed
+    | Listed
     | Lost
     | Totals
     | Finish

@@ -1,0 +1,267 @@
+"""Rates for everyone now: promised floors, classes, fair shares, completion, money.
+
+Goal: the objectives in their order, each stage keeping what the stages before it proved.
+
+Plan: up to `exact_groups` groups each objective is a stage of its own (see `fair`). Above, one program does
+all of it: each tenant's total has a concave utility in pieces around the level that it had last (or around
+what a first pass gave), classes lie a factor apart, nearly complete datasets and cheap routes break ties. That
+is the idea of geometric and equi-depth binning (Namyar et al., NSDI 2024, "Solving max-min fair resource
+allocations quickly on large graphs"). Warm, it starts from the last plan's basis. When the effort is spent,
+water filling goes on from the last feasible point.
+
+Invariants: the result is within every capacity and ceiling up to the solver's tolerance, whatever happened.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from flowengine.plan import greedy
+from flowengine.plan.admission import Promises
+from flowengine.plan.demands import Priority
+from flowengine.plan.fair import SLACK, completion_values, fill_class, floors
+from flowengine.plan.network import FloatArray
+from flowengine.plan.program import Bins, FlowProgram
+from flowengine.plan.solver import EffortSpent, Infeasible
+from flowengine.plan.work import CLASSES, Work
+
+__all__ = ["Shares", "share_out"]
+
+SHORTFALL_COST = 1e6
+NEW_ROUTE_PRICE = 0.05
+NEW_ROUTE_HOPS = 0.5
+HOP_PRICE = 1e-3
+BIN_EDGES = np.array([0.0, 0.5, 0.9, 1.0, 1.1, 2.0])
+BIN_SLOPES = np.array([27.0, 9.0, 6.0, 4.0, 2.0, 1.0])
+CLASS_FACTORS = {Priority.URGENT: 900.0, Priority.NORMAL: 30.0, Priority.SCAVENGER: 1.0}
+FIRST_PASSES = 3
+LEAST_LEVEL = 0.01
+COMPLETION_WORTH = 0.01
+PRICE_WORTH = 0.01
+OPEN_END = 1e6
+
+
+@dataclass(slots=True)
+class Shares:
+    """The outcome of all stages.
+
+    Attributes:
+        rates: Gbit/s on each column.
+        method: How it was found, as Plan.method.
+        notes: For each unit, limits that held it back and what more of each would give.
+        totals: Gbit/s of each unit.
+        program: The last program, for its basis.
+    """
+
+    rates: FloatArray
+    method: str
+    notes: dict[int, list[tuple[int, float]]] = field(default_factory=dict)
+    totals: FloatArray = field(default_factory=lambda: np.zeros(0))
+    program: FlowProgram | None = None
+
+
+def share_out(work: Work, promises: Promises) -> Shares:
+    """Rates for all groups that take part."""
+    notes: dict[int, list[tuple[int, float]]] = {}
+    exact = len(work.groups) <= work.limits.exact_groups
+    shares = Shares(np.zeros(len(work.columns)), "exact" if exact else "binned", notes)
+    if not (work.unit >= 0).any():
+        return shares
+    try:
+        if exact:
+            _exactly(work, promises, shares)
+        else:
+            _binned(work, promises, shares)
+    except (EffortSpent, Infeasible):
+        shares.method = "greedy"
+    if shares.program is not None:
+        shares.rates = shares.program.rates if len(shares.program.rates) else shares.rates
+    if promises.unproven:
+        shares.method = "greedy"
+    if shares.method == "greedy" or len(work.spare):
+        shares.rates = _greedily(work, promises, shares.rates)
+    if shares.method == "greedy":
+        shares.program = None
+    rate = np.bincount(
+        work.columns.group()[: len(shares.rates)], weights=shares.rates, minlength=len(work.groups)
+    )  # fmt: skip
+    inside = work.unit >= 0
+    shares.totals = np.bincount(work.unit[inside], weights=rate[inside], minlength=len(work.units))
+    return shares
+
+
+def _values(work: Work) -> FloatArray:
+    left: dict[str, float] = {}
+    for group in work.groups:
+        for member in group.members if group.head.dataset else ():
+            demand = work.demands[member]
+            name = demand.dataset
+            left[name] = left.get(name, 0.0) + demand.remaining_bytes * 8e-9
+    return completion_values(work.groups, left)
+
+
+def _loyalty(work: Work, price_weight: float, hop_weight: float) -> FloatArray | None:
+    """A discount for routes that carried traffic, so that flows do not flap between equals."""
+    if not len(work.known):
+        return None
+    price = work.columns.price()[: len(work.known)]
+    discount = -(price * NEW_ROUTE_PRICE * price_weight + NEW_ROUTE_HOPS * hop_weight)
+    return np.where(work.known > 0, discount, 0.0)
+
+
+def _exactly(work: Work, promises: Promises, shares: Shares) -> None:
+    program = shares.program = FlowProgram(
+        work.columns, work.pricer, work.capacity, work.ceiling, work.unit, work.unit_weight, work.effort
+    )
+    if len(work.basic):
+        program.solve(first_basis=([program.first + c for c in work.basic], []), method="dual")
+    else:
+        program.solve(method="dual")
+    _hold_promises(work, promises, program)
+    values = _values(work)
+    for klass in range(len(CLASSES)):
+        members = work.members(klass)
+        if not len(members):
+            continue
+        least = floors(program, members, work.weight, work.capacity, work.limits.starvation_share)
+        program.set_floors(members, np.maximum(program.floor[members], least * (1 - SLACK)))
+        units = np.unique(work.unit[members])
+        fill_class(program, units, shares.notes)
+        value = np.zeros(len(work.groups))
+        value[members] = values[members]
+        program.solve(value=value)
+        kept = np.maximum(program.group_rates()[members] * (1 - SLACK) - SLACK, 0.0)
+        program.set_floors(members, kept)
+        # The groups' floors say it all from here; two sets of bounds would only quarrel about the last bit.
+        program.set_unit_floors(units, np.zeros(len(units)))
+    program.solve(price_weight=1.0, hop_weight=HOP_PRICE, extra=_loyalty(work, 1.0, HOP_PRICE))
+
+
+def _hold_promises(work: Work, promises: Promises, program: FlowProgram) -> None:
+    """Set promised floors; where links no longer allow them, as little less as can be."""
+    promised = np.flatnonzero((promises.floor > 0) & (work.unit >= 0))
+    if not len(promised):
+        return
+    program.set_floors(promised, promises.floor[promised] * (1 - SLACK))
+    program.allow_shortfall(promised, np.full(len(promised), math.inf))
+    cost = np.zeros(len(work.groups))
+    cost[promised] = 1.0
+    program.solve(shortfall=cost, method="dual")
+    reached = np.maximum(program.floor[promised] - np.maximum(program.short[promised], 0.0) * (1 + SLACK) - SLACK, 0.0)
+    program.set_floors(promised, reached)
+    program.allow_shortfall(promised, np.zeros(len(promised)))
+
+
+def _binned(work: Work, promises: Promises, shares: Shares) -> None:
+    last = dict(work.previous.basis.totals) if work.previous is not None else {}
+    warm = bool(last)
+    typical = _typical_level(work)
+    levels = np.array([last.get(work.unit_name(u), typical[u]) for u in range(len(work.units))])
+    values = _values(work)
+    for _ in range(1 if warm else FIRST_PASSES):
+        levels = np.maximum(levels, LEAST_LEVEL * work.unit_weight)
+        bins = _bins(work, levels)
+        program = FlowProgram(
+            work.columns, work.pricer, work.capacity, work.ceiling, work.unit, work.unit_weight, work.effort, bins
+        )
+        program.set_unit_floors(np.arange(len(work.units)), np.zeros(len(work.units)))
+        cost = _binned_floors(work, promises, program)
+        start = _start(work, program) if warm else None
+        program.solve(
+            value=values * COMPLETION_WORTH, shortfall=cost, price_weight=PRICE_WORTH,
+            hop_weight=PRICE_WORTH * HOP_PRICE, extra=_loyalty(work, PRICE_WORTH, PRICE_WORTH * HOP_PRICE),
+            method="dual" if warm else "interior", first_basis=start,
+        )  # fmt: skip
+        shares.program = program
+        rate = program.group_rates()
+        inside = work.unit >= 0
+        levels = np.bincount(work.unit[inside], weights=rate[inside], minlength=len(work.units))
+    weights = -program.duals[: program.resource_rows]
+    tight = np.argsort(-weights, kind="stable")[:3]
+    for unit in range(len(work.units)):
+        shares.notes[unit] = [(int(r), math.nan) for r in tight if weights[r] > 0]
+
+
+def _typical_level(work: Work) -> FloatArray:
+    """A first guess at each unit's total: what water filling gives it."""
+    rates = _greedily(work, Promises(np.zeros(len(work.groups))), np.zeros(0))
+    rate = np.bincount(work.columns.group(), weights=rates, minlength=len(work.groups))
+    inside = work.unit >= 0
+    return np.bincount(work.unit[inside], weights=rate[inside], minlength=len(work.units))
+
+
+def _bins(work: Work, levels: FloatArray) -> Bins:
+    units = len(work.units)
+    factor = np.array([CLASS_FACTORS[priority] for priority, _ in work.units])
+    width = np.append(np.diff(BIN_EDGES), OPEN_END)
+    return Bins(
+        np.repeat(np.arange(units), len(width)),
+        (levels[:, None] * width).ravel(),
+        (factor[:, None] * BIN_SLOPES).ravel(),
+    )
+
+
+def _binned_floors(work: Work, promises: Promises, program: FlowProgram) -> FloatArray:
+    """Set floors that may be missed, and return what missing each costs: promises most, then class by class.
+
+    A starving group's floor is worth a little more than any share of its class and less than any share of the
+    class above.
+    """
+    program.rates = np.zeros(len(work.columns))
+    cost = np.zeros(len(work.groups))
+    members = np.flatnonzero((promises.floor <= 0) & (work.unit >= 0))
+    if len(members):
+        least = floors(program, members, work.weight, work.capacity, work.limits.starvation_share)
+        program.set_floors(members, least * (1 - SLACK))
+        factor = np.array([CLASS_FACTORS[c] for c in CLASSES])
+        cost[members] = factor[work.klass[members]] * (BIN_SLOPES[0] + 1.0)
+    promised = np.flatnonzero((promises.floor > 0) & (work.unit >= 0))
+    program.set_floors(promised, promises.floor[promised] * (1 - SLACK))
+    cost[promised] = SHORTFALL_COST
+    held = np.append(members, promised)
+    program.allow_shortfall(held, np.full(len(held), math.inf))
+    return cost
+
+
+def _start(work: Work, program: FlowProgram) -> tuple[list[int], list[int]]:
+    """The last plan's basis, translated by names to this program's columns and rows."""
+    assert work.previous is not None
+    basis = work.previous.basis
+    units = {work.unit_name(u): u for u in range(len(work.units))}
+    groups = {group.id: i for i, group in enumerate(work.groups)}
+    pieces = len(BIN_SLOPES)
+    columns = [program.first + c for c in work.basic]
+    columns += [1 + len(work.groups) + units[name] * pieces + piece for name, piece in basis.bins if name in units]
+    rows: list[int] = []
+    for name in basis.tight:
+        kind, _, rest = name.partition(" ")
+        if kind == "unit" and rest in units:
+            rows.append(int(program.unit_rows[units[rest]]))
+        elif kind == "group" and rest in groups:
+            rows.append(int(program.group_rows[groups[rest]]))
+        elif kind == "limit":
+            index = work.network.resource_numbers.get(rest)
+            if index is not None:
+                rows.append(index)
+    return columns, rows
+
+
+def _greedily(work: Work, promises: Promises, rates: FloatArray) -> FloatArray:
+    usable = np.ones(len(work.columns), dtype=bool)
+    group = work.columns.group()
+    for i, g in enumerate(work.groups):
+        if g.cost_limit_usd is not None:
+            usable[group == i] &= work.columns.price()[group == i] <= g.cost_limit_usd / g.gigabits
+    promised = np.flatnonzero(promises.floor > 0)
+    if len(promised):
+        rates = greedy.fill(
+            work.columns, work.capacity, np.minimum(promises.floor, work.ceiling), promises.floor, [promised], rates,
+            usable,
+        )  # fmt: skip
+    order = [np.flatnonzero((work.klass == k) & (work.ceiling > 0)) for k in range(len(CLASSES))]
+    if len(work.spare):
+        order = [o[~np.isin(o, work.spare)] for o in order] + [work.spare]
+    return greedy.fill(work.columns, work.capacity, work.ceiling, work.weight, order, rates, usable)

@@ -1,0 +1,171 @@
+"""A thin, silent, deterministic face of HiGHS: one linear program that grows by columns.
+
+Goal: equal inputs give equal answers, nothing is ever printed, and effort is counted in simplex iterations.
+
+Plan: one thread, a fixed seed, the simplex method only, and the basis kept from one solve to the next. The
+banner that highspy prints comes from its Python constructor, which registers callbacks before anyone can turn
+output off; `_Silent` turns output off first and registers none.
+
+Invariants: no time limit is ever set; `Effort.left` only falls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import highspy
+import numpy as np
+
+from flowengine.plan.network import FloatArray, IntArray
+
+__all__ = ["Effort", "EffortSpent", "Infeasible", "Solver"]
+
+TOLERANCE = 1e-7
+PRIMAL = 4
+INTERIOR_SHARE = 64
+DUAL = 1
+
+
+class EffortSpent(Exception):
+    """The iterations that a plan may take are used up; the caller goes on greedily."""
+
+
+class Infeasible(Exception):
+    """No point meets all bounds; elastic programs never raise it."""
+
+
+class Effort:
+    """Simplex iterations that are left, shared by all programs of one plan."""
+
+    def __init__(self, iterations: int) -> None:
+        self.given = iterations
+        self.left = iterations
+        self.solves = 0
+
+    @property
+    def spent(self) -> int:
+        """Iterations used so far."""
+        return self.given - self.left
+
+
+class _Silent(highspy.Highs):  # type: ignore[misc]
+    def __init__(self) -> None:
+        super(highspy.Highs, self).__init__()
+        self.setOptionValue("output_flag", False)
+
+
+class Solver:
+    """Minimise cost·x over rows_lower <= A x <= rows_upper, lower <= x <= upper."""
+
+    def __init__(self, rows_lower: FloatArray, rows_upper: FloatArray, effort: Effort) -> None:
+        self._effort = effort
+        self._highs = _Silent()
+        for option, value in (
+            ("threads", 1),
+            ("parallel", "off"),
+            ("random_seed", 0),
+            ("solver", "simplex"),
+            ("primal_feasibility_tolerance", TOLERANCE),
+            ("dual_feasibility_tolerance", TOLERANCE),
+        ):
+            self._highs.setOptionValue(option, value)
+        self.row_count = len(rows_lower)
+        self.column_count = 0
+        none = np.zeros(0, dtype=np.int32)
+        self._highs.addRows(
+            self.row_count, rows_lower, rows_upper, 0, np.zeros(self.row_count, dtype=np.int32),
+            none, np.zeros(0),
+        )  # fmt: skip
+
+    def add_columns(
+        self,
+        costs: FloatArray,
+        lower: FloatArray,
+        upper: FloatArray,
+        starts: IntArray,
+        rows: IntArray,
+        values: FloatArray,
+    ) -> None:
+        """Append columns; `starts` says where each one's rows and values begin."""
+        self._highs.addCols(
+            len(costs), costs, lower, upper, len(rows), starts.astype(np.int32),
+            rows.astype(np.int32), values,
+        )  # fmt: skip
+        self.column_count += len(costs)
+
+    def set_costs(self, costs: FloatArray) -> None:
+        """Replace the whole objective."""
+        self._highs.changeColsCost(self.column_count, np.arange(self.column_count, dtype=np.int32), costs)
+
+    def set_row_bounds(self, rows: IntArray, lower: FloatArray, upper: FloatArray) -> None:
+        """Replace the bounds of some rows."""
+        self._highs.changeRowsBounds(len(rows), rows.astype(np.int32), lower, upper)
+
+    def set_column_bounds(self, columns: IntArray, lower: FloatArray, upper: FloatArray) -> None:
+        """Replace the bounds of some columns."""
+        self._highs.changeColsBounds(len(columns), columns.astype(np.int32), lower, upper)
+
+    def set_coefficient(self, row: int, column: int, value: float) -> None:
+        """Replace one entry of the matrix."""
+        self._highs.changeCoeff(row, column, value)
+
+    def start_from(self, basic_columns: Sequence[int], tight_rows: Sequence[int]) -> None:
+        """Begin the next solve at a basis that need be neither complete nor regular."""
+        basis = highspy.HighsBasis()
+        columns = [highspy.HighsBasisStatus.kLower] * self.column_count
+        for column in basic_columns:
+            columns[column] = highspy.HighsBasisStatus.kBasic
+        rows = [highspy.HighsBasisStatus.kBasic] * self.row_count
+        for row in tight_rows:
+            rows[row] = highspy.HighsBasisStatus.kUpper
+        basis.col_status, basis.row_status = columns, rows
+        basis.alien, basis.valid = True, True
+        self._highs.setBasis(basis)
+
+    def basis(self) -> tuple[list[int], list[int]]:
+        """Basic columns and rows that are not basic, as `start_from` takes them."""
+        basis, basic = self._highs.getBasis(), highspy.HighsBasisStatus.kBasic
+        return (
+            [i for i, status in enumerate(basis.col_status) if status == basic],
+            [i for i, status in enumerate(basis.row_status) if status != basic],
+        )
+
+    def run(self, method: str) -> tuple[FloatArray, FloatArray]:
+        """Values of all columns and duals of all rows at an optimum.
+
+        Args:
+            method: "primal" when the last optimum is still feasible (only costs or new columns came since),
+                "dual" when bounds have changed, "interior" to begin a large program without a basis.
+
+        Raises:
+            EffortSpent: Before the optimum was reached.
+            Infeasible: The bounds contradict each other.
+        """
+        if self._effort.left <= 0:
+            raise EffortSpent
+        self._highs.setOptionValue("solver", "ipm" if method == "interior" else "simplex")
+        self._highs.setOptionValue("simplex_strategy", PRIMAL if method == "primal" else DUAL)
+        status = self._attempt()
+        if status not in (highspy.HighsModelStatus.kOptimal, highspy.HighsModelStatus.kIterationLimit):
+            # A basis gone bad: once more from nothing.
+            self._highs.clearSolver()
+            self._highs.setOptionValue("simplex_strategy", DUAL)
+            status = self._attempt()
+        if status == highspy.HighsModelStatus.kIterationLimit or self._effort.left <= 0:
+            self._effort.left = 0
+            raise EffortSpent
+        if status != highspy.HighsModelStatus.kOptimal:
+            raise Infeasible(str(status))
+        solution = self._highs.getSolution()
+        return np.array(solution.col_value), np.array(solution.row_dual)
+
+    def _attempt(self) -> highspy.HighsModelStatus:
+        self._highs.setOptionValue("simplex_iteration_limit", max(self._effort.left, 1))
+        self._highs.run()
+        info = self._highs.getInfo()
+        # A step of the interior method works on every column; count it as that many simplex steps cost.
+        interior = max(int(info.ipm_iteration_count), 0) * (self.row_count // INTERIOR_SHARE + 1)
+        self._effort.left -= max(1, max(int(info.simplex_iteration_count), 0) + interior)
+        self._effort.left -= max(int(info.crossover_iteration_count), 0)
+        self._effort.solves += 1
+        return self._highs.getModelStatus()

@@ -1,0 +1,130 @@
+"""System calls that Python lacks or that need care: syncfs, renameat2, copies inside the kernel, safe opening."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+from functools import cache
+from typing import Final
+
+from flowengine.errors import FlowError, LocalError, TemporaryError
+from flowengine.units import show_path
+
+__all__ = [
+    "boot_id",
+    "copy_range",
+    "exchange",
+    "local_error",
+    "open_beneath",
+    "raise_descriptor_limit",
+    "sync_filesystem",
+]
+
+_RENAME_EXCHANGE: Final = 2
+_COPY_BYTES: Final = 1 << 20
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def sync_filesystem(fd: int) -> None:
+    """Make all that was written to the file system of `fd` durable (syncfs(2)).
+
+    Raises:
+        OSError: the file system reported a write error since it was last asked.
+    """
+    if _libc().syncfs(fd):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def exchange(a: bytes, b: bytes) -> None:
+    """Swap two paths of one file system in one step (renameat2(2) with RENAME_EXCHANGE).
+
+    Raises:
+        OSError: EINVAL where the file system cannot, EXDEV or EBUSY for mount points.
+    """
+    if _libc().renameat2(-100, a, -100, b, _RENAME_EXCHANGE):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), a)
+
+
+def copy_range(source_fd: int, source_offset: int, target_fd: int, target_offset: int, size_bytes: int) -> None:
+    """Copy bytes between two files, by reference or inside the kernel where the file system can.
+
+    Raises:
+        OSError: as the system says; EIO when the source is too short.
+    """
+    done = 0
+    while done < size_bytes:
+        try:
+            got = os.copy_file_range(
+                source_fd, target_fd, size_bytes - done, source_offset + done, target_offset + done
+            )
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+            data = os.pread(source_fd, min(_COPY_BYTES, size_bytes - done), source_offset + done)
+            got = os.pwrite(target_fd, data, target_offset + done) if data else 0
+        if got == 0:
+            raise OSError(errno.EIO, "the file copied from is shorter than it was")
+        done += got
+
+
+def open_beneath(root_fd: int, path: bytes, flags: int, mode: int = 0o600) -> int:
+    """Open `path` below `root_fd`, following no link in any component.
+
+    Raises:
+        OSError: ELOOP or ENOTDIR where a component is a link.
+    """
+    parts = path.split(b"/") if path else [b"."]
+    fd = os.dup(root_fd)
+    try:
+        for part in parts[:-1]:
+            below = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
+            os.close(fd)
+            fd = below
+        return os.open(parts[-1], flags | os.O_NOFOLLOW, mode, dir_fd=fd)
+    finally:
+        os.close(fd)
+
+
+@cache
+def boot_id() -> bytes:
+    """Names this run of the kernel: what was written under the same id is still there, synced or not."""
+    with contextlib.suppress(OSError):
+        with open("/proc/sys/kernel/random/boot_id", "rb") as file:
+            return file.read().strip()
+    return b""
+
+
+def raise_descriptor_limit() -> None:
+    """Let this process open as many files as the system allows it (at most 65,536)."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 65_536 if hard == resource.RLIM_INFINITY else min(hard, 65_536)
+    if soft < wanted:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def local_error(error: OSError, what: str, path: bytes) -> FlowError:
+    """An operating system error with its place, cause and next step."""
+    where = show_path(path)
+    cause = error.strerror or str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return TemporaryError(
+            f"{what} {where}: {cause}",
+            hint="make room (or raise the quota) and run the same command again: it continues, nothing that landed is lost",
+            reason="disk-full",
+        )
+    if error.errno == errno.EROFS:
+        return LocalError(f"{what} {where}: the file system is read-only", hint="mount it writable or choose another target")
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return LocalError(f"{what} {where}: {cause}", hint="the account that runs this needs the right to do that", reason="permission")
+    return LocalError(f"{what} {where}: {cause}", reason="local")

@@ -1,0 +1,52 @@
+"""The manifest of the version that last landed in a target directory, kept in the user's state directory."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+
+from blake3 import blake3
+
+from flowengine.store.scan_cache import state_directory
+
+__all__ = ["LandedManifest"]
+
+
+class LandedManifest:
+    """Where one target's manifest is; written beside and renamed when the transfer is complete.
+
+    Args:
+        target: absolute, resolved path of the target directory.
+        directory: state directory; the user's where None.
+    """
+
+    def __init__(self, target: bytes, directory: str | None = None) -> None:
+        folder = os.path.join(directory or state_directory(), "landed")
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        self.path = os.path.join(folder, blake3(os.path.realpath(target)).hexdigest(16) + ".flowmanifest")
+        self._part = f"{self.path}.{os.getpid()}.part"
+        self._file = None
+
+    def begin(self) -> Callable[[bytes], object]:
+        """Start writing; gives the sink for the manifest's bytes."""
+        fd = os.open(self._part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        self._file = open(fd, "wb", buffering=1 << 20)  # type: ignore[assignment]  # noqa: SIM115 - closed by commit or abandon
+        return self._file.write  # type: ignore[attr-defined,no-any-return]
+
+    def commit(self) -> None:
+        """The version landed: make its manifest the one to verify against."""
+        assert self._file is not None
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._file = None
+        os.replace(self._part, self.path)
+
+    def abandon(self) -> None:
+        """The version did not land whole; the one before stays."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._part)

@@ -1,0 +1,229 @@
+"""Where objects stand until they are complete: staging files beside the target, and the journal of what is in them.
+
+Goal
+    Whatever kills the process or the machine, what was verified and written is found again and not sent again.
+Plan
+    A folder `.flow-staging` in the target's root, on the same file system as what will be published from it. A large
+    object is a staging file named by its path's hash, with a journal beside it: a header, then one record per chunk
+    that was verified and written, with marks at which everything before is synced.
+Invariants
+    - A chunk is journalled after it was written, never before.
+    - After a restart under the same boot id the page cache still has what was written: the journal is believed.
+      Under another one, what stands behind the last sync mark is hashed again before it is believed.
+    - One process at a time: the folder's lock file is locked (flock) for as long as it is used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import struct
+from typing import Final
+
+import msgspec
+from blake3 import blake3
+
+from flowengine.chunking import CHUNK_BYTES, chunk_id
+from flowengine.errors import TemporaryError
+from flowengine.store.filesystem import boot_id, local_error
+from flowengine.units import show_path
+from flowengine.wire.paths import STAGING_NAME
+
+__all__ = ["StagedObject", "Staging"]
+
+_RECORD: Final = struct.Struct("<QI32s4s")
+_MARK: Final = 0xFFFF_FFFF
+_FORMAT: Final = 1
+_CHECK_BYTES: Final = 4
+
+
+class _Header(msgspec.Struct, array_like=True):
+    format: int
+    boot_id: bytes
+    path: bytes
+    size: int
+
+
+def _record(offset: int, length: int, identity: bytes) -> bytes:
+    body = struct.pack("<QI32s", offset, length, identity)
+    return body + blake3(body).digest(_CHECK_BYTES)
+
+
+class StagedObject:
+    """One large object on its way in.
+
+    Attributes:
+        fd: of the staging file, read-write, already of the object's size.
+        name: of the staging file in the staging folder.
+        have: offset → (length, id) of chunks that are known to be in place from an earlier session.
+    """
+
+    def __init__(self, folder_fd: int, name: str, path: bytes, size_bytes: int) -> None:
+        self.name = name
+        self.path = path
+        self.size_bytes = size_bytes
+        self._folder_fd = folder_fd
+        self.fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600, dir_fd=folder_fd)
+        self.have: dict[int, tuple[int, bytes]] = {}
+        self._unsynced = 0
+        try:
+            self._journal = os.open(f"{name}.j", os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600, dir_fd=folder_fd)
+            try:
+                if not self._load():
+                    self._start()
+            except BaseException:
+                os.close(self._journal)
+                raise
+        except BaseException:
+            os.close(self.fd)
+            raise
+
+    def _start(self) -> None:
+        self.have.clear()
+        os.ftruncate(self.fd, 0)
+        os.ftruncate(self.fd, self.size_bytes)
+        os.ftruncate(self._journal, 0)
+        header = msgspec.msgpack.encode(_Header(_FORMAT, boot_id(), self.path, self.size_bytes))
+        os.write(self._journal, struct.pack("<I", len(header)) + header)
+
+    def _load(self) -> bool:
+        """Read the journal; False when there is none for just this object."""
+        data = os.pread(self._journal, os.fstat(self._journal).st_size, 0)
+        if len(data) < 4 or os.fstat(self.fd).st_size != self.size_bytes:
+            return False
+        end = 4 + struct.unpack_from("<I", data)[0]
+        try:
+            header = msgspec.msgpack.decode(data[4:end], type=_Header)
+        except msgspec.DecodeError:
+            return False
+        if (header.format, header.path, header.size) != (_FORMAT, self.path, self.size_bytes):
+            return False
+        doubtful: dict[int, tuple[int, bytes]] = {}
+        good = end
+        for at in range(end, len(data) - _RECORD.size + 1, _RECORD.size):
+            offset, length, identity, check = _RECORD.unpack_from(data, at)
+            if blake3(data[at : at + _RECORD.size - _CHECK_BYTES]).digest(_CHECK_BYTES) != check:
+                break  # the tail of a write that was cut off
+            good = at + _RECORD.size
+            if length == _MARK:
+                self.have.update(doubtful)
+                doubtful.clear()
+            else:
+                doubtful[offset] = (length, identity)
+        os.ftruncate(self._journal, good)
+        if header.boot_id == boot_id() and header.boot_id:
+            self.have.update(doubtful)
+        else:
+            self._rehash(doubtful)
+            self._rewrite()
+        return True
+
+    def _rehash(self, doubtful: dict[int, tuple[int, bytes]]) -> None:
+        for offset, (length, identity) in doubtful.items():
+            if chunk_id(os.pread(self.fd, length, offset)) == identity:
+                self.have[offset] = (length, identity)
+
+    def _rewrite(self) -> None:
+        """Begin the journal anew under this boot with what is believed."""
+        os.fsync(self.fd)
+        believed = dict(self.have)
+        os.ftruncate(self._journal, 0)
+        header = msgspec.msgpack.encode(_Header(_FORMAT, boot_id(), self.path, self.size_bytes))
+        rows = b"".join([_record(offset, *row) for offset, row in believed.items()])
+        os.write(self._journal, struct.pack("<I", len(header)) + header + rows + _record(0, _MARK, bytes(32)))
+
+    def journal(self, offset: int, packed: bytes) -> None:
+        """Chunks from `offset` on, packed, were verified and written. One append; safe from any thread."""
+        rows = []
+        for at in range(0, len(packed), CHUNK_BYTES):
+            body = offset.to_bytes(8, "little") + packed[at : at + CHUNK_BYTES]
+            rows.append(body + blake3(body).digest(_CHECK_BYTES))
+            offset += int.from_bytes(packed[at : at + 4], "little")
+        os.write(self._journal, b"".join(rows))
+
+    def sync(self) -> None:
+        """Make what was written durable and mark the journal so."""
+        os.fdatasync(self.fd)
+        os.write(self._journal, _record(0, _MARK, bytes(32)))
+        os.fdatasync(self._journal)
+
+    def restart(self) -> None:
+        """Forget what the staging file holds."""
+        self._start()
+
+    def close(self) -> None:
+        """Close both files; they stay for the next session."""
+        os.close(self.fd)
+        os.close(self._journal)
+
+    def forget_journal(self) -> None:
+        """Remove the journal, once the object was published under its own name."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{self.name}.j", dir_fd=self._folder_fd)
+
+    def discard(self) -> None:
+        """Remove staging file and journal."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.name, dir_fd=self._folder_fd)
+        self.forget_journal()
+
+
+class Staging:
+    """The staging folder of one target root, locked for this process."""
+
+    def __init__(self, root_fd: int, root_path: bytes) -> None:
+        try:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(STAGING_NAME, 0o700, dir_fd=root_fd)
+            self.fd = os.open(STAGING_NAME, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=root_fd)
+        except OSError as error:
+            raise local_error(error, "cannot make the staging folder in", root_path) from error
+        self._root_fd = root_fd
+        self._root_path = root_path
+        self._counter = 0
+        self._lock_fd = os.open("lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600, dir_fd=self.fd)
+        try:
+            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.pread(self._lock_fd, 200, 0).decode(errors="replace") or "another process"
+            os.close(self._lock_fd)
+            os.close(self.fd)
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise
+            raise TemporaryError(
+                f"another transfer writes to {show_path(root_path)} now ({holder})",
+                hint="wait for it to end",
+                reason="busy",
+            ) from None
+        os.ftruncate(self._lock_fd, 0)
+        os.pwrite(self._lock_fd, f"process {os.getpid()}".encode(), 0)
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Remove small staging files of earlier sessions: they were never journalled."""
+        for name in os.listdir(self.fd):
+            if name.startswith("s."):
+                with contextlib.suppress(OSError):
+                    os.unlink(name, dir_fd=self.fd)
+
+    def small_name(self) -> str:
+        """A fresh name for a small object's staging file."""
+        self._counter += 1
+        return f"s.{self._counter:x}"
+
+    def open_object(self, path: bytes, size_bytes: int) -> StagedObject:
+        """The staging file of a large object, with what an earlier session left in it."""
+        return StagedObject(self.fd, "l." + blake3(path).hexdigest(16), path, size_bytes)
+
+    def close(self, *, remove: bool) -> None:
+        """Unlock; with `remove` take the folder away (everything was published)."""
+        if remove:
+            for name in os.listdir(self.fd):
+                with contextlib.suppress(OSError):
+                    os.unlink(name, dir_fd=self.fd)
+            with contextlib.suppress(OSError):
+                os.rmdir(STAGING_NAME, dir_fd=self._root_fd)
+        os.close(self._lock_fd)
+        os.close(self.fd)

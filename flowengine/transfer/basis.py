@@ -1,0 +1,112 @@
+"""What a large object can be rebuilt from: the file that stands in its place now, cut and indexed as it is read.
+
+The basis is read in its own thread while offers arrive, so source and target read at the same time. A question that
+the index cannot answer yet waits until the reading is some way past the place asked about: edits are local, and what
+moved further than that is sent again.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Final
+
+from flowengine.chunking import CHUNK_BYTES, Profile
+from flowengine.store.buffers import BufferPool
+from flowengine.store.reading import SEGMENT_BYTES, ObjectReader
+from flowengine.store.scan_cache import Identity, ScanCache
+from flowengine.units import MIB
+
+__all__ = ["Basis"]
+
+LOOK_AHEAD_BYTES: Final = 64 * MIB
+MAX_INDEXED_CHUNKS: Final = 500_000
+
+
+class Basis:
+    """Chunk id → offset in an existing file.
+
+    Attributes:
+        fd: of the file, open for reading while holders remain.
+        trusted: the file was hashed in this session; otherwise what is taken from it is hashed when copied.
+    """
+
+    def __init__(self, fd: int, st: os.stat_result, profile: Profile, cache: ScanCache | None) -> None:
+        self.fd = fd
+        self.size_bytes = st.st_size
+        self.identity = Identity.of(st)
+        self._profile = profile
+        self._index: dict[bytes, int] = {}
+        self._condition = threading.Condition()
+        self._progress = 0
+        self._done = False
+        self._closed = False
+        self._thread: threading.Thread | None = None
+        self.trusted = True
+        self.bytes_read = 0
+        pieces = cache.pieces(self.identity) if cache is not None else []
+        for offset, packed in pieces:
+            self._add(offset, packed)
+        if self._progress >= self.size_bytes:
+            self._done = True
+            self.trusted = False
+        else:
+            self._index.clear()
+            self._progress = 0
+            self._thread = threading.Thread(target=self._read, name="flow-basis", daemon=True)
+            self._thread.start()
+
+    @property
+    def known_without_reading(self) -> bool:
+        """Whether the scan cache told all of it."""
+        return self._thread is None
+
+    def _add(self, offset: int, packed: bytes) -> None:
+        index = self._index
+        for at in range(0, len(packed), CHUNK_BYTES):
+            index[packed[at + 4 : at + CHUNK_BYTES]] = offset
+            offset += int.from_bytes(packed[at : at + 4], "little")
+        while len(index) > MAX_INDEXED_CHUNKS:
+            del index[next(iter(index))]
+        self._progress = offset
+
+    def _read(self) -> None:
+        pool = BufferPool(2, SEGMENT_BYTES + self._profile.maximum)
+        reader = ObjectReader(self._profile, pool)
+        try:
+            for piece in reader.pieces(self.fd, self.size_bytes, sparse=True):
+                if piece.buffer is not None:
+                    piece.buffer.release()
+                self.bytes_read += piece.size_bytes
+                with self._condition:
+                    self._add(piece.offset, piece.packed)
+                    self._condition.notify_all()
+                    if self._closed:
+                        return
+        except Exception:  # noqa: S110 - what cannot be read is simply no basis; its chunks come from the source
+            pass
+        finally:
+            with self._condition:
+                self._done = True
+                self._condition.notify_all()
+
+    def find(self, identity: bytes, near: int) -> int | None:
+        """Offset of a chunk in the file, None when it is not there (or further ahead than is waited for). Blocks."""
+        with self._condition:
+            while True:
+                found = self._index.get(identity)
+                if found is not None or self._done or self._progress >= min(near + LOOK_AHEAD_BYTES, self.size_bytes):
+                    return found
+                self._condition.wait()
+
+    def unchanged(self) -> bool:
+        """Whether the file is still the one that was read."""
+        return Identity.of(os.fstat(self.fd)) == self.identity
+
+    def close(self) -> None:
+        """Stop reading and close the file. Blocks until the reader has let go of it."""
+        with self._condition:
+            self._closed = True
+        if self._thread is not None:
+            self._thread.join()
+        os.close(self.fd)

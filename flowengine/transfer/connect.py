@@ -1,0 +1,557 @@
+"""Getting from an address to a session: TLS, handshake, `Open`, data connections with their preambles.
+
+One port serves both kinds of connections; the first byte tells them apart. The client pins the server's certificate
+by the ticket's fingerprint, before it says anything; the handshake then proves the ticket's secret both ways.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import socket
+import ssl
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Final
+
+import trio
+
+import flowengine
+from flowengine.chunking import profile_named
+from flowengine.errors import AuthenticationError, FlowError, NotFound, ProtocolError, TemporaryError
+from flowengine.transfer.control import Control, refusal
+from flowengine.transfer.lanes import prepare_socket
+from flowengine.transfer.session import MIN_WINDOW_BYTES, Session
+from flowengine.wire import messages
+from flowengine.wire.control import MAX_HANDSHAKE_BYTES, ControlDecoder
+from flowengine.wire.control import encode as frame
+from flowengine.wire.handshake import ClientHandshake, Established, ServerHandshake, Software, TicketProof
+from flowengine.wire.handshake import refusal as handshake_refusal
+from flowengine.wire.keys import SessionSecrets, Side
+from flowengine.wire.messages import Open, Opened, Options, Refuse
+from flowengine.wire.preamble import PREAMBLE_BYTES, Preamble, PreambleRegistry, is_data_connection
+from flowengine.wire.ticket import Ticket
+
+__all__ = [
+    "DEFAULT_STREAMS",
+    "MAX_STREAMS",
+    "Channel",
+    "Certificate",
+    "Incoming",
+    "Listener",
+    "dial",
+    "join_streams",
+]
+
+CONNECT_S: Final = 20.0
+HANDSHAKE_S: Final = 15.0
+PREAMBLE_S: Final = 5.0
+STREAMS_S: Final = 15.0
+MAX_STREAMS: Final = 64
+DEFAULT_STREAMS: Final = 8
+_NEAR_RTT_S: Final = 0.001
+_ASSUMED_BYTES_PER_S: Final = 312_500_000
+"""2.5 Gbit/s: what a long link is taken for until it was measured."""
+
+
+class Certificate:
+    """A fresh self-signed certificate with its key, in memory only, and its fingerprint."""
+
+    def __init__(self) -> None:
+        import datetime
+
+        from cryptography import x509
+        from cryptography.hazmat.primitives import hashes, serialization
+        from cryptography.hazmat.primitives.asymmetric import ec
+
+        key = ec.generate_private_key(ec.SECP256R1())
+        name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "flowengine")])
+        # Fixed dates: the fingerprint is what is checked, and a wrong clock must not break a transfer.
+        cert = (
+            x509.CertificateBuilder()
+            .subject_name(name)
+            .issuer_name(name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(datetime.datetime(2020, 1, 1))
+            .not_valid_after(datetime.datetime(2120, 1, 1))
+            .sign(key, hashes.SHA256())
+        )
+        self.fingerprint = sha256(cert.public_bytes(serialization.Encoding.DER)).digest()
+        pem = cert.public_bytes(serialization.Encoding.PEM) + key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.context.minimum_version = ssl.TLSVersion.TLSv1_3
+        # The ssl module reads certificates from files only; this one never reaches a disk.
+        fd = os.memfd_create("flow-certificate")
+        try:
+            os.write(fd, pem)
+            self.context.load_cert_chain(f"/proc/self/fd/{fd}")
+        finally:
+            os.close(fd)
+
+
+def _client_context() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE  # pinned by fingerprint right after the handshake
+    return context
+
+
+def _software() -> Software:
+    return Software("flowengine", flowengine.__version__)
+
+
+class Channel:
+    """An authenticated control connection before a session runs on it."""
+
+    def __init__(self, stream: trio.SSLStream[trio.SocketStream], decoder: ControlDecoder, established: Established) -> None:
+        self.stream = stream
+        self.decoder = decoder
+        self.established = established
+        self.rtt_s = 0.0
+        self._pending: list[bytes] = []
+        self._secrets: SessionSecrets | None = None
+
+    @property
+    def secrets(self) -> SessionSecrets:
+        """Key material of this connection; derived once."""
+        if self._secrets is None:
+            self._secrets = self.established.secrets()
+        return self._secrets
+
+    async def send(self, message: messages.Message) -> None:
+        """Send one message."""
+        try:
+            await self.stream.send_all(frame(messages.encode(message)))
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise _disconnected() from error
+
+    async def receive(self) -> messages.Message | None:
+        """The next message; None when the peer closed.
+
+        Raises:
+            FlowError: the peer refused, with its reason.
+        """
+        while not self._pending:
+            try:
+                data = await self.stream.receive_some(65536)
+            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+                raise _disconnected() from error
+            if not data:
+                return None
+            self._pending = self.decoder.feed(data)
+        message = messages.decode(self._pending.pop(0))
+        if isinstance(message, Refuse):
+            raise refusal(message)
+        return message
+
+    def control(self) -> Control:
+        """Go over to the engine's use of the connection."""
+        if self._pending:
+            raise ProtocolError("the peer sent messages before the session began")
+        return Control(self.stream, self.decoder)
+
+    async def refuse(self, error: FlowError) -> None:
+        """Tell the peer why this side will not go on, if it still listens, and close."""
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + 2):
+            with contextlib.suppress(FlowError, trio.BusyResourceError, OSError, ValueError):
+                await self.send(Refuse(error.reason, error.message[:2000], error.hint[:1000], error.retryable))
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close without waiting for the peer."""
+        with trio.CancelScope(shield=True):
+            await trio.aclose_forcefully(self.stream)
+
+
+def _disconnected() -> TemporaryError:
+    return TemporaryError("the connection to the peer broke", hint="it is dialled again", reason="disconnected")
+
+
+async def dial(ticket: Ticket) -> Channel:
+    """An authenticated control connection to where a ticket points.
+
+    Raises:
+        TemporaryError: nobody answers there (reason "disconnected").
+        AuthenticationError: whoever answers is not who the ticket names, or does not accept its secret.
+    """
+    try:
+        with trio.fail_after(CONNECT_S):
+            tcp = await trio.open_tcp_stream(ticket.host, ticket.port)
+    except (OSError, trio.TooSlowError) as error:
+        raise TemporaryError(
+            f"cannot reach {ticket.location}: {error.__cause__ or error or 'no answer'}",
+            hint="check that flow serve runs there and that no firewall stands between",
+            reason="disconnected",
+        ) from error
+    stream = trio.SSLStream(tcp, _client_context(), server_side=False)
+    try:
+        with trio.fail_after(HANDSHAKE_S):
+            return await _client_handshake(stream, ticket)
+    except trio.TooSlowError:
+        await trio.aclose_forcefully(stream)
+        raise TemporaryError(
+            f"{ticket.location} accepted the connection and then said nothing for {HANDSHAKE_S:.0f} s",
+            hint="look at the other side; is it flowengine that listens there?",
+            reason="stalled",
+        ) from None
+    except BaseException:
+        await trio.aclose_forcefully(stream)
+        raise
+
+
+async def _client_handshake(stream: trio.SSLStream[trio.SocketStream], ticket: Ticket) -> Channel:
+    try:
+        await stream.do_handshake()
+    except trio.BrokenResourceError as error:
+        raise ProtocolError(
+            f"{ticket.location} does not speak TLS 1.3", hint="is it flow serve that listens there?"
+        ) from error
+    der = stream.getpeercert(binary_form=True)
+    if not der or sha256(der).digest() != ticket.fingerprint:
+        raise AuthenticationError(
+            f"whoever answers at {ticket.location} is not the one that made the ticket: another certificate",
+            hint="flow serve was started anew (ask for the new ticket), or somebody is in between",
+        )
+    handshake = ClientHandshake(
+        TicketProof(ticket.secret), ticket.fingerprint, os.urandom(32), software=_software()
+    )
+    decoder = ControlDecoder(MAX_HANDSHAKE_BYTES)
+    outgoing: list[bytes | Established] = list(handshake.start())
+    sent_at = 0.0
+    rtts: list[float] = []
+    while True:
+        for item in outgoing:
+            if isinstance(item, Established):
+                channel = Channel(stream, ControlDecoder(), item)
+                channel.rtt_s = min(rtts)
+                return channel
+            await stream.send_all(frame(item))
+            sent_at = time.monotonic()
+        data = await stream.receive_some(MAX_HANDSHAKE_BYTES)
+        rtts.append(time.monotonic() - sent_at)
+        if not data:
+            raise _disconnected()
+        outgoing = [out for message in decoder.feed(data) for out in handshake.receive(message)]
+
+
+async def join_streams(
+    channel: Channel, ticket: Ticket, opened: Opened, profile_name: str, options: Options, compression: int | None
+) -> Session:
+    """The client's part after `Opened`: dial the data connections and make the session."""
+    key = channel.secrets.preamble_key(opened.session_id, Side.SOURCE)
+    sockets: list[socket.socket] = []
+    try:
+        with trio.fail_after(STREAMS_S):
+            for number in range(opened.streams):
+                tcp = await trio.open_tcp_stream(ticket.host, ticket.port)
+                await tcp.send_all(Preamble(opened.session_id, number, 0).encode(key))
+                sockets.append(_blocking(tcp))
+    except (OSError, trio.TooSlowError, trio.BrokenResourceError) as error:
+        for sock in sockets:
+            sock.close()
+        raise TemporaryError(
+            f"cannot open data connections to {ticket.location}: {error or 'no answer in time'}",
+            hint="the control connection works, so look for a limit on connections in between",
+            reason="disconnected",
+        ) from error
+    return _session(channel, sockets, opened.session_id, profile_name, options, compression)
+
+
+def _session(
+    channel: Channel,
+    sockets: list[socket.socket],
+    session_id: bytes,
+    profile_name: str,
+    options: Options,
+    compression: int | None,
+) -> Session:
+    return Session(
+        control=channel.control(),
+        sockets=sockets,
+        secrets=channel.secrets,
+        session_id=session_id,
+        profile=profile_named(profile_name),
+        options=options,
+        rtt_s=channel.rtt_s,
+        window_bytes=max(MIN_WINDOW_BYTES, int(2 * channel.rtt_s * _ASSUMED_BYTES_PER_S)),
+        compression=compression,
+    )
+
+
+def _blocking(tcp: trio.SocketStream) -> socket.socket:
+    sock = socket.socket(fileno=tcp.socket.detach())
+    prepare_socket(sock)
+    return sock
+
+
+def stream_count(rtt_s: float, asked: int) -> int:
+    """How many data streams to use: as asked, else few on a near link (cores bound it) and more on a long one."""
+    if asked:
+        return max(1, min(asked, MAX_STREAMS))
+    if rtt_s < _NEAR_RTT_S:
+        return max(1, min(4, os.cpu_count() or 1))
+    return DEFAULT_STREAMS
+
+
+@dataclass
+class Incoming:
+    """A client that proved its right and asked for something.
+
+    Attributes:
+        channel: to answer on.
+        request: what it asked for.
+        peer: its address, for messages.
+    """
+
+    channel: Channel
+    request: Open
+    peer: str
+    _listener: Listener
+
+    async def accept(self, options: Options, compression: int | None = None) -> Session:
+        """Agree, wait for the data connections, and give the session.
+
+        Raises:
+            TemporaryError: the data connections did not come in time.
+        """
+        session_id = secrets.token_bytes(16)
+        streams = stream_count(self.channel.rtt_s, self.request.streams)
+        waiting = self._listener._expect(session_id, self.channel, streams)
+        try:
+            await self.channel.send(Opened(streams, session_id))
+            with trio.fail_after(STREAMS_S):
+                sockets = await waiting.all_here()
+        except trio.TooSlowError:
+            waiting.close()
+            raise TemporaryError(
+                f"only some of {streams} data connections came within {STREAMS_S:.0f} s",
+                hint="look for a limit on connections between the two sides",
+                reason="disconnected",
+            ) from None
+        finally:
+            self._listener._forget(session_id)
+        return _session(self.channel, sockets, session_id, self.request.profile, options, compression)
+
+
+class _Waiting:
+    """Data connections of one session as they come in."""
+
+    def __init__(self, count: int) -> None:
+        self._sockets: dict[int, socket.socket] = {}
+        self._count = count
+        self._here = trio.Event()
+
+    def add(self, number: int, sock: socket.socket) -> None:
+        if number >= self._count or number in self._sockets:
+            sock.close()
+            return
+        self._sockets[number] = sock
+        if len(self._sockets) == self._count:
+            self._here.set()
+
+    async def all_here(self) -> list[socket.socket]:
+        await self._here.wait()
+        return [self._sockets[number] for number in range(self._count)]
+
+    def close(self) -> None:
+        for sock in self._sockets.values():
+            sock.close()
+
+
+Handler = Callable[[Incoming], Awaitable[None]]
+
+
+class Listener:
+    """Accepts tickets' clients on one port.
+
+    Args:
+        host, port: where to listen; port 0 takes a free one.
+        secret: the ticket's; a fresh one where None.
+        log: told of what was refused, in one line without secrets.
+    """
+
+    def __init__(self, host: str, port: int, *, secret: bytes | None = None, log: Callable[[str], None] | None = None) -> None:
+        self._host = host
+        self._port = port
+        self._secret = secret or secrets.token_bytes(24)
+        self._certificate = Certificate()
+        self._registry = PreambleRegistry()
+        self._waiting: dict[bytes, _Waiting] = {}
+        self._log = log or (lambda line: None)
+        self._sockets: list[trio.SocketListener] = []
+        self._bound: list[socket.socket] = []
+
+    def bind(self) -> None:
+        """Take the port; raises `OSError` where that is not possible."""
+        infos = socket.getaddrinfo(self._host or None, self._port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, proto, _, address = infos[0]
+        sock = socket.socket(family, kind, proto)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(address)
+            sock.listen(1024)
+        except BaseException:
+            sock.close()
+            raise
+        self._port = sock.getsockname()[1]
+        self._bound = [sock]
+
+    def ticket(self, host: str | None = None, path: bytes = b"") -> Ticket:
+        """The ticket that lets a client in."""
+        return Ticket(host or self._host, self._port, path, self._certificate.fingerprint, self._secret)
+
+    def close_bound(self) -> None:
+        """Close the listening sockets in this process (after a fork, in the one that does not serve)."""
+        for sock in self._bound:
+            sock.close()
+        self._bound = []
+
+    async def serve(self, handler: Handler, *, max_connections: int = 256) -> None:
+        """Accept until cancelled; each client's request is handled in its own task.
+
+        An error of one client's session is logged and told to that client; it does not end the others.
+        """
+        limit = trio.CapacityLimiter(max_connections)
+        self._sockets = [trio.SocketListener(trio.socket.from_stdlib_socket(sock)) for sock in self._bound]
+
+        async def accepted(stream: trio.SocketStream) -> None:
+            async with limit:
+                await self._connection(stream, handler)
+
+        await trio.serve_listeners(accepted, self._sockets)
+
+    def _expect(self, session_id: bytes, channel: Channel, count: int) -> _Waiting:
+        self._registry.register(session_id, channel.secrets.preamble_key(session_id, Side.SOURCE))
+        waiting = self._waiting[session_id] = _Waiting(count)
+        return waiting
+
+    def _forget(self, session_id: bytes) -> None:
+        self._registry.forget(session_id)
+        self._waiting.pop(session_id, None)
+
+    async def _connection(self, tcp: trio.SocketStream, handler: Handler) -> None:
+        peer = "?"
+        try:
+            peer = "{}:{}".format(*tcp.socket.getpeername()[:2])
+            with trio.fail_after(PREAMBLE_S):
+                first = await tcp.socket.recv(1, socket.MSG_PEEK)
+            if not first:
+                await tcp.aclose()
+            elif is_data_connection(first[0]):
+                await self._data_connection(tcp)
+            else:
+                await self._control_connection(tcp, peer, handler)
+        except FlowError as error:
+            self._log(f"{peer}: {error.message}")
+            await trio.aclose_forcefully(tcp)
+        except (OSError, trio.TooSlowError, trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError) as error:
+            self._log(f"{peer}: connection dropped: {error or type(error).__name__}")
+            await trio.aclose_forcefully(tcp)
+
+    async def _data_connection(self, tcp: trio.SocketStream) -> None:
+        data = b""
+        with trio.fail_after(PREAMBLE_S):
+            while len(data) < PREAMBLE_BYTES:
+                part = await tcp.receive_some(PREAMBLE_BYTES - len(data))
+                if not part:
+                    raise ProtocolError("a data connection closed inside its preamble")
+                data += part
+        preamble = self._registry.accept(data)
+        waiting = self._waiting.get(preamble.session_id)
+        if waiting is None:
+            raise AuthenticationError("a data connection came for a session that is not open any more")
+        waiting.add(preamble.stream, _blocking(tcp))
+
+    async def _control_connection(self, tcp: trio.SocketStream, peer: str, handler: Handler) -> None:
+        stream = trio.SSLStream(tcp, self._certificate.context, server_side=True)
+        with trio.fail_after(HANDSHAKE_S):
+            await stream.do_handshake()
+            channel = await self._server_handshake(stream)
+        try:
+            while True:
+                request = await channel.receive()
+                if request is None:
+                    return
+                if not isinstance(request, Open):
+                    raise ProtocolError(f"the client began with {type(request).__name__} instead of a request")
+                await handler(Incoming(channel, request, peer, self))
+                if request.role not in ("stat", "list"):
+                    return
+        except FlowError as error:
+            self._log(f"{peer}: {error.message}")
+            await channel.refuse(error)
+        except OSError as error:
+            self._log(f"{peer}: {error}")
+            await channel.refuse(NotFound(str(error)) if isinstance(error, FileNotFoundError) else FlowError(str(error)))
+        finally:
+            await channel.aclose()
+
+    async def _server_handshake(self, stream: trio.SSLStream[trio.SocketStream]) -> Channel:
+        handshake = ServerHandshake(
+            [TicketProof(self._secret)], self._certificate.fingerprint, os.urandom(32), software=_software()
+        )
+        decoder = ControlDecoder(MAX_HANDSHAKE_BYTES)
+        handshake.start()
+        sent_at = 0.0
+        while True:
+            data = await stream.receive_some(MAX_HANDSHAKE_BYTES)
+            rtt = time.monotonic() - sent_at
+            if not data:
+                raise _disconnected()
+            try:
+                for message in decoder.feed(data):
+                    for item in handshake.receive(message):
+                        if isinstance(item, Established):
+                            channel = Channel(stream, ControlDecoder(), item)
+                            channel.rtt_s = rtt
+                            return channel
+                        await stream.send_all(frame(item))
+                        sent_at = time.monotonic()
+            except FlowError as error:
+                with contextlib.suppress(trio.BrokenResourceError):
+                    await stream.send_all(frame(handshake_refusal(error)))
+                raise
+
+
+@contextlib.asynccontextmanager
+async def session_errors(channel: Channel) -> AsyncIterator[None]:
+    """Tell the peer of an error that ends the session here, then raise it on."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        error = first_flow_error(group)
+        if error is None:
+            raise
+        await channel.refuse(error)
+        raise error from group
+    except FlowError as error:
+        await channel.refuse(error)
+        raise
+
+
+def first_flow_error(error: BaseException) -> FlowError | None:
+    """The most telling of our errors in a tree of exception groups: what is not temporary goes first.
+
+    None where something else is among them: a bug must not hide behind a broken connection.
+    """
+    found: list[FlowError] = []
+
+    def walk(node: BaseException) -> bool:
+        if isinstance(node, BaseExceptionGroup):
+            return all([walk(child) for child in node.exceptions])
+        if isinstance(node, FlowError):
+            found.append(node)
+            return True
+        return isinstance(node, trio.Cancelled)
+
+    if not walk(error) or not found:
+        return None
+    found.sort(key=lambda item: (item.retryable, item.reason == "disconnected"))
+    return found[0]

@@ -1,0 +1,809 @@
+"""Where delivered chunks go: verified, written to every place that needs them, journalled, synced, published.
+
+Goal
+    Nothing unverified is ever visible under its final name, nothing is called landed before it is durable, and a
+    small object costs a handful of system calls.
+Plan
+    Lanes call `deliver` with a record's plaintext. Every chunk is hashed against what was offered, then written: small
+    objects whole, from the lane's buffer, to a staging file each; large ones into their journalled staging file. What
+    is complete goes to the publisher thread, which works in batches: sync data, rename, sync directories, report.
+Invariants
+    - A chunk is accepted once, and only if it was wanted.
+    - `Landed` counts only what was synced before and after its rename.
+    - A directory gets its mode and mtime after the last object in it was published.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import stat
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from flowengine.chunking import CHUNK_BYTES, chunk_id
+from flowengine.errors import IntegrityError, ProtocolError
+from flowengine.manifest import FILE, SYMLINK, Entry
+from flowengine.store.filesystem import local_error, sync_filesystem
+from flowengine.store.scan import encode_entries, stats_proof
+from flowengine.store.scan_cache import DirectoryPart, Identity, ScanCache
+from flowengine.store.staging import StagedObject, Staging
+from flowengine.transfer.basis import Basis
+from flowengine.transfer.control import Control
+from flowengine.transfer.session import Counters
+from flowengine.transfer.timing import StageClock
+from flowengine.units import show_path
+from flowengine.wire.messages import LARGE_OBJECT_BYTES, DirectoryEnd, Failed, Landed, Received
+from flowengine.wire.records import Run
+
+__all__ = ["LargeObject", "Landing", "RunOffer", "Sink", "SmallObject", "SmallOffer", "TargetDirectory"]
+
+_BATCH_OBJECTS: Final = 2048
+_BATCH_BYTES: Final = 64 * 1024 * 1024
+_BATCH_WAIT_S: Final = 0.05
+_SYNC_EACH: Final = 8
+"""Up to so many files of a batch are synced one by one; more of them with one syncfs."""
+_CHECKPOINT_BYTES: Final = 256 * 1024 * 1024
+_RECENT_CHUNKS: Final = 200_000
+
+
+class TargetDirectory:
+    """One directory at the target while objects of it are on their way."""
+
+    __slots__ = (
+        "created", "end", "entries", "existing", "fd", "keys", "known", "linked", "name", "offered", "open_names", "parent", "path",
+        "rows", "unchanged_all",
+    )  # fmt: skip
+
+    def __init__(self, path: bytes, name: bytes, fd: int, parent: TargetDirectory | None, *, created: bool) -> None:
+        self.path = path
+        self.name = name
+        self.fd = fd
+        self.parent = parent
+        self.created = created
+        self.existing: dict[bytes, os.stat_result] = {}
+        self.known: dict[bytes, Entry] = {}
+        self.open_names: set[bytes] = set()
+        self.end: DirectoryEnd | None = None
+        self.rows: list[tuple[bytes, os.stat_result, Entry]] = []
+        self.offered: set[bytes] | None = None
+        self.keys: dict[bytes, bytes] | None = None
+        self.linked = False
+        self.unchanged_all = True
+        self.entries = 0
+
+    def child(self, name: bytes) -> bytes:
+        """The path of an entry, from the target's root."""
+        return self.path + b"/" + name if self.path else name
+
+
+class Sink:
+    """Something that chunks are put into; complete when `remaining` is 0 and nothing more will be offered."""
+
+    __slots__ = ("directory", "entry", "failed", "remaining", "sealed")
+
+    def __init__(self, directory: TargetDirectory, entry: Entry, remaining: int) -> None:
+        self.directory = directory
+        self.entry = entry
+        self.remaining = remaining
+        self.sealed = True
+        self.failed = False
+
+    def put(self, offset: int, data: memoryview, packed: bytes) -> None:
+        """Write verified bytes."""
+        raise NotImplementedError
+
+
+class SmallObject(Sink):
+    """A small object of which chunks arrive apart."""
+
+    __slots__ = ("fd", "staged")
+
+    def __init__(self, directory: TargetDirectory, entry: Entry, staging: Staging) -> None:
+        super().__init__(directory, entry, entry.size)
+        self.staged = staging.small_name()
+        self.fd = os.open(self.staged, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=staging.fd)
+
+    def put(self, offset: int, data: memoryview, packed: bytes) -> None:
+        _write_all(self.fd, data, offset)
+
+
+class LargeObject(Sink):
+    """A large object in its staging file."""
+
+    __slots__ = ("basis", "position", "same_until", "staged", "unsynced")
+
+    def __init__(self, directory: TargetDirectory, entry: Entry) -> None:
+        super().__init__(directory, entry, entry.size)
+        self.sealed = False
+        self.staged: StagedObject | None = None
+        self.position = 0
+        self.same_until: list[tuple[int, bytes]] = []
+        self.unsynced = 0
+        self.basis: Basis | None = None
+
+    def put(self, offset: int, data: memoryview, packed: bytes) -> None:
+        assert self.staged is not None
+        _write_all(self.staged.fd, data, offset)
+        self.staged.journal(offset, packed)
+        self.unsynced += len(data)
+
+
+def _write_all(fd: int, data: memoryview, offset: int) -> None:
+    done = os.pwrite(fd, data, offset)
+    while done < len(data):
+        done += os.pwrite(fd, data[done:], offset + done)
+
+
+@dataclass(slots=True)
+class RunOffer:
+    """An offered run of a large object, as far as it is wanted."""
+
+    target: LargeObject
+    packed: bytes
+    offsets: list[int]
+    wanted: bytearray
+    open: int
+
+
+class SmallOffer:
+    """An offered batch of small objects, as far as it is wanted."""
+
+    __slots__ = ("directory", "entries", "first", "open", "owners", "sinks", "wanted")
+
+    def __init__(self, directory: TargetDirectory, entries: list[Entry]) -> None:
+        self.directory = directory
+        self.entries = entries
+        self.owners: list[int] = []
+        self.first: list[int] = []
+        for index, entry in enumerate(entries):
+            self.first.append(len(self.owners))
+            count = len(entry.chunks) // CHUNK_BYTES
+            self.owners += [index] * count if count != 1 else (index,)
+        self.wanted = bytearray(len(self.owners))
+        self.open = 0
+        self.sinks: dict[int, SmallObject] = {}
+
+
+Waiter = tuple[Sink, int]
+Location = tuple[bytes, str, int]
+"""(final path, staging name, offset): where a chunk that arrived in this session can be read."""
+
+
+class Landing:
+    """Delivery and publication for one session at the target."""
+
+    def __init__(
+        self,
+        staging: Staging,
+        root_fd: int,
+        control: Control,
+        counters: Counters,
+        clock: StageClock,
+        cache: ScanCache | None,
+        *,
+        apply_extra: Callable[[int, bytes], None] | None,
+    ) -> None:
+        self.staging = staging
+        self._root_fd = root_fd
+        self._control = control
+        self.counters = counters
+        self._clock = clock
+        self._cache = cache
+        self._apply_extra = apply_extra
+        self.lock = threading.Lock()
+        self.offers: dict[int, SmallOffer | RunOffer] = {}
+        self.inflight: dict[bytes, list[Waiter] | None] = {}
+        self.recent: dict[bytes, Location] = {}
+        self.directories: dict[bytes, TargetDirectory] = {}
+        self.failures: list[tuple[bytes, str, str]] = []
+        self.failed_paths: set[bytes] = set()
+        self._ready: queue.SimpleQueue[tuple[str, TargetDirectory, Entry, object] | None] = queue.SimpleQueue()
+        self._parts: dict[bytes, int] = {}
+        self._links: list[tuple[TargetDirectory, Entry]] = []
+        self._open_objects = 0
+        self._closing = False
+        self.settled: Callable[[], None] = lambda: None
+        self._local = threading.local()
+        self._buried: list[Sink] = []
+
+    # --- bookkeeping, any thread --------------------------------------------------------------------------------
+
+    def opened(self, directory: TargetDirectory, name: bytes) -> None:
+        """An object is on its way."""
+        with self.lock:
+            directory.open_names.add(name)
+            self._open_objects += 1
+
+    def close_offering(self) -> None:
+        """Nothing more will be opened; `settled` is called once all that is open is done."""
+        with self.lock:
+            self._closing = True
+            idle = self._open_objects == 0
+        if idle:
+            self.settled()
+
+    def fail(self, directory: TargetDirectory, name: bytes, reason: str, message: str) -> None:
+        """An open object will not land in this session."""
+        self.report(directory.child(name), reason, message)
+        self.done(directory, name)
+
+    def report(self, path: bytes, reason: str, message: str) -> None:
+        """Count and tell a failure; the object must not be open."""
+        with self.lock:
+            if path in self.failed_paths:
+                return
+            self.failed_paths.add(path)
+            self.failures.append((path, reason, message))
+            self.counters.objects_failed += 1
+        self._control.post(Failed(path, reason, message))
+
+    def done(self, directory: TargetDirectory, name: bytes) -> None:
+        """An object that was open landed, failed, or was found to be right already."""
+        with self.lock:
+            if name not in directory.open_names:
+                return
+            directory.open_names.discard(name)
+            self._open_objects -= 1
+            finished = directory.end is not None and not directory.open_names
+            idle = self._closing and self._open_objects == 0
+        if finished:
+            self._ready.put(("directory", directory, _NO_ENTRY, None))
+        if idle:
+            self.settled()
+
+    def directory_begun(self, directory: TargetDirectory) -> None:
+        """A directory was entered; its parent stays open at least as long as it."""
+        with self.lock:
+            self.directories[directory.path] = directory
+            if directory.parent is not None:
+                # Names have no slash, so this cannot meet an object of the parent.
+                directory.parent.open_names.add(directory.name + b"/")
+
+    def directory_skipped(self, directory: TargetDirectory) -> None:
+        """A directory that was entered holds nothing open and is not to be finished."""
+        with self.lock:
+            self.directories.pop(directory.path, None)
+            parent = directory.parent
+            if parent is not None:
+                parent.open_names.discard(directory.name + b"/")
+        if directory.fd >= 0:
+            os.close(directory.fd)
+
+    def directory_ended(self, directory: TargetDirectory, end: DirectoryEnd) -> None:
+        """No more entries of this directory will be offered."""
+        with self.lock:
+            directory.end = end
+            finished = not directory.open_names
+        if finished:
+            self._ready.put(("directory", directory, _NO_ENTRY, None))
+
+    def ready(self, kind: str, directory: TargetDirectory, entry: Entry, what: object) -> None:
+        """Hand an object that is complete to the publisher."""
+        self._ready.put((kind, directory, entry, what))
+
+    def stop(self) -> None:
+        """Let the publisher end after what is queued."""
+        self._ready.put(None)
+
+    # --- delivery, lane threads ---------------------------------------------------------------------------------
+
+    def deliver(self, runs: list[Run], plain: memoryview, stored_bytes: int) -> None:
+        """One record's chunks. Blocks while they are verified and written.
+
+        Raises:
+            ProtocolError, IntegrityError: the peer sent what was not wanted, or not what it offered.
+            FlowError: the disk refused.
+        """
+        stages = self._stages()
+        at = 0
+        for number, index, count in runs:
+            offer = self.offers.get(number)
+            if offer is None:
+                raise ProtocolError(f"data arrived for offer {number}, which is not open")
+            if index + count > len(offer.wanted) or not count:
+                raise ProtocolError(f"data arrived for chunks {index}+{count} of offer {number}, which has {len(offer.wanted)}")
+            if offer.wanted.count(1, index, index + count) != count:
+                raise ProtocolError(f"data arrived for chunks of offer {number} that were not wanted (any more)")
+            try:
+                if isinstance(offer, RunOffer):
+                    at += self._deliver_run(offer, index, count, plain[at:], stages)
+                else:
+                    at += self._deliver_small(offer, index, count, plain[at:], stages)
+            except OSError as error:
+                name = offer.target.directory.path if isinstance(offer, RunOffer) else offer.directory.path
+                raise local_error(error, "cannot write into", name or b".") from error
+            with self.lock:
+                offer.wanted[index : index + count] = bytes(count)
+                offer.open -= count
+                if not offer.open:
+                    del self.offers[number]
+        if at != len(plain):
+            raise ProtocolError(f"a record holds {len(plain)} bytes, its chunks are {at} bytes")
+        self._control.post(Received(stored_bytes))
+
+    def _stages(self):  # type: ignore[no-untyped-def]
+        local = self._local
+        if not hasattr(local, "stages"):
+            local.stages = (self._clock.stage("verify"), self._clock.stage("write"))
+        return local.stages
+
+    def _verify(self, packed: bytes, index: int, plain: memoryview, at: int, where: bytes) -> int:
+        """Check one chunk at plain[at:]; its length."""
+        start = index * CHUNK_BYTES
+        length = int.from_bytes(packed[start : start + 4], "little")
+        data = plain[at : at + length]
+        if len(data) != length or chunk_id(data) != packed[start + 4 : start + CHUNK_BYTES]:
+            raise IntegrityError(
+                f"a chunk of {show_path(where)} does not have the hash it was offered with",
+                hint="nothing of it was used; if it repeats, the source's memory or disk is faulty, or it lies",
+            )
+        return length
+
+    def _deliver_run(self, offer: RunOffer, index: int, count: int, plain: memoryview, stages) -> int:  # type: ignore[no-untyped-def]
+        from time import perf_counter_ns
+
+        verify, write = stages
+        target = offer.target
+        packed = offer.packed
+        begin = perf_counter_ns()
+        size = 0
+        where = target.directory.child(target.entry.name)
+        for number in range(index, index + count):
+            size += self._verify(packed, number, plain, size, where)
+        begin = verify.since(begin)
+        run = packed[index * CHUNK_BYTES : (index + count) * CHUNK_BYTES]
+        if not target.failed:
+            target.put(offer.offsets[index], plain[:size], run)
+        self._arrived(run, plain, (where, target.staged.name if target.staged else "", offer.offsets[index]))
+        write.since(begin)
+        self.add(target, size)
+        return size
+
+    def _deliver_small(self, offer: SmallOffer, index: int, count: int, plain: memoryview, stages) -> int:  # type: ignore[no-untyped-def]
+        from time import perf_counter_ns
+
+        verify, write = stages
+        directory, entries, owners = offer.directory, offer.entries, offer.owners
+        at = 0
+        number = index
+        end = index + count
+        begin = perf_counter_ns()
+        while number < end:
+            owner = owners[number]
+            entry = entries[owner]
+            packed = entry.chunks
+            chunks = len(packed) // CHUNK_BYTES
+            first = offer.first[owner]
+            whole = number == first and number + chunks <= end and owner not in offer.sinks
+            stop = first + chunks if whole else min(end, first + chunks)
+            size = 0
+            for chunk in range(number - first, stop - first):
+                size += self._verify(packed, chunk, plain, at + size, directory.child(entry.name))
+            data = plain[at : at + size]
+            begin = verify.since(begin)
+            if whole:
+                staged = self.staging.small_name()
+                self._write_small(staged, entry, data)
+                self._arrived(packed, data, (directory.child(entry.name), staged, 0))
+                self._ready.put(("small", directory, entry, staged))
+            else:
+                sink = self._small_sink(offer, owner)
+                before = sum(_lengths(packed[: (number - first) * CHUNK_BYTES]))
+                run = packed[(number - first) * CHUNK_BYTES : (stop - first) * CHUNK_BYTES]
+                sink.put(before, data, run)
+                self._arrived(run, data, (directory.child(entry.name), sink.staged, before))
+                self.add(sink, size)
+            begin = write.since(begin)
+            at += size
+            number = stop
+        return at
+
+    def _small_sink(self, offer: SmallOffer, owner: int) -> SmallObject:
+        """The staging file of a small object whose chunks arrive apart; made by the first of them."""
+        with self.lock:
+            sink = offer.sinks.get(owner)
+            if sink is None:
+                sink = offer.sinks[owner] = SmallObject(offer.directory, offer.entries[owner], self.staging)
+            return sink
+
+    def _write_small(self, staged: str, entry: Entry, data: memoryview) -> None:
+        mode = entry.mode
+        fd = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=self.staging.fd)
+        try:
+            done = os.write(fd, data)
+            while done < len(data):
+                done += os.write(fd, data[done:])
+            os.fchmod(fd, mode)
+            if entry.extra and self._apply_extra is not None:
+                self._apply_extra(fd, entry.extra)
+            os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
+        finally:
+            os.close(fd)
+
+    def _arrived(self, packed: bytes, data: memoryview, location: Location) -> None:
+        """Chunks are here: remember where, and write them to whoever else waits for them."""
+        waiting: list[tuple[list[Waiter], int, int, bytes]] = []
+        path, staged, offset = location
+        at = 0
+        with self.lock:
+            inflight, recent = self.inflight, self.recent
+            for start in range(0, len(packed), CHUNK_BYTES):
+                length = int.from_bytes(packed[start : start + 4], "little")
+                identity = packed[start + 4 : start + CHUNK_BYTES]
+                waiters = inflight.pop(identity, None)
+                if waiters:
+                    waiting.append((waiters, at, length, packed[start : start + CHUNK_BYTES]))
+                recent[identity] = (path, staged, offset + at)
+                at += length
+            while len(recent) > _RECENT_CHUNKS:
+                del recent[next(iter(recent))]
+        for waiters, at, length, one in waiting:
+            for sink, place in waiters:
+                if not sink.failed:
+                    sink.put(place, data[at : at + length], one)
+                self.counters.bytes_reused += length
+                self.add(sink, length)
+
+    def add(self, sink: Sink, size_bytes: int) -> None:
+        """So many more bytes of a sink are in place."""
+        with self.lock:
+            sink.remaining -= size_bytes
+            complete = sink.remaining == 0 and sink.sealed
+        assert sink.remaining >= 0
+        if complete:
+            self._complete(sink)
+        elif isinstance(sink, LargeObject) and sink.unsynced >= _CHECKPOINT_BYTES:
+            sink.unsynced = 0
+            self._ready.put(("checkpoint", sink.directory, sink.entry, sink))
+
+    def seal(self, sink: LargeObject) -> None:
+        """All chunks of a large object were offered."""
+        with self.lock:
+            sink.sealed = True
+            complete = sink.remaining == 0
+        if complete:
+            self._complete(sink)
+
+    def _complete(self, sink: Sink) -> None:
+        if sink.failed:
+            return
+        if isinstance(sink, SmallObject):
+            os.fchmod(sink.fd, sink.entry.mode)
+            if sink.entry.extra and self._apply_extra is not None:
+                self._apply_extra(sink.fd, sink.entry.extra)
+            os.utime(sink.fd, ns=(sink.entry.mtime_ns, sink.entry.mtime_ns))
+            os.close(sink.fd)
+            self._ready.put(("small", sink.directory, sink.entry, sink.staged))
+        else:
+            self._ready.put(("large", sink.directory, sink.entry, sink))
+
+    def lose(self, number: int, index: int, count: int, reason: str, message: str) -> None:
+        """The source cannot serve chunks that were wanted: their objects, and all that wait for them, fail."""
+        offer = self.offers.get(number)
+        if offer is None or index + count > len(offer.wanted):
+            raise ProtocolError(f"the source gave up chunks of offer {number}, which is not open")
+        victims: list[Sink] = []
+        names: list[tuple[TargetDirectory, bytes]] = []
+        with self.lock:
+            for chunk in range(index, index + count):
+                if not offer.wanted[chunk]:
+                    continue
+                offer.wanted[chunk] = 0
+                offer.open -= 1
+                if isinstance(offer, RunOffer):
+                    packed, at = offer.packed, chunk
+                    victims.append(offer.target)
+                else:
+                    owner = offer.owners[chunk]
+                    packed, at = offer.entries[owner].chunks, chunk - offer.first[owner]
+                    if owner in offer.sinks:
+                        victims.append(offer.sinks[owner])
+                    else:
+                        names.append((offer.directory, offer.entries[owner].name))
+                identity = packed[at * CHUNK_BYTES + 4 : (at + 1) * CHUNK_BYTES]
+                victims += [sink for sink, _ in self.inflight.pop(identity, None) or []]
+            if not offer.open:
+                self.offers.pop(number, None)
+        for sink in victims:
+            self.fail_sink(sink, reason, message)
+        for directory, name in names:
+            self.fail(directory, name, reason, message)
+
+    def fail_sink(self, sink: Sink, reason: str, message: str) -> None:
+        """An object that has a sink will not land in this session; what is journalled of it stays."""
+        with self.lock:
+            if sink.failed:
+                return
+            sink.failed = True
+        self.bury(sink)
+        self.fail(sink.directory, sink.entry.name, reason, message)
+
+    def bury(self, sink: Sink) -> None:
+        """Keep a failed sink's files open to the session's end: a lane may be about to write to them."""
+        self._buried.append(sink)
+
+    def close(self) -> None:
+        """Close what failed sinks and unfinished directories hold. No lane, copier or publisher may be running."""
+        for sink in self._buried:
+            if isinstance(sink, SmallObject):
+                os.close(sink.fd)
+            elif isinstance(sink, LargeObject):
+                if sink.staged is not None:
+                    sink.staged.close()
+                if sink.basis is not None:
+                    sink.basis.close()
+        self._buried.clear()
+        for directory in self.directories.values():
+            if directory.fd >= 0:
+                os.close(directory.fd)
+        self.directories.clear()
+
+    # --- publishing, its own thread -----------------------------------------------------------------------------
+
+    def run_publisher(self) -> None:
+        """Publish what is ready, in batches, until `stop`; blocks."""
+        stage = self._clock.stage("sync")
+        while True:
+            first = self._ready.get()
+            if first is None:
+                return
+            batch = [first]
+            size = first[2].size
+            ended = False
+            while len(batch) < _BATCH_OBJECTS and size < _BATCH_BYTES:
+                try:
+                    item = self._ready.get(timeout=_BATCH_WAIT_S if not self._closing else 0)
+                except queue.Empty:
+                    break
+                if item is None:
+                    ended = True
+                    break
+                batch.append(item)
+                size += item[2].size
+            from time import perf_counter_ns
+
+            begin = perf_counter_ns()
+            self._publish(batch)
+            stage.since(begin)
+            if ended:
+                return
+
+    def _publish(self, batch: list[tuple[str, TargetDirectory, Entry, object]]) -> None:
+        smalls = [(d, e, w) for kind, d, e, w in batch if kind == "small"]
+        larges = [w for kind, _, _, w in batch if kind == "large"]
+        links = [(d, e) for kind, d, e, _ in batch if kind == "symlink"] 
+        hard = self._links + [(d, e) for kind, d, e, _ in batch if kind == "hardlink"]
+        for kind, _, _, what in batch:
+            if kind == "checkpoint":
+                assert isinstance(what, LargeObject)
+                if not what.failed and what.staged is not None:
+                    what.staged.sync()
+        self._sync_data(smalls, larges)
+        touched: dict[int, TargetDirectory] = {}
+        landed: list[tuple[TargetDirectory, Entry]] = []
+        for directory, entry, staged in smalls:
+            assert isinstance(staged, str)
+            if self._rename(staged, directory, entry):
+                landed.append((directory, entry))
+                touched[directory.fd] = directory
+        for large in larges:
+            assert isinstance(large, LargeObject)
+            assert large.staged is not None
+            if self._rename(large.staged.name, large.directory, large.entry):
+                landed.append((large.directory, large.entry))
+                touched[large.directory.fd] = large.directory
+        for directory, entry in links:
+            if self._make_link(directory, entry):
+                landed.append((directory, entry))
+                touched[directory.fd] = directory
+        self._links = []
+        for directory, entry in hard:
+            verdict = self._make_hard_link(directory, entry)
+            if verdict is None:
+                self._links.append((directory, entry))
+            elif verdict:
+                landed.append((directory, entry))
+                touched[directory.fd] = directory
+        try:
+            self._sync_directories(self._with_new_parents(list(touched.values())))
+        except OSError as error:
+            raise local_error(error, "cannot sync", next(iter(touched.values())).path or b".") from error
+        for large in larges:
+            assert isinstance(large, LargeObject)
+            assert large.staged is not None
+            if not large.failed:
+                large.staged.forget_journal()
+                large.staged.close()
+                if large.basis is not None:
+                    large.basis.close()
+        self._remember(landed)
+        self.counters.objects_done += len(landed)
+        self.counters.bytes_done += sum([entry.size for _, entry in landed])
+        self._control.post(Landed(self.counters.objects_done, self.counters.bytes_done))
+        for directory, entry in landed:
+            self.done(directory, entry.name)
+        for kind, directory, _, _ in batch:
+            if kind == "directory" and self.directories.get(directory.path) is directory:
+                self._finish_directory(directory)
+        if self._links and (landed or not self._ready.empty()):
+            pass  # tried again with the next batch
+        elif self._links:
+            self._retry_links()
+
+    def _retry_links(self) -> None:
+        """Hard links whose first name is not open any more and never came: they fail."""
+        waiting, self._links = self._links, []
+        for directory, entry in waiting:
+            if self._is_open(entry.link):
+                self._links.append((directory, entry))
+            else:
+                self.fail(directory, entry.name, "link", f"its first name {show_path(entry.link)} did not land")
+
+    def _is_open(self, path: bytes) -> bool:
+        parent, _, name = path.rpartition(b"/")
+        with self.lock:
+            directory = self.directories.get(parent)
+            return directory is not None and name in directory.open_names
+
+    def _sync_data(self, smalls: list[tuple[TargetDirectory, Entry, object]], larges: list[object]) -> None:
+        try:
+            for large in larges:
+                assert isinstance(large, LargeObject)
+                assert large.staged is not None
+                fd = large.staged.fd
+                os.fchmod(fd, large.entry.mode)
+                if large.entry.extra and self._apply_extra is not None:
+                    self._apply_extra(fd, large.entry.extra)
+                os.utime(fd, ns=(large.entry.mtime_ns, large.entry.mtime_ns))
+                os.fsync(fd)
+            if len(smalls) > _SYNC_EACH:
+                sync_filesystem(self.staging.fd)
+            else:
+                for _, _, staged in smalls:
+                    fd = os.open(staged, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self.staging.fd)  # type: ignore[arg-type]
+                    try:
+                        os.fsync(fd)
+                    finally:
+                        os.close(fd)
+        except OSError as error:
+            raise local_error(error, "cannot sync", b"the target") from error
+
+    def _sync_directories(self, directories: list[TargetDirectory]) -> None:
+        if len(directories) > _SYNC_EACH:
+            sync_filesystem(self.staging.fd)
+        else:
+            for directory in directories:
+                os.fsync(directory.fd)
+
+    def _with_new_parents(self, directories: list[TargetDirectory]) -> list[TargetDirectory]:
+        """The directories and those in which they, or directories above them, were made and not yet synced."""
+        found = {id(directory): directory for directory in directories}
+        for directory in directories:
+            below = directory
+            while below.created and not below.linked and below.parent is not None:
+                below.linked = True
+                below = below.parent
+                found[id(below)] = below
+        return list(found.values())
+
+    def _rename(self, staged: str, directory: TargetDirectory, entry: Entry) -> bool:
+        try:
+            os.rename(staged, entry.name, src_dir_fd=self.staging.fd, dst_dir_fd=directory.fd)
+            return True
+        except OSError as error:
+            self.fail(directory, entry.name, "local", _why_not_placed(error, directory, entry))
+            return False
+
+    def _make_link(self, directory: TargetDirectory, entry: Entry) -> bool:
+        staged = self.staging.small_name()
+        try:
+            os.symlink(entry.link, staged.encode(), dir_fd=self.staging.fd)
+            os.utime(staged, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=self.staging.fd, follow_symlinks=False)
+        except OSError as error:
+            self.fail(directory, entry.name, "local", error.strerror or str(error))
+            return False
+        return self._rename(staged, directory, entry)
+
+    def _make_hard_link(self, directory: TargetDirectory, entry: Entry) -> bool | None:
+        """Link to the first name; None while that is still on its way."""
+        if self._is_open(entry.link):
+            return None
+        if entry.link in self.failed_paths:
+            self.fail(directory, entry.name, "link", f"its first name {show_path(entry.link)} did not land")
+            return False
+        staged = self.staging.small_name()
+        try:
+            os.link(entry.link, staged, src_dir_fd=self._root_fd, dst_dir_fd=self.staging.fd, follow_symlinks=False)
+        except OSError as error:
+            self.fail(directory, entry.name, "link", f"cannot link to {show_path(entry.link)}: {error.strerror}")
+            return False
+        placed = self._rename(staged, directory, entry)
+        if placed:  # rename(2) between two names of one inode does nothing and leaves the first
+            try:
+                os.unlink(staged, dir_fd=self.staging.fd)
+            except FileNotFoundError:
+                pass
+        return placed
+
+    def _remember(self, landed: list[tuple[TargetDirectory, Entry]]) -> None:
+        """Tell the scan cache what now lies at the target."""
+        by_directory: dict[int, tuple[TargetDirectory, list[tuple[bytes, os.stat_result]], list[Entry]]] = {}
+        for directory, entry in landed:
+            if entry.kind not in (FILE, SYMLINK) or entry.extra:
+                directory.unchanged_all = False
+                continue
+            try:
+                st = os.stat(entry.name, dir_fd=directory.fd, follow_symlinks=False)
+            except OSError:
+                continue
+            directory.unchanged_all = False
+            if entry.size >= LARGE_OBJECT_BYTES:
+                if self._cache is not None:
+                    self._cache.settle_pieces(Identity.of(st))
+                continue
+            directory.rows.append((entry.name, st, entry))
+            _, rows, entries = by_directory.setdefault(directory.fd, (directory, [], []))
+            rows.append((entry.name, st))
+            entries.append(entry)
+        if self._cache is None:
+            return
+        for directory, rows, entries in by_directory.values():
+            if directory.end is not None and not (directory.open_names - {name for name, _ in rows}):
+                continue  # written whole when the directory is finished, in a moment
+            st_dir = os.fstat(directory.fd)
+            number = self._parts[directory.path] = self._parts.get(directory.path, 0) + 1
+            self._cache.add_directory_part(
+                st_dir.st_dev, st_dir.st_ino, number, DirectoryPart(stats_proof(rows), encode_entries(entries))
+            )
+
+    def _finish_directory(self, directory: TargetDirectory) -> None:
+        end = directory.end
+        assert end is not None
+        try:
+            if end.apply:
+                st = os.fstat(directory.fd)
+                if end.extra and self._apply_extra is not None:
+                    self._apply_extra(directory.fd, end.extra)
+                if stat.S_IMODE(st.st_mode) != end.mode:
+                    os.fchmod(directory.fd, end.mode)
+                if st.st_mtime_ns != end.mtime_ns:
+                    os.utime(directory.fd, ns=(end.mtime_ns, end.mtime_ns))
+            if self._cache is not None and directory.rows and not directory.unchanged_all:
+                st = os.fstat(directory.fd)
+                directory.rows.sort(key=lambda row: row[0])
+                part = DirectoryPart(
+                    stats_proof([(name, row) for name, row, _ in directory.rows]),
+                    encode_entries([entry for _, _, entry in directory.rows]),
+                )
+                self._cache.save_directory(st.st_dev, st.st_ino, [part])
+        except OSError as error:
+            self.report(directory.path or b".", "local", f"cannot set mode or time: {error.strerror}")
+        finally:
+            with self.lock:
+                self.directories.pop(directory.path, None)
+            os.close(directory.fd)
+            directory.rows = []
+            parent = directory.parent
+            if parent is not None:
+                with self.lock:
+                    parent.open_names.discard(directory.name + b"/")
+                    ready = parent.end is not None and not parent.open_names
+                if ready:
+                    self._finish_directory(parent)
+
+
+_NO_ENTRY: Final = Entry(b"-", FILE, 0, 0)
+
+
+def _lengths(packed: bytes) -> list[int]:
+    return [int.from_bytes(packed[at : at + 4], "little") for at in range(0, len(packed), CHUNK_BYTES)]
+
+
+def _why_not_placed(error: OSError, directory: TargetDirectory, entry: Entry) -> str:
+    if isinstance(error, IsADirectoryError):
+        return "a folder of this name is in the way at the target; remove it or sync with --delete"
+    return error.strerror or str(error)
+

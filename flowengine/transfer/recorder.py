@@ -1,0 +1,55 @@
+"""Builds the manifest of what flows past: the source from its scan, the target from what it was offered."""
+
+from __future__ import annotations
+
+import msgspec
+
+from flowengine.manifest import Entry, ManifestBuilder, Summary
+from flowengine.manifest.cut import ChunkListBuilder
+
+__all__ = ["ManifestRecorder"]
+
+
+class ManifestRecorder:
+    """Turns a session's events into calls of a `ManifestBuilder`; both ends so get the same bytes."""
+
+    def __init__(self, builder: ManifestBuilder) -> None:
+        self._builder = builder
+        self._large: Entry | None = None
+        self._chunks: ChunkListBuilder | None = None
+
+    def enter(self, name: bytes) -> None:
+        """A directory begins."""
+        self._builder.begin_directory(name)
+
+    def entries(self, entries: list[Entry]) -> None:
+        """The next whole entries of the current directory."""
+        self._builder.add_entries(entries)
+
+    def large_begin(self, entry: Entry) -> None:
+        """A large object begins; forgets one that was not ended."""
+        self._large = entry
+        self._chunks = self._builder.new_object()
+
+    def large_chunks(self, packed: bytes) -> None:
+        """More chunks of the large object."""
+        assert self._chunks is not None
+        self._chunks.feed(packed)
+
+    def large_end(self, *, keep: bool) -> Entry | None:
+        """The large object is complete: its entry; None when it is to be forgotten."""
+        entry, chunks = self._large, self._chunks
+        self._large = self._chunks = None
+        if not keep or entry is None or chunks is None:
+            return None
+        made = msgspec.structs.replace(entry, **chunks.finish().fields())
+        self._builder.add_entries([made])
+        return made
+
+    def leave(self, mode: int, mtime_ns: int, extra: bytes) -> None:
+        """The current directory ends."""
+        self._builder.end_directory(mode, mtime_ns, extra)
+
+    def finish(self) -> Summary:
+        """The version's summary, once the root was left."""
+        return self._builder.finish()

@@ -1,0 +1,221 @@
+"""What `flow serve` does with a client's request: one directory as a jail, read or read and write."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+import msgspec
+
+from flowengine.errors import Denied, NotFound, ProtocolError, UsageError
+from flowengine.store.filesystem import open_beneath
+from flowengine.store.landed import LandedManifest
+from flowengine.store.scan_cache import ScanCache
+from flowengine.store.selection import Root, Selection
+from flowengine.transfer.connect import Incoming, session_errors
+from flowengine.transfer.session import Counters
+from flowengine.transfer.source import run_source
+from flowengine.transfer.target import TargetRoot, run_target
+from flowengine.units import show_path
+from flowengine.wire.messages import Listed, Options
+from flowengine.wire.paths import STAGING_NAME, check_relative_path
+
+__all__ = ["ServedRoot", "SelectionServer"]
+
+LIST_LIMIT: Final = 1000
+"""Names in one `Listed` message."""
+
+
+class SelectionServer:
+    """Serves one selection, whatever path is asked for: the source process of a local copy."""
+
+    def __init__(self, selection: Selection, *, use_cache: bool, threads: int, compression: int | None) -> None:
+        self._selection = selection
+        self._use_cache = use_cache
+        self._threads = threads
+        self._compression = compression
+
+    async def handle(self, incoming: Incoming) -> None:
+        """Serve one client."""
+        if incoming.request.role != "target":
+            raise ProtocolError(f"this source was asked to be {incoming.request.role!r}")
+        options = incoming.request.options
+        async with session_errors(incoming.channel):
+            session = await incoming.accept(options, self._compression)
+            cache = ScanCache(session.profile.name) if self._use_cache else None
+            await run_source(session, self._selection, cache=cache, counters=Counters(), threads=self._threads)
+
+
+@dataclass
+class ServedRoot:
+    """A directory that clients may read from and, unless `read_only`, write to.
+
+    Nothing outside it can be reached: every path goes component by component, through no link.
+
+    Attributes:
+        path: of the directory.
+        read_only: refuse to be a target.
+        links: "inside" refuses symbolic links that lead out of what is received; "keep" takes them as they are.
+        on_event: told of transfers as they begin and end, one line each.
+    """
+
+    path: bytes
+    read_only: bool = False
+    links: str = "inside"
+    threads: int = 1
+    on_event: Callable[[str], None] = field(default=lambda line: None)
+
+    def __post_init__(self) -> None:
+        try:
+            self._fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            raise NotFound(f"{show_path(self.path)} does not exist", hint="serve a folder that exists") from None
+        except NotADirectoryError:
+            raise UsageError(f"{show_path(self.path)} is not a folder", hint="serve the folder that it is in") from None
+
+    async def handle(self, incoming: Incoming) -> None:
+        """Serve one request of one client."""
+        request = incoming.request
+        path = request.path.rstrip(b"/")
+        if path:
+            check_relative_path(path, reserved=(STAGING_NAME,))
+        match request.role:
+            case "target":
+                await self._give(incoming, path)
+            case "source":
+                await self._take(incoming, path)
+            case "stat":
+                await incoming.channel.send(self._stat(path))
+            case "list":
+                await self._list(incoming, path)
+            case other:
+                raise ProtocolError(f"a client asked to be {other!r}", hint="update flowengine on this side")
+
+    def _open(self, path: bytes, flags: int = os.O_RDONLY) -> int:
+        try:
+            return open_beneath(self._fd, path, flags)
+        except FileNotFoundError:
+            raise NotFound(f"{show_path(path)} does not exist in the served folder", hint="flow ls TICKET lists it") from None
+        except OSError as error:
+            raise Denied(f"{show_path(path)} cannot be reached in the served folder: {error.strerror}") from None
+
+    def _lstat(self, path: bytes) -> os.stat_result | None:
+        parent, _, name = path.rpartition(b"/")
+        if not name:
+            return os.fstat(self._fd)
+        try:
+            fd = open_beneath(self._fd, parent, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError:
+            return None
+        try:
+            return os.stat(name, dir_fd=fd, follow_symlinks=False)
+        except OSError:
+            return None
+        finally:
+            os.close(fd)
+
+    def _stat(self, path: bytes) -> Listed:
+        st = self._lstat(path)
+        return Listed([] if st is None else [(path, st.st_mode, st.st_size, st.st_mtime_ns)], True)
+
+    async def _list(self, incoming: Incoming, path: bytes) -> None:
+        fd = self._open(path)
+        try:
+            st = os.fstat(fd)
+            if not stat.S_ISDIR(st.st_mode):
+                await incoming.channel.send(Listed([(path, st.st_mode, st.st_size, st.st_mtime_ns)], True))
+                return
+            rows: list[tuple[bytes, int, int, int]] = []
+            for name in sorted(os.fsencode(name) for name in os.listdir(fd)):
+                if name == STAGING_NAME:
+                    continue
+                try:
+                    st = os.stat(name, dir_fd=fd, follow_symlinks=False)
+                except FileNotFoundError:
+                    continue
+                rows.append((name, st.st_mode, st.st_size, st.st_mtime_ns))
+                if len(rows) == LIST_LIMIT:
+                    await incoming.channel.send(Listed(rows, False))
+                    rows = []
+            await incoming.channel.send(Listed(rows, True))
+        finally:
+            os.close(fd)
+
+    async def _give(self, incoming: Incoming, path: bytes) -> None:
+        """The client pulls."""
+        request = incoming.request
+        fds: list[int] = []
+        try:
+            if request.path.endswith(b"/") or not path:
+                fd = self._open(path, os.O_RDONLY | os.O_DIRECTORY)
+                fds.append(fd)
+                root = Root(b"/proc/self/fd/%d" % fd, b"")
+            else:
+                parent, _, name = path.rpartition(b"/")
+                fd = self._open(parent, os.O_RDONLY | os.O_DIRECTORY)
+                fds.append(fd)
+                if self._lstat(path) is None:
+                    raise NotFound(f"{show_path(path)} does not exist in the served folder", hint="flow ls TICKET lists it")
+                root = Root(b"/proc/self/fd/%d/%s" % (fd, name), request.options.rename or name)
+            if request.options.files_from:
+                for item in request.options.files_from:
+                    check_relative_path(item.strip(b"/"))
+            self.on_event(f"{incoming.peer} reads {show_path(path) or 'everything'}")
+            async with session_errors(incoming.channel):
+                session = await incoming.accept(request.options)
+                outcome = await run_source(
+                    session,
+                    Selection([root], request.options.files_from),
+                    cache=ScanCache(session.profile.name),
+                    counters=Counters(),
+                    threads=self.threads,
+                )
+            self.on_event(f"{incoming.peer} has read {show_path(path) or 'everything'}: {outcome.receipt.state}")
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    async def _take(self, incoming: Incoming, path: bytes) -> None:
+        """The client pushes."""
+        if self.read_only:
+            raise Denied("this folder is served read-only", hint="start flow serve without --read-only to receive into it")
+        request = incoming.request
+        options: Options = msgspec.structs.replace(
+            request.options, links="keep" if self.links == "keep" and request.options.links == "keep" else "inside"
+        )
+        fd = self._make(path)
+        try:
+            self.on_event(f"{incoming.peer} writes {show_path(path) or 'the root'}")
+            async with session_errors(incoming.channel):
+                session = await incoming.accept(options)
+                name = session.profile.name
+                root = b"/proc/self/fd/%d" % fd
+                outcome = await run_target(
+                    session,
+                    TargetRoot(root, LandedManifest(root)),
+                    caches=(ScanCache(name), ScanCache(name)),
+                    counters=Counters(),
+                )
+            self.on_event(f"{incoming.peer} has written {show_path(path) or 'the root'}: {outcome.state}")
+        finally:
+            os.close(fd)
+
+    def _make(self, path: bytes) -> int:
+        """The target directory, made where missing."""
+        fd = os.dup(self._fd)
+        for part in path.split(b"/") if path else []:
+            try:
+                try:
+                    os.mkdir(part, 0o777, dir_fd=fd)
+                except FileExistsError:
+                    pass
+                below = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
+            except OSError as error:
+                raise Denied(f"{show_path(path)} cannot be made in the served folder: {error.strerror}") from None
+            finally:
+                os.close(fd)
+            fd = below
+        return fd

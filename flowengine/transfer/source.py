@@ -1,0 +1,375 @@
+"""The source's side of a session: scan, offer, serve what is wanted.
+
+Goal
+    The scan runs ahead of the network by a bounded number of buffers and never waits for a round trip.
+Plan
+    The scan thread walks and posts offers; each offer keeps a *hold* on its bytes. Answers arrive on the control
+    connection in the same order; wanted runs become units on the lanes' queue, holds are let go. The loop's thread
+    does the bookkeeping, the lanes carry bytes.
+Invariants
+    - Offers are numbered and answered in order; at most `MAX_OPEN_OFFERS` are unanswered.
+    - Every hold is released exactly once: when answered, or when the session ends.
+    - `Finish` is posted after the last offer, and only after it may a receipt arrive.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Final
+
+import trio
+
+from flowengine.errors import ProtocolError
+from flowengine.manifest import Header, ManifestBuilder, Summary
+from flowengine.store.buffers import BufferPool, PoolClosed
+from flowengine.store.reading import SEGMENT_BYTES, ObjectReader
+from flowengine.store.scan import (
+    Batch,
+    DirectoryEntered,
+    DirectoryLeft,
+    Event,
+    LargeBegun,
+    LargeEnded,
+    LargePiece,
+    ScanFailed,
+    Scanner,
+)
+from flowengine.store.scan_cache import ScanCache
+from flowengine.store.selection import Selection
+from flowengine.transfer.holds import BatchHold, Hold, PieceHold, UnitPacker, wanted_runs
+from flowengine.transfer.lanes import ChunkGone, CompressionChooser, Credit, SendingLane, Unit
+from flowengine.transfer.recorder import ManifestRecorder
+from flowengine.transfer.session import Counters, Observer, Session
+from flowengine.wire.filters import FilterSet
+from flowengine.wire.messages import (
+    DirectoryBegin,
+    DirectoryEnd,
+    Failed,
+    Finish,
+    Landed,
+    Lost,
+    Message,
+    ObjectBegin,
+    ObjectEnd,
+    ObjectRun,
+    Offer,
+    Progress,
+    Receipt,
+    Received,
+    Totals,
+    Want,
+)
+from flowengine.wire.records import Run
+
+__all__ = ["MAX_OPEN_OFFERS", "SourceOutcome", "run_source"]
+
+MAX_OPEN_OFFERS: Final = 512
+POOL_BUFFERS: Final = 10
+_TOTALS_EVERY_S: Final = 0.25
+_LINGER_S: Final = 0.004
+
+
+@dataclass
+class SourceOutcome:
+    """How a session ended at the source.
+
+    Attributes:
+        receipt: the target's last word.
+        failures: (path, reason, message) of what could not be read here or not written there.
+        version_id: of what was offered.
+    """
+
+    receipt: Receipt
+    failures: list[tuple[bytes, str, str]] = field(default_factory=list)
+    version_id: bytes = b""
+
+
+async def run_source(
+    session: Session,
+    selection: Selection,
+    *,
+    cache: ScanCache | None,
+    counters: Counters,
+    threads: int = 1,
+    observe: Observer | None = None,
+) -> SourceOutcome:
+    """Serve one session to its receipt.
+
+    Args:
+        session: established; its sockets are closed at the end.
+        selection: what to offer.
+        cache: the scan cache, used by the scan thread alone while this runs.
+        counters: updated as things happen.
+        threads: threads that read, cut and hash one large object.
+        observe: called twice a second.
+
+    Raises:
+        TemporaryError: the session broke; another one continues.
+        FlowError: as the peer or the local system says.
+    """
+    return await _Source(session, selection, cache, counters, threads, observe).run()
+
+
+class _Source:
+    def __init__(
+        self,
+        session: Session,
+        selection: Selection,
+        cache: ScanCache | None,
+        counters: Counters,
+        threads: int,
+        observe: Observer | None,
+    ) -> None:
+        self._session = session
+        self._control = session.control
+        self._selection = selection
+        self._cache = cache
+        self._counters = counters
+        self._observe = observe
+        profile = session.profile
+        self._pool = BufferPool(POOL_BUFFERS, SEGMENT_BYTES + profile.maximum)
+        self._reader = ObjectReader(profile, self._pool, threads)
+        self._units: queue.SimpleQueue[Unit | None] = queue.SimpleQueue()
+        self._credit = Credit(session.window_bytes)
+        self._chooser = CompressionChooser(session.rtt_s, session.compression)
+        self._holds: deque[Hold] = deque()
+        self._hold_lock = threading.Lock()
+        self._open_offers = threading.Semaphore(MAX_OPEN_OFFERS)
+        self._stopped = False
+        self._offers = 0
+        self._packer = UnitPacker()
+        self._wants_seen = 0
+        self._failures: list[tuple[bytes, str, str]] = []
+        self._summary: Summary | None = None
+        self._receipt: Receipt | None = None
+        self._lanes: list[SendingLane] = []
+        self.peer_progress: Progress | None = None
+
+    async def run(self) -> SourceOutcome:
+        session = self._session
+        limiter = trio.CapacityLimiter(len(session.sockets) + 2)
+        for number, sock in enumerate(session.sockets):
+            lane = SendingLane(
+                sock,
+                session.sealer(number),
+                self._units,
+                self._credit,
+                self._chooser,
+                session.clock,
+                len(session.sockets),
+                self._lost,
+            )
+            self._lanes.append(lane)
+        try:
+            async with trio.open_nursery() as nursery:
+                try:
+                    for lane in self._lanes:
+                        nursery.start_soon(lambda lane=lane: trio.to_thread.run_sync(lane.run, limiter=limiter))
+                    nursery.start_soon(lambda: trio.to_thread.run_sync(self._scan, limiter=limiter))
+                    nursery.start_soon(self._control.run_writer)
+                    nursery.start_soon(self._flusher)
+                    nursery.start_soon(session.heartbeat, self._counters, self._observed, self._bottleneck)
+                    await self._listen()
+                    for _ in self._lanes:
+                        self._units.put(None)
+                    nursery.cancel_scope.cancel()
+                except BaseException:
+                    session.shut_sockets()
+                    raise
+                finally:
+                    self._stop()
+        finally:
+            self._reader.close()
+            session.close_sockets()
+        assert self._receipt is not None
+        self._count()
+        return SourceOutcome(self._receipt, self._failures, self._summary.version_id if self._summary else b"")
+
+    def _observed(self, counters: Counters) -> None:
+        self._count()
+        if self._observe is not None:
+            self._observe(counters)
+
+    def _count(self) -> None:
+        counters = self._counters
+        counters.bytes_sent = sum(lane.bytes_sent for lane in self._lanes) + self._control.bytes_sent
+        counters.bytes_payload = sum(lane.raw_bytes for lane in self._lanes)
+
+    def _bottleneck(self) -> str:
+        return self._chooser.reason
+
+    def _stop(self) -> None:
+        """Make every thread of this session end."""
+        self._stopped = True
+        self._pool.close()
+        self._credit.close()
+        for _ in range(MAX_OPEN_OFFERS):
+            self._open_offers.release()
+        if self._receipt is None:
+            for _ in self._lanes:
+                self._units.put(None)
+        with self._hold_lock:
+            while self._holds:
+                self._holds.popleft().release()
+
+    # --- scan thread --------------------------------------------------------------------------------------------
+
+    def _scan(self) -> None:
+        options = self._session.options
+        scanner = Scanner(
+            self._selection,
+            self._reader,
+            self._pool,
+            self._cache,
+            filters=FilterSet.from_wire(options.filters),
+            xattrs=options.xattrs,
+            owner=options.owner,
+        )
+        stage = self._session.clock.stage("read")
+        recorder = ManifestRecorder(
+            ManifestBuilder(
+                None,
+                Header(self._session.profile, xattrs=options.xattrs, owner=options.owner),
+            )
+        )
+        counters = self._counters
+        told = 0.0
+        events = scanner.events()
+        start = time.perf_counter_ns()
+        try:
+            for event in events:
+                start = stage.since(start)
+                self._post_event(event, recorder)
+                counters.objects, counters.size_bytes = scanner.objects, scanner.size_bytes
+                counters.objects_read, counters.bytes_read = scanner.objects_read, scanner.bytes_read
+                now = time.monotonic()
+                if now - told > _TOTALS_EVERY_S:
+                    told = now
+                    self._control.post(Totals(scanner.objects, scanner.size_bytes, False))
+                start = time.perf_counter_ns()
+        except PoolClosed:
+            return
+        finally:
+            events.close()  # type: ignore[attr-defined]
+        counters.scan_done = True
+        self._summary = summary = recorder.finish()
+        self._control.post(Totals(scanner.objects, scanner.size_bytes, True))
+        self._control.post(Finish(summary.version_id, summary.objects, summary.size_bytes, scanner.complete))
+
+    def _post_event(self, event: Event, recorder: ManifestRecorder) -> None:
+        post = self._control.post
+        match event:
+            case Batch():
+                recorder.entries(event.entries)
+                self._offer(BatchHold(self._offers, event), Offer(event.entries))
+            case LargePiece():
+                recorder.large_chunks(event.piece.packed)
+                self._offer(PieceHold(self._offers, event.piece, self._large_path), ObjectRun(event.piece.packed))
+            case LargeBegun(entry, path):
+                self._large_path = path.rstrip(b"/") + b"/" + entry.name
+                recorder.large_begin(entry)
+                post(ObjectBegin(entry))
+            case LargeEnded(reason, message):
+                recorder.large_end(keep=not reason)
+                post(ObjectEnd(reason, message))
+            case DirectoryEntered(name, _):
+                recorder.enter(name)
+                post(DirectoryBegin(name))
+            case DirectoryLeft(mode, mtime_ns, extra, complete, apply):
+                recorder.leave(mode, mtime_ns, extra)
+                post(DirectoryEnd(mode, mtime_ns, extra, complete, apply))
+            case ScanFailed(path, reason, message):
+                self._failures.append((path, reason, message))
+                self._counters.objects_failed += 1
+                post(Failed(path, reason, message))
+
+    _large_path = b""
+
+    def _offer(self, hold: Hold, message: Offer | ObjectRun) -> None:
+        self._open_offers.acquire()
+        with self._hold_lock:
+            if self._stopped:
+                hold.release()
+                raise PoolClosed("the session ended")
+            self._holds.append(hold)
+        self._offers += 1
+        self._control.post(message)
+
+    # --- loop thread --------------------------------------------------------------------------------------------
+
+    async def _listen(self) -> None:
+        async for batch in self._control.receive():
+            for message in batch:
+                self._handle(message)
+                if self._receipt is not None:
+                    return
+        raise ProtocolError(
+            "the target closed the control connection without a receipt",
+            hint="look at the target's own message; the same command continues where it stopped",
+            reason="disconnected",
+        )
+
+    def _handle(self, message: Message) -> None:
+        match message:
+            case Want(kind, bitmap):
+                self._answer(kind, bitmap)
+            case Received(size_bytes):
+                self._credit.give_back(size_bytes)
+            case Landed(objects, size_bytes):
+                self._counters.objects_done, self._counters.bytes_done = objects, size_bytes
+            case Progress():
+                self.peer_progress = message
+                for name in ("objects_unchanged", "bytes_reused", "bytes_unchanged", "objects_deleted"):
+                    setattr(self._counters, name, message.counters.get(name, 0))
+            case Failed(path, reason, text):
+                self._failures.append((path, reason, text))
+                self._counters.objects_failed += 1
+            case Receipt():
+                self._receipt = message
+            case _:
+                raise ProtocolError(
+                    f"the target sent {type(message).__name__}, which only a source sends",
+                    hint="check that both sides run compatible versions",
+                )
+
+    def _answer(self, kind: int, bitmap: bytes) -> None:
+        with self._hold_lock:
+            if not self._holds:
+                raise ProtocolError("the target answered an offer that was not made")
+            hold = self._holds.popleft()
+        self._open_offers.release()
+        self._wants_seen += 1
+        try:
+            for index, count in wanted_runs(kind, bitmap, len(hold.lengths)):
+                for unit in self._packer.add(hold, index, count):
+                    self._units.put(unit)
+        finally:
+            hold.release()
+        # Parts that wait in an unfilled unit keep their buffers: don't let the scan starve on them.
+        if self._packer.pending_bytes and self._pool.exhausted():
+            self._flush_packer()
+
+    def _flush_packer(self) -> None:
+        unit = self._packer.flush()
+        if unit is not None:
+            self._units.put(unit)
+
+    async def _flusher(self) -> None:
+        """Send a unit that no further wants have filled for a moment."""
+        seen = -1
+        while True:
+            await trio.sleep(_LINGER_S if self._packer.pending_bytes else 4 * _LINGER_S)
+            if self._packer.pending_bytes and seen == self._wants_seen:
+                self._flush_packer()
+            seen = self._wants_seen
+
+    # --- lane threads -------------------------------------------------------------------------------------------
+
+    def _lost(self, run: Run, gone: ChunkGone) -> None:
+        offer, index, count = run
+        self._control.post(Lost(offer, index, count, gone.reason, gone.message))
+

@@ -1,0 +1,416 @@
+"""The target's side of a session: it drives; what is not at hand it wants, and what arrives it lands.
+
+Threads and their work: the loop receives control messages; the placer answers offers; lanes deliver; copiers take
+what is at hand; the publisher makes durable and visible. They meet in `Landing`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import shutil
+import stat
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+import trio
+
+from flowengine.errors import LocalError, ProtocolError, TemporaryError
+from flowengine.manifest import Header, ManifestBuilder
+from flowengine.store.filesystem import local_error, open_beneath, raise_descriptor_limit, sync_filesystem
+from flowengine.store.landed import LandedManifest
+from flowengine.store.scan_cache import ScanCache
+from flowengine.store.staging import Staging
+from flowengine.transfer.lanes import ReceivingLane
+from flowengine.transfer.landing import Landing
+from flowengine.transfer.placing import Copier, Placer
+from flowengine.transfer.recorder import ManifestRecorder
+from flowengine.transfer.session import Counters, Observer, Session
+from flowengine.transfer.timing import bottleneck_line
+from flowengine.units import show_path
+from flowengine.wire.messages import (
+    DirectoryBegin,
+    DirectoryEnd,
+    Failed,
+    Finish,
+    Lost,
+    Message,
+    ObjectBegin,
+    ObjectEnd,
+    ObjectRun,
+    Offer,
+    Progress,
+    Receipt,
+    Totals,
+)
+from flowengine.wire.records import record_limit
+
+__all__ = ["TargetOutcome", "TargetRoot", "run_target"]
+
+MAX_QUEUED_MESSAGES: Final = 65_536
+"""Messages that may wait for the placer. The source keeps far below by its bound on unanswered offers."""
+_COPIERS: Final = 2
+
+
+@dataclass
+class TargetOutcome:
+    """How a session ended at the target.
+
+    Attributes:
+        state: "completed", or "incomplete" when some objects failed or the source could not be read whole.
+        failures: (path, reason, message), those reported by the source included.
+        extras: what stands at the target and not at the source, as paths; deleted if that was asked for.
+        bottleneck: the one line that says what limited the transfer.
+    """
+
+    state: str
+    version_id: bytes
+    failures: list[tuple[bytes, str, str]] = field(default_factory=list)
+    extras: list[bytes] = field(default_factory=list)
+    bottleneck: str = ""
+
+
+@dataclass
+class TargetRoot:
+    """The directory that a transfer lands in.
+
+    Attributes:
+        path: absolute; made where missing, parents too.
+        record: where the manifest of what landed is kept; None keeps none.
+    """
+
+    path: bytes
+    record: LandedManifest | None = None
+
+
+async def run_target(
+    session: Session,
+    root: TargetRoot,
+    *,
+    caches: tuple[ScanCache | None, ScanCache | None],
+    counters: Counters,
+    observe: Observer | None = None,
+) -> TargetOutcome:
+    """Land one session.
+
+    Args:
+        session: established; its sockets are closed at the end.
+        root: where to.
+        caches: two connections to the scan cache, one for the placer's thread, one for the publisher's.
+        counters: updated as things happen.
+        observe: called twice a second.
+
+    Raises:
+        TemporaryError: the session broke, the disk is full or the target is busy; another session continues.
+        FlowError: as the peer or the local system says.
+    """
+    raise_descriptor_limit()
+    dry = session.options.dry_run
+    root_fd = _open_root(root.path, make=not dry)
+    staging: Staging | None = None
+    try:
+        if not dry:
+            staging = Staging(root_fd, root.path)
+        target = _Target(session, root, root_fd, staging, caches, counters, observe)
+        outcome = await target.run()
+        if staging is not None:
+            staging.close(remove=outcome.state == "completed")
+            staging = None
+        return outcome
+    finally:
+        if staging is not None:
+            staging.close(remove=False)
+        session.close_sockets()
+        if root_fd >= 0:
+            os.close(root_fd)
+
+
+def _open_root(path: bytes, *, make: bool) -> int:
+    try:
+        if make:
+            os.makedirs(path, exist_ok=True)
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return -1
+    except (FileExistsError, NotADirectoryError):
+        raise LocalError(f"the target {show_path(path)} is not a folder", hint="choose another target, or remove what is there") from None
+    except OSError as error:
+        raise local_error(error, "cannot open the target", path) from error
+
+
+class _Target:
+    def __init__(
+        self,
+        session: Session,
+        root: TargetRoot,
+        root_fd: int,
+        staging: Staging | None,
+        caches: tuple[ScanCache | None, ScanCache | None],
+        counters: Counters,
+        observe: Observer | None,
+    ) -> None:
+        options = session.options
+        self._session = session
+        self._control = session.control
+        self._root = root
+        self._root_fd = root_fd
+        self._counters = counters
+        self._observe = observe
+        self._started = trio.current_time()
+        apply = None
+        if options.xattrs or options.owner:
+            from flowengine.store.attributes import apply_extra
+
+            apply = apply_extra
+        self._landing = Landing(
+            staging,  # type: ignore[arg-type]  # a dry run never reaches it
+            root_fd,
+            session.control,
+            counters,
+            session.clock,
+            caches[1],
+            apply_extra=apply,
+        )
+        self._settled = trio.Event()
+        token = trio.lowlevel.current_trio_token()
+        self._landing.settled = lambda: token.run_sync_soon(self._settled.set)
+        self._copier = Copier(self._landing, root_fd, session.clock)
+        sink = root.record.begin() if root.record is not None and not options.dry_run else None
+        self._recorder = ManifestRecorder(
+            ManifestBuilder(sink, Header(session.profile, xattrs=options.xattrs, owner=options.owner))
+        )
+        self._extras: list[tuple[bytes, list[bytes]]] = []
+        self._placer = Placer(
+            self._landing,
+            self._copier,
+            root_fd,
+            session.profile,
+            options,
+            caches[0],
+            counters,
+            self._recorder,
+            self._control.post,
+            lambda path, names: self._extras.append((path, names)),
+            folds_names=staging is not None and _folds_names(staging.fd),
+        )
+        self._inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+        self._finish: Finish | None = None
+        self._source_failures: list[tuple[bytes, str, str]] = []
+        self._source_progress: Progress | None = None
+        self._lanes: list[ReceivingLane] = []
+        self._concluded = False
+
+    async def run(self) -> TargetOutcome:
+        session, landing = self._session, self._landing
+        threads = len(session.sockets) + _COPIERS + 2
+        limiter = trio.CapacityLimiter(threads)
+        limit = record_limit(session.profile.maximum)
+        for number, sock in enumerate(session.sockets):
+            self._lanes.append(ReceivingLane(sock, session.opener(number), limit, landing.deliver, session.clock))
+        outcome: TargetOutcome | None = None
+
+        async def thread(body: object) -> None:
+            await trio.to_thread.run_sync(body, limiter=limiter)  # type: ignore[arg-type]
+
+        try:
+            async with trio.open_nursery() as nursery:
+                try:
+                    async with trio.open_nursery() as lanes:
+                        for lane in self._lanes:
+                            lanes.start_soon(thread, lane.run)
+                        for _ in range(_COPIERS):
+                            nursery.start_soon(thread, self._copier.run)
+                        nursery.start_soon(thread, self._place)
+                        nursery.start_soon(self._until_concluded, self._listen)
+                        nursery.start_soon(self._until_concluded, self._control.run_writer)
+                        nursery.start_soon(session.heartbeat, self._counters, self._observed, lambda: "")
+                        publisher_done = trio.Event()
+                        nursery.start_soon(self._publisher, limiter, publisher_done)
+                        await self._settled.wait()
+                        landing.stop()
+                        await publisher_done.wait()
+                        outcome = await trio.to_thread.run_sync(self._conclude, limiter=limiter)
+                        self._concluded = True
+                        self._control.post(self._receipt(outcome))
+                        # The source answers the receipt with a sealed end on every stream; the lanes end by that.
+                    self._control.finish_writing()
+                    nursery.cancel_scope.cancel()
+                except BaseException:
+                    session.shut_sockets()
+                    raise
+                finally:
+                    self._inbox.put(None)
+                    landing.stop()
+                    for _ in range(_COPIERS):
+                        self._copier.jobs.put(None)
+        finally:
+            landing.close()
+            if outcome is None and self._root.record is not None:
+                self._root.record.abandon()
+        assert outcome is not None
+        return outcome
+
+    def _observed(self, counters: Counters) -> None:
+        counters.bytes_sent = sum(lane.bytes_received for lane in self._lanes) + self._control.bytes_received
+        if self._observe is not None:
+            self._observe(counters)
+
+    async def _until_concluded(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Run a part of the control connection, which the source may drop once it has the receipt."""
+        try:
+            await work()
+        except TemporaryError:
+            if not self._concluded:
+                raise
+
+    async def _publisher(self, limiter: trio.CapacityLimiter, done: trio.Event) -> None:
+        await trio.to_thread.run_sync(self._landing.run_publisher, limiter=limiter)
+        done.set()
+
+    # --- control ------------------------------------------------------------------------------------------------
+
+    async def _listen(self) -> None:
+        async for batch in self._control.receive():
+            for message in batch:
+                self._handle(message)
+        if not self._concluded:
+            raise TemporaryError(
+                "the source closed the control connection before it was done",
+                hint="look at the source's own message; the same command continues where it stopped",
+                reason="disconnected",
+            )
+
+    def _handle(self, message: Message) -> None:
+        match message:
+            case Offer() | ObjectBegin() | ObjectRun() | ObjectEnd() | DirectoryBegin() | DirectoryEnd() | Finish():
+                if self._inbox.qsize() > MAX_QUEUED_MESSAGES:
+                    raise ProtocolError("the source offers without waiting for answers")
+                self._inbox.put(message)
+            case Totals(objects, size_bytes, final):
+                self._counters.objects, self._counters.size_bytes = objects, size_bytes
+                self._counters.scan_done = final
+            case Failed(path, reason, text):
+                self._source_failures.append((path, reason, text))
+                self._counters.objects_failed += 1
+            case Lost(offer, index, count, reason, text):
+                self._landing.lose(offer, index, count, reason, text)
+            case Progress():
+                self._source_progress = message
+            case _:
+                raise ProtocolError(
+                    f"the source sent {type(message).__name__}, which only a target sends",
+                    hint="check that both sides run compatible versions",
+                )
+
+    def _place(self) -> None:
+        """Body of the placer's thread."""
+        stage = self._session.clock.stage("place")
+        from time import perf_counter_ns
+
+        while True:
+            message = self._inbox.get()
+            if message is None:
+                return
+            begin = perf_counter_ns()
+            if isinstance(message, Finish):
+                self._finished(message)
+                return
+            self._placer.handle(message)
+            stage.since(begin)
+
+    def _finished(self, message: Finish) -> None:
+        summary = self._recorder.finish()
+        if (summary.version_id, summary.objects, summary.size_bytes) != (message.version_id, message.objects, message.size_bytes):
+            raise ProtocolError(
+                "what the source says it offered is not what arrived: the version ids differ",
+                hint="update both sides to the same version; if that is so, report this as a bug",
+            )
+        self._finish = message
+        self._landing.close_offering()
+
+    # --- the end ------------------------------------------------------------------------------------------------
+
+    def _conclude(self) -> TargetOutcome:
+        """Everything landed or failed: delete what is to be deleted, make it durable, keep the manifest."""
+        finish = self._finish
+        assert finish is not None
+        options = self._session.options
+        failures = [*self._source_failures, *self._landing.failures]
+        extras = [path + b"/" + name if path else name for path, names in self._extras for name in names]
+        if options.delete and extras and not options.dry_run:
+            refusal = self._why_not_delete(finish, failures)
+            if refusal:
+                failures.append((b".", "delete-refused", refusal))
+                self._counters.objects_failed += 1
+            else:
+                self._delete()
+        state = "completed" if not failures and finish.complete else "incomplete"
+        if not options.dry_run:
+            sync_filesystem(self._root_fd)
+            if self._root.record is not None:
+                if state == "completed":
+                    self._root.record.commit()
+                else:
+                    self._root.record.abandon()
+        self._observed(self._counters)
+        return TargetOutcome(state, finish.version_id, failures, extras if options.delete else [], self._bottleneck())
+
+    @staticmethod
+    def _why_not_delete(finish: Finish, failures: list[tuple[bytes, str, str]]) -> str:
+        if not finish.objects:
+            return "nothing was deleted: the source is empty, which is more often a mistake than a wish"
+        if failures or not finish.complete:
+            return "nothing was deleted: the source was not read whole, or some objects failed"
+        return ""
+
+    def _delete(self) -> None:
+        for path, names in self._extras:
+            fd = open_beneath(self._root_fd, path, os.O_RDONLY | os.O_DIRECTORY) if path else os.dup(self._root_fd)
+            try:
+                before = os.fstat(fd)
+                for name in names:
+                    try:
+                        if stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
+                            shutil.rmtree(os.fsdecode(name), dir_fd=fd)
+                        else:
+                            os.unlink(name, dir_fd=fd)
+                        self._counters.objects_deleted += 1
+                    except OSError as error:
+                        self._landing.report(path + b"/" + name if path else name, "local", f"cannot delete: {error.strerror}")
+                os.utime(fd, ns=(before.st_atime_ns, before.st_mtime_ns))
+            finally:
+                os.close(fd)
+
+    def _bottleneck(self) -> str:
+        source: dict[str, int] = {}
+        threads = self._session.clock.threads()
+        if self._source_progress is not None:
+            for name, value in self._source_progress.counters.items():
+                if name.startswith("busy."):
+                    source[name[5:]] = value
+                elif name.startswith("threads."):
+                    threads[name[8:]] = value
+        return bottleneck_line(source, self._session.clock.busy_ms(), self._session.clock.elapsed_s(), threads)
+
+    def _receipt(self, outcome: TargetOutcome) -> Receipt:
+        return Receipt(outcome.version_id, outcome.state, self._counters.as_dict(), outcome.bottleneck)
+
+
+def _folds_names(staging_fd: int) -> bool:
+    """Whether the file system takes names of another case or Unicode form for the same."""
+    probe, others = "s.probe-\u00e9", ("S.PROBE-\u00c9", "s.probe-e\u0301")
+    try:
+        os.close(os.open(probe, os.O_WRONLY | os.O_CREAT, 0o600, dir_fd=staging_fd))
+        try:
+            for other in others:
+                with contextlib.suppress(FileNotFoundError):
+                    os.stat(other, dir_fd=staging_fd)
+                    return True
+            return False
+        finally:
+            os.unlink(probe, dir_fd=staging_fd)
+    except OSError:
+        return True  # a file system that refuses such names is not one to be trusted with them
+
