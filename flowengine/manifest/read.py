@@ -46,7 +46,6 @@ from flowengine.manifest.records import (
     MAGIC,
     RECORD,
     RecordReader,
-    SubdirectoryPage,
 )
 from flowengine.units import MIB, show_path
 
@@ -369,40 +368,37 @@ class ManifestReader:
     ) -> tuple[Entry, tuple[int, ...], int] | None:
         """The entry, the offsets of its runs, and the offset of its page."""
         pages = self.records.node(place.claim.node_id, place.offset, place.before, where).entries
-        low, high = 0, len(pages)
-        while low < high:
-            middle = (low + high) // 2
-            page = self.records.entry_page(*pages[middle], place.offset, where)
-            if name < page.entries[0].name:
-                high = middle
-            elif name > page.entries[-1].name:
-                low = middle + 1
-            else:
-                index = bisect_left(page.entries, name, key=_name)
-                entry = page.entries[index]
-                if entry.name != name:
-                    return None
-                skipped = sum(len(e.runs) for e in page.entries[:index]) // RUN_BYTES
-                runs = len(entry.runs) // RUN_BYTES
-                return entry, page.offsets[skipped : skipped + runs], pages[middle][1]
-        return None
+        number = self._page_with(Kind.ENTRIES, pages, place, name)
+        if number < 0:
+            return None
+        page = self.records.entry_page(*pages[number], place.offset, where)
+        index = bisect_left(page.entries, name, key=_name)
+        if index == len(page.entries) or page.entries[index].name != name:
+            return None
+        entry = page.entries[index]
+        skipped = sum(len(e.runs) for e in page.entries[:index]) // RUN_BYTES
+        return entry, page.offsets[skipped : skipped + len(entry.runs) // RUN_BYTES], pages[number][1]
 
     def _find_directory(self, place: _Place, where: bytes, name: bytes) -> _Place | None:
         pages = self.records.node(place.claim.node_id, place.offset, place.before, where).subdirectories
-        low, high = 0, len(pages)
-        while low < high:
-            middle = (low + high) // 2
-            page: SubdirectoryPage = self.records.subdirectory_page(*pages[middle], place.offset, where)
-            if name < page.entries[0].name:
-                high = middle
-            elif name > page.entries[-1].name:
-                low = middle + 1
-            else:
-                index = bisect_left(page.entries, name, key=_name)
-                if page.entries[index].name != name:
-                    return None
-                return _Place(page.entries[index], page.offsets[index], place.offset)
-        return None
+        number = self._page_with(Kind.SUBDIRECTORIES, pages, place, name)
+        if number < 0:
+            return None
+        page = self.records.subdirectory_page(*pages[number], place.offset, where)
+        index = bisect_left(page.entries, name, key=_name)
+        if index == len(page.entries) or page.entries[index].name != name:
+            return None
+        return _Place(page.entries[index], page.offsets[index], place.offset)
+
+    def _page_with(self, kind: Kind, pages: list[tuple[bytes, int]], place: _Place, name: bytes) -> int:
+        """Number of the one page that can have `name`: the last that does not begin after it; -1 for none."""
+        if len(pages) == 1:
+            return 0
+
+        def first(page: tuple[bytes, int]) -> bytes:
+            return self.records.first_name(kind, page[0], page[1], place.offset)
+
+        return bisect_right(pages, name, key=first) - 1
 
 
 def directory_entry(claim: Subdirectory) -> Entry:

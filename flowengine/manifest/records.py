@@ -186,6 +186,15 @@ class RecordReader:
         self._match(len(offsets), len(entries), where)
         return SubdirectoryPage(entries, offsets)
 
+    def first_name(self, kind: Kind, identity: bytes, offset: int, before: int) -> bytes:
+        """The name that a page of either kind begins with, without decoding the page; its hash is checked.
+
+        On a page of a liar this may be no name at all; whoever goes on to that page finds out there.
+        """
+        body, _ = self.record(kind, offset, identity, before)
+        length_at = 5 if body[:1] == b"\xdc" else 3  # after the page's array, the entry's array, and `c4`
+        return body[length_at + 1 : length_at + 1 + body[length_at]] if len(body) > length_at else b""
+
     @staticmethod
     def _match(found: int, expected: int, where: bytes) -> None:
         if found != expected:

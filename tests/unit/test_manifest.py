@@ -501,7 +501,7 @@ class Forger:
         self.data += (
             RECORD.pack(kind, len(body), 8 * len(offsets)) + body + struct.pack(f"<{len(offsets)}Q", *offsets)
         )
-        return digest(kind, body), offset
+        return digest(kind, body) if kind is not Kind.HEADER else b"", offset
 
     def page(self, entries: list[Entry], *runs: int) -> Piece:
         return self.add(Kind.ENTRIES, encode(entries), *runs)
@@ -756,3 +756,23 @@ def test_a_read_that_fails_is_not_hidden() -> None:
 
     with pytest.raises(OSError, match="disk"):
         next(walk())
+
+
+def test_lookup_finds_every_entry_of_many_pages_and_no_other() -> None:
+    def fill(builder: ManifestBuilder) -> None:
+        builder.add_entries([file(b"f%05d" % (2 * i)) for i in range(2000)])
+        for i in range(600):
+            builder.begin_directory(b"d%05d" % (2 * i))
+            builder.end_directory(0, i)
+
+    opened = reader(build(fill)[1])
+    for i in range(0, 2000, 37):
+        assert opened.lookup(b"f%05d" % (2 * i)) == file(b"f%05d" % (2 * i))
+    for i in range(0, 600, 37):
+        assert opened.lookup(b"d%05d" % (2 * i)).mtime_ns == i
+    before = opened.records.records_read
+    assert opened.lookup(b"f03998").name == b"f03998"
+    assert opened.records.records_read - before < 8
+    for name in (b"f00001", b"d00001", b"a", b"z", b"f99999", b"d99999", b"e"):
+        with pytest.raises(NotFound):
+            opened.lookup(name)
