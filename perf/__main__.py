@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 from perf.contenders import CONTENDERS
@@ -18,7 +19,7 @@ from perf.scenarios import SCENARIOS, SIZES
 NETWORKS = ("loopback", *LONG_LINKS)
 
 
-def names(text: str, known: dict[str, object] | tuple[str, ...], what: str) -> list[str]:
+def names(text: str, known: Collection[str], what: str) -> list[str]:
     """A list of known names from `a,b` or `all`."""
     chosen = list(known) if text == "all" else [word for word in text.split(",") if word]
     for name in chosen:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -32,18 +33,18 @@ class Row:
     """A contender's figures in one group: medians over its good runs, and how many failed."""
 
     contender: str
-    wall_s: float
-    wall_low_s: float
-    wall_high_s: float
-    megabytes_per_s: float
-    wire_bytes: float
-    logical_bytes: float
-    cpu_s: float
-    rss_bytes: float
-    sync_s: float
-    good: int
-    failed: int
-    error: str
+    wall_s: float = math.nan
+    wall_low_s: float = math.nan
+    wall_high_s: float = math.nan
+    megabytes_per_s: float = math.nan
+    wire_bytes: float = math.nan
+    logical_bytes: float = math.nan
+    cpu_s: float = math.nan
+    rss_bytes: float = math.nan
+    sync_s: float = math.nan
+    good: int = 0
+    failed: int = 0
+    error: str = ""
 
 
 def _median(records: Sequence[Record], key: str) -> float:
@@ -66,7 +67,7 @@ def rows_of(records: Sequence[Record]) -> list[Row]:
         good = [record for record in mine if record["ok"]]
         error = next((str(record["error"]) for record in mine if not record["ok"]), "")
         if not good:
-            rows.append(Row(name, *[float("nan")] * 9, 0, len(mine), error))
+            rows.append(Row(name, failed=len(mine), error=error))
             continue
         walls = [float(record["wall_s"]) for record in good]  # type: ignore[arg-type]
         wall, size = statistics.median(walls), _median(good, "logical_bytes")

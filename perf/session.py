@@ -145,7 +145,12 @@ class Session:
         """Wait for a started program; raises RunFailedError unless it exits with 0."""
         # Popen.wait with a time-out polls at growing intervals, which would round every time up.
         late = threading.Event()
-        watchdog = threading.Timer(self._limit_s, lambda: (late.set(), child.kill()))
+
+        def end() -> None:
+            late.set()
+            child.kill()
+
+        watchdog = threading.Timer(self._limit_s, end)
         watchdog.start()
         try:
             code = child.wait()

@@ -216,6 +216,7 @@ class Link:
         hosts = Path("/etc/netns", name)
         hosts.mkdir(parents=True, exist_ok=True)
         lines = [f"{ADDRESSES[other]} {self.namespace(other)}" for other in ADDRESSES]
+        lines.append(f"{ADDRESSES[site]} {os.uname().nodename}")
         (hosts / "hosts").write_text("\n".join(["127.0.0.1 localhost", *lines, ""]))
         for key, value in HOST_SETTINGS.items():
             _run("ip", "netns", "exec", name, "sysctl", "-qw", f"{key}={value}")
