@@ -251,8 +251,8 @@ def _right(text: str, scope: Scope, line: str) -> Reference | Literal | ListRef:
         bare = text.strip('"')
         if text.lower() in ("true", "false"):
             raise LineError(f"{line!r}: {text} is not a flag", f"did you mean {text.lower()}?")
-        near = scope.find_list(bare) is not None
-        hint = f"did you mean @{bare}?" if near else f"texts stand in single quotes: '{bare}'"
+        is_list = scope.find_list(bare) is not None
+        hint = f"did you mean @{bare}?" if is_list else f"texts stand in single quotes: '{bare}'"
         raise LineError(f"{line!r}: cannot read {text!r}", hint)
     raise LineError(f"{line!r}: cannot read {text!r}", "texts stand in single quotes, lists begin with @")
 

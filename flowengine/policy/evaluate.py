@@ -1,0 +1,468 @@
+"""Deciding: policies compiled once, then (use, facts) in, a `Decision` with every line's truth out.
+
+Goal: fail closed in the right direction. Plan: Kleene's three values. A permit fires when its condition is true and
+no exception may hold; a forbid and a require fire when their condition is true *or unknown* and no exception surely
+holds. A policy whose scope is unknown forbids and requires, but permits nothing to others.
+
+Invariant: removing a known fact never turns a deny into a permit. It rests on: lines are monotone in information,
+permits need certainty, forbids and requires act on doubt, a choice among permits is over a set that only shrinks,
+and more duties never merge where fewer collide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import tzinfo
+from typing import Final
+
+from flowengine.policy.merge import Collision, Merged, merge, missing_capabilities, timed_collision
+from flowengine.policy.model import (
+    FALSE,
+    TRUE,
+    UNKNOWN,
+    USES,
+    Condition,
+    Duty,
+    Line,
+    ListRef,
+    Literal,
+    Policy,
+    PolicySet,
+    Reference,
+    Rule,
+    Value,
+    leaves,
+)
+
+__all__ = ["CompiledRule", "Decision", "Engine", "PolicyTrace", "RuleTrace"]
+
+Facts = Mapping[str, Value]
+Leaf = Callable[[Facts], int]
+Combiner = Callable[[Sequence[int]], int]
+
+_MERGE_CACHE_ENTRIES: Final = 8192
+"""Merged duties kept by the rules they come from; duties are constants, so this is compilation done late."""
+
+
+class CompiledRule:
+    """A rule ready to evaluate: one function per line, and how their truths combine."""
+
+    __slots__ = ("index", "leaves", "lines", "plain", "rule", "unless", "when", "when_count")
+
+    def __init__(self, rule: Rule, index: int, leaf_of: Callable[[Line, bool], Leaf]) -> None:
+        self.rule = rule
+        self.index = index
+        certain = rule.effect == "permit"
+        self.lines = tuple(line for part in (*rule.when, *rule.unless) for line in leaves(part))
+        self.when_count = sum(1 for part in rule.when for _ in leaves(part))
+        # Staleness matters where truth permits: in a permit's condition, in the exception of the others.
+        self.leaves = tuple(
+            leaf_of(line, certain == (position < self.when_count)) for position, line in enumerate(self.lines)
+        )
+        self.when = combine_all(rule.when, 0)
+        self.unless = combine_any(rule.unless, self.when_count)
+        self.plain = bool(rule.when) and not rule.unless and all(isinstance(part, Line) for part in rule.when)
+
+
+class RuleTrace:
+    """What came out of one rule: the truth of each line, of `when`, of `unless`, and whether it fires."""
+
+    __slots__ = ("compiled", "fires", "truths", "unless", "when")
+
+    def __init__(
+        self, compiled: CompiledRule, truths: list[int], when: int, unless: int, fires: bool
+    ) -> None:
+        self.compiled = compiled
+        self.truths = truths
+        self.when = when
+        self.unless = unless
+        self.fires = fires
+
+    @property
+    def rule(self) -> Rule:
+        """The rule."""
+        return self.compiled.rule
+
+    @property
+    def possible(self) -> bool:
+        """Whether more facts could make its condition hold."""
+        return self.when != FALSE and self.unless != TRUE
+
+    @property
+    def sure(self) -> bool:
+        """Whether no further fact could make its condition fail."""
+        return self.when == TRUE and self.unless == FALSE
+
+
+class CompiledPolicy:
+    """The rules of a policy for one use."""
+
+    __slots__ = ("policy", "rules", "scope", "scope_leaves", "scope_lines", "unlisted_deny")
+
+    def __init__(
+        self, policy: Policy, rules: tuple[CompiledRule, ...], leaf_of: Callable[[Line, bool], Leaf]
+    ) -> None:
+        self.policy = policy
+        self.rules = rules
+        self.unlisted_deny = policy.unlisted == "deny"
+        self.scope_lines = tuple(line for part in policy.scope for line in leaves(part))
+        self.scope_leaves = tuple(leaf_of(line, False) for line in self.scope_lines)
+        self.scope = combine_all(policy.scope, 0)
+
+
+class PolicyTrace:
+    """What came out of one policy. Rules are evaluated only where the scope is not false."""
+
+    __slots__ = ("compiled", "forbids", "permits", "requires", "rules", "scope", "scope_truths")
+
+    def __init__(self, compiled: CompiledPolicy, scope: int, scope_truths: list[int]) -> None:
+        self.compiled = compiled
+        self.scope = scope
+        self.scope_truths = scope_truths
+        self.rules: list[RuleTrace] = []
+        self.permits: list[RuleTrace] = []
+        self.forbids: list[RuleTrace] = []
+        self.requires: list[RuleTrace] = []
+
+    @property
+    def policy(self) -> Policy:
+        """The policy."""
+        return self.compiled.policy
+
+    @property
+    def denies(self) -> bool:
+        """Whether this policy alone denies."""
+        if self.scope == FALSE:
+            return False
+        return bool(self.forbids) or (self.compiled.unlisted_deny and not self.permits)
+
+
+class Decision:
+    """Permit or deny with every line's truth; words for it come from `flowengine.policy.explain`.
+
+    `failure` says why duties stand in the way: a collision, or words of capabilities that the agent lacks.
+    """
+
+    __slots__ = ("can", "chosen", "duties", "facts", "failure", "notes", "permit", "shadow", "traces", "use")
+
+    def __init__(
+        self,
+        use: str,
+        facts: Facts,
+        can: frozenset[str] | None,
+        traces: list[PolicyTrace],
+        shadow: list[PolicyTrace],
+    ) -> None:
+        self.use = use
+        self.facts = facts
+        self.can = can
+        self.traces = traces
+        self.shadow = shadow
+        self.permit = False
+        self.chosen: tuple[RuleTrace, ...] = ()
+        self.duties: tuple[Duty, ...] = ()
+        self.notes: tuple[str, ...] = ()
+        self.failure: Collision | tuple[str, ...] | None = None
+
+
+Failure = Collision | tuple[str, ...] | None
+Option = RuleTrace | None
+
+
+class Engine:
+    """Policies compiled for deciding; keeps nothing of what it is asked.
+
+    Args:
+        policies: What the files say. Drafts are left out; policies in shadow are evaluated and cannot deny.
+        enforce: Ids of policies to treat as enforced whatever their mode, None for the modes of the files.
+    """
+
+    def __init__(self, policies: PolicySet, enforce: Iterable[str] | None = None) -> None:
+        self.policies = policies
+        self.zones: Mapping[str, tzinfo] = policies.zones
+        forced = None if enforce is None else set(enforce)
+        self.enforced: list[Policy] = []
+        self.shadowed: list[Policy] = []
+        for policy in policies.policies:
+            if policy.id in forced if forced is not None else policy.mode == "enforce":
+                self.enforced.append(policy)
+            elif forced is None and policy.mode == "shadow":
+                self.shadowed.append(policy)
+        self._count = 0
+        self.compiled = {use: [self._compile(policy, use) for policy in self.enforced] for use in USES}
+        self._compiled_shadow = {
+            use: [self._compile(policy, use) for policy in self.shadowed] for use in USES
+        }
+        self._merged: dict[tuple[int, ...], Merged] = {}
+
+    def _compile(self, policy: Policy, use: str) -> CompiledPolicy:
+        def leaf_of(line: Line, certain: bool) -> Leaf:
+            return compile_line(self.policies, policy, line, certain)
+
+        rules = []
+        for rule in policy.rules:
+            if use in rule.uses:
+                self._count += 1
+                rules.append(CompiledRule(rule, self._count, leaf_of))
+        return CompiledPolicy(policy, tuple(rules), leaf_of)
+
+    def decide(self, use: str, facts: Facts, can: frozenset[str] | None) -> Decision:
+        """Permit or deny one use.
+
+        Args:
+            use: One of `USES`.
+            facts: Known facts by attribute name, resolved and with closed labels; what is absent is unknown.
+            can: What the agent that would carry out the duties can do; None where that is not asked (analysis).
+        """
+        traces = [evaluate(compiled, facts) for compiled in self.compiled[use]]
+        shadow = [evaluate(compiled, facts) for compiled in self._compiled_shadow[use]]
+        decision = Decision(use, facts, can, traces, shadow)
+        for trace in traces:
+            if trace.denies:
+                return decision
+        if not any(trace.scope == TRUE and trace.permits for trace in traces):
+            return decision
+        self.choose(decision)
+        return decision
+
+    def choose(self, decision: Decision) -> None:
+        """Take the first combination of permits whose duties merge and can be done; none: deny."""
+        options: list[tuple[bool, list[RuleTrace]]] = []
+        requires: list[RuleTrace] = []
+        has_duties = False
+        for trace in decision.traces:
+            if trace.scope == FALSE:
+                continue
+            if trace.permits:
+                options.append((trace.scope == TRUE, trace.permits))
+                has_duties = has_duties or bool(trace.permits[0].compiled.rule.duties)
+            if trace.requires:
+                requires += trace.requires
+        if not has_duties and not requires:
+            decision.chosen = tuple([permits[0] for _, permits in options])
+            decision.permit = True
+            return
+        # A policy that only takes away (unlisted = "permit") may permit too, but need not be asked.
+        ways: list[tuple[bool, list[Option]]] = []
+        for trace in decision.traces:
+            if trace.scope != FALSE and trace.permits:
+                extra: list[Option] = [] if trace.compiled.unlisted_deny else [None]
+                ways.append((trace.scope == TRUE, [*trace.permits, *extra]))
+        self._search(decision, ways, tuple(requires))
+
+    def _search(
+        self, decision: Decision, ways: list[tuple[bool, list[Option]]], requires: tuple[RuleTrace, ...]
+    ) -> None:
+        now = decision.facts.get("time.now")
+        clock = now if isinstance(now, int) else None
+
+        def descend(depth: int, taken: tuple[RuleTrace, ...], certain: bool) -> bool:
+            merged, failure = self._feasible((*requires, *taken), decision.can, clock)
+            if failure is not None:
+                decision.failure = decision.failure or failure
+                return False
+            if depth == len(ways):
+                if not certain:
+                    return False
+                decision.permit, decision.chosen, decision.failure = True, taken, None
+                decision.duties, decision.notes = merged.duties, merged.notes
+                return True
+            surely, choices = ways[depth]
+            for choice in choices:
+                if choice is None:
+                    found = descend(depth + 1, taken, certain)
+                else:
+                    found = descend(depth + 1, (*taken, choice), certain or surely)
+                if found:
+                    return True
+            return False
+
+        descend(0, (), False)
+
+    def _feasible(
+        self, rules: tuple[RuleTrace, ...], can: frozenset[str] | None, now: int | None
+    ) -> tuple[Merged, Failure]:
+        key = tuple([rule.compiled.index for rule in rules])
+        merged = self._merged.get(key)
+        if merged is None:
+            merged = merge([duty for rule in rules for duty in rule.compiled.rule.duties])
+            if len(self._merged) >= _MERGE_CACHE_ENTRIES:
+                self._merged.clear()
+            self._merged[key] = merged
+        if merged.collision is not None:
+            return merged, merged.collision
+        if merged.timed and (collision := timed_collision(merged, now, self.zones)):
+            return merged, collision
+        if can is not None and merged.duties and (missing := missing_capabilities(merged.duties, can)):
+            return merged, tuple(missing)
+        return merged, None
+
+
+def evaluate(compiled: CompiledPolicy, facts: Facts) -> PolicyTrace:
+    """One policy on facts: the truth of every line of its scope and, unless that is false, of its rules."""
+    truths = [leaf(facts) for leaf in compiled.scope_leaves]
+    scope = compiled.scope(truths)
+    trace = PolicyTrace(compiled, scope, truths)
+    if scope == FALSE:
+        return trace
+    for rule in compiled.rules:
+        truths = [leaf(facts) for leaf in rule.leaves]
+        add_rule(trace, rule, truths)
+    return trace
+
+
+def add_rule(trace: PolicyTrace, rule: CompiledRule, truths: list[int]) -> None:
+    """Note what a rule comes to when its lines have these truths."""
+    when, unless = (min(truths), FALSE) if rule.plain else (rule.when(truths), rule.unless(truths))
+    effect = rule.rule.effect
+    if effect == "permit":
+        fires = when == TRUE and unless == FALSE
+        found = RuleTrace(rule, truths, when, unless, fires)
+        if fires:
+            trace.permits.append(found)
+    else:
+        fires = when != FALSE and unless != TRUE
+        found = RuleTrace(rule, truths, when, unless, fires)
+        if fires:
+            (trace.forbids if effect == "forbid" else trace.requires).append(found)
+    trace.rules.append(found)
+
+
+def combine_all(parts: Sequence[Condition], start: int) -> Combiner:
+    """How truths of the lines of `parts`, from index `start` on, combine when all must hold."""
+    if not parts:
+        return lambda _truths: TRUE
+    if all(isinstance(part, Line) for part in parts):
+        end = start + len(parts)
+        return lambda truths: min(truths[start:end])
+    combiners = _combiners(parts, start)
+    return lambda truths: min([combiner(truths) for combiner in combiners])
+
+
+def combine_any(parts: Sequence[Condition], start: int) -> Combiner:
+    """How truths combine when one that holds is enough; false for no parts."""
+    if not parts:
+        return lambda _truths: FALSE
+    combiners = _combiners(parts, start)
+    return lambda truths: max([combiner(truths) for combiner in combiners])
+
+
+def _combiners(parts: Sequence[Condition], start: int) -> list[Combiner]:
+    found = []
+    for part in parts:
+        found.append(_combiner(part, start))
+        start += sum(1 for _ in leaves(part))
+    return found
+
+
+def _combiner(part: Condition, at: int) -> Combiner:
+    if isinstance(part, Line):
+        return lambda truths: truths[at]
+    if part.kind == "not":
+        inner = _combiner(part.items[0], at)
+        return lambda truths: TRUE - inner(truths)
+    return (combine_all if part.kind == "all" else combine_any)(part.items, at)
+
+
+def compile_line(policies: PolicySet, policy: Policy, line: Line, certain: bool) -> Leaf:
+    """The function that gives a line's truth.
+
+    Args:
+        policies: Where the shared lists are.
+        policy: Whose line it is: its own lists come first, and its `on_stale` rules.
+        line: The line.
+        certain: Whether truth of this line permits, so that a stale list makes it unknown.
+    """
+    right = line.right
+    if isinstance(right, ListRef):
+        found = policies.find_list(policy, right.name)
+        leaf = _against(line, found.members)
+        if certain and policy.on_stale == "unknown" and found.review_by is not None:
+            return _unless_stale(leaf, found.review_by)
+        return leaf
+    if isinstance(right, Literal):
+        return _against(line, right.value)
+    return _between(line, right)
+
+
+def _unless_stale(leaf: Leaf, review_by: int) -> Leaf:
+    def stale(facts: Facts) -> int:
+        now = facts.get("time.now")
+        return leaf(facts) if isinstance(now, int) and now < review_by else UNKNOWN
+
+    return stale
+
+
+COMPARISONS: Final[Mapping[str, Callable[..., bool]]] = {
+    "is": lambda a, b: a == b,
+    "is not": lambda a, b: a != b,
+    "in": lambda a, b: a in b,
+    "not in": lambda a, b: a not in b,
+    "includes": lambda a, b: b in a,
+    "excludes": lambda a, b: b not in a,
+    "includes any of": lambda a, b: not b.isdisjoint(a),
+    "includes all of": lambda a, b: b <= a,
+    "subset of": lambda a, b: a <= b,
+    "<": lambda a, b: a < b,
+    "<=": lambda a, b: a <= b,
+    ">": lambda a, b: a > b,
+    ">=": lambda a, b: a >= b,
+    "before": lambda a, b: a < b,
+    "after": lambda a, b: a > b,
+    "not before": lambda a, b: a >= b,
+}
+"""What each operator says of two known values."""
+
+
+def _against(line: Line, constant: Value) -> Leaf:
+    """A line whose right side is a constant; the common ones without a second call."""
+    name, op = line.left.name, line.op
+    if line.left.attribute.nonempty:
+        compare = COMPARISONS[op]
+
+        def nonempty(facts: Facts) -> int:
+            value = facts.get(name)
+            return (TRUE if compare(value, constant) else FALSE) if value else UNKNOWN
+
+        return nonempty
+    if op == "is":
+
+        def equal(facts: Facts) -> int:
+            value = facts.get(name)
+            return UNKNOWN if value is None else (TRUE if value == constant else FALSE)
+
+        return equal
+    if op == "includes":
+
+        def includes(facts: Facts) -> int:
+            value = facts.get(name)
+            return UNKNOWN if value is None else (TRUE if constant in value else FALSE)  # type: ignore[operator]
+
+        return includes
+    if op == "in":
+
+        def among(facts: Facts) -> int:
+            value = facts.get(name)
+            return UNKNOWN if value is None else (TRUE if value in constant else FALSE)  # type: ignore[operator]
+
+        return among
+    compare = COMPARISONS[op]
+
+    def compared(facts: Facts) -> int:
+        value = facts.get(name)
+        return UNKNOWN if value is None else (TRUE if compare(value, constant) else FALSE)
+
+    return compared
+
+
+def _between(line: Line, right: Reference) -> Leaf:
+    one, two, compare = line.left.name, right.name, COMPARISONS[line.op]
+    empty_one, empty_two = line.left.attribute.nonempty, right.attribute.nonempty
+
+    def compared(facts: Facts) -> int:
+        left, other = facts.get(one), facts.get(two)
+        if left is None or other is None or (empty_one and not left) or (empty_two and not other):
+            return UNKNOWN
+        return TRUE if compare(left, other) else FALSE
+
+    return compared
