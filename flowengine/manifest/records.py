@@ -33,6 +33,7 @@ from flowengine.manifest.entries import (
     decode_page,
     decode_subdirectories,
     digest,
+    lie,
 )
 from flowengine.units import show_path
 
@@ -156,7 +157,7 @@ class RecordReader:
         body, offsets = self.record(Kind.NODE, offset, identity, before)
         node: Node = decode_canonical(decode_node_fields, body, "directory node", where)
         if len(node.entries) % ID_BYTES or len(node.subdirectories) % ID_BYTES:
-            raise damaged(f"the node of {show_path(where)!r} has a cut-off list of pages")
+            lie(where, b"", "its list of pages is cut off")
         ids = node.entries + node.subdirectories
         pages = [(ids[at : at + ID_BYTES], place) for at, place in zip(_steps(ids), offsets, strict=False)]
         self._match(len(offsets), len(ids) // ID_BYTES, where)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 
-from flowengine.chunking import PROFILES, pack_chunks
+from flowengine.chunking import PROFILES, Profile, pack_chunks
 from flowengine.errors import IntegrityError, NotFound, ProtocolError, UsageError
 from flowengine.manifest import (
     DIRECTORY,
@@ -386,6 +386,44 @@ def test_a_page_with_another_hash_is_refused() -> None:
         started().add_encoded_page(page.data, bytes(32))
 
 
+def test_a_trusted_page_still_stands_in_order_and_counts() -> None:
+    pages = [*cut_pages([file(b"%06d" % i) for i in range(1000)])]
+    data = [encode(page) for page in pages]
+    builder = started()
+    assert builder.add_encoded_page(data[1], check=False).chunks == len(pages[1])
+    with pytest.raises(ProtocolError, match="out of order"):
+        builder.add_encoded_page(data[0], check=False)
+    large_one = encode([Entry(b"x", FILE, 0, 0, 4000, runs=RUN * 2, depth=1)])
+    assert started().add_encoded_page(large_one, check=False).chunks == 4000
+    assert chunk_count(Entry(b"x", FILE, 0, 0, 4000, runs=RUN * 2, depth=1)) == 4000
+
+
+def test_sums_stay_below_2_to_the_63() -> None:
+    half = run(2**62, 2**61)
+    pages = [Entry(name, FILE, 0, 0, 2**62, runs=half, depth=1) for name in (b"a", b"b")]
+    with pytest.raises(ProtocolError, match="'b' cannot be right: the sizes on its page"):
+        started().add_page(pages)
+
+
+def test_a_directory_keeps_its_attributes() -> None:
+    extra = encode_extra(Extra(((b"user.a", b"1"),), 1, 2))
+
+    def fill(builder: ManifestBuilder) -> None:
+        builder.begin_directory(b"d")
+        builder.end_directory(0o755, 1, extra)
+
+    data = build(fill, Header(xattrs=True, owner=True))[1]
+    assert reader(data).lookup(b"d") == Entry(b"d", DIRECTORY, 0o755, 1, extra=extra)
+    with pytest.raises(ProtocolError, match="'d' cannot be right: it has extended attributes in"):
+        build(fill)
+    assert encode_extra(decode_extra(b"")) == b""
+
+
+def test_a_profile_has_its_sizes_in_order() -> None:
+    with pytest.raises(ProtocolError, match="out of order"):
+        Header.decode(Header(Profile("odd", 10, 20, 30)).encode())
+
+
 def test_extra_is_sorted_and_bounded() -> None:
     extra = Extra(((b"user.b", b"2"), (b"user.a", b"1")), 0, 5, b"root", b"wheel")
     assert decode_extra(encode_extra(extra)).xattrs == ((b"user.a", b"1"), (b"user.b", b"2"))
@@ -607,9 +645,30 @@ def has_more_levels_than_needed(forger: Forger) -> bytes:
     return forger.finish(forger.node([page]), 1, 0, 7500, 1500)
 
 
+def node_is_cut_off(forger: Forger) -> bytes:
+    return forger.finish(forger.add(Kind.NODE, encode(Node(bytes(33)))), 0, 0, 0, 0)
+
+
+def gives_the_root_attributes(forger: Forger) -> bytes:
+    node = forger.node([])
+    root = encode(Root(Header().encode(), 0o755, 0, node[0], 0, 0, 0, 0))
+    version_id, at = forger.add(Kind.ROOT, root, node[1])
+    return bytes(forger.data) + FOOTER.pack(at, version_id, bytes(32), END_MAGIC)
+
+
+def is_too_deep(forger: Forger) -> bytes:
+    node = forger.node([])
+    for below in range(MAX_DEPTH):
+        node = forger.node([], [forger.subdirectories((b"d", node, 0, below))])
+    return forger.finish(node, 0, MAX_DEPTH, 0, 0)
+
+
 @pytest.mark.parametrize(
     ("forge", "why"),
     [
+        (node_is_cut_off, "list of pages is cut off"),
+        (gives_the_root_attributes, "said not to be"),
+        (is_too_deep, "more than 1024 directories deep"),
         (lies_about_totals, r"entry '\.' cannot be right: its totals are Totals\(objects=2"),
         (lies_about_a_subtree, "entry 'd' cannot be right: its totals"),
         (names_a_file_as_a_directory, "entry 'b' .* twice"),
