@@ -36,7 +36,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     exact_groups: int = 200
     max_slots: int = 48
     max_schedule: int = 60_000
-    starvation_share: float = 0.05
+    starvation_share: float = 0.0
     quantum_s: float = 1.0
     term_s: float = 300.0
     deadline_margin: float = 0.02
@@ -118,17 +118,21 @@ class DemandPlan(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 class Basis(msgspec.Struct, frozen=True, kw_only=True):
     """Where the next plan's solver starts: by names, so that it survives changes of everything.
 
+    A status is L (at its lower bound), B (basic) or U (at its upper bound).
+
     Args:
-        routes: Known routes of each group, as places and link names of each branch, with whether basic.
-        tight: Names of limits, groups and units whose rows were at a bound.
-        bins: Basic pieces of utilities.
-        totals: What each unit had, in Gbit/s.
+        routes: Known routes of each group: group, places and link names of each branch, whether basic.
+        rows: Names of limits, groups and units whose rows are not basic, with their status first.
+        pieces: Statuses of each unit's pieces of utility.
+        short: Groups whose shortfall is basic or at its upper bound, with their status first.
+        ladders: For each class, the levels at which the worth of a rate changes.
     """
 
     routes: tuple[tuple[str, tuple[tuple[Place, Place, tuple[str, ...]], ...], bool], ...] = ()
-    tight: tuple[str, ...] = ()
-    bins: tuple[tuple[str, int], ...] = ()
-    totals: tuple[tuple[str, float], ...] = ()
+    rows: tuple[str, ...] = ()
+    pieces: tuple[tuple[str, str], ...] = ()
+    short: tuple[str, ...] = ()
+    ladders: tuple[tuple[str, tuple[float, ...]], ...] = ()
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):

@@ -250,7 +250,7 @@ class FlowProgram:
         hop_weight: float = 0.0,
         extra: FloatArray | None = None,
         method: str = "primal",
-        first_basis: tuple[Sequence[int], Sequence[int]] | None = None,
+        first_basis: tuple[IntArray, IntArray] | None = None,
     ) -> FloatArray:
         """Rates of all columns at the optimum over all routes, for one stage's objective.
 

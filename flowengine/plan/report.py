@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from flowengine.plan.admission import Promises
-from flowengine.plan.model import Allocation, Basis, DemandPlan, Eta, Obstacle, Plan, Route
+from flowengine.plan.model import Allocation, DemandPlan, Eta, Obstacle, Plan, Route
 from flowengine.plan.network import FloatArray, IntArray
-from flowengine.plan.program import NO_BINS
 from flowengine.plan.routes import Branch, Columns
-from flowengine.plan.share import BIN_SLOPES, Shares
+from flowengine.plan.share import Shares
+from flowengine.plan.warm import remember
 from flowengine.plan.work import Work
 
 __all__ = ["Outcome", "report"]
@@ -74,7 +74,7 @@ def report(outcome: Outcome) -> Plan:
         moved_share=_moved(work, bits),
         allocations=allocations,
         demands=_demand_plans(outcome, rate, etas, obstacles),
-        basis=_basis(outcome),
+        basis=remember(work, outcome.shares.program, bits, outcome.shares.ladders),
     )
 
 
@@ -96,41 +96,6 @@ def _moved(work: Work, bits: FloatArray) -> float:
     same = np.bincount(group, weights=np.minimum(old, bits), minlength=count)
     both = np.minimum(before, after)
     return round(float((both - same).sum() / both.sum()), 6) if both.sum() > 0 else 0.0
-
-
-def _basis(outcome: Outcome) -> Basis:
-    work, program = outcome.work, outcome.shares.program
-    basic: set[int] = set()
-    tight: list[str] = []
-    bins: list[tuple[str, int]] = []
-    if program is not None:
-        columns, rows = program.solver.basis()
-        basic = {c - program.first for c in columns if c >= program.first}
-        groups, pieces = len(work.groups), len(BIN_SLOPES)
-        if program.bins is not NO_BINS:
-            bins = [
-                (work.unit_name((c - 1 - groups) // pieces), (c - 1 - groups) % pieces)
-                for c in columns
-                if groups < c < program.first
-            ]
-        for row in rows:
-            if row < program.resource_rows:
-                limit = work.network.resources[row]
-                tight.append(f"limit {limit.kind} {limit.name}")
-            elif row < program.resource_rows + groups:
-                tight.append(f"group {work.groups[row - program.resource_rows].id}")
-            elif row < program.resource_rows + groups + len(work.units):
-                tight.append(f"unit {work.unit_name(row - program.resource_rows - groups)}")
-    labels = [link.label for link in work.network.overlay.links]
-    routes = []
-    seeded = np.zeros(len(work.groups), dtype=bool)
-    for column, group in enumerate(work.columns.group().tolist()):
-        if outcome.bits[column] > 0 or column in basic or not seeded[group]:
-            seeded[group] = True
-            named = tuple((b[0], b[1], tuple(labels[i] for i in b[2])) for b in work.columns.branches[column])
-            routes.append((work.groups[group].id, named, column in basic))
-    totals = tuple((work.unit_name(u), float(t)) for u, t in enumerate(outcome.shares.totals))
-    return Basis(routes=tuple(routes), tight=tuple(tight), bins=tuple(bins), totals=totals)
 
 
 def _expectations(outcome: Outcome, rate: FloatArray, edges: list[float]) -> list[Eta]:

@@ -3,8 +3,8 @@
 Goal: the objectives in their order, each stage keeping what the stages before it proved.
 
 Plan: up to `exact_groups` groups each objective is a stage of its own (see `fair`). Above, one program does
-all of it: each tenant's total has a concave utility in pieces around the level that it had last (or around
-what a first pass gave), classes lie a factor apart, nearly complete datasets and cheap routes break ties. That
+all of it: each tenant's total has a concave utility in pieces, the same ladder of levels for all tenants of a
+class, taken from how a first pass spread them; classes lie a factor apart, nearly complete datasets and cheap routes break ties. That
 is the idea of geometric and equi-depth binning (Namyar et al., NSDI 2024, "Solving max-min fair resource
 allocations quickly on large graphs"). Warm, it starts from the last plan's basis. When the effort is spent,
 water filling goes on from the last feasible point.
@@ -26,6 +26,7 @@ from flowengine.plan.fair import SLACK, completion_values, fill_class, floors
 from flowengine.plan.network import FloatArray
 from flowengine.plan.program import Bins, FlowProgram
 from flowengine.plan.solver import EffortSpent, Infeasible
+from flowengine.plan.warm import restore
 from flowengine.plan.work import CLASSES, Work
 
 __all__ = ["Shares", "share_out"]
@@ -34,9 +35,9 @@ SHORTFALL_COST = 1e6
 NEW_ROUTE_PRICE = 0.05
 NEW_ROUTE_HOPS = 0.5
 HOP_PRICE = 1e-3
-BIN_EDGES = np.array([0.0, 0.5, 0.9, 1.0, 1.1, 2.0])
-BIN_SLOPES = np.array([27.0, 9.0, 6.0, 4.0, 2.0, 1.0])
-CLASS_FACTORS = {Priority.URGENT: 900.0, Priority.NORMAL: 30.0, Priority.SCAVENGER: 1.0}
+LADDER_QUANTILES = np.array([0.02, 0.15, 0.35, 0.55, 0.75, 0.95])
+BIN_SLOPES = np.array([64.0, 32.0, 16.0, 8.0, 4.0, 2.0, 1.0])
+CLASS_FACTORS = {Priority.URGENT: 10_000.0, Priority.NORMAL: 100.0, Priority.SCAVENGER: 1.0}
 FIRST_PASSES = 3
 LEAST_LEVEL = 0.01
 COMPLETION_WORTH = 0.01
@@ -54,6 +55,7 @@ class Shares:
         notes: For each unit, limits that held it back and what more of each would give.
         totals: Gbit/s of each unit.
         program: The last program, for its basis.
+        ladders: Levels at which the worth of a rate changes, for each class.
     """
 
     rates: FloatArray
@@ -61,6 +63,7 @@ class Shares:
     notes: dict[int, list[tuple[int, float]]] = field(default_factory=dict)
     totals: FloatArray = field(default_factory=lambda: np.zeros(0))
     program: FlowProgram | None = None
+    ladders: dict[Priority, FloatArray] = field(default_factory=dict)
 
 
 def share_out(work: Work, promises: Promises) -> Shares:
@@ -85,11 +88,7 @@ def share_out(work: Work, promises: Promises) -> Shares:
         shares.rates = _greedily(work, promises, shares.rates)
     if shares.method == "greedy":
         shares.program = None
-    rate = np.bincount(
-        work.columns.group()[: len(shares.rates)], weights=shares.rates, minlength=len(work.groups)
-    )  # fmt: skip
-    inside = work.unit >= 0
-    shares.totals = np.bincount(work.unit[inside], weights=rate[inside], minlength=len(work.units))
+    shares.totals = _totals(work, shares.rates)
     return shares
 
 
@@ -116,10 +115,7 @@ def _exactly(work: Work, promises: Promises, shares: Shares) -> None:
     program = shares.program = FlowProgram(
         work.columns, work.pricer, work.capacity, work.ceiling, work.unit, work.unit_weight, work.effort
     )
-    if len(work.basic):
-        program.solve(first_basis=([program.first + c for c in work.basic], []), method="dual")
-    else:
-        program.solve(method="dual")
+    program.solve(method="dual")
     _hold_promises(work, promises, program)
     values = _values(work)
     for klass in range(len(CLASSES)):
@@ -156,51 +152,75 @@ def _hold_promises(work: Work, promises: Promises, program: FlowProgram) -> None
 
 
 def _binned(work: Work, promises: Promises, shares: Shares) -> None:
-    last = dict(work.previous.basis.totals) if work.previous is not None else {}
-    warm = bool(last)
-    typical = _typical_level(work)
-    levels = np.array([last.get(work.unit_name(u), typical[u]) for u in range(len(work.units))])
+    """One program for everything; without the last plan's ladders, a few times until the ladders settle."""
+    ladders = _last_ladders(work)
+    warm = ladders is not None
+    if ladders is None:
+        ladders = _ladders(work, _guessed_totals(work))
     values = _values(work)
-    for _ in range(1 if warm else FIRST_PASSES):
-        levels = np.maximum(levels, LEAST_LEVEL * work.unit_weight)
-        bins = _bins(work, levels)
+    loyalty = _loyalty(work, PRICE_WORTH, PRICE_WORTH * HOP_PRICE)
+    for attempt in range(1 if warm else FIRST_PASSES):
+        if attempt:
+            ladders = _ladders(work, shares.totals)
         program = FlowProgram(
-            work.columns, work.pricer, work.capacity, work.ceiling, work.unit, work.unit_weight, work.effort, bins
-        )
+            work.columns, work.pricer, work.capacity, work.ceiling, work.unit, work.unit_weight, work.effort,
+            _bins(work, ladders),
+        )  # fmt: skip
         program.set_unit_floors(np.arange(len(work.units)), np.zeros(len(work.units)))
         cost = _binned_floors(work, promises, program)
-        start = _start(work, program) if warm else None
         program.solve(
             value=values * COMPLETION_WORTH, shortfall=cost, price_weight=PRICE_WORTH,
-            hop_weight=PRICE_WORTH * HOP_PRICE, extra=_loyalty(work, PRICE_WORTH, PRICE_WORTH * HOP_PRICE),
-            method="dual" if warm else "interior", first_basis=start,
+            hop_weight=PRICE_WORTH * HOP_PRICE, extra=loyalty, method="dual" if warm else "interior",
+            first_basis=restore(work, program) if warm else None,
         )  # fmt: skip
         shares.program = program
-        rate = program.group_rates()
-        inside = work.unit >= 0
-        levels = np.bincount(work.unit[inside], weights=rate[inside], minlength=len(work.units))
+        shares.totals = _totals(work, program.rates)
+    shares.ladders = ladders
     weights = -program.duals[: program.resource_rows]
     tight = np.argsort(-weights, kind="stable")[:3]
     for unit in range(len(work.units)):
         shares.notes[unit] = [(int(r), math.nan) for r in tight if weights[r] > 0]
 
 
-def _typical_level(work: Work) -> FloatArray:
-    """A first guess at each unit's total: what water filling gives it."""
-    rates = _greedily(work, Promises(np.zeros(len(work.groups))), np.zeros(0))
-    rate = np.bincount(work.columns.group(), weights=rates, minlength=len(work.groups))
+def _totals(work: Work, rates: FloatArray) -> FloatArray:
+    rate = np.bincount(work.columns.group()[: len(rates)], weights=rates, minlength=len(work.groups))
     inside = work.unit >= 0
     return np.bincount(work.unit[inside], weights=rate[inside], minlength=len(work.units))
 
 
-def _bins(work: Work, levels: FloatArray) -> Bins:
-    units = len(work.units)
-    factor = np.array([CLASS_FACTORS[priority] for priority, _ in work.units])
-    width = np.append(np.diff(BIN_EDGES), OPEN_END)
+def _guessed_totals(work: Work) -> FloatArray:
+    """What water filling would give each unit."""
+    return _totals(work, _greedily(work, Promises(np.zeros(len(work.groups))), np.zeros(0)))
+
+
+def _ladders(work: Work, totals: FloatArray) -> dict[Priority, FloatArray]:
+    """For each class the levels at which a tenant's next Gbit/s is worth less: quantiles of the levels now."""
+    level = totals / work.unit_weight
+    ladders = {}
+    for priority in CLASSES:
+        inside = np.array([p == priority for p, _ in work.units], dtype=bool)
+        if inside.any():
+            edges = np.quantile(level[inside], LADDER_QUANTILES)
+            ladders[priority] = np.maximum.accumulate(np.maximum(edges, LEAST_LEVEL))
+    return ladders
+
+
+def _last_ladders(work: Work) -> dict[Priority, FloatArray] | None:
+    """The last plan's ladders, when it had one for every class that is here now."""
+    if work.previous is None:
+        return None
+    found = {Priority(name): np.array(edges) for name, edges in work.previous.basis.ladders}
+    return found if {p for p, _ in work.units} <= found.keys() else None
+
+
+def _bins(work: Work, ladders: dict[Priority, FloatArray]) -> Bins:
+    widths = [
+        np.append(np.diff(ladders[priority], prepend=0.0), OPEN_END) * weight
+        for (priority, _), weight in zip(work.units, work.unit_weight.tolist(), strict=True)
+    ]
+    slopes = [CLASS_FACTORS[priority] * BIN_SLOPES for priority, _ in work.units]
     return Bins(
-        np.repeat(np.arange(units), len(width)),
-        (levels[:, None] * width).ravel(),
-        (factor[:, None] * BIN_SLOPES).ravel(),
+        np.repeat(np.arange(len(work.units)), len(BIN_SLOPES)), np.concatenate(widths), np.concatenate(slopes)
     )
 
 
@@ -224,29 +244,6 @@ def _binned_floors(work: Work, promises: Promises, program: FlowProgram) -> Floa
     held = np.append(members, promised)
     program.allow_shortfall(held, np.full(len(held), math.inf))
     return cost
-
-
-def _start(work: Work, program: FlowProgram) -> tuple[list[int], list[int]]:
-    """The last plan's basis, translated by names to this program's columns and rows."""
-    assert work.previous is not None
-    basis = work.previous.basis
-    units = {work.unit_name(u): u for u in range(len(work.units))}
-    groups = {group.id: i for i, group in enumerate(work.groups)}
-    pieces = len(BIN_SLOPES)
-    columns = [program.first + c for c in work.basic]
-    columns += [1 + len(work.groups) + units[name] * pieces + piece for name, piece in basis.bins if name in units]
-    rows: list[int] = []
-    for name in basis.tight:
-        kind, _, rest = name.partition(" ")
-        if kind == "unit" and rest in units:
-            rows.append(int(program.unit_rows[units[rest]]))
-        elif kind == "group" and rest in groups:
-            rows.append(int(program.group_rows[groups[rest]]))
-        elif kind == "limit":
-            index = work.network.resource_numbers.get(rest)
-            if index is not None:
-                rows.append(index)
-    return columns, rows
 
 
 def _greedily(work: Work, promises: Promises, rates: FloatArray) -> FloatArray:

@@ -11,19 +11,22 @@ Invariants: no time limit is ever set; `Effort.left` only falls.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import highspy
 import numpy as np
 
 from flowengine.plan.network import FloatArray, IntArray
 
-__all__ = ["Effort", "EffortSpent", "Infeasible", "Solver"]
+__all__ = ["BASIC", "LOWER", "UPPER", "Effort", "EffortSpent", "Infeasible", "Solver"]
 
 TOLERANCE = 1e-7
 PRIMAL = 4
 INTERIOR_SHARE = 64
 DUAL = 1
+
+
+LOWER, BASIC, UPPER = 0, 1, 2
+_STATUS = (highspy.HighsBasisStatus.kLower, highspy.HighsBasisStatus.kBasic, highspy.HighsBasisStatus.kUpper)
+_NUMBER = {status: number for number, status in enumerate(_STATUS)}
 
 
 class EffortSpent(Exception):
@@ -109,25 +112,25 @@ class Solver:
         """Replace one entry of the matrix."""
         self._highs.changeCoeff(row, column, value)
 
-    def start_from(self, basic_columns: Sequence[int], tight_rows: Sequence[int]) -> None:
-        """Begin the next solve at a basis that need be neither complete nor regular."""
+    def start_from(self, columns: IntArray, rows: IntArray) -> None:
+        """Begin the next solve at a basis, which need be neither complete nor regular.
+
+        Args:
+            columns: LOWER, BASIC or UPPER for each column.
+            rows: The same for each row.
+        """
         basis = highspy.HighsBasis()
-        columns = [highspy.HighsBasisStatus.kLower] * self.column_count
-        for column in basic_columns:
-            columns[column] = highspy.HighsBasisStatus.kBasic
-        rows = [highspy.HighsBasisStatus.kBasic] * self.row_count
-        for row in tight_rows:
-            rows[row] = highspy.HighsBasisStatus.kUpper
-        basis.col_status, basis.row_status = columns, rows
+        basis.col_status = [_STATUS[i] for i in columns.tolist()]
+        basis.row_status = [_STATUS[i] for i in rows.tolist()]
         basis.alien, basis.valid = True, True
         self._highs.setBasis(basis)
 
-    def basis(self) -> tuple[list[int], list[int]]:
-        """Basic columns and rows that are not basic, as `start_from` takes them."""
-        basis, basic = self._highs.getBasis(), highspy.HighsBasisStatus.kBasic
+    def basis(self) -> tuple[IntArray, IntArray]:
+        """Statuses of columns and rows, as `start_from` takes them."""
+        basis = self._highs.getBasis()
         return (
-            [i for i, status in enumerate(basis.col_status) if status == basic],
-            [i for i, status in enumerate(basis.row_status) if status != basic],
+            np.array([_NUMBER.get(status, LOWER) for status in basis.col_status], dtype=np.int64),
+            np.array([_NUMBER.get(status, LOWER) for status in basis.row_status], dtype=np.int64),
         )
 
     def run(self, method: str) -> tuple[FloatArray, FloatArray]:

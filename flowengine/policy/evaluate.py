@@ -47,12 +47,15 @@ _MERGE_CACHE_ENTRIES: Final = 8192
 class CompiledRule:
     """A rule ready to evaluate: one function per line, and how their truths combine."""
 
-    __slots__ = ("index", "leaves", "lines", "plain", "rule", "unless", "when", "when_count")
+    __slots__ = (
+        "effect", "index", "is_permit", "leaves", "lines", "plain", "rule", "unless", "when", "when_count",
+    )  # fmt: skip
 
     def __init__(self, rule: Rule, index: int, leaf_of: Callable[[Line, bool], Leaf]) -> None:
         self.rule = rule
         self.index = index
-        certain = rule.effect == "permit"
+        self.effect = rule.effect
+        self.is_permit = certain = rule.effect == "permit"
         self.lines = tuple(line for part in (*rule.when, *rule.unless) for line in leaves(part))
         self.when_count = sum(1 for part in rule.when for _ in leaves(part))
         # Staleness matters where truth permits: in a permit's condition, in the exception of the others.
@@ -97,7 +100,7 @@ class RuleTrace:
 class CompiledPolicy:
     """The rules of a policy for one use."""
 
-    __slots__ = ("policy", "rules", "scope", "scope_leaves", "scope_lines", "unlisted_deny")
+    __slots__ = ("plain_scope", "policy", "rules", "scope", "scope_leaves", "scope_lines", "unlisted_deny")
 
     def __init__(
         self, policy: Policy, rules: tuple[CompiledRule, ...], leaf_of: Callable[[Line, bool], Leaf]
@@ -108,6 +111,7 @@ class CompiledPolicy:
         self.scope_lines = tuple(line for part in policy.scope for line in leaves(part))
         self.scope_leaves = tuple(leaf_of(line, False) for line in self.scope_lines)
         self.scope = combine_all(policy.scope, 0)
+        self.plain_scope = all(isinstance(part, Line) for part in policy.scope)
 
 
 class PolicyTrace:
@@ -119,10 +123,10 @@ class PolicyTrace:
         self.compiled = compiled
         self.scope = scope
         self.scope_truths = scope_truths
-        self.rules: list[RuleTrace] = []
-        self.permits: list[RuleTrace] = []
-        self.forbids: list[RuleTrace] = []
-        self.requires: list[RuleTrace] = []
+        self.rules: Sequence[RuleTrace] = ()
+        self.permits: Sequence[RuleTrace] = ()
+        self.forbids: Sequence[RuleTrace] = ()
+        self.requires: Sequence[RuleTrace] = ()
 
     @property
     def policy(self) -> Policy:
@@ -227,19 +231,19 @@ class Engine:
 
     def choose(self, decision: Decision) -> None:
         """Take the first combination of permits whose duties merge and can be done; none: deny."""
-        options: list[tuple[bool, list[RuleTrace]]] = []
+        options: list[Sequence[RuleTrace]] = []
         requires: list[RuleTrace] = []
         has_duties = False
         for trace in decision.traces:
             if trace.scope == FALSE:
                 continue
             if trace.permits:
-                options.append((trace.scope == TRUE, trace.permits))
+                options.append(trace.permits)
                 has_duties = has_duties or bool(trace.permits[0].compiled.rule.duties)
             if trace.requires:
                 requires += trace.requires
         if not has_duties and not requires:
-            decision.chosen = tuple([permits[0] for _, permits in options])
+            decision.chosen = tuple([permits[0] for permits in options])
             decision.permit = True
             return
         # A policy that only takes away (unlisted = "permit") may permit too, but need not be asked.
@@ -301,31 +305,33 @@ class Engine:
 def evaluate(compiled: CompiledPolicy, facts: Facts) -> PolicyTrace:
     """One policy on facts: the truth of every line of its scope and, unless that is false, of its rules."""
     truths = [leaf(facts) for leaf in compiled.scope_leaves]
-    scope = compiled.scope(truths)
+    scope = (min(truths) if truths else TRUE) if compiled.plain_scope else compiled.scope(truths)
     trace = PolicyTrace(compiled, scope, truths)
     if scope == FALSE:
         return trace
-    for rule in compiled.rules:
-        truths = [leaf(facts) for leaf in rule.leaves]
-        add_rule(trace, rule, truths)
+    return add_rules(trace, [[leaf(facts) for leaf in rule.leaves] for rule in compiled.rules])
+
+
+def add_rules(trace: PolicyTrace, truths_of_rules: Sequence[list[int]]) -> PolicyTrace:
+    """Note what the rules of a policy come to when their lines have these truths."""
+    rules: list[RuleTrace] = []
+    fired: dict[str, list[RuleTrace]] = {"permit": [], "forbid": [], "require": []}
+    for rule, truths in zip(trace.compiled.rules, truths_of_rules, strict=True):
+        if rule.plain:
+            when, unless = min(truths), FALSE
+        else:
+            when, unless = rule.when(truths), rule.unless(truths)
+        if rule.is_permit:
+            fires = when == TRUE and unless == FALSE
+        else:
+            fires = when != FALSE and unless != TRUE
+        found = RuleTrace(rule, truths, when, unless, fires)
+        rules.append(found)
+        if fires:
+            fired[rule.effect].append(found)
+    trace.rules = rules
+    trace.permits, trace.forbids, trace.requires = fired["permit"], fired["forbid"], fired["require"]
     return trace
-
-
-def add_rule(trace: PolicyTrace, rule: CompiledRule, truths: list[int]) -> None:
-    """Note what a rule comes to when its lines have these truths."""
-    when, unless = (min(truths), FALSE) if rule.plain else (rule.when(truths), rule.unless(truths))
-    effect = rule.rule.effect
-    if effect == "permit":
-        fires = when == TRUE and unless == FALSE
-        found = RuleTrace(rule, truths, when, unless, fires)
-        if fires:
-            trace.permits.append(found)
-    else:
-        fires = when != FALSE and unless != TRUE
-        found = RuleTrace(rule, truths, when, unless, fires)
-        if fires:
-            (trace.forbids if effect == "forbid" else trace.requires).append(found)
-    trace.rules.append(found)
 
 
 def combine_all(parts: Sequence[Condition], start: int) -> Combiner:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable
+from typing import BinaryIO
 
 from blake3 import blake3
 
@@ -26,21 +27,36 @@ class LandedManifest:
         os.makedirs(folder, mode=0o700, exist_ok=True)
         self.path = os.path.join(folder, blake3(os.path.realpath(target)).hexdigest(16) + ".flowmanifest")
         self._part = f"{self.path}.{os.getpid()}.part"
-        self._file = None
+        self._file: BinaryIO | None = None
+
+    def is_partial(self) -> bool:
+        """Whether the version was copied beside other things, so that these are not extra."""
+        return os.path.exists(f"{self.path}.beside")
 
     def begin(self) -> Callable[[bytes], object]:
         """Start writing; gives the sink for the manifest's bytes."""
         fd = os.open(self._part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        self._file = open(fd, "wb", buffering=1 << 20)  # type: ignore[assignment]  # noqa: SIM115 - closed by commit or abandon
-        return self._file.write  # type: ignore[attr-defined,no-any-return]
+        self._file = open(fd, "wb", buffering=1 << 20)  # noqa: SIM115 - closed by commit or abandon
+        return self._file.write
 
-    def commit(self) -> None:
-        """The version landed: make its manifest the one to verify against."""
+    def commit(self, *, beside: bool) -> None:
+        """The version landed: make its manifest the one to verify against.
+
+        Args:
+            beside: it consists of named items, which may stand beside others in the target.
+        """
         assert self._file is not None
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
         self._file = None
+        marker = f"{self.path}.beside"
+        if beside:
+            with open(marker, "wb"):
+                pass
+        else:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(marker)
         os.replace(self._part, self.path)
 
     def abandon(self) -> None:

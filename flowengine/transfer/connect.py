@@ -21,7 +21,7 @@ import trio
 
 import flowengine
 from flowengine.chunking import profile_named
-from flowengine.errors import AuthenticationError, FlowError, NotFound, ProtocolError, TemporaryError
+from flowengine.errors import AuthenticationError, FlowError, LocalError, NotFound, ProtocolError, TemporaryError, UsageError
 from flowengine.transfer.control import Control, refusal
 from flowengine.transfer.lanes import prepare_socket
 from flowengine.transfer.session import MIN_WINDOW_BYTES, Session
@@ -39,7 +39,7 @@ __all__ = [
     "DEFAULT_STREAMS",
     "MAX_STREAMS",
     "Channel",
-    "Certificate",
+    "Identity",
     "Incoming",
     "Listener",
     "dial",
@@ -57,10 +57,29 @@ _ASSUMED_BYTES_PER_S: Final = 312_500_000
 """2.5 Gbit/s: what a long link is taken for until it was measured."""
 
 
-class Certificate:
-    """A fresh self-signed certificate with its key, in memory only, and its fingerprint."""
+class Identity:
+    """What a listener is known by: key and self-signed certificate, their fingerprint, and the ticket's secret.
 
-    def __init__(self) -> None:
+    Fresh ones live in memory only; `load` keeps them in a file, so that a ticket outlives a restart.
+    """
+
+    def __init__(self, pem: bytes, fingerprint: bytes, secret: bytes) -> None:
+        self.fingerprint = fingerprint
+        self.secret = secret
+        self._pem = pem
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.context.minimum_version = ssl.TLSVersion.TLSv1_3
+        # The ssl module reads certificates from files only; this one is never seen on a disk.
+        fd = os.memfd_create("flow-certificate")
+        try:
+            os.write(fd, pem)
+            self.context.load_cert_chain(f"/proc/self/fd/{fd}")
+        finally:
+            os.close(fd)
+
+    @classmethod
+    def fresh(cls) -> Identity:
+        """A new key, certificate and secret."""
         import datetime
 
         from cryptography import x509
@@ -80,19 +99,43 @@ class Certificate:
             .not_valid_after(datetime.datetime(2120, 1, 1))
             .sign(key, hashes.SHA256())
         )
-        self.fingerprint = sha256(cert.public_bytes(serialization.Encoding.DER)).digest()
         pem = cert.public_bytes(serialization.Encoding.PEM) + key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
-        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self.context.minimum_version = ssl.TLSVersion.TLSv1_3
-        # The ssl module reads certificates from files only; this one never reaches a disk.
-        fd = os.memfd_create("flow-certificate")
+        return cls(pem, sha256(cert.public_bytes(serialization.Encoding.DER)).digest(), secrets.token_bytes(24))
+
+    @classmethod
+    def load(cls, path: str) -> Identity:
+        """The identity in a file; where there is none, a fresh one is written there (0600).
+
+        Raises:
+            LocalError: the file cannot be read or written, or others can read it.
+            UsageError: it is no identity file.
+        """
         try:
-            os.write(fd, pem)
-            self.context.load_cert_chain(f"/proc/self/fd/{fd}")
-        finally:
-            os.close(fd)
+            try:
+                fd = os.open(path, os.O_RDONLY)
+            except FileNotFoundError:
+                made = cls.fresh()
+                made._save(path)
+                return made
+            with open(fd, "rb") as file:
+                if os.fstat(fd).st_mode & 0o077:
+                    raise LocalError(f"{path} holds a secret and others can read it", hint=f"chmod 600 {path}")
+                data = file.read()
+        except OSError as error:
+            raise LocalError(f"cannot use the identity file {path}: {error.strerror}", hint="choose another file") from None
+        first, _, pem = data.partition(b"\n")
+        try:
+            secret = bytes.fromhex(first.decode().removeprefix("flowengine-secret "))
+            return cls(pem, sha256(ssl.PEM_cert_to_DER_cert(pem.partition(b"-----BEGIN PRIVATE")[0].decode())).digest(), secret)
+        except (ValueError, ssl.SSLError):
+            raise UsageError(f"{path} is no identity file", hint="name one that flow serve --identity wrote, or a new one") from None
+
+    def _save(self, path: str) -> None:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        with open(fd, "wb") as file:
+            file.write(b"flowengine-secret " + self.secret.hex().encode() + b"\n" + self._pem)
 
 
 def _client_context() -> ssl.SSLContext:
@@ -373,15 +416,16 @@ class Listener:
 
     Args:
         host, port: where to listen; port 0 takes a free one.
-        secret: the ticket's; a fresh one where None.
+        identity: certificate and secret; a fresh one where None.
         log: told of what was refused, in one line without secrets.
     """
 
-    def __init__(self, host: str, port: int, *, secret: bytes | None = None, log: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self, host: str, port: int, *, identity: Identity | None = None, log: Callable[[str], None] | None = None
+    ) -> None:
         self._host = host
         self._port = port
-        self._secret = secret or secrets.token_bytes(24)
-        self._certificate = Certificate()
+        self._identity = identity or Identity.fresh()
         self._registry = PreambleRegistry()
         self._waiting: dict[bytes, _Waiting] = {}
         self._log = log or (lambda line: None)
@@ -405,7 +449,7 @@ class Listener:
 
     def ticket(self, host: str | None = None, path: bytes = b"") -> Ticket:
         """The ticket that lets a client in."""
-        return Ticket(host or self._host, self._port, path, self._certificate.fingerprint, self._secret)
+        return Ticket(host or self._host, self._port, path, self._identity.fingerprint, self._identity.secret)
 
     def close_bound(self) -> None:
         """Close the listening sockets in this process (after a fork, in the one that does not serve)."""
@@ -470,7 +514,7 @@ class Listener:
         waiting.add(preamble.stream, _blocking(tcp))
 
     async def _control_connection(self, tcp: trio.SocketStream, peer: str, handler: Handler) -> None:
-        stream = trio.SSLStream(tcp, self._certificate.context, server_side=True)
+        stream = trio.SSLStream(tcp, self._identity.context, server_side=True)
         with trio.fail_after(HANDSHAKE_S):
             await stream.do_handshake()
             channel = await self._server_handshake(stream)
@@ -495,7 +539,7 @@ class Listener:
 
     async def _server_handshake(self, stream: trio.SSLStream[trio.SocketStream]) -> Channel:
         handshake = ServerHandshake(
-            [TicketProof(self._secret)], self._certificate.fingerprint, os.urandom(32), software=_software()
+            [TicketProof(self._identity.secret)], self._identity.fingerprint, os.urandom(32), software=_software()
         )
         decoder = ControlDecoder(MAX_HANDSHAKE_BYTES)
         handshake.start()

@@ -194,8 +194,7 @@ class Placer:
         self._large: LargeObject | None = None
         self._large_entry: Entry | None = None
         self._zero = zero_chunk_id(profile.maximum)
-        self._finished = False
-        self.failed_copy_basis: list[Basis] = []
+        self.root_is_one_directory = True
 
     # --- messages -----------------------------------------------------------------------------------------------
 
@@ -319,6 +318,8 @@ class Placer:
         directory = self._current()
         if self._large_entry is not None:
             raise ProtocolError("the source closed a directory inside a large object")
+        if directory.parent is None:
+            self.root_is_one_directory = message.apply
         self._recorder.leave(message.mode, message.mtime_ns, message.extra)
         self._stack.pop()
         if directory.offered is not None and message.complete:

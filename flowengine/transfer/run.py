@@ -32,7 +32,7 @@ from flowengine.transfer.target import TargetRoot, run_target
 from flowengine.wire.messages import Listed, Open, Opened, Options
 from flowengine.wire.ticket import Ticket
 
-__all__ = ["Report", "TransferSettings", "copy_local", "list_remote", "pull", "push", "stat_remote"]
+__all__ = ["Report", "TransferSettings", "copy_local", "list_remote", "pull", "push", "remote_manifest", "renamed", "stat_remote"]
 
 PASSING_REASONS: Final = frozenset({"stale", "changed", "vanished"})
 """Reasons for which an object that failed is tried once more."""
@@ -291,6 +291,42 @@ def _run_child(listener: Listener, selection: Selection, settings: TransferSetti
         os._exit(code)
 
 
+def remote_manifest(
+    ticket: Ticket,
+    path: bytes,
+    sink: Callable[[bytes], object],
+    profile: str,
+    *,
+    reread: bool,
+    observe: Observer | None = None,
+    note: Callable[[str], None] = lambda line: None,
+) -> list[tuple[bytes, str, str]]:
+    """Have the other side scan a path and build its manifest here; gives what it could not read.
+
+    It is a pull that keeps nothing: every chunk id travels, no chunk does.
+    """
+
+    async def main() -> list[tuple[bytes, str, str]]:
+        options = Options(dry_run=True, reread=reread)
+        settings = TransferSettings(profile=profile, options=options, use_cache=False)
+        channel = await dial(ticket)
+        try:
+            async with session_errors(channel):
+                session = await _open(channel, ticket, "target", path.rstrip(b"/") + b"/" if path else path, settings)
+                done = await run_target(
+                    session,
+                    TargetRoot(b"/nonexistent/flow-nothing", None, sink),
+                    caches=(None, None),
+                    counters=Counters(),
+                    observe=observe,
+                )
+            return done.failures
+        finally:
+            await channel.aclose()
+
+    return trio.run(main)
+
+
 async def stat_remote(ticket: Ticket, path: bytes) -> tuple[bytes, int, int, int] | None:
     """(path, mode, size, mtime_ns) of a path below a served root; None where nothing is."""
     rows = await _look(ticket, "stat", path)
@@ -320,11 +356,6 @@ async def _look(ticket: Ticket, role: str, path: bytes) -> list[tuple[bytes, int
                 return rows
     finally:
         await channel.aclose()
-
-
-def single_name(selection: Selection) -> bytes:
-    """The name of the one non-directory that a selection consists of; empty otherwise."""
-    return selection.roots[0].name if selection.single_file else b""
 
 
 def renamed(selection: Selection, name: bytes) -> Selection:

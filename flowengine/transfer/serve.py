@@ -169,7 +169,7 @@ class ServedRoot:
                 outcome = await run_source(
                     session,
                     Selection([root], request.options.files_from),
-                    cache=ScanCache(session.profile.name),
+                    cache=None if request.options.reread else ScanCache(session.profile.name),
                     counters=Counters(),
                     threads=self.threads,
                 )

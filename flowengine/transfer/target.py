@@ -79,10 +79,12 @@ class TargetRoot:
     Attributes:
         path: absolute; made where missing, parents too.
         record: where the manifest of what landed is kept; None keeps none.
+        sink: given the bytes of the manifest of what is offered, where there is no record.
     """
 
     path: bytes
     record: LandedManifest | None = None
+    sink: Callable[[bytes], object] | None = None
 
 
 async def run_target(
@@ -177,7 +179,9 @@ class _Target:
         token = trio.lowlevel.current_trio_token()
         self._landing.settled = lambda: token.run_sync_soon(self._settled.set)
         self._copier = Copier(self._landing, root_fd, session.clock)
-        sink = root.record.begin() if root.record is not None and not options.dry_run else None
+        sink = root.sink
+        if root.record is not None and not options.dry_run:
+            sink = root.record.begin()
         self._recorder = ManifestRecorder(
             ManifestBuilder(sink, Header(session.profile, xattrs=options.xattrs, owner=options.owner))
         )
@@ -247,7 +251,7 @@ class _Target:
                         self._copier.jobs.put(None)
         finally:
             landing.close()
-            if outcome is None and self._root.record is not None:
+            if outcome is None and self._root.record is not None and not self._session.options.dry_run:
                 self._root.record.abandon()
         assert outcome is not None
         return outcome
@@ -351,7 +355,7 @@ class _Target:
             sync_filesystem(self._root_fd)
             if self._root.record is not None:
                 if state == "completed":
-                    self._root.record.commit()
+                    self._root.record.commit(beside=not self._placer.root_is_one_directory)
                 else:
                     self._root.record.abandon()
         self._observed(self._counters)

@@ -74,6 +74,7 @@ class Options(msgspec.Struct, kw_only=True, omit_defaults=True):
     filters: list[tuple[bool, bytes]] = []
     files_from: list[bytes] | None = None
     rename: bytes = b""
+    reread: bool = False
 
 
 class Open(_Message, tag=1):

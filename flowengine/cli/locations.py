@@ -1,0 +1,87 @@
+"""Locations on the command line: local paths, tickets, and tickets whose secret comes from a file or the environment."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from flowengine.errors import NotFound, UsageError
+from flowengine.wire.ticket import Ticket
+
+__all__ = ["Local", "Location", "Remote", "parse_location"]
+
+
+@dataclass(frozen=True)
+class Local:
+    """A path of this machine, as typed."""
+
+    path: bytes
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A path below what a ticket serves; a trailing slash is kept."""
+
+    ticket: Ticket
+    path: bytes
+
+
+Location = Local | Remote
+
+
+def parse_location(text: str, ticket_file: str | None) -> Location:
+    """What one argument means.
+
+    A ticket may stand in the argument (`flow://HOST:PORT/path#SECRET`), or, so that it shows in no process list, in
+    the file that `--ticket-file` or $FLOW_TICKET_FILE names, or in $FLOW_TICKET; the argument is then `flow:///path`
+    or `flow://HOST:PORT/path`.
+
+    Raises:
+        UsageError: it is neither.
+        NotFound: the ticket file does not exist.
+    """
+    if not text.startswith("flow:"):
+        if not text:
+            raise UsageError("an empty path was given", hint="write . for the current folder")
+        return Local(os.fsencode(text))
+    location, mark, _ = text.partition("#")
+    if mark:
+        ticket = Ticket.parse(text)
+        return Remote(ticket, _with_slash(ticket.path, location))
+    stored = _stored_ticket(ticket_file)
+    if location.startswith("flow:///"):
+        from urllib.parse import unquote_to_bytes
+
+        below = unquote_to_bytes(location[len("flow:///") :])
+        return Remote(stored, _join(stored.path, below))
+    ticket = Ticket.parse(f"{location}#{stored.format_secret_url().partition('#')[2]}")
+    if (ticket.host, ticket.port) != (stored.host, stored.port):
+        raise UsageError(
+            f"the ticket at hand is for {stored.location}, not for {ticket.location}",
+            hint="give the ticket of that host with --ticket-file",
+        )
+    return Remote(ticket, _with_slash(ticket.path, location))
+
+
+def _with_slash(path: bytes, location: str) -> bytes:
+    return path + b"/" if location.endswith("/") and path else path
+
+
+def _join(base: bytes, below: bytes) -> bytes:
+    return base.rstrip(b"/") + b"/" + below if base else below
+
+
+def _stored_ticket(ticket_file: str | None) -> Ticket:
+    path = ticket_file or os.environ.get("FLOW_TICKET_FILE")
+    if path:
+        try:
+            with open(path, encoding="utf-8") as file:
+                return Ticket.parse(file.readline())
+        except FileNotFoundError:
+            raise NotFound(f"there is no ticket file {path}", hint="flow serve --ticket-file FILE writes one") from None
+    if text := os.environ.get("FLOW_TICKET"):
+        return Ticket.parse(text)
+    raise UsageError(
+        "this location needs a ticket",
+        hint="add #SECRET as flow serve printed it, or use --ticket-file FILE, $FLOW_TICKET_FILE or $FLOW_TICKET",
+    )

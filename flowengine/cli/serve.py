@@ -1,0 +1,100 @@
+"""`flow serve`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from typing import Any
+
+import click
+
+from flowengine.errors import Exit, LocalError, UsageError
+
+__all__ = ["serve"]
+
+
+@click.command()
+@click.argument("root", type=click.Path())
+@click.option("--listen", default="127.0.0.1:0", show_default=True, metavar="HOST:PORT", help="Where to listen; port 0 takes a free one.")
+@click.option("--advertise", metavar="HOST", help="Host name or address to print in the ticket, when others reach this host by another one.")
+@click.option("--read-only", is_flag=True, help="Refuse to receive.")
+@click.option("--links", type=click.Choice(["inside", "keep"]), default="inside", show_default=True, help="Symbolic links that are received: refuse those that lead out, or keep all.")
+@click.option("--ticket-file", type=click.Path(), metavar="FILE", help="Write the ticket to FILE (0600) as well.")
+@click.option("--identity", type=click.Path(), metavar="FILE", help="Keep key and secret in FILE (0600, made where missing), so that the ticket outlives a restart.")
+@click.option("--threads", type=click.IntRange(0, 256), default=0, help="Threads that read one large file; 0 chooses.")
+def serve(
+    root: str,
+    listen: str,
+    advertise: str | None,
+    read_only: bool,
+    links: str,
+    ticket_file: str | None,
+    identity: str | None,
+    threads: int,
+) -> int:
+    """Offer the folder ROOT to other hosts until interrupted.
+
+    Prints one line, the ticket: whoever has it may read ROOT and, without --read-only, write to it. Nothing outside
+    ROOT can be reached.
+    """
+    from flowengine.transfer.connect import Identity, Listener
+    from flowengine.transfer.serve import ServedRoot
+
+    host, _, port = listen.rpartition(":")
+    host = host.strip("[]")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise UsageError(f"--listen {listen!r} is not HOST:PORT", hint="write it like 0.0.0.0:7171 or [::]:7171")
+
+    def log(line: str) -> None:
+        print(f"flow: {line}", file=sys.stderr, flush=True)
+
+    served = ServedRoot(
+        os.fsencode(root), read_only, links, threads or max(1, (os.cpu_count() or 1) // 2), on_event=log
+    )
+    listener = Listener(host, int(port), identity=Identity.load(identity) if identity else None, log=log)
+    try:
+        listener.bind()
+    except OSError as error:
+        raise LocalError(
+            f"cannot listen on {listen}: {error.strerror}", hint="choose another address or port; 0 takes a free one"
+        ) from None
+    if advertise is None and host in ("0.0.0.0", "::"):  # noqa: S104 - what the user asked for
+        import socket
+
+        advertise = socket.gethostname()
+    ticket = listener.ticket(advertise).format_secret_url()
+    if ticket_file:
+        _write_secret(ticket_file, ticket + "\n")
+    print(ticket, flush=True)
+    return _serve_until_signal(listener, served)
+
+
+def _serve_until_signal(listener: Any, served: Any) -> int:
+    import trio
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(listener.serve, served.handle)
+            with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+                async for _ in signals:
+                    break
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+    return Exit.DONE
+
+
+def _write_secret(path: str, text: str) -> None:
+    """Write a file that only this user can read, in one step."""
+    part = f"{path}.{os.getpid()}.part"
+    try:
+        fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+        with open(fd, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(part, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(part)
+        raise LocalError(f"cannot write {path}: {error.strerror}", hint="choose another file") from None
