@@ -86,9 +86,14 @@ def storage_of(path: Path) -> str:
     return best[1]
 
 
-def used_bytes(path: Path) -> int:
-    found = os.statvfs(path)
-    return (found.f_blocks - found.f_bfree) * found.f_frsize
+def allocated_bytes(root: Path) -> int:
+    """What the files of a tree take on the disk, staging and hidden files included."""
+    total = 0
+    for folder, _, names in os.walk(root):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += os.lstat(os.path.join(folder, name)).st_blocks * 512
+    return total
 
 
 def forget_pages(root: Path) -> None:
@@ -149,7 +154,7 @@ class OneRun:
         half = sum(data.total_size(tree)[0] for tree in self._built.measured) // 2
 
         def passed() -> int:
-            return used_bytes(target) if self._kind.local_only else session.network.wire_bytes()
+            return allocated_bytes(session.scratch) if self._kind.local_only else session.network.wire_bytes()
 
         start = passed()
 
