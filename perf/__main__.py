@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Collection
 from pathlib import Path
@@ -11,8 +12,8 @@ from perf.contenders import CONTENDERS
 from perf.link import LinkError
 from perf.link import cli as link_cli
 from perf.network import LONG_LINKS
-from perf.plot import DOCS, load, plot
-from perf.report import print_tables
+from perf.plot import DOCS, load, newest, plot
+from perf.report import group, print_tables
 from perf.run import RESULTS, Plan, run
 from perf.scenarios import SCENARIOS, SIZES
 
@@ -69,6 +70,8 @@ def show_list() -> None:
 
 
 def main() -> int:
+    # A polite end takes namespaces, daemons and data away as Ctrl-C does.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     words = sys.argv[1:]
     args = parser().parse_args(words)
     try:
@@ -77,7 +80,8 @@ def main() -> int:
         if args.command == "list":
             show_list()
         elif args.command == "show":
-            print_tables(load(args.results))
+            for members in group(load(args.results)).values():
+                print_tables(newest(members))
         elif args.command == "plot":
             for path in plot(load(args.results), args.out):
                 print(path.name)
