@@ -66,7 +66,7 @@ def _common(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.argument("target", metavar="DST")
 @_common
 @click.pass_context
-def cp(ctx: click.Context, sources: tuple[str, ...], target: str, **settings: Any) -> int:
+def cp(ctx: click.Context, /, sources: tuple[str, ...], target: str, **settings: Any) -> int:
     """Copy each SRC to DST, which is made where missing.
 
     SRC/ means what is in SRC, SRC the folder or file itself. What is already there is not sent again; after an
@@ -81,7 +81,7 @@ def cp(ctx: click.Context, sources: tuple[str, ...], target: str, **settings: An
 @click.option("--delete", is_flag=True, help="Remove at the target what the source does not have.")
 @_common
 @click.pass_context
-def sync(ctx: click.Context, source: str, target: str, delete: bool, **settings: Any) -> int:
+def sync(ctx: click.Context, /, source: str, target: str, delete: bool, **settings: Any) -> int:
     """Make DST hold what SRC holds, moving only what changed.
 
     SRC/ means what is in SRC, SRC the folder itself, as in `flow cp`. Without --delete nothing is removed.
@@ -95,7 +95,9 @@ def _transfer(ctx: click.Context, sources: list[str], target: str, *, delete: bo
     ticket_file = given["ticket_file"]
     froms = [parse_location(text, ticket_file) for text in sources]
     to = parse_location(target, ticket_file)
-    settings = _settings(ctx, given, delete=delete, remote=any(isinstance(place, Remote) for place in [*froms, to]))
+    settings = _settings(
+        ctx, given, delete=delete, remote=any(isinstance(place, Remote) for place in [*froms, to])
+    )
     with Progress(given["progress"], "checking" if given["dry_run"] else "moving") as progress:
         report = _run(froms, to, settings, given["files_from"], progress)
     if not given["as_json"] or report.failures:
@@ -209,7 +211,9 @@ def _push(selection: Any, to: Remote, settings: Any, progress: Any) -> Any:
             if found is None or not stat.S_ISDIR(found[1]):
                 parent, _, name = path.rpartition(b"/")
                 chosen, path = renamed(chosen, name), parent
-        return await push(chosen, to.ticket, path.rstrip(b"/"), settings, observe=progress.update, note=progress.note)
+        return await push(
+            chosen, to.ticket, path.rstrip(b"/"), settings, observe=progress.update, note=progress.note
+        )
 
     return trio.run(main)
 
@@ -224,7 +228,12 @@ def _pull(source: Remote, target: bytes, settings: Any, progress: Any) -> Any:
 
     async def main() -> Any:
         used, where = settings, target
-        if source.path and not source.path.endswith(b"/") and not where.endswith(b"/") and not os.path.isdir(where):
+        if (
+            source.path
+            and not source.path.endswith(b"/")
+            and not where.endswith(b"/")
+            and not os.path.isdir(where)
+        ):
             found = await stat_remote(source.ticket, source.path)
             if found is not None and not stat.S_ISDIR(found[1]):
                 import dataclasses
@@ -233,7 +242,12 @@ def _pull(source: Remote, target: bytes, settings: Any, progress: Any) -> Any:
                 used = dataclasses.replace(settings, options=options)
                 where = os.path.dirname(where) or b"."
         return await pull(
-            source.ticket, source.path, os.path.abspath(where), used, observe=progress.update, note=progress.note
+            source.ticket,
+            source.path,
+            os.path.abspath(where),
+            used,
+            observe=progress.update,
+            note=progress.note,
         )
 
     return trio.run(main)

@@ -17,10 +17,26 @@ from flowengine.units import show_path
 
 __all__ = ["diff", "ls", "manifest", "verify"]
 
-_TICKET = click.option("--ticket-file", type=click.Path(), metavar="FILE", help="Take the ticket from FILE (or $FLOW_TICKET_FILE, $FLOW_TICKET).")
-_PROGRESS = click.option("--progress", type=click.Choice(["auto", "bar", "lines", "json", "none"]), default="auto", show_default=True)
+_TICKET = click.option(
+    "--ticket-file",
+    type=click.Path(),
+    metavar="FILE",
+    help="Take the ticket from FILE (or $FLOW_TICKET_FILE, $FLOW_TICKET).",
+)
+_PROGRESS = click.option(
+    "--progress",
+    type=click.Choice(["auto", "bar", "lines", "json", "none"]),
+    default="auto",
+    show_default=True,
+)
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-_PROFILE = click.option("--chunk-size", "profile", type=click.Choice(["64KiB", "256KiB", "1MiB"]), default="64KiB", show_default=True)
+_PROFILE = click.option(
+    "--chunk-size",
+    "profile",
+    type=click.Choice(["64KiB", "256KiB", "1MiB"]),
+    default="64KiB",
+    show_default=True,
+)
 
 
 @click.command()
@@ -44,7 +60,13 @@ def ls(location: str, ticket_file: str | None, as_json: bool) -> int:
         print_json(
             {
                 "entries": [
-                    {"name": show_path(name), "mode": f"{mode & 0o7777:04o}", "kind": _kind(mode), "size": size, "mtime_ns": mtime_ns}
+                    {
+                        "name": show_path(name),
+                        "mode": f"{mode & 0o7777:04o}",
+                        "kind": _kind(mode),
+                        "size": size,
+                        "mtime_ns": mtime_ns,
+                    }
                     for name, mode, size, mtime_ns in rows
                 ]
             }
@@ -57,7 +79,9 @@ def ls(location: str, ticket_file: str | None, as_json: bool) -> int:
 
 
 def _kind(mode: int) -> str:
-    return {stat.S_IFDIR: "directory", stat.S_IFLNK: "symlink", stat.S_IFREG: "file"}.get(stat.S_IFMT(mode), "special")
+    return {stat.S_IFDIR: "directory", stat.S_IFLNK: "symlink", stat.S_IFREG: "file"}.get(
+        stat.S_IFMT(mode), "special"
+    )
 
 
 def _list_local(path: bytes) -> list[tuple[bytes, int, int, int]]:
@@ -74,7 +98,9 @@ def _list_local(path: bytes) -> list[tuple[bytes, int, int, int]]:
         raise NotFound(f"{show_path(path)} does not exist", hint="check the spelling") from None
 
 
-def _reader(stack: ExitStack, text: str, ticket_file: str | None, profile: str, progress: Any, *, reread: bool) -> tuple[Any, list[Any]]:
+def _reader(
+    stack: ExitStack, text: str, ticket_file: str | None, profile: str, progress: Any, *, reread: bool
+) -> tuple[Any, list[Any]]:
     """A manifest reader for a manifest file, a local path or a ticket; with what could not be read."""
     from flowengine.store.selection import select
     from flowengine.transfer.manifests import make_manifest, open_manifest, scratch_file
@@ -88,7 +114,15 @@ def _reader(stack: ExitStack, text: str, ticket_file: str | None, profile: str, 
     if isinstance(place, Remote):
         from flowengine.transfer.run import remote_manifest
 
-        failures = remote_manifest(place.ticket, place.path, file.write, profile, reread=reread, observe=progress.update, note=progress.note)
+        failures = remote_manifest(
+            place.ticket,
+            place.path,
+            file.write,
+            profile,
+            reread=reread,
+            observe=progress.update,
+            note=progress.note,
+        )
         return open_manifest(file), failures
     path = place.path.rstrip(b"/") + b"/" if os.path.isdir(place.path) else place.path
     counters = Counters()
@@ -124,13 +158,23 @@ def _is_manifest(path: bytes) -> bool:
 
 @click.command()
 @click.argument("path")
-@click.option("--output", "-o", metavar="FILE", help="Where to write it; - for stdout. [default: NAME.flowmanifest]")
+@click.option(
+    "--output", "-o", metavar="FILE", help="Where to write it; - for stdout. [default: NAME.flowmanifest]"
+)
 @click.option("--no-cache", is_flag=True, help="Read every byte anew.")
 @_PROFILE
 @_TICKET
 @_PROGRESS
 @_JSON
-def manifest(path: str, output: str | None, no_cache: bool, profile: str, ticket_file: str | None, progress: str, as_json: bool) -> int:
+def manifest(
+    path: str,
+    output: str | None,
+    no_cache: bool,
+    profile: str,
+    ticket_file: str | None,
+    progress: str,
+    as_json: bool,
+) -> int:
     """Write the manifest of PATH (for a folder: of what is in it) and print its version id."""
     from flowengine.cli.output import Progress, print_failures, print_json
     from flowengine.transfer.manifests import copy_manifest
@@ -168,7 +212,9 @@ def manifest(path: str, output: str | None, no_cache: bool, profile: str, ticket
 @_TICKET
 @_PROGRESS
 @_JSON
-def diff(a: str, b: str, no_cache: bool, profile: str, ticket_file: str | None, progress: str, as_json: bool) -> int:
+def diff(
+    a: str, b: str, no_cache: bool, profile: str, ticket_file: str | None, progress: str, as_json: bool
+) -> int:
     """Show what differs from A to B, each a folder, a manifest file or a ticket.
 
     One line each: + added, - removed, M changed content, m changed mode or time. Exit code 1 when they differ.
@@ -191,7 +237,13 @@ def diff(a: str, b: str, no_cache: bool, profile: str, ticket_file: str | None, 
             else:
                 print(f"{sign[change.kind]} {show_path(change.path)}")
         if as_json:
-            print_json({"changes": rows, "before": before.summary.version_id.hex(), "after": after.summary.version_id.hex()})
+            print_json(
+                {
+                    "changes": rows,
+                    "before": before.summary.version_id.hex(),
+                    "after": after.summary.version_id.hex(),
+                }
+            )
         print_failures(failed_a + failed_b)
     if failed_a or failed_b:
         return Exit.SOME_OBJECTS_FAILED
@@ -200,18 +252,24 @@ def diff(a: str, b: str, no_cache: bool, profile: str, ticket_file: str | None, 
 
 @click.command()
 @click.argument("path", metavar="DST")
-@click.option("--against", metavar="MANIFEST|SRC", help="What DST must equal: a manifest file, a folder or a ticket. [default: what last landed there]")
+@click.option(
+    "--against",
+    metavar="MANIFEST|SRC",
+    help="What DST must equal: a manifest file, a folder or a ticket. [default: what last landed there]",
+)
 @_PROFILE
 @_TICKET
 @_PROGRESS
 @_JSON
-def verify(path: str, against: str | None, profile: str, ticket_file: str | None, progress: str, as_json: bool) -> int:
+def verify(
+    path: str, against: str | None, profile: str, ticket_file: str | None, progress: str, as_json: bool
+) -> int:
     """Read every byte of DST and name each object that is wrong, missing or extra.
 
     Exit code 0 when all is right, 6 when not, 3 when there is nothing to verify against.
     """
     from flowengine.cli.output import Progress, print_failures, print_json
-    from flowengine.transfer.manifests import differences, open_manifest
+    from flowengine.transfer.manifests import differences
 
     started = time.monotonic()
     with ExitStack() as stack, Progress(progress, "verifying") as shown:
@@ -257,7 +315,11 @@ def verify(path: str, against: str | None, profile: str, ticket_file: str | None
             for row in rows:
                 print(f"{kind} {row}")
         print_failures(failures + reference_failures)
-        verdict = "all as it should be" if not bad and not failures else f"{bad + len(failures)} objects are NOT as they should be"
+        verdict = (
+            "all as it should be"
+            if not bad and not failures
+            else f"{bad + len(failures)} objects are NOT as they should be"
+        )
         print(f"verified {actual.summary.objects} objects: {verdict}", file=sys.stderr)
     if bad:
         return Exit.INTEGRITY

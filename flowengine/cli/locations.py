@@ -78,7 +78,9 @@ def _stored_ticket(ticket_file: str | None) -> Ticket:
             with open(path, encoding="utf-8") as file:
                 return Ticket.parse(file.readline())
         except FileNotFoundError:
-            raise NotFound(f"there is no ticket file {path}", hint="flow serve --ticket-file FILE writes one") from None
+            raise NotFound(
+                f"there is no ticket file {path}", hint="flow serve --ticket-file FILE writes one"
+            ) from None
     if text := os.environ.get("FLOW_TICKET"):
         return Ticket.parse(text)
     raise UsageError(

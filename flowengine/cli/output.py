@@ -56,7 +56,9 @@ class Progress:
             self._task = self._bar.add_task(self._verb, total=None, text="")
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._bar is not None:
             self._bar.stop()
 
@@ -73,7 +75,9 @@ class Progress:
     def update(self, counters: Counters) -> None:
         """New numbers; called about twice a second."""
         now = time.monotonic()
-        done = counters.bytes_done + max(0, counters.bytes_read - counters.bytes_done if not counters.bytes_done else 0)
+        done = counters.bytes_done + max(
+            0, counters.bytes_read - counters.bytes_done if not counters.bytes_done else 0
+        )
         self._samples.append((now, done))
         while len(self._samples) > 2 and now - self._samples[0][0] > 5:
             self._samples.pop(0)

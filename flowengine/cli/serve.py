@@ -17,13 +17,38 @@ __all__ = ["serve"]
 
 @click.command()
 @click.argument("root", type=click.Path())
-@click.option("--listen", default="127.0.0.1:0", show_default=True, metavar="HOST:PORT", help="Where to listen; port 0 takes a free one.")
-@click.option("--advertise", metavar="HOST", help="Host name or address to print in the ticket, when others reach this host by another one.")
+@click.option(
+    "--listen",
+    default="127.0.0.1:0",
+    show_default=True,
+    metavar="HOST:PORT",
+    help="Where to listen; port 0 takes a free one.",
+)
+@click.option(
+    "--advertise",
+    metavar="HOST",
+    help="Host name or address to print in the ticket, when others reach this host by another one.",
+)
 @click.option("--read-only", is_flag=True, help="Refuse to receive.")
-@click.option("--links", type=click.Choice(["inside", "keep"]), default="inside", show_default=True, help="Symbolic links that are received: refuse those that lead out, or keep all.")
-@click.option("--ticket-file", type=click.Path(), metavar="FILE", help="Write the ticket to FILE (0600) as well.")
-@click.option("--identity", type=click.Path(), metavar="FILE", help="Keep key and secret in FILE (0600, made where missing), so that the ticket outlives a restart.")
-@click.option("--threads", type=click.IntRange(0, 256), default=0, help="Threads that read one large file; 0 chooses.")
+@click.option(
+    "--links",
+    type=click.Choice(["inside", "keep"]),
+    default="inside",
+    show_default=True,
+    help="Symbolic links that are received: refuse those that lead out, or keep all.",
+)
+@click.option(
+    "--ticket-file", type=click.Path(), metavar="FILE", help="Write the ticket to FILE (0600) as well."
+)
+@click.option(
+    "--identity",
+    type=click.Path(),
+    metavar="FILE",
+    help="Keep key and secret in FILE (0600, made where missing), so that the ticket outlives a restart.",
+)
+@click.option(
+    "--threads", type=click.IntRange(0, 256), default=0, help="Threads that read one large file; 0 chooses."
+)
 def serve(
     root: str,
     listen: str,
@@ -45,7 +70,9 @@ def serve(
     host, _, port = listen.rpartition(":")
     host = host.strip("[]")
     if not host or not port.isdigit() or int(port) > 65535:
-        raise UsageError(f"--listen {listen!r} is not HOST:PORT", hint="write it like 0.0.0.0:7171 or [::]:7171")
+        raise UsageError(
+            f"--listen {listen!r} is not HOST:PORT", hint="write it like 0.0.0.0:7171 or [::]:7171"
+        )
 
     def log(line: str) -> None:
         print(f"flow: {line}", file=sys.stderr, flush=True)
@@ -58,7 +85,8 @@ def serve(
         listener.bind()
     except OSError as error:
         raise LocalError(
-            f"cannot listen on {listen}: {error.strerror}", hint="choose another address or port; 0 takes a free one"
+            f"cannot listen on {listen}: {error.strerror}",
+            hint="choose another address or port; 0 takes a free one",
         ) from None
     if advertise is None and host in ("0.0.0.0", "::"):  # noqa: S104 - what the user asked for
         import socket

@@ -42,9 +42,8 @@ def extra_reader(*, xattrs: bool, owner: bool) -> Callable[[int | bytes, os.stat
         pairs: list[tuple[bytes, bytes]] = []
         if xattrs:
             with contextlib.suppress(OSError):
-                for name in sorted(os.listxattr(fd)):
-                    if name.startswith(_PREFIXES):
-                        pairs.append((os.fsencode(name), os.getxattr(fd, name)))
+                names = [name for name in sorted(os.listxattr(fd)) if name.startswith(_PREFIXES)]
+                pairs = [(os.fsencode(name), os.getxattr(fd, name)) for name in names]
         return encode_extra(
             Extra(
                 tuple(pairs),

@@ -53,7 +53,9 @@ def exchange(a: bytes, b: bytes) -> None:
         raise OSError(code, os.strerror(code), a)
 
 
-def copy_range(source_fd: int, source_offset: int, target_fd: int, target_offset: int, size_bytes: int) -> None:
+def copy_range(
+    source_fd: int, source_offset: int, target_fd: int, target_offset: int, size_bytes: int
+) -> None:
     """Copy bytes between two files, by reference or inside the kernel where the file system can.
 
     Raises:
@@ -124,7 +126,13 @@ def local_error(error: OSError, what: str, path: bytes) -> FlowError:
             reason="disk-full",
         )
     if error.errno == errno.EROFS:
-        return LocalError(f"{what} {where}: the file system is read-only", hint="mount it writable or choose another target")
+        return LocalError(
+            f"{what} {where}: the file system is read-only", hint="mount it writable or choose another target"
+        )
     if error.errno in (errno.EACCES, errno.EPERM):
-        return LocalError(f"{what} {where}: {cause}", hint="the account that runs this needs the right to do that", reason="permission")
+        return LocalError(
+            f"{what} {where}: {cause}",
+            hint="the account that runs this needs the right to do that",
+            reason="permission",
+        )
     return LocalError(f"{what} {where}: {cause}", reason="local")

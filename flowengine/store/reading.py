@@ -56,7 +56,9 @@ class Piece:
 
     __slots__ = ("buffer", "lengths", "offset", "packed", "start")
 
-    def __init__(self, offset: int, lengths: list[int], packed: bytes, buffer: Buffer | None, start: int) -> None:
+    def __init__(
+        self, offset: int, lengths: list[int], packed: bytes, buffer: Buffer | None, start: int
+    ) -> None:
         self.offset = offset
         self.lengths = lengths
         self.packed = packed
@@ -158,7 +160,9 @@ class ObjectReader:
             if carrier is not None:
                 carrier.release()
 
-    def _fill(self, fd: int, size_bytes: int, buffer: Buffer, position: int, filled: int) -> tuple[Piece, int]:
+    def _fill(
+        self, fd: int, size_bytes: int, buffer: Buffer, position: int, filled: int
+    ) -> tuple[Piece, int]:
         """Read, cut and hash until the buffer is full or the object ends: (piece, bytes in the buffer)."""
         view = buffer.view
         room = min(len(view), filled + SEGMENT_BYTES)
@@ -206,11 +210,22 @@ class ObjectReader:
             while position < size_bytes:
                 while start < size_bytes and len(ahead) < depth:
                     buffer = self._pool.acquire()
-                    ahead.append((start, buffer, self._workers.submit(self._segment, fd, size_bytes, buffer, start)))
+                    ahead.append(
+                        (start, buffer, self._workers.submit(self._segment, fd, size_bytes, buffer, start))
+                    )
                     start += SEGMENT_BYTES
                 begin, buffer, future = ahead[0]
                 lengths, ids = future.result()
-                piece = self._stitch(begin, min(begin + SEGMENT_BYTES, size_bytes), size_bytes, position, buffer, lengths, ids, cutter)
+                piece = self._stitch(
+                    begin,
+                    min(begin + SEGMENT_BYTES, size_bytes),
+                    size_bytes,
+                    position,
+                    buffer,
+                    lengths,
+                    ids,
+                    cutter,
+                )
                 ahead.popleft()
                 position += piece.size_bytes
                 if piece.lengths:

@@ -20,7 +20,7 @@ import os
 import stat
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -135,6 +135,9 @@ class ScanFailed:
 
 
 Event = DirectoryEntered | DirectoryLeft | Batch | LargeBegun | LargePiece | LargeEnded | ScanFailed
+
+
+_Row = tuple[bytes, os.stat_result]
 
 
 class _Frame:
@@ -254,7 +257,9 @@ class Scanner:
             yield from self._descend(root)
             st = root.st
             if st is not None:
-                yield DirectoryLeft(st.st_mode & 0o7777, st.st_mtime_ns, self._directory_extra(root), root.complete, True)
+                yield DirectoryLeft(
+                    st.st_mode & 0o7777, st.st_mtime_ns, self._directory_extra(root), root.complete, True
+                )
             else:
                 yield DirectoryLeft(0o755, 0, b"", root.complete, False)
         finally:
@@ -275,7 +280,8 @@ class Scanner:
                 yield self._failed(root, item.path, error)
                 continue
             fds.append(fd)
-            found_files, found_dirs = [], []
+            found_files: list[_Row] = []
+            found_dirs: list[_Row] = []
             if contents:
                 if self._selection.single_contents:
                     root.st = os.fstat(fd)
@@ -286,7 +292,11 @@ class Scanner:
                 root.complete = root.complete and frame.complete
             else:
                 try:
-                    st = os.stat(item.path if os.path.isdir(item.path) else item.name, dir_fd=None if os.path.isdir(item.path) else fd, follow_symlinks=False)
+                    st = os.stat(
+                        item.path if os.path.isdir(item.path) else item.name,
+                        dir_fd=None if os.path.isdir(item.path) else fd,
+                        follow_symlinks=False,
+                    )
                     if stat.S_ISLNK(st.st_mode) and os.path.isdir(item.path):
                         st = os.lstat(item.path)
                 except OSError as error:
@@ -315,7 +325,11 @@ class Scanner:
             while end < len(files) and files[end][2] == files[start][2]:
                 end += 1
             frame = _Frame(files[start][2], b"", files[start][3], None, False, None)
-            yield from self._entries(frame, [(n, st) for n, st, _, _ in files[start:end]], whole=len(self._selection.roots) == 1 and self._selection.single_contents)
+            yield from self._entries(
+                frame,
+                [(n, st) for n, st, _, _ in files[start:end]],
+                whole=len(self._selection.roots) == 1 and self._selection.single_contents,
+            )
             root.complete = root.complete and frame.complete
             start = end
 
@@ -323,11 +337,21 @@ class Scanner:
         root.complete = self.complete = False
         from flowengine.units import show_path
 
-        return ScanFailed(name, "collision", f"both {show_path(first)} and {show_path(second)} have an entry of this name; the first is taken")
+        return ScanFailed(
+            name,
+            "collision",
+            f"both {show_path(first)} and {show_path(second)} have an entry of this name; the first is taken",
+        )
 
     def _failed(self, frame: _Frame, path: bytes, error: OSError) -> ScanFailed:
         frame.complete = self.complete = False
-        reason = "vanished" if isinstance(error, FileNotFoundError) else "permission" if isinstance(error, PermissionError) else "unreadable"
+        reason = (
+            "vanished"
+            if isinstance(error, FileNotFoundError)
+            else "permission"
+            if isinstance(error, PermissionError)
+            else "unreadable"
+        )
         return ScanFailed(path, reason, error.strerror or str(error))
 
     def _descend(self, root: _Frame) -> Iterator[Event]:
@@ -342,7 +366,11 @@ class Scanner:
                         break
                     assert frame.st is not None
                     yield DirectoryLeft(
-                        frame.st.st_mode & 0o7777, frame.st.st_mtime_ns, self._directory_extra(frame), frame.complete, True
+                        frame.st.st_mode & 0o7777,
+                        frame.st.st_mtime_ns,
+                        self._directory_extra(frame),
+                        frame.complete,
+                        True,
                     )
                     os.close(frame.dirfd)
                     continue
@@ -376,7 +404,7 @@ class Scanner:
             return b""
         return self._extra(frame.dirfd, frame.st)
 
-    def _list(self, frame: _Frame) -> Iterator[Event]:
+    def _list(self, frame: _Frame) -> Generator[Event, None, tuple[list[_Row], list[_Row]]]:
         """(files, directories) of one directory as (name, stat), unsorted; a generator for the failures it meets."""
         files: list[tuple[bytes, os.stat_result]] = []
         directories: list[tuple[bytes, os.stat_result]] = []
@@ -413,11 +441,13 @@ class Scanner:
             prefix = frame.path + b"/" if frame.path else b""
             files = [row for row in files if allows(prefix + row[0], False)]
             directories = [row for row in directories if allows(prefix + row[0], True)]
-        return files, directories  # type: ignore[return-value]
+        return files, directories
 
     # --- entries of one directory -------------------------------------------------------------------------------
 
-    def _entries(self, frame: _Frame, rows: list[tuple[bytes, os.stat_result]], *, whole: bool) -> Iterator[Event]:
+    def _entries(
+        self, frame: _Frame, rows: list[tuple[bytes, os.stat_result]], *, whole: bool
+    ) -> Iterator[Event]:
         """Events for the non-directories of one directory, given in name order."""
         if not rows:
             return
@@ -437,15 +467,21 @@ class Scanner:
             return
         if hit is not None:
             known = dict(zip(split_proof(stats_proof(small)), hit, strict=True))
-        yield from self._fresh(frame, rows, known, st_dir, remember=whole and self._cache is not None and self._extra is None)
+        yield from self._fresh(
+            frame, rows, known, st_dir, remember=whole and self._cache is not None and self._extra is None
+        )
 
-    def _mark_links(self, frame: _Frame, entries: list[Entry], rows: list[tuple[bytes, os.stat_result]]) -> None:
+    def _mark_links(
+        self, frame: _Frame, entries: list[Entry], rows: list[tuple[bytes, os.stat_result]]
+    ) -> None:
         """Replace later names of one inode by hard links to the first."""
         for index, (name, st) in enumerate(rows):
             if st.st_nlink > 1 and st.st_mode & 0o170000 == 0o100000:
                 first = self._first_name(frame, name, st)
                 if first is not None:
-                    entries[index] = Entry(name, HARDLINK, entries[index].mode, entries[index].mtime_ns, 0, b"", first)
+                    entries[index] = Entry(
+                        name, HARDLINK, entries[index].mode, entries[index].mtime_ns, 0, b"", first
+                    )
 
     def _first_name(self, frame: _Frame, name: bytes, st: os.stat_result) -> bytes | None:
         key = (st.st_dev, st.st_ino)
@@ -489,12 +525,19 @@ class Scanner:
             proof = next(proofs) if proofs is not None else b""
             kind = st.st_mode & 0o170000
             large = kind == 0o100000 and st.st_size >= LARGE_OBJECT_BYTES
-            if entries and (large or len(entries) >= MAX_BATCH_ENTRIES or (buffer is not None and filled + st.st_size >= self._pool.size_bytes)):
+            if entries and (
+                large
+                or len(entries) >= MAX_BATCH_ENTRIES
+                or (buffer is not None and filled + st.st_size >= self._pool.size_bytes)
+            ):
                 if remember and not large:
                     assert self._cache is not None
                     part += 1
                     self._cache.add_directory_part(
-                        st_dir.st_dev, st_dir.st_ino, part, DirectoryPart(stats_proof(batch_rows), encode_entries(entries))
+                        st_dir.st_dev,
+                        st_dir.st_ino,
+                        part,
+                        DirectoryPart(stats_proof(batch_rows), encode_entries(entries)),
                     )
                 keep += batch_rows
                 keep_entries += entries
@@ -585,7 +628,9 @@ class Scanner:
         return pack_chunks(chunks)
 
     @staticmethod
-    def _read_small(dirfd: int, name: bytes, st: os.stat_result, view: memoryview, at: int) -> tuple[os.stat_result, int]:
+    def _read_small(
+        dirfd: int, name: bytes, st: os.stat_result, view: memoryview, at: int
+    ) -> tuple[os.stat_result, int]:
         """Read one small object whole to view[at:]: (its stat, its size).
 
         Raises:
@@ -598,7 +643,12 @@ class Scanner:
                 # One byte more than expected shows growth without another call.
                 got = os.preadv(fd, [view[at : at + size + 1]], 0)
                 after = os.fstat(fd)
-                if got == size and after.st_size == size and after.st_mtime_ns == st.st_mtime_ns and after.st_ctime_ns == st.st_ctime_ns:
+                if (
+                    got == size
+                    and after.st_size == size
+                    and after.st_mtime_ns == st.st_mtime_ns
+                    and after.st_ctime_ns == st.st_ctime_ns
+                ):
                     return after, size
                 st = after
                 if st.st_size >= LARGE_OBJECT_BYTES or at + st.st_size >= len(view):
@@ -615,10 +665,12 @@ class Scanner:
             yield Batch([entry], None, [-1], frame.real)
             return
         if self._skip_reading:
-            yield Batch([Entry(name, FILE, st.st_mode & 0o7777, st.st_mtime_ns, st.st_size)], None, [-1], frame.real)
+            yield Batch(
+                [Entry(name, FILE, st.st_mode & 0o7777, st.st_mtime_ns, st.st_size)], None, [-1], frame.real
+            )
             return
         path = _join(frame.path, name)
-        for attempt in range(READ_ATTEMPTS):
+        for _ in range(READ_ATTEMPTS):
             try:
                 # One object open at a time, and only where the cache does not cover it.
                 begun = yield from self._large_once(frame, name, st, racy_from)
@@ -633,9 +685,11 @@ class Scanner:
                 return
             racy_from = time.time_ns() - RACY_NS
         frame.complete = self.complete = False
-        yield ScanFailed(path, "changed", f"changed while it was read, {attempt + 1} times in a row")
+        yield ScanFailed(path, "changed", f"changed while it was read, {READ_ATTEMPTS} times in a row")
 
-    def _large_once(self, frame: _Frame, name: bytes, st: os.stat_result, racy_from: int) -> Iterator[Event]:
+    def _large_once(
+        self, frame: _Frame, name: bytes, st: os.stat_result, racy_from: int
+    ) -> Generator[Event, None, bool]:
         """One attempt; returns whether it held still."""
         flags = FLAG_SPARSE if st.st_blocks * 512 < st.st_size else 0
         extra = self._extra_of(frame.dirfd, name, st) if self._extra is not None else b""
@@ -660,12 +714,12 @@ class Scanner:
                 if self._cache is not None:
                     self._cache.add_pieces(identity, [], replace=True)
                 yield LargeEnded("changed", error.message)
-                return False  # type: ignore[return-value]
+                return False
             finally:
                 os.close(fd)
             self.objects_read += 1
         yield LargeEnded("", "")
-        return True  # type: ignore[return-value]
+        return True
 
     def _large_pieces(
         self, fd: int, st: os.stat_result, identity: Identity, done: int, racy_from: int, *, fresh: bool
@@ -697,15 +751,14 @@ def _lengths(packed: bytes) -> list[int]:
 class _NeverStat:
     """Stands in for the stat of an object that was read too soon after its change: its proof matches nothing."""
 
-    __slots__ = ("st_ctime_ns", "st_dev", "st_ino", "st_mode", "st_mtime_ns", "st_nlink", "st_size")
+    def __init__(self, st: os.stat_result) -> None:
+        self.st_dev, self.st_ino, self.st_nlink = st.st_dev, st.st_ino, st.st_nlink
+        self.st_mode, self.st_size, self.st_mtime_ns = st.st_mode, st.st_size, st.st_mtime_ns
+        self.st_ctime_ns = -1
 
 
 def _never(st: os.stat_result) -> os.stat_result:
-    fake = _NeverStat()
-    for field in ("st_dev", "st_ino", "st_mode", "st_mtime_ns", "st_nlink", "st_size"):
-        setattr(fake, field, getattr(st, field))
-    fake.st_ctime_ns = -1
-    return fake  # type: ignore[return-value]
+    return _NeverStat(st)  # type: ignore[return-value]
 
 
 def _subset_tree(paths: list[bytes] | None) -> dict[bytes, object] | None:

@@ -13,7 +13,7 @@ import contextlib
 import os
 import sqlite3
 from collections.abc import Iterable
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 __all__ = ["DirectoryPart", "Identity", "ScanCache", "state_directory"]
 
@@ -98,7 +98,7 @@ class ScanCache:
         except sqlite3.Error:
             self._broken = True
 
-    def _query(self, sql: str, args: tuple[int, ...]) -> list[tuple[int | bytes, ...]]:
+    def _query(self, sql: str, args: tuple[int, ...]) -> list[tuple[Any, ...]]:
         if self._broken:
             return []
         try:
@@ -125,8 +125,10 @@ class ScanCache:
 
     def directory(self, dev: int, ino: int) -> list[DirectoryPart]:
         """The parts known of a directory, finished ones first."""
-        rows = self._query("SELECT stats, entries FROM directory WHERE dev=? AND ino=? ORDER BY seq", (_s(dev), _s(ino)))
-        return [DirectoryPart(bytes(stats), bytes(entries)) for stats, entries in rows]  # type: ignore[arg-type]
+        rows = self._query(
+            "SELECT stats, entries FROM directory WHERE dev=? AND ino=? ORDER BY seq", (_s(dev), _s(ino))
+        )
+        return [DirectoryPart(bytes(stats), bytes(entries)) for stats, entries in rows]
 
     def save_directory(self, dev: int, ino: int, parts: list[DirectoryPart]) -> None:
         """Replace all that is known of a directory."""
@@ -134,7 +136,10 @@ class ScanCache:
         self._write(
             [
                 ("DELETE FROM directory WHERE dev=? AND ino=?", [(d, i)]),
-                ("INSERT INTO directory VALUES (?,?,?,?,?)", [(d, i, n, *part) for n, part in enumerate(parts)]),
+                (
+                    "INSERT INTO directory VALUES (?,?,?,?,?)",
+                    [(d, i, n, *part) for n, part in enumerate(parts)],
+                ),
             ]
         )
 
@@ -153,16 +158,20 @@ class ScanCache:
         for offset, size, mtime_ns, ctime_ns, chunks in rows:
             if (size, mtime_ns, ctime_ns) != identity[2:]:
                 break
-            found.append((int(offset), bytes(chunks)))  # type: ignore[arg-type]
+            found.append((int(offset), bytes(chunks)))
         return found
 
-    def add_pieces(self, identity: Identity, pieces: list[tuple[int, bytes]], *, replace: bool = False) -> None:
+    def add_pieces(
+        self, identity: Identity, pieces: list[tuple[int, bytes]], *, replace: bool = False
+    ) -> None:
         """Keep pieces of a large object; with `replace` those of an older state go first."""
         d, i = _s(identity.dev), _s(identity.ino)
         statements: list[tuple[str, list[tuple[int | bytes, ...]]]] = []
         if replace:
             statements.append(("DELETE FROM piece WHERE dev=? AND ino=?", [(d, i)]))
-        rows: list[tuple[int | bytes, ...]] = [(d, i, offset, *identity[2:], chunks) for offset, chunks in pieces]
+        rows: list[tuple[int | bytes, ...]] = [
+            (d, i, offset, *identity[2:], chunks) for offset, chunks in pieces
+        ]
         statements.append(("INSERT OR REPLACE INTO piece VALUES (?,?,?,?,?,?,?)", rows))
         self._write(statements)
 

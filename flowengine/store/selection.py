@@ -62,14 +62,18 @@ def select(paths: list[bytes], files_from: list[bytes] | None = None) -> Selecti
                 os.lstat(path)
         except FileNotFoundError:
             raise NotFound(
-                f"source {show_path(path)} does not exist", hint="check the spelling; relative paths start at the current folder"
+                f"source {show_path(path)} does not exist",
+                hint="check the spelling; relative paths start at the current folder",
             ) from None
         except OSError as error:
             raise FlowError(f"source {show_path(path)}: {error.strerror}", reason="local") from error
         contents = path.endswith(b"/") or os.path.basename(path) in (b".", b"..", b"")
         if contents:
             if not is_dir:
-                raise UsageError(f"{show_path(path)} is not a folder", hint="leave out the final slash to copy the file itself")
+                raise UsageError(
+                    f"{show_path(path)} is not a folder",
+                    hint="leave out the final slash to copy the file itself",
+                )
             roots.append(Root(path, b""))
             continue
         name = os.path.basename(path)

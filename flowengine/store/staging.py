@@ -69,7 +69,9 @@ class StagedObject:
         self.have: dict[int, tuple[int, bytes]] = {}
         self._unsynced = 0
         try:
-            self._journal = os.open(f"{name}.j", os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600, dir_fd=folder_fd)
+            self._journal = os.open(
+                f"{name}.j", os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600, dir_fd=folder_fd
+            )
             try:
                 if not self._load():
                     self._start()

@@ -95,7 +95,11 @@ class Basis:
         with self._condition:
             while True:
                 found = self._index.get(identity)
-                if found is not None or self._done or self._progress >= min(near + LOOK_AHEAD_BYTES, self.size_bytes):
+                if (
+                    found is not None
+                    or self._done
+                    or self._progress >= min(near + LOOK_AHEAD_BYTES, self.size_bytes)
+                ):
                     return found
                 self._condition.wait()
 

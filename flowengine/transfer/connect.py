@@ -21,7 +21,15 @@ import trio
 
 import flowengine
 from flowengine.chunking import profile_named
-from flowengine.errors import AuthenticationError, FlowError, LocalError, NotFound, ProtocolError, TemporaryError, UsageError
+from flowengine.errors import (
+    AuthenticationError,
+    FlowError,
+    LocalError,
+    NotFound,
+    ProtocolError,
+    TemporaryError,
+    UsageError,
+)
 from flowengine.transfer.control import Control, refusal
 from flowengine.transfer.lanes import prepare_socket
 from flowengine.transfer.session import MIN_WINDOW_BYTES, Session
@@ -102,7 +110,9 @@ class Identity:
         pem = cert.public_bytes(serialization.Encoding.PEM) + key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
-        return cls(pem, sha256(cert.public_bytes(serialization.Encoding.DER)).digest(), secrets.token_bytes(24))
+        return cls(
+            pem, sha256(cert.public_bytes(serialization.Encoding.DER)).digest(), secrets.token_bytes(24)
+        )
 
     @classmethod
     def load(cls, path: str) -> Identity:
@@ -121,16 +131,26 @@ class Identity:
                 return made
             with open(fd, "rb") as file:
                 if os.fstat(fd).st_mode & 0o077:
-                    raise LocalError(f"{path} holds a secret and others can read it", hint=f"chmod 600 {path}")
+                    raise LocalError(
+                        f"{path} holds a secret and others can read it", hint=f"chmod 600 {path}"
+                    )
                 data = file.read()
         except OSError as error:
-            raise LocalError(f"cannot use the identity file {path}: {error.strerror}", hint="choose another file") from None
+            raise LocalError(
+                f"cannot use the identity file {path}: {error.strerror}", hint="choose another file"
+            ) from None
         first, _, pem = data.partition(b"\n")
         try:
             secret = bytes.fromhex(first.decode().removeprefix("flowengine-secret "))
-            return cls(pem, sha256(ssl.PEM_cert_to_DER_cert(pem.partition(b"-----BEGIN PRIVATE")[0].decode())).digest(), secret)
+            return cls(
+                pem,
+                sha256(ssl.PEM_cert_to_DER_cert(pem.partition(b"-----BEGIN PRIVATE")[0].decode())).digest(),
+                secret,
+            )
         except (ValueError, ssl.SSLError):
-            raise UsageError(f"{path} is no identity file", hint="name one that flow serve --identity wrote, or a new one") from None
+            raise UsageError(
+                f"{path} is no identity file", hint="name one that flow serve --identity wrote, or a new one"
+            ) from None
 
     def _save(self, path: str) -> None:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
@@ -153,7 +173,9 @@ def _software() -> Software:
 class Channel:
     """An authenticated control connection before a session runs on it."""
 
-    def __init__(self, stream: trio.SSLStream[trio.SocketStream], decoder: ControlDecoder, established: Established) -> None:
+    def __init__(
+        self, stream: trio.SSLStream[trio.SocketStream], decoder: ControlDecoder, established: Established
+    ) -> None:
         self.stream = stream
         self.decoder = decoder
         self.established = established
@@ -204,7 +226,9 @@ class Channel:
         """Tell the peer why this side will not go on, if it still listens, and close."""
         with trio.CancelScope(shield=True, deadline=trio.current_time() + 2):
             with contextlib.suppress(FlowError, trio.BusyResourceError, OSError, ValueError):
-                await self.send(Refuse(error.reason, error.message[:2000], error.hint[:1000], error.retryable))
+                await self.send(
+                    Refuse(error.reason, error.message[:2000], error.hint[:1000], error.retryable)
+                )
         await self.aclose()
 
     async def aclose(self) -> None:
@@ -214,7 +238,9 @@ class Channel:
 
 
 def _disconnected() -> TemporaryError:
-    return TemporaryError("the connection to the peer broke", hint="it is dialled again", reason="disconnected")
+    return TemporaryError(
+        "the connection to the peer broke", hint="it is dialled again", reason="disconnected"
+    )
 
 
 async def dial(ticket: Ticket) -> Channel:
@@ -285,7 +311,12 @@ async def _client_handshake(stream: trio.SSLStream[trio.SocketStream], ticket: T
 
 
 async def join_streams(
-    channel: Channel, ticket: Ticket, opened: Opened, profile_name: str, options: Options, compression: int | None
+    channel: Channel,
+    ticket: Ticket,
+    opened: Opened,
+    profile_name: str,
+    options: Options,
+    compression: int | None,
 ) -> Session:
     """The client's part after `Opened`: dial the data connections and make the session."""
     key = channel.secrets.preamble_key(opened.session_id, Side.SOURCE)
@@ -421,7 +452,12 @@ class Listener:
     """
 
     def __init__(
-        self, host: str, port: int, *, identity: Identity | None = None, log: Callable[[str], None] | None = None
+        self,
+        host: str,
+        port: int,
+        *,
+        identity: Identity | None = None,
+        log: Callable[[str], None] | None = None,
     ) -> None:
         self._host = host
         self._port = port
@@ -434,7 +470,9 @@ class Listener:
 
     def bind(self) -> None:
         """Take the port; raises `OSError` where that is not possible."""
-        infos = socket.getaddrinfo(self._host or None, self._port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        infos = socket.getaddrinfo(
+            self._host or None, self._port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
         family, kind, proto, _, address = infos[0]
         sock = socket.socket(family, kind, proto)
         try:
@@ -495,7 +533,13 @@ class Listener:
         except FlowError as error:
             self._log(f"{peer}: {error.message}")
             await trio.aclose_forcefully(tcp)
-        except (OSError, trio.TooSlowError, trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError) as error:
+        except (
+            OSError,
+            trio.TooSlowError,
+            trio.BrokenResourceError,
+            trio.ClosedResourceError,
+            ssl.SSLError,
+        ) as error:
             self._log(f"{peer}: connection dropped: {error or type(error).__name__}")
             await trio.aclose_forcefully(tcp)
 
@@ -524,7 +568,9 @@ class Listener:
                 if request is None:
                     return
                 if not isinstance(request, Open):
-                    raise ProtocolError(f"the client began with {type(request).__name__} instead of a request")
+                    raise ProtocolError(
+                        f"the client began with {type(request).__name__} instead of a request"
+                    )
                 await handler(Incoming(channel, request, peer, self))
                 if request.role not in ("stat", "list"):
                     return
@@ -533,13 +579,18 @@ class Listener:
             await channel.refuse(error)
         except OSError as error:
             self._log(f"{peer}: {error}")
-            await channel.refuse(NotFound(str(error)) if isinstance(error, FileNotFoundError) else FlowError(str(error)))
+            await channel.refuse(
+                NotFound(str(error)) if isinstance(error, FileNotFoundError) else FlowError(str(error))
+            )
         finally:
             await channel.aclose()
 
     async def _server_handshake(self, stream: trio.SSLStream[trio.SocketStream]) -> Channel:
         handshake = ServerHandshake(
-            [TicketProof(self._identity.secret)], self._identity.fingerprint, os.urandom(32), software=_software()
+            [TicketProof(self._identity.secret)],
+            self._identity.fingerprint,
+            os.urandom(32),
+            software=_software(),
         )
         decoder = ControlDecoder(MAX_HANDSHAKE_BYTES)
         handshake.start()
@@ -589,7 +640,8 @@ def first_flow_error(error: BaseException) -> FlowError | None:
 
     def walk(node: BaseException) -> bool:
         if isinstance(node, BaseExceptionGroup):
-            return all([walk(child) for child in node.exceptions])
+            verdicts = [walk(child) for child in node.exceptions]  # all are visited, whatever the first says
+            return all(verdicts)
         if isinstance(node, FlowError):
             found.append(node)
             return True

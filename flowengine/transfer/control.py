@@ -102,7 +102,9 @@ class Control:
                 ) from None
             except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
                 raise TemporaryError(
-                    "the control connection to the peer broke", hint="it is dialled again", reason="disconnected"
+                    "the control connection to the peer broke",
+                    hint="it is dialled again",
+                    reason="disconnected",
                 ) from error
             if not data:
                 return
@@ -121,5 +123,7 @@ class Control:
 
 def refusal(message: Refuse) -> Exception:
     """The peer's `Refuse` as an error of this side."""
-    kind = TemporaryError if message.retryable else ProtocolError if message.reason == "protocol" else PeerError
+    kind = (
+        TemporaryError if message.retryable else ProtocolError if message.reason == "protocol" else PeerError
+    )
     return kind(message.message, hint=message.hint, reason=message.reason)

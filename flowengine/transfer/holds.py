@@ -68,7 +68,10 @@ class FilePart:
         packed = self._packed
         for start in range(0, len(packed), CHUNK_BYTES):
             length = int.from_bytes(packed[start : start + 4], "little")
-            if at + length > got or chunk_id(data[at : at + length]) != packed[start + 4 : start + CHUNK_BYTES]:
+            if (
+                at + length > got
+                or chunk_id(data[at : at + length]) != packed[start + 4 : start + CHUNK_BYTES]
+            ):
                 raise ChunkGone("changed", "changed after it was scanned")
             at += length
         return [data]
@@ -80,7 +83,7 @@ class FilePart:
 class PieceHold:
     """One piece of a large object."""
 
-    __slots__ = ("_piece", "_path", "lengths", "number")
+    __slots__ = ("_path", "_piece", "lengths", "number")
 
     def __init__(self, number: int, piece: Piece, path: bytes) -> None:
         self.number = number
@@ -151,7 +154,11 @@ class BatchHold:
                     stop += 1
                 entry = batch.entries[owner]
                 packed = entry.chunks[(at - first) * CHUNK_BYTES : (stop - first) * CHUNK_BYTES]
-                found.append(FilePart(batch.path.rstrip(b"/") + b"/" + entry.name, before, sum(lengths[at:stop]), packed))
+                found.append(
+                    FilePart(
+                        batch.path.rstrip(b"/") + b"/" + entry.name, before, sum(lengths[at:stop]), packed
+                    )
+                )
             at = stop
         return found
 

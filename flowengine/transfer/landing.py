@@ -21,6 +21,7 @@ import stat
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from time import perf_counter_ns
 from typing import Final
 
 from flowengine.chunking import CHUNK_BYTES, chunk_id
@@ -33,12 +34,12 @@ from flowengine.store.staging import StagedObject, Staging
 from flowengine.transfer.basis import Basis
 from flowengine.transfer.control import Control
 from flowengine.transfer.session import Counters
-from flowengine.transfer.timing import StageClock
+from flowengine.transfer.timing import Stage, StageClock
 from flowengine.units import show_path
 from flowengine.wire.messages import LARGE_OBJECT_BYTES, DirectoryEnd, Failed, Landed, Received
 from flowengine.wire.records import Run
 
-__all__ = ["LargeObject", "Landing", "RunOffer", "Sink", "SmallObject", "SmallOffer", "TargetDirectory"]
+__all__ = ["Landing", "LargeObject", "RunOffer", "Sink", "SmallObject", "SmallOffer", "TargetDirectory"]
 
 _BATCH_OBJECTS: Final = 2048
 _BATCH_BYTES: Final = 64 * 1024 * 1024
@@ -57,7 +58,9 @@ class TargetDirectory:
         "rows", "unchanged_all",
     )  # fmt: skip
 
-    def __init__(self, path: bytes, name: bytes, fd: int, parent: TargetDirectory | None, *, created: bool) -> None:
+    def __init__(
+        self, path: bytes, name: bytes, fd: int, parent: TargetDirectory | None, *, created: bool
+    ) -> None:
         self.path = path
         self.name = name
         self.fd = fd
@@ -200,7 +203,9 @@ class Landing:
         self.directories: dict[bytes, TargetDirectory] = {}
         self.failures: list[tuple[bytes, str, str]] = []
         self.failed_paths: set[bytes] = set()
-        self._ready: queue.SimpleQueue[tuple[str, TargetDirectory, Entry, object] | None] = queue.SimpleQueue()
+        self._ready: queue.SimpleQueue[tuple[str, TargetDirectory, Entry, object] | None] = (
+            queue.SimpleQueue()
+        )
         self._parts: dict[bytes, int] = {}
         self._links: list[tuple[TargetDirectory, Entry]] = []
         self._open_objects = 0
@@ -304,9 +309,13 @@ class Landing:
             if offer is None:
                 raise ProtocolError(f"data arrived for offer {number}, which is not open")
             if index + count > len(offer.wanted) or not count:
-                raise ProtocolError(f"data arrived for chunks {index}+{count} of offer {number}, which has {len(offer.wanted)}")
+                raise ProtocolError(
+                    f"data arrived for chunks {index}+{count} of offer {number}, which has {len(offer.wanted)}"
+                )
             if offer.wanted.count(1, index, index + count) != count:
-                raise ProtocolError(f"data arrived for chunks of offer {number} that were not wanted (any more)")
+                raise ProtocolError(
+                    f"data arrived for chunks of offer {number} that were not wanted (any more)"
+                )
             try:
                 if isinstance(offer, RunOffer):
                     at += self._deliver_run(offer, index, count, plain[at:], stages)
@@ -324,11 +333,11 @@ class Landing:
             raise ProtocolError(f"a record holds {len(plain)} bytes, its chunks are {at} bytes")
         self._control.post(Received(stored_bytes))
 
-    def _stages(self):  # type: ignore[no-untyped-def]
-        local = self._local
-        if not hasattr(local, "stages"):
-            local.stages = (self._clock.stage("verify"), self._clock.stage("write"))
-        return local.stages
+    def _stages(self) -> tuple[Stage, Stage]:
+        stages: tuple[Stage, Stage] | None = getattr(self._local, "stages", None)
+        if stages is None:
+            stages = self._local.stages = (self._clock.stage("verify"), self._clock.stage("write"))
+        return stages
 
     def _verify(self, packed: bytes, index: int, plain: memoryview, at: int, where: bytes) -> int:
         """Check one chunk at plain[at:]; its length."""
@@ -342,9 +351,9 @@ class Landing:
             )
         return length
 
-    def _deliver_run(self, offer: RunOffer, index: int, count: int, plain: memoryview, stages) -> int:  # type: ignore[no-untyped-def]
-        from time import perf_counter_ns
-
+    def _deliver_run(
+        self, offer: RunOffer, index: int, count: int, plain: memoryview, stages: tuple[Stage, Stage]
+    ) -> int:
         verify, write = stages
         target = offer.target
         packed = offer.packed
@@ -362,9 +371,9 @@ class Landing:
         self.add(target, size)
         return size
 
-    def _deliver_small(self, offer: SmallOffer, index: int, count: int, plain: memoryview, stages) -> int:  # type: ignore[no-untyped-def]
-        from time import perf_counter_ns
-
+    def _deliver_small(
+        self, offer: SmallOffer, index: int, count: int, plain: memoryview, stages: tuple[Stage, Stage]
+    ) -> int:
         verify, write = stages
         directory, entries, owners = offer.directory, offer.entries, offer.owners
         at = 0
@@ -563,8 +572,6 @@ class Landing:
                     break
                 batch.append(item)
                 size += item[2].size
-            from time import perf_counter_ns
-
             begin = perf_counter_ns()
             self._publish(batch)
             stage.since(begin)
@@ -574,7 +581,7 @@ class Landing:
     def _publish(self, batch: list[tuple[str, TargetDirectory, Entry, object]]) -> None:
         smalls = [(d, e, w) for kind, d, e, w in batch if kind == "small"]
         larges = [w for kind, _, _, w in batch if kind == "large"]
-        links = [(d, e) for kind, d, e, _ in batch if kind == "symlink"] 
+        links = [(d, e) for kind, d, e, _ in batch if kind == "symlink"]
         hard = self._links + [(d, e) for kind, d, e, _ in batch if kind == "hardlink"]
         for kind, _, _, what in batch:
             if kind == "checkpoint":
@@ -640,7 +647,9 @@ class Landing:
             if self._is_open(entry.link):
                 self._links.append((directory, entry))
             else:
-                self.fail(directory, entry.name, "link", f"its first name {show_path(entry.link)} did not land")
+                self.fail(
+                    directory, entry.name, "link", f"its first name {show_path(entry.link)} did not land"
+                )
 
     def _is_open(self, path: bytes) -> bool:
         parent, _, name = path.rpartition(b"/")
@@ -701,7 +710,9 @@ class Landing:
         staged = self.staging.small_name()
         try:
             os.symlink(entry.link, staged.encode(), dir_fd=self.staging.fd)
-            os.utime(staged, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=self.staging.fd, follow_symlinks=False)
+            os.utime(
+                staged, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=self.staging.fd, follow_symlinks=False
+            )
         except OSError as error:
             self.fail(directory, entry.name, "local", error.strerror or str(error))
             return False
@@ -716,9 +727,17 @@ class Landing:
             return False
         staged = self.staging.small_name()
         try:
-            os.link(entry.link, staged, src_dir_fd=self._root_fd, dst_dir_fd=self.staging.fd, follow_symlinks=False)
+            os.link(
+                entry.link,
+                staged,
+                src_dir_fd=self._root_fd,
+                dst_dir_fd=self.staging.fd,
+                follow_symlinks=False,
+            )
         except OSError as error:
-            self.fail(directory, entry.name, "link", f"cannot link to {show_path(entry.link)}: {error.strerror}")
+            self.fail(
+                directory, entry.name, "link", f"cannot link to {show_path(entry.link)}: {error.strerror}"
+            )
             return False
         placed = self._rename(staged, directory, entry)
         if placed:  # rename(2) between two names of one inode does nothing and leaves the first
@@ -756,7 +775,10 @@ class Landing:
             st_dir = os.fstat(directory.fd)
             number = self._parts[directory.path] = self._parts.get(directory.path, 0) + 1
             self._cache.add_directory_part(
-                st_dir.st_dev, st_dir.st_ino, number, DirectoryPart(stats_proof(rows), encode_entries(entries))
+                st_dir.st_dev,
+                st_dir.st_ino,
+                number,
+                DirectoryPart(stats_proof(rows), encode_entries(entries)),
             )
 
     def _finish_directory(self, directory: TargetDirectory) -> None:
@@ -806,4 +828,3 @@ def _why_not_placed(error: OSError, directory: TargetDirectory, entry: Entry) ->
     if isinstance(error, IsADirectoryError):
         return "a folder of this name is in the way at the target; remove it or sync with --delete"
     return error.strerror or str(error)
-

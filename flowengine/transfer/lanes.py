@@ -176,7 +176,9 @@ class CompressionChooser:
         for limit, level in self._STEPS:
             if self._rate < limit:
                 self.level = level
-                self.reason = f"the link carries {self._rate / 1e6:.0f} MB/s: zstd level {level} is faster than that"
+                self.reason = (
+                    f"the link carries {self._rate / 1e6:.0f} MB/s: zstd level {level} is faster than that"
+                )
                 return
         self.level = 0
         self.reason = f"the link carries {self._rate / 1e6:.0f} MB/s: faster than compressing"
@@ -336,7 +338,9 @@ class SendingLane:
             if self._full_before and left < MAX_PAYLOAD_BYTES:
                 take = next((room for room in _TAIL_CUTS if room <= left), left)
             # Sealing writes padding behind `take`: what follows must stand elsewhere by then.
-            view = self._plain[at:] if take == left and at == 0 else memoryview(bytearray(frame_bytes_for(take)))
+            view = (
+                self._plain[at:] if take == left and at == 0 else memoryview(bytearray(frame_bytes_for(take)))
+            )
             if at or take != left:
                 view[:take] = self._plain[at : at + take]
             start = perf_counter_ns()
@@ -439,7 +443,9 @@ class ReceivingLane:
             except BlockingIOError:
                 if at_frame and got == 0:
                     continue  # idle is no fault; a dead peer shows on the control connection
-                raise _broken(TimeoutError(errno.ETIMEDOUT, "the peer stopped in the middle of a frame")) from None
+                raise _broken(
+                    TimeoutError(errno.ETIMEDOUT, "the peer stopped in the middle of a frame")
+                ) from None
             except OSError as error:
                 raise _broken(error) from error
             if count == 0:

@@ -66,7 +66,9 @@ def make_manifest(
         xattrs=options.xattrs,
         owner=options.owner,
     )
-    recorder = ManifestRecorder(ManifestBuilder(sink, Header(chunking, xattrs=options.xattrs, owner=options.owner)))
+    recorder = ManifestRecorder(
+        ManifestBuilder(sink, Header(chunking, xattrs=options.xattrs, owner=options.owner))
+    )
     failures: list[Failure] = []
     try:
         for event in scanner.events():
@@ -101,7 +103,7 @@ def make_manifest(
 def scratch_file() -> Iterator[BinaryIO]:
     """A manifest on disk that nobody else sees and that goes away by itself."""
     with tempfile.TemporaryFile(prefix="flow-manifest-") as file:
-        yield file  # type: ignore[misc]
+        yield file
 
 
 def open_manifest(source: str | bytes | BinaryIO) -> ManifestReader:
@@ -115,7 +117,9 @@ def open_manifest(source: str | bytes | BinaryIO) -> ManifestReader:
         try:
             fd = os.open(source, os.O_RDONLY)
         except FileNotFoundError:
-            raise NotFound(f"there is no manifest {show_path(os.fsencode(source))}", hint="flow manifest PATH writes one") from None
+            raise NotFound(
+                f"there is no manifest {show_path(os.fsencode(source))}", hint="flow manifest PATH writes one"
+            ) from None
     else:
         source.flush()
         fd = os.dup(source.fileno())

@@ -19,16 +19,25 @@ import os
 import queue
 import stat
 from collections.abc import Callable
+from time import perf_counter_ns
 from typing import Final
 
 from flowengine.chunking import CHUNK_BYTES, Cutter, Profile, chunk_id, pack_chunks, zero_chunk_id
 from flowengine.errors import FlowError, ProtocolError
 from flowengine.manifest import FILE, HARDLINK, SYMLINK, Entry
-from flowengine.store.filesystem import copy_range, local_error
+from flowengine.store.filesystem import copy_range, local_error, open_beneath
 from flowengine.store.scan import recall, split_proof, stats_proof
 from flowengine.store.scan_cache import Identity, ScanCache
 from flowengine.transfer.basis import Basis
-from flowengine.transfer.landing import Landing, LargeObject, RunOffer, Sink, SmallObject, SmallOffer, TargetDirectory
+from flowengine.transfer.landing import (
+    Landing,
+    LargeObject,
+    RunOffer,
+    Sink,
+    SmallObject,
+    SmallOffer,
+    TargetDirectory,
+)
 from flowengine.transfer.recorder import ManifestRecorder
 from flowengine.transfer.session import Counters
 from flowengine.transfer.timing import StageClock
@@ -51,9 +60,17 @@ from flowengine.wire.messages import (
     Options,
     Want,
 )
-from flowengine.wire.paths import MAX_DEPTH, MAX_PATH_BYTES, STAGING_NAME, check_link_target, check_name, collision_key
+from flowengine.wire.paths import (
+    MAX_DEPTH,
+    MAX_PATH_BYTES,
+    STAGING_NAME,
+    check_link_target,
+    check_name,
+    check_relative_path,
+    collision_key,
+)
 
-__all__ = ["CopyJob", "Copier", "Placer"]
+__all__ = ["Copier", "CopyJob", "Placer"]
 
 _MISSING: Final = object()
 
@@ -64,7 +81,14 @@ class CopyJob:
     __slots__ = ("basis", "fallback", "offset", "packed", "path", "sink", "source_offset")
 
     def __init__(
-        self, sink: Sink, offset: int, packed: bytes, *, basis: Basis | None, path: tuple[bytes, str] | None, source_offset: int
+        self,
+        sink: Sink,
+        offset: int,
+        packed: bytes,
+        *,
+        basis: Basis | None,
+        path: tuple[bytes, str] | None,
+        source_offset: int,
     ) -> None:
         self.sink = sink
         self.offset = offset
@@ -85,8 +109,6 @@ class Copier:
 
     def run(self) -> None:
         """Work until the end mark; blocks."""
-        from time import perf_counter_ns
-
         stage = self._clock.stage("copy")
         while True:
             job = self.jobs.get()
@@ -111,7 +133,9 @@ class Copier:
                 self._landing.fail_sink(sink, error.reason, error.message)
                 return
             except OSError as error:
-                wrapped = local_error(error, "cannot copy local chunks into", sink.directory.child(sink.entry.name))
+                wrapped = local_error(
+                    error, "cannot copy local chunks into", sink.directory.child(sink.entry.name)
+                )
                 if wrapped.retryable:
                     raise wrapped from error
                 self._landing.fail_sink(sink, "local", wrapped.message)
@@ -131,7 +155,10 @@ class Copier:
         at = 0
         for start in range(0, len(job.packed), CHUNK_BYTES):
             length = int.from_bytes(job.packed[start : start + 4], "little")
-            if at + length > got or chunk_id(data[at : at + length]) != job.packed[start + 4 : start + CHUNK_BYTES]:
+            if (
+                at + length > got
+                or chunk_id(data[at : at + length]) != job.packed[start + 4 : start + CHUNK_BYTES]
+            ):
                 raise FlowError(
                     "a local chunk that was to be reused is not what it was; it is fetched from the source instead",
                     reason="stale",
@@ -140,8 +167,6 @@ class Copier:
         job.sink.put(job.offset, data, job.packed)
 
     def _open(self, job: CopyJob) -> int:
-        from flowengine.store.filesystem import open_beneath
-
         assert job.path is not None
         path, staged = job.path
         try:
@@ -229,12 +254,16 @@ class Placer:
     def _directory_begin(self, name: bytes) -> None:
         self._recorder.enter(name)
         if not self._stack:
-            directory = TargetDirectory(b"", b"", os.dup(self._root_fd) if self._root_fd >= 0 else -1, None, created=False)
+            directory = TargetDirectory(
+                b"", b"", os.dup(self._root_fd) if self._root_fd >= 0 else -1, None, created=False
+            )
         else:
             parent = self._stack[-1]
             check_name(name, reserved=(STAGING_NAME,))
             if len(self._stack) >= MAX_DEPTH or len(parent.path) + len(name) + 1 > MAX_PATH_BYTES:
-                raise ProtocolError(f"the path {show_path(parent.child(name))} is deeper or longer than allowed")
+                raise ProtocolError(
+                    f"the path {show_path(parent.child(name))} is deeper or longer than allowed"
+                )
             if parent.offered is not None:
                 parent.offered.add(name)
             path = parent.child(name)
@@ -301,7 +330,8 @@ class Placer:
         rows = sorted(
             (name, st)
             for name, st in existing.items()
-            if st.st_mode & 0o170000 == 0o120000 or (st.st_mode & 0o170000 == 0o100000 and st.st_size < LARGE_OBJECT_BYTES)
+            if st.st_mode & 0o170000 == 0o120000
+            or (st.st_mode & 0o170000 == 0o100000 and st.st_size < LARGE_OBJECT_BYTES)
         )
         if not rows:
             return
@@ -323,7 +353,11 @@ class Placer:
         self._recorder.leave(message.mode, message.mtime_ns, message.extra)
         self._stack.pop()
         if directory.offered is not None and message.complete:
-            extra = [name for name in directory.existing if name not in directory.offered and self._may_delete(directory, name)]
+            extra = [
+                name
+                for name in directory.existing
+                if name not in directory.offered and self._may_delete(directory, name)
+            ]
             if extra:
                 self._extras(directory.path, sorted(extra))
         if self._dry or directory.fd < 0:
@@ -363,7 +397,9 @@ class Placer:
         self._offers += 1
         offer = SmallOffer(directory, entries)
         if len(offer.owners) > MAX_OFFER_CHUNKS:
-            raise ProtocolError(f"an offer of {len(offer.owners)} chunks; at most {MAX_OFFER_CHUNKS} are allowed")
+            raise ProtocolError(
+                f"an offer of {len(offer.owners)} chunks; at most {MAX_OFFER_CHUNKS} are allowed"
+            )
         if directory.offered is not None:
             directory.offered.update([entry.name for entry in entries])
         landing = self._landing
@@ -409,9 +445,16 @@ class Placer:
             text = wanted[::-1].translate(_TO_DIGITS)
             self._want(Want(WANT_SOME, int(text, 2).to_bytes((len(wanted) + 7) // 8, "little")))
 
-    def _small_file(self, directory: TargetDirectory, offer: SmallOffer, index: int, entry: Entry, jobs: list[CopyJob]) -> None:
+    def _small_file(
+        self, directory: TargetDirectory, offer: SmallOffer, index: int, entry: Entry, jobs: list[CopyJob]
+    ) -> None:
         st = directory.existing.get(entry.name) if directory.existing else None
-        if st is not None and st.st_size == entry.size and st.st_mode & 0o170000 == 0o100000 and self._same_content(directory, entry, st):
+        if (
+            st is not None
+            and st.st_size == entry.size
+            and st.st_mode & 0o170000 == 0o100000
+            and self._same_content(directory, entry, st)
+        ):
             self._keep(directory, entry, st)
             return
         if self._dry:
@@ -448,7 +491,9 @@ class Placer:
         sink = SmallObject(directory, entry, landing.staging)
         offer.sinks[index] = sink
         for number, offset, identity, _ in elsewhere:
-            self._reuse(sink, offset, identity, packed[number * CHUNK_BYTES : (number + 1) * CHUNK_BYTES], jobs)
+            self._reuse(
+                sink, offset, identity, packed[number * CHUNK_BYTES : (number + 1) * CHUNK_BYTES], jobs
+            )
 
     def _reuse(self, sink: Sink, offset: int, identity: bytes, one: bytes, jobs: list[CopyJob]) -> None:
         """Get a chunk from another object of this session: one on its way, or one that arrived."""
@@ -462,8 +507,12 @@ class Placer:
                 waiters.append((sink, offset))
                 return
             location = landing.recent.get(identity)
-        if location is None:  # forgotten meanwhile: rare, and cheaper to fail and come again than to ask out of turn
-            landing.fail_sink(sink, "stale", "a chunk that was at hand is not any more; it is fetched in the next pass")
+        if (
+            location is None
+        ):  # forgotten meanwhile: rare, and cheaper to fail and come again than to ask out of turn
+            landing.fail_sink(
+                sink, "stale", "a chunk that was at hand is not any more; it is fetched in the next pass"
+            )
             return
         path, staged, source_offset = location
         jobs.append(CopyJob(sink, offset, one, basis=None, path=(path, staged), source_offset=source_offset))
@@ -514,7 +563,9 @@ class Placer:
                 finally:
                     os.close(fd)
             except OSError as error:
-                self._landing.report(directory.child(entry.name), "local", f"cannot set mode or time: {error.strerror}")
+                self._landing.report(
+                    directory.child(entry.name), "local", f"cannot set mode or time: {error.strerror}"
+                )
                 return
             directory.unchanged_all = False
         if entry.size < LARGE_OBJECT_BYTES and not entry.extra:
@@ -535,7 +586,12 @@ class Placer:
                 same = False
             if same:
                 if st.st_mtime_ns != entry.mtime_ns and not self._dry:
-                    os.utime(entry.name, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=directory.fd, follow_symlinks=False)
+                    os.utime(
+                        entry.name,
+                        ns=(entry.mtime_ns, entry.mtime_ns),
+                        dir_fd=directory.fd,
+                        follow_symlinks=False,
+                    )
                     st = os.stat(entry.name, dir_fd=directory.fd, follow_symlinks=False)
                     directory.unchanged_all = False
                 self._counters.objects_unchanged += 1
@@ -547,13 +603,9 @@ class Placer:
             self._landing.ready("symlink", directory, entry, None)
 
     def _hard_link(self, directory: TargetDirectory, entry: Entry) -> None:
-        from flowengine.wire.paths import check_relative_path
-
         check_relative_path(entry.link, reserved=(STAGING_NAME,))
         st = directory.existing.get(entry.name) if directory.existing else None
         if st is not None and st.st_nlink > 1:
-            from flowengine.store.filesystem import open_beneath
-
             try:
                 fd = open_beneath(self._root_fd, entry.link, os.O_RDONLY)
                 try:
@@ -631,7 +683,9 @@ class Placer:
             raise ProtocolError("a run of chunks was offered outside a large object")
         count = len(packed) // CHUNK_BYTES
         if not packed or len(packed) % CHUNK_BYTES or count > MAX_OFFER_CHUNKS:
-            raise ProtocolError(f"a run of {len(packed)} bytes was offered; 1 to {MAX_OFFER_CHUNKS} whole chunks are allowed")
+            raise ProtocolError(
+                f"a run of {len(packed)} bytes was offered; 1 to {MAX_OFFER_CHUNKS} whole chunks are allowed"
+            )
         self._recorder.large_chunks(packed)
         number = self._offers
         self._offers += 1
@@ -641,7 +695,9 @@ class Placer:
         offset = large.position
         large.position += _size(packed)
         if large.position > entry.size:
-            raise ProtocolError(f"{show_path(large.directory.child(entry.name))} has more chunks than its size of {entry.size}")
+            raise ProtocolError(
+                f"{show_path(large.directory.child(entry.name))} has more chunks than its size of {entry.size}"
+            )
         if large.staged is None and self._same_in_place(large, offset, packed):
             large.same_until.append((offset, packed))
             self._want(Want(WANT_NONE))
@@ -670,7 +726,10 @@ class Placer:
     def _dry_run(self, large: LargeObject, offset: int, packed: bytes) -> None:
         for at in range(0, len(packed), CHUNK_BYTES):
             length = int.from_bytes(packed[at : at + 4], "little")
-            if large.basis is not None and large.basis.find(packed[at + 4 : at + CHUNK_BYTES], offset) is not None:
+            if (
+                large.basis is not None
+                and large.basis.find(packed[at + 4 : at + CHUNK_BYTES], offset) is not None
+            ):
                 self._counters.bytes_reused += length
             else:
                 self._counters.bytes_payload += length
@@ -704,7 +763,11 @@ class Placer:
                 found = basis.find(identity, offset) if basis is not None else None
                 if found is not None:
                     last = jobs[-1] if jobs else None
-                    if last is not None and last.offset + _size(last.packed) == offset and last.source_offset + _size(last.packed) == found:
+                    if (
+                        last is not None
+                        and last.offset + _size(last.packed) == offset
+                        and last.source_offset + _size(last.packed) == found
+                    ):
                         last.packed += one
                     else:
                         jobs.append(CopyJob(large, offset, one, basis=basis, path=None, source_offset=found))

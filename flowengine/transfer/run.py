@@ -24,7 +24,15 @@ from flowengine.errors import FlowError, ProtocolError, TemporaryError, UsageErr
 from flowengine.store.landed import LandedManifest
 from flowengine.store.scan_cache import ScanCache
 from flowengine.store.selection import Root, Selection
-from flowengine.transfer.connect import Channel, Listener, dial, first_flow_error, join_streams, session_errors, stream_count
+from flowengine.transfer.connect import (
+    Channel,
+    Listener,
+    dial,
+    first_flow_error,
+    join_streams,
+    session_errors,
+    stream_count,
+)
 from flowengine.transfer.serve import SelectionServer
 from flowengine.transfer.session import Counters, Observer, Session
 from flowengine.transfer.source import run_source
@@ -32,7 +40,17 @@ from flowengine.transfer.target import TargetRoot, run_target
 from flowengine.wire.messages import Listed, Open, Opened, Options
 from flowengine.wire.ticket import Ticket
 
-__all__ = ["Report", "TransferSettings", "copy_local", "list_remote", "pull", "push", "remote_manifest", "renamed", "stat_remote"]
+__all__ = [
+    "Report",
+    "TransferSettings",
+    "copy_local",
+    "list_remote",
+    "pull",
+    "push",
+    "remote_manifest",
+    "renamed",
+    "stat_remote",
+]
 
 PASSING_REASONS: Final = frozenset({"stale", "changed", "vanished"})
 """Reasons for which an object that failed is tried once more."""
@@ -89,7 +107,10 @@ OnePass = Callable[[Counters], Awaitable[PassResult]]
 
 
 async def _passes(
-    one_pass: OnePass, settings: TransferSettings, note: Callable[[str], None], alive: Callable[[], bool] = lambda: True
+    one_pass: OnePass,
+    settings: TransferSettings,
+    note: Callable[[str], None],
+    alive: Callable[[], bool] = lambda: True,
 ) -> Report:
     """Run passes until one ends by itself with nothing left that another could mend."""
     started = time.monotonic()
@@ -126,7 +147,15 @@ async def _passes(
             note(f"{len(failures)} objects changed meanwhile; going over them again")
             continue
         return Report(
-            state, version_id, counters, failures, extras, bottleneck, time.monotonic() - started, sent, passes
+            state,
+            version_id,
+            counters,
+            failures,
+            extras,
+            bottleneck,
+            time.monotonic() - started,
+            sent,
+            passes,
         )
 
 
@@ -136,13 +165,17 @@ def _caches(settings: TransferSettings) -> tuple[ScanCache | None, ScanCache | N
     return ScanCache(settings.profile), ScanCache(settings.profile)
 
 
-async def _open(channel: Channel, ticket: Ticket, role: str, path: bytes, settings: TransferSettings) -> Session:
+async def _open(
+    channel: Channel, ticket: Ticket, role: str, path: bytes, settings: TransferSettings
+) -> Session:
     streams = stream_count(channel.rtt_s, settings.streams)
     await channel.send(Open(role, path, os.urandom(16), streams, settings.profile, settings.options))
     answer = await channel.receive()
     if not isinstance(answer, Opened):
         raise ProtocolError("the other side did not answer the request", reason="disconnected")
-    return await join_streams(channel, ticket, answer, settings.profile, settings.options, settings.compression)
+    return await join_streams(
+        channel, ticket, answer, settings.profile, settings.options, settings.compression
+    )
 
 
 async def pull(
@@ -203,10 +236,17 @@ async def push(
             async with session_errors(channel):
                 session = await _open(channel, ticket, "source", path, settings)
                 done = await run_source(
-                    session, selection, cache=cache, counters=counters, threads=settings.reader_threads, observe=observe
+                    session,
+                    selection,
+                    cache=cache,
+                    counters=counters,
+                    threads=settings.reader_threads,
+                    observe=observe,
                 )
             for name, value in done.receipt.counters.items():
-                if name not in ("bytes_sent", "bytes_payload", "objects_read", "bytes_read") and hasattr(counters, name):
+                if name not in ("bytes_sent", "bytes_payload", "objects_read", "bytes_read") and hasattr(
+                    counters, name
+                ):
                     setattr(counters, name, value)
             return done.receipt.state, done.version_id, done.failures, [], done.receipt.bottleneck
         finally:
@@ -312,7 +352,9 @@ def remote_manifest(
         channel = await dial(ticket)
         try:
             async with session_errors(channel):
-                session = await _open(channel, ticket, "target", path.rstrip(b"/") + b"/" if path else path, settings)
+                session = await _open(
+                    channel, ticket, "target", path.rstrip(b"/") + b"/" if path else path, settings
+                )
                 done = await run_target(
                     session,
                     TargetRoot(b"/nonexistent/flow-nothing", None, sink),
@@ -363,5 +405,3 @@ def renamed(selection: Selection, name: bytes) -> Selection:
     if not selection.single_file:
         raise UsageError("only a single file can get another name at the target")
     return Selection([Root(selection.roots[0].path, name)], selection.files_from)
-
-

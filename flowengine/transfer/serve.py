@@ -23,7 +23,7 @@ from flowengine.units import show_path
 from flowengine.wire.messages import Listed, Options
 from flowengine.wire.paths import STAGING_NAME, check_relative_path
 
-__all__ = ["ServedRoot", "SelectionServer"]
+__all__ = ["SelectionServer", "ServedRoot"]
 
 LIST_LIMIT: Final = 1000
 """Names in one `Listed` message."""
@@ -32,7 +32,9 @@ LIST_LIMIT: Final = 1000
 class SelectionServer:
     """Serves one selection, whatever path is asked for: the source process of a local copy."""
 
-    def __init__(self, selection: Selection, *, use_cache: bool, threads: int, compression: int | None) -> None:
+    def __init__(
+        self, selection: Selection, *, use_cache: bool, threads: int, compression: int | None
+    ) -> None:
         self._selection = selection
         self._use_cache = use_cache
         self._threads = threads
@@ -46,7 +48,9 @@ class SelectionServer:
         async with session_errors(incoming.channel):
             session = await incoming.accept(options, self._compression)
             cache = ScanCache(session.profile.name) if self._use_cache else None
-            await run_source(session, self._selection, cache=cache, counters=Counters(), threads=self._threads)
+            await run_source(
+                session, self._selection, cache=cache, counters=Counters(), threads=self._threads
+            )
 
 
 @dataclass
@@ -72,9 +76,13 @@ class ServedRoot:
         try:
             self._fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
         except FileNotFoundError:
-            raise NotFound(f"{show_path(self.path)} does not exist", hint="serve a folder that exists") from None
+            raise NotFound(
+                f"{show_path(self.path)} does not exist", hint="serve a folder that exists"
+            ) from None
         except NotADirectoryError:
-            raise UsageError(f"{show_path(self.path)} is not a folder", hint="serve the folder that it is in") from None
+            raise UsageError(
+                f"{show_path(self.path)} is not a folder", hint="serve the folder that it is in"
+            ) from None
 
     async def handle(self, incoming: Incoming) -> None:
         """Serve one request of one client."""
@@ -98,9 +106,13 @@ class ServedRoot:
         try:
             return open_beneath(self._fd, path, flags)
         except FileNotFoundError:
-            raise NotFound(f"{show_path(path)} does not exist in the served folder", hint="flow ls TICKET lists it") from None
+            raise NotFound(
+                f"{show_path(path)} does not exist in the served folder", hint="flow ls TICKET lists it"
+            ) from None
         except OSError as error:
-            raise Denied(f"{show_path(path)} cannot be reached in the served folder: {error.strerror}") from None
+            raise Denied(
+                f"{show_path(path)} cannot be reached in the served folder: {error.strerror}"
+            ) from None
 
     def _lstat(self, path: bytes) -> os.stat_result | None:
         parent, _, name = path.rpartition(b"/")
@@ -158,7 +170,10 @@ class ServedRoot:
                 fd = self._open(parent, os.O_RDONLY | os.O_DIRECTORY)
                 fds.append(fd)
                 if self._lstat(path) is None:
-                    raise NotFound(f"{show_path(path)} does not exist in the served folder", hint="flow ls TICKET lists it")
+                    raise NotFound(
+                        f"{show_path(path)} does not exist in the served folder",
+                        hint="flow ls TICKET lists it",
+                    )
                 root = Root(b"/proc/self/fd/%d/%s" % (fd, name), request.options.rename or name)
             if request.options.files_from:
                 for item in request.options.files_from:
@@ -173,7 +188,9 @@ class ServedRoot:
                     counters=Counters(),
                     threads=self.threads,
                 )
-            self.on_event(f"{incoming.peer} has read {show_path(path) or 'everything'}: {outcome.receipt.state}")
+            self.on_event(
+                f"{incoming.peer} has read {show_path(path) or 'everything'}: {outcome.receipt.state}"
+            )
         finally:
             for fd in fds:
                 os.close(fd)
@@ -181,10 +198,14 @@ class ServedRoot:
     async def _take(self, incoming: Incoming, path: bytes) -> None:
         """The client pushes."""
         if self.read_only:
-            raise Denied("this folder is served read-only", hint="start flow serve without --read-only to receive into it")
+            raise Denied(
+                "this folder is served read-only",
+                hint="start flow serve without --read-only to receive into it",
+            )
         request = incoming.request
         options: Options = msgspec.structs.replace(
-            request.options, links="keep" if self.links == "keep" and request.options.links == "keep" else "inside"
+            request.options,
+            links="keep" if self.links == "keep" and request.options.links == "keep" else "inside",
         )
         fd = self._make(path)
         try:
@@ -214,7 +235,9 @@ class ServedRoot:
                     pass
                 below = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
             except OSError as error:
-                raise Denied(f"{show_path(path)} cannot be made in the served folder: {error.strerror}") from None
+                raise Denied(
+                    f"{show_path(path)} cannot be made in the served folder: {error.strerror}"
+                ) from None
             finally:
                 os.close(fd)
             fd = below

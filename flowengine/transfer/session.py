@@ -104,7 +104,9 @@ class Session:
         for sock in self.sockets:
             sock.close()
 
-    async def heartbeat(self, counters: Counters, observe: Observer | None, bottleneck: Callable[[], str]) -> None:
+    async def heartbeat(
+        self, counters: Counters, observe: Observer | None, bottleneck: Callable[[], str]
+    ) -> None:
         """Send `Progress` and tell the observer twice a second, until cancelled."""
         last = time.monotonic()
         while True:

@@ -18,6 +18,7 @@ import queue
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -152,6 +153,10 @@ class _Source:
     async def run(self) -> SourceOutcome:
         session = self._session
         limiter = trio.CapacityLimiter(len(session.sockets) + 2)
+
+        async def thread(body: Callable[[], None]) -> None:
+            await trio.to_thread.run_sync(body, limiter=limiter)
+
         for number, sock in enumerate(session.sockets):
             lane = SendingLane(
                 sock,
@@ -168,8 +173,8 @@ class _Source:
             async with trio.open_nursery() as nursery:
                 try:
                     for lane in self._lanes:
-                        nursery.start_soon(lambda lane=lane: trio.to_thread.run_sync(lane.run, limiter=limiter))
-                    nursery.start_soon(lambda: trio.to_thread.run_sync(self._scan, limiter=limiter))
+                        nursery.start_soon(thread, lane.run)
+                    nursery.start_soon(thread, self._scan)
                     nursery.start_soon(self._control.run_writer)
                     nursery.start_soon(self._flusher)
                     nursery.start_soon(session.heartbeat, self._counters, self._observed, self._bottleneck)
@@ -187,7 +192,9 @@ class _Source:
             session.close_sockets()
         assert self._receipt is not None
         self._count()
-        return SourceOutcome(self._receipt, self._failures, self._summary.version_id if self._summary else b"")
+        return SourceOutcome(
+            self._receipt, self._failures, self._summary.version_id if self._summary else b""
+        )
 
     def _observed(self, counters: Counters) -> None:
         self._count()
@@ -268,7 +275,9 @@ class _Source:
                 self._offer(BatchHold(self._offers, event), Offer(event.entries))
             case LargePiece():
                 recorder.large_chunks(event.piece.packed)
-                self._offer(PieceHold(self._offers, event.piece, self._large_path), ObjectRun(event.piece.packed))
+                self._offer(
+                    PieceHold(self._offers, event.piece, self._large_path), ObjectRun(event.piece.packed)
+                )
             case LargeBegun(entry, path):
                 self._large_path = path.rstrip(b"/") + b"/" + entry.name
                 recorder.large_begin(entry)
@@ -372,4 +381,3 @@ class _Source:
     def _lost(self, run: Run, gone: ChunkGone) -> None:
         offer, index, count = run
         self._control.post(Lost(offer, index, count, gone.reason, gone.message))
-

@@ -13,6 +13,7 @@ import shutil
 import stat
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from time import perf_counter_ns
 from typing import Final
 
 import trio
@@ -23,8 +24,8 @@ from flowengine.store.filesystem import local_error, open_beneath, raise_descrip
 from flowengine.store.landed import LandedManifest
 from flowengine.store.scan_cache import ScanCache
 from flowengine.store.staging import Staging
-from flowengine.transfer.lanes import ReceivingLane
 from flowengine.transfer.landing import Landing
+from flowengine.transfer.lanes import ReceivingLane
 from flowengine.transfer.placing import Copier, Placer
 from flowengine.transfer.recorder import ManifestRecorder
 from flowengine.transfer.session import Counters, Observer, Session
@@ -137,7 +138,10 @@ def _open_root(path: bytes, *, make: bool) -> int:
     except FileNotFoundError:
         return -1
     except (FileExistsError, NotADirectoryError):
-        raise LocalError(f"the target {show_path(path)} is not a folder", hint="choose another target, or remove what is there") from None
+        raise LocalError(
+            f"the target {show_path(path)} is not a folder",
+            hint="choose another target, or remove what is there",
+        ) from None
     except OSError as error:
         raise local_error(error, "cannot open the target", path) from error
 
@@ -212,11 +216,13 @@ class _Target:
         limiter = trio.CapacityLimiter(threads)
         limit = record_limit(session.profile.maximum)
         for number, sock in enumerate(session.sockets):
-            self._lanes.append(ReceivingLane(sock, session.opener(number), limit, landing.deliver, session.clock))
+            self._lanes.append(
+                ReceivingLane(sock, session.opener(number), limit, landing.deliver, session.clock)
+            )
         outcome: TargetOutcome | None = None
 
-        async def thread(body: object) -> None:
-            await trio.to_thread.run_sync(body, limiter=limiter)  # type: ignore[arg-type]
+        async def thread(body: Callable[[], None]) -> None:
+            await trio.to_thread.run_sync(body, limiter=limiter)
 
         try:
             async with trio.open_nursery() as nursery:
@@ -288,7 +294,15 @@ class _Target:
 
     def _handle(self, message: Message) -> None:
         match message:
-            case Offer() | ObjectBegin() | ObjectRun() | ObjectEnd() | DirectoryBegin() | DirectoryEnd() | Finish():
+            case (
+                Offer()
+                | ObjectBegin()
+                | ObjectRun()
+                | ObjectEnd()
+                | DirectoryBegin()
+                | DirectoryEnd()
+                | Finish()
+            ):
                 if self._inbox.qsize() > MAX_QUEUED_MESSAGES:
                     raise ProtocolError("the source offers without waiting for answers")
                 self._inbox.put(message)
@@ -311,8 +325,6 @@ class _Target:
     def _place(self) -> None:
         """Body of the placer's thread."""
         stage = self._session.clock.stage("place")
-        from time import perf_counter_ns
-
         while True:
             message = self._inbox.get()
             if message is None:
@@ -326,7 +338,11 @@ class _Target:
 
     def _finished(self, message: Finish) -> None:
         summary = self._recorder.finish()
-        if (summary.version_id, summary.objects, summary.size_bytes) != (message.version_id, message.objects, message.size_bytes):
+        if (summary.version_id, summary.objects, summary.size_bytes) != (
+            message.version_id,
+            message.objects,
+            message.size_bytes,
+        ):
             raise ProtocolError(
                 "what the source says it offered is not what arrived: the version ids differ",
                 hint="update both sides to the same version; if that is so, report this as a bug",
@@ -359,7 +375,9 @@ class _Target:
                 else:
                     self._root.record.abandon()
         self._observed(self._counters)
-        return TargetOutcome(state, finish.version_id, failures, extras if options.delete else [], self._bottleneck())
+        return TargetOutcome(
+            state, finish.version_id, failures, extras if options.delete else [], self._bottleneck()
+        )
 
     @staticmethod
     def _why_not_delete(finish: Finish, failures: list[tuple[bytes, str, str]]) -> str:
@@ -371,7 +389,11 @@ class _Target:
 
     def _delete(self) -> None:
         for path, names in self._extras:
-            fd = open_beneath(self._root_fd, path, os.O_RDONLY | os.O_DIRECTORY) if path else os.dup(self._root_fd)
+            fd = (
+                open_beneath(self._root_fd, path, os.O_RDONLY | os.O_DIRECTORY)
+                if path
+                else os.dup(self._root_fd)
+            )
             try:
                 before = os.fstat(fd)
                 for name in names:
@@ -382,7 +404,9 @@ class _Target:
                             os.unlink(name, dir_fd=fd)
                         self._counters.objects_deleted += 1
                     except OSError as error:
-                        self._landing.report(path + b"/" + name if path else name, "local", f"cannot delete: {error.strerror}")
+                        self._landing.report(
+                            path + b"/" + name if path else name, "local", f"cannot delete: {error.strerror}"
+                        )
                 os.utime(fd, ns=(before.st_atime_ns, before.st_mtime_ns))
             finally:
                 os.close(fd)
@@ -396,7 +420,9 @@ class _Target:
                     source[name[5:]] = value
                 elif name.startswith("threads."):
                     threads[name[8:]] = value
-        return bottleneck_line(source, self._session.clock.busy_ms(), self._session.clock.elapsed_s(), threads)
+        return bottleneck_line(
+            source, self._session.clock.busy_ms(), self._session.clock.elapsed_s(), threads
+        )
 
     def _receipt(self, outcome: TargetOutcome) -> Receipt:
         return Receipt(outcome.version_id, outcome.state, self._counters.as_dict(), outcome.bottleneck)
@@ -417,4 +443,3 @@ def _folds_names(staging_fd: int) -> bool:
             os.unlink(probe, dir_fd=staging_fd)
     except OSError:
         return True  # a file system that refuses such names is not one to be trusted with them
-

@@ -71,7 +71,9 @@ _WHERE: Final = {
 }
 
 
-def bottleneck_line(source: dict[str, int], target: dict[str, int], elapsed_s: float, threads: dict[str, int]) -> str:
+def bottleneck_line(
+    source: dict[str, int], target: dict[str, int], elapsed_s: float, threads: dict[str, int]
+) -> str:
     """One line that names the stage which was busiest, and how busy the link was.
 
     Args:
