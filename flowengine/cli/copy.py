@@ -219,6 +219,7 @@ def _push(selection: Any, to: Remote, settings: Any, progress: Any) -> Any:
 
 
 def _pull(source: Remote, target: bytes, settings: Any, progress: Any) -> Any:
+    import dataclasses
     import stat
 
     import msgspec
@@ -226,28 +227,24 @@ def _pull(source: Remote, target: bytes, settings: Any, progress: Any) -> Any:
 
     from flowengine.transfer.run import pull, stat_remote
 
+    renames = (
+        source.path
+        and not source.path.endswith(b"/")
+        and not target.endswith(b"/")
+        and not os.path.isdir(target)
+    )
+    absolute = os.path.abspath(target)
+
     async def main() -> Any:
-        used, where = settings, target
-        if (
-            source.path
-            and not source.path.endswith(b"/")
-            and not where.endswith(b"/")
-            and not os.path.isdir(where)
-        ):
+        used, where = settings, absolute
+        if renames:
             found = await stat_remote(source.ticket, source.path)
             if found is not None and not stat.S_ISDIR(found[1]):
-                import dataclasses
-
                 options = msgspec.structs.replace(settings.options, rename=os.path.basename(where))
                 used = dataclasses.replace(settings, options=options)
-                where = os.path.dirname(where) or b"."
+                where = os.path.dirname(where)
         return await pull(
-            source.ticket,
-            source.path,
-            os.path.abspath(where),
-            used,
-            observe=progress.update,
-            note=progress.note,
+            source.ticket, source.path, where, used, observe=progress.update, note=progress.note
         )
 
     return trio.run(main)
