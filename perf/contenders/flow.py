@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import ClassVar
 
 from perf.contenders.base import Contender
-from perf.session import RunFailedError, Session
+from perf.session import Session
 
 __all__ = ["Flow", "FlowLocal"]
 
@@ -52,34 +51,20 @@ class FlowLocal(Contender):
 
 
 class Flow(FlowLocal):
-    """`flow serve` at the target and `flow cp SRC/ TICKET` at the source."""
+    """`flow serve` at the target and `flow cp SRC/ flow:///` at the source; the ticket goes by a file."""
 
     name = "flow"
     local_only = False
-    listen_option: ClassVar[str] = "--listen"
-    _ticket = ""
 
     def serve(self, session: Session, target: Path) -> None:
+        ticket = session.scratch / "ticket"
+        ticket.unlink(missing_ok=True)
         address = f"{session.network.addresses['b']}:{session.port()}"
-        daemon = session.start("b", [command(), "serve", str(target), self.listen_option, address])
+        listen = ["--listen", address, "--ticket-file", str(ticket)]
+        daemon = session.start("b", [command(), "serve", *listen, str(target)])
         output = session.scratch / "daemon.out"
-
-        def ticket_shown() -> bool:
-            self._ticket = next(
-                (
-                    word
-                    for line in output.read_text().splitlines(keepends=True)
-                    if line.endswith("\n")
-                    for word in line.split()
-                    if word.startswith("flow://")
-                ),
-                "",
-            )
-            return bool(self._ticket)
-
-        session.wait_until(ticket_shown, daemon, "daemon", "print a ticket")
+        session.wait_until(lambda: "flow://" in output.read_text(), daemon, "daemon", "print a ticket")
 
     def transfer(self, session: Session, source: Path, target: Path) -> dict[str, object]:
-        if not self._ticket:
-            raise RunFailedError("flow serve gave no ticket")
-        return report(session.run("a", [command(), "cp", "--json", f"{source}/", self._ticket]))
+        ticket = ["--ticket-file", str(session.scratch / "ticket")]
+        return report(session.run("a", [command(), "cp", "--json", *ticket, f"{source}/", "flow:///"]))
