@@ -59,7 +59,9 @@ def decide(work: Work) -> Promises:
     if not len(members):
         return promises
     members = members[~np.isin(members, work.spare)]
-    deadline = np.array([max(work.groups[i].deadline_s or 0.0, work.now_s + work.limits.quantum_s) for i in members])
+    deadline = np.array(
+        [max(work.groups[i].deadline_s or 0.0, work.now_s + work.limits.quantum_s) for i in members]
+    )
     promised = np.array([work.groups[i].head.promised for i in members], dtype=bool)
     margin = np.where(promised, 1.0, 1.0 + work.limits.deadline_margin)
     need = np.array([work.groups[i].gigabits for i in members]) * margin
@@ -85,7 +87,12 @@ def decide(work: Work) -> Promises:
 
 
 def _at_even_pace(
-    work: Work, promises: Promises, members: IntArray, deadline: FloatArray, need: FloatArray, margin: FloatArray
+    work: Work,
+    promises: Promises,
+    members: IntArray,
+    deadline: FloatArray,
+    need: FloatArray,
+    margin: FloatArray,
 ) -> bool:
     """Whether everyone can go at an even pace all the time; sets the floors if so."""
     pace = need / (deadline - work.now_s)
@@ -97,9 +104,7 @@ def _at_even_pace(
     for edge in edges:
         np.minimum(least, work.network.capacity_at(edge), out=least)
     nobody = np.full(len(work.groups), -1, dtype=np.int64)
-    program = FlowProgram(
-        work.columns, work.pricer, least, work.ceiling, nobody, np.zeros(0), work.effort
-    )
+    program = FlowProgram(work.columns, work.pricer, least, work.ceiling, nobody, np.zeros(0), work.effort)
     program.set_floors(members, pace)
     program.allow_shortfall(members, np.full(len(members), math.inf))
     cost = np.zeros(len(work.groups))
@@ -112,7 +117,12 @@ def _at_even_pace(
 
 
 def _by_schedule(
-    work: Work, promises: Promises, members: IntArray, deadline: FloatArray, need: FloatArray, promised: FloatArray
+    work: Work,
+    promises: Promises,
+    members: IntArray,
+    deadline: FloatArray,
+    need: FloatArray,
+    promised: FloatArray,
 ) -> None:
     candidates = np.flatnonzero(~promised.astype(bool))
     slots = _slots(work, members, deadline.tolist())
@@ -163,7 +173,13 @@ def _slots(work: Work, members: IntArray, instants: list[float]) -> Slots:
 
 
 def _earliest(
-    work: Work, members: IntArray, deadline: FloatArray, need: FloatArray, held: IntArray, local: int, allowed: float
+    work: Work,
+    members: IntArray,
+    deadline: FloatArray,
+    need: FloatArray,
+    held: IntArray,
+    local: int,
+    allowed: float,
 ) -> float | None:
     """The earliest deadline of one refused member beside all that are held; None when there is none in a year."""
     chosen = np.append(held, local)
@@ -172,7 +188,9 @@ def _earliest(
     def possible(at_s: float) -> bool:
         due = np.append(deadline[held], at_s)
         slots = _slots(work, members[chosen], due.tolist())
-        schedule = Schedule(work.columns, work.pricer, slots, members[chosen], need[chosen] * limited, due, work.effort)
+        schedule = Schedule(
+            work.columns, work.pricer, slots, members[chosen], need[chosen] * limited, due, work.effort
+        )
         return bool(schedule.solve().sum() <= allowed)
 
     low = float(deadline[local]) - work.now_s

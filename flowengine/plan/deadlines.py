@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from flowengine.plan.demands import Group
-from flowengine.plan.network import FloatArray, IntArray, Network
+from flowengine.plan.network import FloatArray, IntArray, Network, sum_by
 from flowengine.plan.program import ENTER, Pricer
 from flowengine.plan.routes import Columns
 from flowengine.plan.solver import Effort, Solver
@@ -100,7 +100,9 @@ class Schedule:
         groups: Sequence[Group] = columns.groups
         starts, ends = slots.bounds[:-1], slots.bounds[1:]
         release = np.array([groups[i].head.not_before_s or -math.inf for i in members])
-        self.open = (ends[None, :] <= deadline_s[:, None] + 1e-6) & (starts[None, :] >= release[:, None] - 1e-6)
+        self.open = (ends[None, :] <= deadline_s[:, None] + 1e-6) & (
+            starts[None, :] >= release[:, None] - 1e-6
+        )
         self.count = len(slots.lengths)
         resources = self.network.resource_count
         ceilings = np.array([groups[i].max_rate_gbit for i in members])
@@ -202,7 +204,9 @@ class Schedule:
                 gain[paid] += money[self.members[paid]] * self.mean_price[paid]
                 worth[self.members] = np.where(self.open[:, slot], gain, 0.0)
                 weights = np.maximum(-self.duals[slot * resources : (slot + 1) * resources], 0.0)
-                closed = self.slots.capacity[slot][self.network.link_resources].min(axis=1, initial=math.inf) <= 0
+                closed = (
+                    self.slots.capacity[slot][self.network.link_resources].min(axis=1, initial=math.inf) <= 0
+                )
                 cost = MONEY_COST * self.network.assumed_price if links else np.zeros(0)
                 new += self.pricer.offer(self.columns, weights, cost, worth, money, barred=closed)
             if not new or not self._add_new():
@@ -213,8 +217,8 @@ class Schedule:
         """Each member's mean rate in the first slot."""
         now = self.entries_slot == 0
         group = self.local[self.columns.group()[self.entries_column[now]]]
-        moved = np.bincount(group, weights=self.moved[now], minlength=len(self.members))
-        return moved / self.slots.lengths[0]
+        moved = sum_by(group, self.moved[now], len(self.members))
+        return np.asarray(moved / self.slots.lengths[0], dtype=float)
 
     def obstacles(self, member: int, most: int = 3) -> list[tuple[int, int, FloatArray]]:
         """Limits whose price stands against a member: slot, resource, and each member's Gbit through it."""
@@ -229,11 +233,10 @@ class Schedule:
             slot, resource = divmod(flat, resources)
             if price[slot, resource] <= ENTER:
                 break
-            through = np.bincount(at[used == resource], weights=counts[used == resource], minlength=len(self.columns))
+            through = sum_by(at[used == resource], counts[used == resource], len(self.columns))
             here = self.entries_slot == slot
             column = self.entries_column[here]
-            flow = np.bincount(
-                self.local[group[column]], weights=self.moved[here] * through[column], minlength=len(self.members)
-            )
+            taken = self.moved[here] * through[column]
+            flow = sum_by(self.local[group[column]], taken, len(self.members))
             found.append((slot, resource, flow))
         return found

@@ -102,7 +102,16 @@ class Group:
         weight: Weight inside the tenant's share, summed.
     """
 
-    __slots__ = ("cost_limit_usd", "deadline_s", "gigabits", "head", "id", "max_rate_gbit", "members", "weight")
+    __slots__ = (
+        "cost_limit_usd",
+        "deadline_s",
+        "gigabits",
+        "head",
+        "id",
+        "max_rate_gbit",
+        "members",
+        "weight",
+    )
 
     def __init__(self, head: Demand, deadline_s: float | None) -> None:
         self.id = head.id
@@ -128,9 +137,13 @@ class Group:
 def check_demand(demand: Demand) -> None:
     """Raises UsageError when a demand makes no sense by itself."""
     if not demand.sources or not demand.targets:
-        raise UsageError(f"demand {demand.id!r} has no source or no target", hint="name at least one site for each")
+        raise UsageError(
+            f"demand {demand.id!r} has no source or no target", hint="name at least one site for each"
+        )
     if demand.remaining_bytes < 0:
-        raise UsageError(f"demand {demand.id!r} has {demand.remaining_bytes} bytes to move", hint="use 0 or more")
+        raise UsageError(
+            f"demand {demand.id!r} has {demand.remaining_bytes} bytes to move", hint="use 0 or more"
+        )
     if not (demand.weight > 0 and math.isfinite(demand.weight)):
         raise UsageError(f"demand {demand.id!r} has weight {demand.weight}", hint="use a number above 0")
 

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from flowengine.plan.demands import Group
-from flowengine.plan.network import FloatArray, IntArray
+from flowengine.plan.network import FloatArray, IntArray, sum_by
 from flowengine.plan.program import FlowProgram
 
 __all__ = ["completion_values", "fill_class", "floors"]
@@ -56,7 +56,7 @@ def floors(
     at, resources, counts = columns.incidence()
     speed = np.zeros(len(columns))
     speed[chosen] = weight[all_groups[chosen]]
-    load = np.bincount(resources, weights=speed[at] * counts, minlength=len(left))
+    load = sum_by(resources, speed[at] * counts, len(left))
     part = np.full(len(columns), math.inf)
     with np.errstate(divide="ignore", invalid="ignore"):
         np.minimum.at(part, at, np.where(load > 0, left / load, math.inf)[resources])
@@ -66,7 +66,9 @@ def floors(
     return np.minimum(result, program.ceiling)[members]
 
 
-def fill_class(program: FlowProgram, units: IntArray, freeze_note: dict[int, list[tuple[int, float]]]) -> None:
+def fill_class(
+    program: FlowProgram, units: IntArray, freeze_note: dict[int, list[tuple[int, float]]]
+) -> None:
     """Bring the totals of `units` to their max-min fair values, as floors of the program.
 
     Args:

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from flowengine.plan.network import BoolArray, FloatArray, IntArray
+from flowengine.plan.network import BoolArray, FloatArray, IntArray, sum_by
 from flowengine.plan.routes import Columns
 
 __all__ = ["fill"]
@@ -54,7 +54,7 @@ def fill(
     at, resources, counts = columns.incidence()
     group_of = columns.group()
     left = np.maximum(capacity - columns.usage(total), 0.0)
-    headroom = ceiling - np.bincount(group_of, weights=total, minlength=len(ceiling))
+    headroom = ceiling - sum_by(group_of, total, len(ceiling))
     for members in order:
         asks = np.zeros(len(ceiling), dtype=bool)
         asks[members] = True
@@ -71,7 +71,7 @@ def fill(
             chosen = ranked[np.append(True, np.diff(group_of[ranked]) > 0)]
             speed = np.zeros(len(columns))
             speed[chosen] = weight[group_of[chosen]]
-            load = np.bincount(resources, weights=speed[at] * counts, minlength=len(capacity))
+            load = sum_by(resources, speed[at] * counts, len(capacity))
             share = np.full(len(columns), math.inf)
             with np.errstate(divide="ignore", invalid="ignore"):
                 np.minimum.at(share, at, np.where(load > 0, left / load, math.inf)[resources])
@@ -79,5 +79,5 @@ def fill(
             gain[chosen] = np.minimum(speed[chosen] * share[chosen], headroom[group_of[chosen]])
             total += gain
             left = np.maximum(capacity - columns.usage(total), 0.0)
-            headroom = headroom - np.bincount(group_of, weights=gain, minlength=len(ceiling))
+            headroom = headroom - sum_by(group_of, gain, len(ceiling))
     return total

@@ -36,7 +36,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     exact_groups: int = 200
     max_slots: int = 48
     max_schedule: int = 60_000
-    starvation_share: float = 0.0
+    starvation_share: float = 0.05
     quantum_s: float = 1.0
     term_s: float = 300.0
     deadline_margin: float = 0.02
@@ -126,6 +126,8 @@ class Basis(msgspec.Struct, frozen=True, kw_only=True):
         pieces: Statuses of each unit's pieces of utility.
         short: Groups whose shortfall is basic or at its upper bound, with their status first.
         ladders: For each class, the levels at which the worth of a rate changes.
+        split: Groups with more than one basic variable, each with class and tenant: when such a group is gone,
+            the next plan keeps an empty shell of it, or the basis would not be one.
     """
 
     routes: tuple[tuple[str, tuple[tuple[Place, Place, tuple[str, ...]], ...], bool], ...] = ()
@@ -133,6 +135,7 @@ class Basis(msgspec.Struct, frozen=True, kw_only=True):
     pieces: tuple[tuple[str, str], ...] = ()
     short: tuple[str, ...] = ()
     ladders: tuple[tuple[str, tuple[float, ...]], ...] = ()
+    split: tuple[tuple[str, str, str], ...] = ()
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):

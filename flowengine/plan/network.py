@@ -23,7 +23,7 @@ from flowengine.errors import UsageError
 from flowengine.plan.demands import Allowed, Place
 from flowengine.plan.topology import Cap, Maintenance, Overlay, cap_at, window_edges
 
-__all__ = ["BoolArray", "FloatArray", "IntArray", "Network", "Resource"]
+__all__ = ["BoolArray", "FloatArray", "IntArray", "Network", "Resource", "sum_by"]
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -73,8 +73,12 @@ class Network:
         self.tenant_weight = np.array([known[n].weight if n in known else 1.0 for n in names])
         self._tenant_caps = [known[n].caps if n in known else () for n in names]
         site_of = self._site_of
-        self.link_source: IntArray = np.array([site_of(x.source, x.label) for x in overlay.links], dtype=np.int64)
-        self.link_target: IntArray = np.array([site_of(x.target, x.label) for x in overlay.links], dtype=np.int64)
+        self.link_source: IntArray = np.array(
+            [site_of(x.source, x.label) for x in overlay.links], dtype=np.int64
+        )
+        self.link_target: IntArray = np.array(
+            [site_of(x.target, x.label) for x in overlay.links], dtype=np.int64
+        )
         for endpoint in overlay.endpoints:
             site_of(endpoint.site, endpoint.name)
         sites, links, endpoints = len(self.sites), len(self.links), len(self.endpoints)
@@ -91,7 +95,9 @@ class Network:
         )
         dearest = float(np.nanmax(self.price)) if links and not np.isnan(self.price).all() else 0.0
         self.assumed_price: FloatArray = np.where(np.isnan(self.price), dearest, self.price)
-        self.estimate: FloatArray = np.array([max(x.estimate.rate_bits_per_s, 0.0) / GIGABIT for x in overlay.links])
+        self.estimate: FloatArray = np.array(
+            [max(x.estimate.rate_bits_per_s, 0.0) / GIGABIT for x in overlay.links]
+        )
         self.spread: FloatArray = np.array([x.estimate.spread for x in overlay.links])
         self.resources = [
             Resource(kind, name)
@@ -111,7 +117,8 @@ class Network:
     def _site_of(self, name: str, label: str) -> int:
         if name not in self.sites:
             raise UsageError(
-                f"{label} names site {name!r}, which the overlay does not have", hint="add the site or mend the name"
+                f"{label} names site {name!r}, which the overlay does not have",
+                hint="add the site or mend the name",
             )
         return self.sites[name]
 
@@ -163,7 +170,9 @@ class Network:
             caps.update(endpoint.caps_read, endpoint.caps_write)
         for tenant_caps in self._tenant_caps:
             caps.update(tenant_caps)
-        instants = {t for m in downs for t in (m.start_s - m.drain_s, m.start_s, m.end_s) if start_s < t < end_s}
+        instants = {
+            t for m in downs for t in (m.start_s - m.drain_s, m.start_s, m.end_s) if start_s < t < end_s
+        }
         for window in {cap.window for cap in caps if cap.window is not None}:
             instants.update(window_edges(window, start_s, end_s))
         return sorted(instants)
@@ -187,6 +196,11 @@ class Network:
             return []
         index = self.endpoints.get(f"{place.site}/{place.endpoint}")
         return [] if index is None else [base + index]
+
+
+def sum_by(index: IntArray, values: FloatArray, count: int) -> FloatArray:
+    """Sums of values with equal index, `count` of them."""
+    return np.bincount(index, weights=values, minlength=count).astype(np.float64, copy=False)
 
 
 def _index(kind: str, names: list[str]) -> dict[str, int]:

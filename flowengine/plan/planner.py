@@ -15,7 +15,7 @@ import numpy as np
 from flowengine.plan.admission import Promises, decide
 from flowengine.plan.demands import Demand
 from flowengine.plan.model import DemandPlan, Limits, Plan
-from flowengine.plan.network import FloatArray
+from flowengine.plan.network import FloatArray, sum_by
 from flowengine.plan.report import Outcome, report
 from flowengine.plan.share import Shares, share_out
 from flowengine.plan.solver import Effort
@@ -96,7 +96,7 @@ def _feasible(work: Work, rates: FloatArray) -> FloatArray:
     scale = np.ones(len(rates))
     np.minimum.at(scale, at, fits[resources])
     group = work.columns.group()
-    total = np.bincount(group, weights=rates, minlength=len(work.groups))
+    total = sum_by(group, rates, len(work.groups))
     with np.errstate(divide="ignore", invalid="ignore"):
         scale = np.minimum(scale, np.where(total > work.ceiling, work.ceiling / total, 1.0)[group])
     return np.asarray(rates * scale, dtype=float)
@@ -111,8 +111,8 @@ def _keep_last(work: Work, promises: Promises, shares: Shares, rates: FloatArray
     if (work.columns.usage(last) > work.capacity * (1 + ROUNDING)).any():
         return None
     group = work.columns.group()
-    old = np.bincount(group, weights=last, minlength=len(work.groups))
-    new = np.bincount(group, weights=rates, minlength=len(work.groups))
+    old = sum_by(group, last, len(work.groups))
+    new = sum_by(group, rates, len(work.groups))
     gain = 1 + work.limits.steady_gain
     floors = promises.floor * (1 - 1e-6)
     if (old > work.ceiling * (1 + ROUNDING)).any() or (old < np.minimum(floors, new)).any():
@@ -121,7 +121,7 @@ def _keep_last(work: Work, promises: Promises, shares: Shares, rates: FloatArray
     if ((new > 0) & (old < new * 0.5)).any():
         return None
     inside = work.unit >= 0
-    before = np.bincount(work.unit[inside], weights=old[inside], minlength=len(work.units))
+    before = sum_by(work.unit[inside], old[inside], len(work.units))
     if (shares.totals > before * gain).any():
         return None
     if _money(work, last) > _money(work, rates) * gain + 1e-9:

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from flowengine.plan.demands import Allowed, Group
-from flowengine.plan.network import BoolArray, FloatArray, IntArray, Network
+from flowengine.plan.network import BoolArray, FloatArray, IntArray, Network, sum_by
 from flowengine.plan.routes import Columns, Searcher
 from flowengine.plan.solver import Effort, Solver
 
@@ -48,9 +48,13 @@ class Pricer:
         self._families: dict[tuple[Allowed, bool], list[int]] = defaultdict(list)
         for i, group in enumerate(groups):
             self._families[group.head.allowed, group.cost_limit_usd is not None].append(i)
-        self._plain = np.array([len(g.head.sources) == 1 and len(g.head.targets) == 1 for g in groups], dtype=bool)
+        self._plain = np.array(
+            [len(g.head.sources) == 1 and len(g.head.targets) == 1 for g in groups], dtype=bool
+        )
         sites = network.sites
-        self._from: IntArray = np.array([sites.get(g.head.sources[0].site, -1) for g in groups], dtype=np.int64)
+        self._from: IntArray = np.array(
+            [sites.get(g.head.sources[0].site, -1) for g in groups], dtype=np.int64
+        )
         self._to: IntArray = np.array([sites.get(g.head.targets[0].site, -1) for g in groups], dtype=np.int64)
         self._plain &= (self._from >= 0) & (self._to >= 0) & (self._from != self._to)
         self._read: IntArray = np.array([_endpoint(network, g, "read") for g in groups], dtype=np.int64)
@@ -76,7 +80,9 @@ class Pricer:
             barred: Links not to take, where not those that are barred now.
         """
         network = self.network
-        per_link = weights[network.link_resources].sum(axis=1) + link_costs if len(network.links) else link_costs
+        per_link = (
+            weights[network.link_resources].sum(axis=1) + link_costs if len(network.links) else link_costs
+        )
         per_link = np.where(self.barred if barred is None else barred, math.inf, per_link)
         padded = np.append(weights, 0.0)
         before = len(columns)
@@ -117,7 +123,9 @@ class Pricer:
         rows = np.zeros(len(network.sites), dtype=np.int64)
         rows[list(search.rows)] = list(search.rows.values())
         weight = search.distance[-1][rows[self._from[plain]], self._to[plain]]
-        weight = weight + weights[self.tenant[plain]] + weights[self._read[plain]] + weights[self._write[plain]]
+        weight = (
+            weight + weights[self.tenant[plain]] + weights[self._read[plain]] + weights[self._write[plain]]
+        )
         for i in plain[weight < worth[plain] * (1 - ENTER) - ENTER].tolist():
             head = groups[i].head
             route = search.route(int(self._from[i]), int(self._to[i]))
@@ -158,6 +166,8 @@ class FlowProgram:
         unit_weight: Weight of each unit.
         effort: Iterations that may be spent.
         bins: Utilities of units, for stages that maximise them.
+        at_first: So many columns take part in the first solve, which a basis of theirs begins; the others
+            come right after it.
     """
 
     def __init__(
@@ -170,6 +180,7 @@ class FlowProgram:
         unit_weight: FloatArray,
         effort: Effort,
         bins: Bins | None = None,
+        at_first: int | None = None,
     ) -> None:
         bins = NO_BINS if bins is None else bins
         self.bins = bins
@@ -179,8 +190,12 @@ class FlowProgram:
         self.resource_rows = columns.network.resource_count
         self.group_rows = self.resource_rows + np.arange(len(groups))
         self.unit_rows = self.resource_rows + len(groups) + np.arange(len(unit_weight))
-        self.limited = np.array([i for i, g in enumerate(groups) if g.cost_limit_usd is not None], dtype=np.int64)
-        self.mean_price = np.array([(groups[i].cost_limit_usd or 0.0) / groups[i].gigabits for i in self.limited])
+        self.limited = np.array(
+            [i for i, g in enumerate(groups) if g.cost_limit_usd is not None], dtype=np.int64
+        )
+        self.mean_price = np.array(
+            [(groups[i].cost_limit_usd or 0.0) / groups[i].gigabits for i in self.limited]
+        )
         money_base = self.resource_rows + len(groups) + len(unit_weight)
         self.money_row = np.full(len(groups), -1, dtype=np.int64)
         self.money_row[self.limited] = money_base + np.arange(len(self.limited))
@@ -196,6 +211,7 @@ class FlowProgram:
         )  # fmt: skip
         self.level_in = np.zeros(len(unit_weight), dtype=bool)
         self._added = 0
+        self._at_first = at_first
         self.first = 1 + len(groups) + len(bins.unit)
         self.solver.add_columns(
             np.zeros(self.first), np.zeros(self.first),
@@ -207,16 +223,21 @@ class FlowProgram:
         self.rates = np.zeros(0)
         self.duals = np.zeros(self.solver.row_count)
 
-    def _add_new(self, value: FloatArray, price_weight: float, hop_weight: float, extra: FloatArray | None) -> None:
+    def _add_new(
+        self, value: FloatArray, price_weight: float, hop_weight: float, extra: FloatArray | None
+    ) -> None:
         """Hand columns that the solver does not know yet to it, at the stage's cost."""
         columns, start = self.columns, self._added
-        count = len(columns) - start
+        end = len(columns) if self._at_first is None else self._at_first
+        count = end - start
         if not count:
             return
-        group = columns.group(start)
+        group = columns.group(start)[:count]
         at, resources, counts = columns.incidence(start)
+        inside = at < count
+        at, resources, counts = at[inside], resources[inside], counts[inside]
         every = np.arange(count)
-        price = columns.price(start)
+        price = columns.price(start)[:count]
         parts = [(at, resources, counts), (every, self.group_rows[group], np.ones(count))]
         in_unit = self.unit[group] >= 0
         parts.append((every[in_unit], self.unit_rows[self.unit[group][in_unit]], np.ones(int(in_unit.sum()))))
@@ -231,14 +252,14 @@ class FlowProgram:
         values = np.concatenate([p[2] for p in parts])
         order = np.lexsort((row, col))
         starts = np.searchsorted(col[order], np.arange(count))
-        costs = price * price_weight + columns.hops(start) * hop_weight - value[group]
+        costs = price * price_weight + columns.hops(start)[:count] * hop_weight - value[group]
         if extra is not None:
             known = extra[start : start + count]
             costs[: len(known)] += known
         self.solver.add_columns(
             costs, np.zeros(count), np.full(count, math.inf), starts, row[order], values[order]
         )  # fmt: skip
-        self._added = len(columns)
+        self._added = end
 
     def solve(
         self,
@@ -271,9 +292,12 @@ class FlowProgram:
         self._add_new(value, price_weight, hop_weight, extra)
         column_costs = self.columns.price() * price_weight + self.columns.hops() * hop_weight
         column_costs -= value[self.columns.group()]
+        column_costs = column_costs[: self._added]
         if extra is not None:
-            column_costs[: len(extra)] += extra
-        self.solver.set_costs(np.concatenate([[-1.0 if level else 0.0], short, -self.bins.slope, column_costs]))
+            column_costs[: len(extra)] += extra[: len(column_costs)]
+        self.solver.set_costs(
+            np.concatenate([[-1.0 if level else 0.0], short, -self.bins.slope, column_costs])
+        )
         if first_basis is not None:
             self.solver.start_from(*first_basis)
         link_costs = network.assumed_price * price_weight + hop_weight
@@ -282,6 +306,11 @@ class FlowProgram:
             method = "primal"
             self.level, self.short = float(point[LEVEL]), point[1 : 1 + groups]
             self.rates = point[self.first :]
+            if self._at_first is not None:
+                late, self._at_first = self._at_first < len(self.columns), None
+                if late:
+                    self._add_new(value, price_weight, hop_weight, None)
+                    continue
             if self.pricer is None or not self._price(value, link_costs):
                 break
             self._add_new(value, price_weight, hop_weight, None)
@@ -302,9 +331,7 @@ class FlowProgram:
 
     def group_rates(self) -> FloatArray:
         """Each group's rate at the last optimum."""
-        return np.bincount(
-            self.columns.group()[: len(self.rates)], weights=self.rates, minlength=len(self.columns.groups)
-        )
+        return sum_by(self.columns.group()[: len(self.rates)], self.rates, len(self.columns.groups))
 
     def set_floors(self, groups: IntArray, floors: FloatArray) -> None:
         """Least rates of some groups from now on."""

@@ -16,7 +16,7 @@ import numpy as np
 
 from flowengine.plan.admission import Promises
 from flowengine.plan.model import Allocation, DemandPlan, Eta, Obstacle, Plan, Route
-from flowengine.plan.network import FloatArray, IntArray
+from flowengine.plan.network import FloatArray, IntArray, sum_by
 from flowengine.plan.routes import Branch, Columns
 from flowengine.plan.share import Shares
 from flowengine.plan.warm import remember
@@ -50,7 +50,7 @@ def report(outcome: Outcome) -> Plan:
     waits = (g.head.not_before_s for g in work.groups)
     releases = [t for t in waits if t is not None and t > work.now_s]
     valid_until = min([work.now_s + work.limits.term_s, *edges[:1], *releases])
-    rate = np.bincount(work.columns.group(), weights=bits, minlength=len(work.groups))
+    rate = sum_by(work.columns.group(), bits, len(work.groups))
     allocations = tuple(
         Allocation(
             group=work.groups[group].id,
@@ -81,7 +81,9 @@ def report(outcome: Outcome) -> Plan:
 def _route(work: Work, branch: Branch) -> Route:
     network = work.network
     names = [link.label for link in (network.overlay.links[i] for i in branch[2])]
-    sites = [network.overlay.links[branch[2][0]].source] + [network.overlay.links[i].target for i in branch[2]]
+    sites = [network.overlay.links[branch[2][0]].source] + [
+        network.overlay.links[i].target for i in branch[2]
+    ]
     return Route(source=branch[0], target=branch[1], sites=tuple(sites), links=tuple(names))
 
 
@@ -91,9 +93,9 @@ def _moved(work: Work, bits: FloatArray) -> float:
         return 0.0
     old = np.append(work.known * 1e9, np.zeros(len(bits) - len(work.known)))
     group, count = work.columns.group(), len(work.groups)
-    before = np.bincount(group, weights=old, minlength=count)
-    after = np.bincount(group, weights=bits, minlength=count)
-    same = np.bincount(group, weights=np.minimum(old, bits), minlength=count)
+    before = sum_by(group, old, count)
+    after = sum_by(group, bits, count)
+    same = sum_by(group, np.minimum(old, bits), count)
     both = np.minimum(before, after)
     return round(float((both - same).sum() / both.sum()), 6) if both.sum() > 0 else 0.0
 
@@ -113,7 +115,7 @@ def _expectations(outcome: Outcome, rate: FloatArray, edges: list[float]) -> lis
             fits = np.where(usage > 0, np.minimum(capacity / usage, 1.0), 1.0)
         scale = np.ones(len(columns))
         np.minimum.at(scale, at, fits[resources])
-        speed[slot] = np.bincount(columns.group(), weights=bits * 1e-9 * scale, minlength=len(gigabits))
+        speed[slot] = sum_by(columns.group(), bits * 1e-9 * scale, len(gigabits))
     done = _through(bounds, speed, gigabits)
     alone = columns.bottleneck(work.capacity)
     best = np.zeros(len(gigabits))
@@ -136,7 +138,13 @@ def _expectations(outcome: Outcome, rate: FloatArray, edges: list[float]) -> lis
                 )
             )
         elif math.isfinite(queued[group]):
-            etas.append(Eta(earliest_s=round(float(solo[group]), 3), expected_s=round(float(queued[group]), 3), latest_s=None))
+            etas.append(
+                Eta(
+                    earliest_s=round(float(solo[group]), 3),
+                    expected_s=round(float(queued[group]), 3),
+                    latest_s=None,
+                )
+            )
         else:
             etas.append(NEVER)
     return etas
@@ -162,7 +170,7 @@ def _queued(outcome: Outcome, gigabits: FloatArray, counts: FloatArray) -> Float
     columns = work.columns
     at, resources, _ = columns.incidence()
     group = columns.group()
-    rate = np.bincount(group, weights=outcome.bits, minlength=len(gigabits))
+    rate = sum_by(group, outcome.bits, len(gigabits))
     with np.errstate(divide="ignore", invalid="ignore"):
         part = np.where(rate[group] > 0, outcome.bits / rate[group], 0.0)
     waiting = columns.usage(part * gigabits[group])
@@ -183,22 +191,24 @@ def _spreads(work: Work, bits: FloatArray, rate: FloatArray) -> FloatArray:
     worst = np.zeros(len(columns))
     np.maximum.at(worst, at[link], work.network.spread[resources[link]])
     with np.errstate(divide="ignore", invalid="ignore"):
-        mean = np.bincount(columns.group(), weights=worst * bits, minlength=len(rate)) / rate
+        mean = sum_by(columns.group(), worst * bits, len(rate)) / rate
     return np.nan_to_num(mean)
 
 
 def _obstacles(outcome: Outcome, rate: FloatArray, edges: list[float]) -> list[tuple[Obstacle, ...]]:
     work, bits = outcome.work, outcome.bits
     columns = work.columns
-    at, resources, counts = columns.incidence()
+    at, resources, _ = columns.incidence()
     usage = columns.usage(bits * 1e-9)
     full = np.isfinite(work.capacity) & (usage >= work.capacity * (1 - FULL) - 1e-9)
     users = _users(columns, [g.id for g in work.groups], bits, np.flatnonzero(full))
     main = _main_columns(columns, bits, len(work.groups))
-    notes = {(u, r): gain for u, found in outcome.shares.notes.items() for r, gain in found if math.isfinite(gain)}
+    notes = {
+        (u, r): gain for u, found in outcome.shares.notes.items() for r, gain in found if math.isfinite(gain)
+    }
     starts = np.searchsorted(at, np.arange(len(columns) + 1))
     found: list[tuple[Obstacle, ...]] = []
-    for group, g in enumerate(work.groups):
+    for group, g in enumerate(work.groups[: work.real]):
         if group in outcome.promises.obstacles:
             found.append(tuple(outcome.promises.obstacles[group]))
         elif g.head.not_before_s is not None and g.head.not_before_s > work.now_s:
@@ -206,7 +216,9 @@ def _obstacles(outcome: Outcome, rate: FloatArray, edges: list[float]) -> list[t
         elif main[group] < 0:
             found.append(_closed(work, group, edges))
         elif rate[group] * 1e-9 >= work.ceiling[group] * (1 - FULL):
-            found.append((Obstacle(kind="ceiling", name="what it can use", capacity_bits_per_s=int(rate[group])),))
+            found.append(
+                (Obstacle(kind="ceiling", name="what it can use", capacity_bits_per_s=int(rate[group])),)
+            )
         else:
             span = slice(starts[main[group]], starts[main[group] + 1])
             tight = [r for r in resources[span].tolist() if full[r]]
@@ -241,7 +253,9 @@ def _users(
     ):
         flows[r][i] = flows[r].get(i, 0.0) + flow
     return {
-        r: tuple((names[i], int(f)) for i, f in sorted(who.items(), key=lambda kv: (-kv[1], kv[0]))[:MOST_USERS])
+        r: tuple(
+            (names[i], int(f)) for i, f in sorted(who.items(), key=lambda kv: (-kv[1], kv[0]))[:MOST_USERS]
+        )
         for r, who in flows.items()
     }
 
@@ -282,14 +296,16 @@ def _demand_plans(
 ) -> tuple[DemandPlan, ...]:
     work, verdicts = outcome.work, outcome.promises.verdict
     plans: list[DemandPlan | None] = [None] * len(work.demands)
-    for group, g in enumerate(work.groups):
+    for group, g in enumerate(work.groups[: work.real]):
         verdict = verdicts.get(group, "none")
         rates = _members_rates(work, g.members, int(rate[group]), g.deadline_s is not None)
         for member, own in zip(g.members, rates, strict=True):
             demand = work.demands[member]
             eta = etas[group]
             if len(g.members) > 1 and own > 0 and g.deadline_s is None:
-                eta = _scaled(eta, work.now_s, g.gigabits / max(rate[group], 1) / (demand.remaining_bytes * 8e-9 / own))
+                eta = _scaled(
+                    eta, work.now_s, g.gigabits / max(rate[group], 1) / (demand.remaining_bytes * 8e-9 / own)
+                )
             plans[member] = DemandPlan(
                 id=demand.id, group=g.id, state="refused" if verdict == "refused" else "running" if own else "waiting",
                 rate_bits_per_s=own, promise=verdict, eta=NEVER if verdict == "refused" else eta,

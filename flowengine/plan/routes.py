@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from flowengine.plan.demands import Allowed, Group, Place
-from flowengine.plan.network import FloatArray, IntArray, Network
+from flowengine.plan.network import FloatArray, IntArray, Network, sum_by
 
 __all__ = ["Branch", "Columns", "Search", "Searcher", "cheapest_tree"]
 
@@ -112,7 +112,7 @@ class Columns:
     def usage(self, rates: FloatArray) -> FloatArray:
         """How much of each resource the rates take."""
         columns, resources, counts = self.incidence()
-        return np.bincount(resources, weights=rates[columns] * counts, minlength=self.network.resource_count)
+        return sum_by(resources, rates[columns] * counts, self.network.resource_count)
 
     def bottleneck(self, capacity: FloatArray) -> FloatArray:
         """What each column could carry alone within `capacity`."""
@@ -175,7 +175,9 @@ class Searcher:
         """Links that end at a site, in overlay order."""
         return self._into[site]
 
-    def search(self, weights: FloatArray, sources: Sequence[int], allowed: Allowed, max_relays: int) -> Search:
+    def search(
+        self, weights: FloatArray, sources: Sequence[int], allowed: Allowed, max_relays: int
+    ) -> Search:
         """Lightest routes from each source to every site.
 
         Args:

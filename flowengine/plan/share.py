@@ -23,7 +23,7 @@ from flowengine.plan import greedy
 from flowengine.plan.admission import Promises
 from flowengine.plan.demands import Priority
 from flowengine.plan.fair import SLACK, completion_values, fill_class, floors
-from flowengine.plan.network import FloatArray
+from flowengine.plan.network import FloatArray, sum_by
 from flowengine.plan.program import Bins, FlowProgram
 from flowengine.plan.solver import EffortSpent, Infeasible
 from flowengine.plan.warm import restore
@@ -43,6 +43,7 @@ LEAST_LEVEL = 0.01
 COMPLETION_WORTH = 0.01
 PRICE_WORTH = 0.01
 OPEN_END = 1e6
+LARGEST_POWER = 24
 
 
 @dataclass(slots=True)
@@ -69,7 +70,7 @@ class Shares:
 def share_out(work: Work, promises: Promises) -> Shares:
     """Rates for all groups that take part."""
     notes: dict[int, list[tuple[int, float]]] = {}
-    exact = len(work.groups) <= work.limits.exact_groups
+    exact = work.real <= work.limits.exact_groups
     shares = Shares(np.zeros(len(work.columns)), "exact" if exact else "binned", notes)
     if not (work.unit >= 0).any():
         return shares
@@ -92,14 +93,21 @@ def share_out(work: Work, promises: Promises) -> Shares:
     return shares
 
 
-def _values(work: Work) -> FloatArray:
+def _left_gigabits(work: Work) -> dict[str, float]:
+    """What each named dataset still lacks, over all its demands."""
     left: dict[str, float] = {}
-    for group in work.groups:
-        for member in group.members if group.head.dataset else ():
-            demand = work.demands[member]
-            name = demand.dataset
-            left[name] = left.get(name, 0.0) + demand.remaining_bytes * 8e-9
-    return completion_values(work.groups, left)
+    for demand in work.demands:
+        if demand.dataset:
+            left[demand.dataset] = left.get(demand.dataset, 0.0) + demand.remaining_bytes * 8e-9
+    return left
+
+
+def _stable_values(work: Work) -> FloatArray:
+    """Worth of a unit of rate by powers of two of what datasets lack: they stay the same from plan to plan."""
+    left = _left_gigabits(work)
+    lacks = np.array([left.get(g.head.dataset, g.gigabits) for g in work.groups[: work.real]])
+    power = np.clip(np.floor(np.log2(np.maximum(lacks, 1.0))), 0, LARGEST_POWER)
+    return np.append(4.0 - 3.0 * power / LARGEST_POWER, np.ones(len(work.groups) - work.real))
 
 
 def _loyalty(work: Work, price_weight: float, hop_weight: float) -> FloatArray | None:
@@ -117,7 +125,7 @@ def _exactly(work: Work, promises: Promises, shares: Shares) -> None:
     )
     program.solve(method="dual")
     _hold_promises(work, promises, program)
-    values = _values(work)
+    values = completion_values(work.groups, _left_gigabits(work))
     for klass in range(len(CLASSES)):
         members = work.members(klass)
         if not len(members):
@@ -146,7 +154,9 @@ def _hold_promises(work: Work, promises: Promises, program: FlowProgram) -> None
     cost = np.zeros(len(work.groups))
     cost[promised] = 1.0
     program.solve(shortfall=cost, method="dual")
-    reached = np.maximum(program.floor[promised] - np.maximum(program.short[promised], 0.0) * (1 + SLACK) - SLACK, 0.0)
+    reached = np.maximum(
+        program.floor[promised] - np.maximum(program.short[promised], 0.0) * (1 + SLACK) - SLACK, 0.0
+    )
     program.set_floors(promised, reached)
     program.allow_shortfall(promised, np.zeros(len(promised)))
 
@@ -157,14 +167,14 @@ def _binned(work: Work, promises: Promises, shares: Shares) -> None:
     warm = ladders is not None
     if ladders is None:
         ladders = _ladders(work, _guessed_totals(work))
-    values = _values(work)
+    values = _stable_values(work)
     loyalty = _loyalty(work, PRICE_WORTH, PRICE_WORTH * HOP_PRICE)
     for attempt in range(1 if warm else FIRST_PASSES):
         if attempt:
             ladders = _ladders(work, shares.totals)
         program = FlowProgram(
             work.columns, work.pricer, work.capacity, work.ceiling, work.unit, work.unit_weight, work.effort,
-            _bins(work, ladders),
+            _bins(work, ladders), len(work.known) if warm else None,
         )  # fmt: skip
         program.set_unit_floors(np.arange(len(work.units)), np.zeros(len(work.units)))
         cost = _binned_floors(work, promises, program)
@@ -183,9 +193,9 @@ def _binned(work: Work, promises: Promises, shares: Shares) -> None:
 
 
 def _totals(work: Work, rates: FloatArray) -> FloatArray:
-    rate = np.bincount(work.columns.group()[: len(rates)], weights=rates, minlength=len(work.groups))
+    rate = sum_by(work.columns.group()[: len(rates)], rates, len(work.groups))
     inside = work.unit >= 0
-    return np.bincount(work.unit[inside], weights=rate[inside], minlength=len(work.units))
+    return sum_by(work.unit[inside], rate[inside], len(work.units))
 
 
 def _guessed_totals(work: Work) -> FloatArray:
@@ -232,7 +242,7 @@ def _binned_floors(work: Work, promises: Promises, program: FlowProgram) -> Floa
     """
     program.rates = np.zeros(len(work.columns))
     cost = np.zeros(len(work.groups))
-    members = np.flatnonzero((promises.floor <= 0) & (work.unit >= 0))
+    members = np.flatnonzero((promises.floor <= 0) & (work.unit >= 0) & (work.ceiling > 0))
     if len(members):
         least = floors(program, members, work.weight, work.capacity, work.limits.starvation_share)
         program.set_floors(members, least * (1 - SLACK))

@@ -11,6 +11,8 @@ Invariants: no time limit is ever set; `Effort.left` only falls.
 
 from __future__ import annotations
 
+from typing import Any
+
 import highspy
 import numpy as np
 
@@ -51,7 +53,7 @@ class Effort:
         return self.given - self.left
 
 
-class _Silent(highspy.Highs):  # type: ignore[misc]
+class _Silent(highspy.Highs):
     def __init__(self) -> None:
         super(highspy.Highs, self).__init__()
         self.setOptionValue("output_flag", False)
@@ -62,7 +64,7 @@ class Solver:
 
     def __init__(self, rows_lower: FloatArray, rows_upper: FloatArray, effort: Effort) -> None:
         self._effort = effort
-        self._highs = _Silent()
+        self._highs: Any = _Silent()
         for option, value in (
             ("threads", 1),
             ("parallel", "off"),
@@ -171,4 +173,5 @@ class Solver:
         self._effort.left -= max(1, max(int(info.simplex_iteration_count), 0) + interior)
         self._effort.left -= max(int(info.crossover_iteration_count), 0)
         self._effort.solves += 1
-        return self._highs.getModelStatus()
+        status: highspy.HighsModelStatus = self._highs.getModelStatus()
+        return status

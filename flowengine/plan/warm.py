@@ -15,7 +15,7 @@ import numpy as np
 
 from flowengine.plan.demands import Priority
 from flowengine.plan.model import Basis
-from flowengine.plan.network import FloatArray, IntArray
+from flowengine.plan.network import FloatArray, IntArray, sum_by
 from flowengine.plan.program import NO_BINS, FlowProgram
 from flowengine.plan.solver import BASIC, LOWER
 from flowengine.plan.work import Work
@@ -43,16 +43,21 @@ def remember(
         ]
         if program.bins is not NO_BINS and len(work.units):
             table = column_status[1 + groups : program.first].reshape(len(work.units), -1)
-            pieces = [(work.unit_name(u), "".join(LETTERS[i] for i in row)) for u, row in enumerate(table.tolist())]
+            pieces = [
+                (work.unit_name(u), "".join(LETTERS[i] for i in row)) for u, row in enumerate(table.tolist())
+            ]
         for row in np.flatnonzero(row_status != BASIC).tolist():
             name = _row_name(work, program, row)
             if name:
                 rows.append(f"{LETTERS[row_status[row]]} {name}")
+    split = _split(work, program) if program is not None else ()
     labels = [link.label for link in work.network.overlay.links]
     routes = []
+    kept = {name for name, _, _ in split}
     seeded = np.zeros(groups, dtype=bool)
     for column, group in enumerate(work.columns.group().tolist()):
-        if bits[column] > 0 or column in basic or not seeded[group]:
+        gone = group >= work.real and work.groups[group].id not in kept
+        if not gone and (bits[column] > 0 or column in basic or not seeded[group]):
             seeded[group] = True
             named = tuple((b[0], b[1], tuple(labels[i] for i in b[2])) for b in work.columns.branches[column])
             routes.append((work.groups[group].id, named, column in basic))
@@ -61,8 +66,20 @@ def remember(
         rows=tuple(rows),
         pieces=tuple(pieces),
         short=tuple(short),
+        split=split,
         ladders=tuple((p.value, tuple(float(e) for e in ladders[p])) for p in sorted(ladders)),
     )
+
+
+def _split(work: Work, program: FlowProgram) -> tuple[tuple[str, str, str], ...]:
+    columns, rows = program.solver.basis()
+    groups = len(work.groups)
+    routes = columns[program.first :] == BASIC
+    count = sum_by(work.columns.group()[: len(routes)], routes, groups)
+    count += columns[1 : 1 + groups] == BASIC
+    count += rows[program.group_rows] == BASIC
+    heads = ((g.id, g.head) for g in (work.groups[i] for i in np.flatnonzero(count > 1)))
+    return tuple((name, head.priority.value, head.tenant) for name, head in heads)
 
 
 def _row_name(work: Work, program: FlowProgram, row: int) -> str:
@@ -114,26 +131,13 @@ def restore(work: Work, program: FlowProgram) -> tuple[IntArray, IntArray] | Non
 def _complete(work: Work, program: FlowProgram, columns: IntArray, rows: IntArray) -> None:
     """Make the number of basic variables equal that of rows, or the solver would begin from nothing.
 
-    Groups that left took basic routes with them: then limits on those routes are no longer full. Groups that
-    came brought a row too many: then it is the row of a group without a basic route that is at its bound.
+    Hardly anything is left to do, because shells stand in for groups whose going would unbalance the basis.
     """
-    assert work.previous is not None
-    gone = {group.id for group in work.groups}
     missing = program.solver.row_count - int((columns == BASIC).sum()) - int((rows == BASIC).sum())
-    for group, branches, basic in work.previous.basis.routes if missing > 0 else ():
-        if not basic or group in gone:
-            continue
-        for _, _, names in branches:
-            for name in names:
-                link = work.network.links.get(name)
-                for resource in [] if link is None else work.network.link_resources[link].tolist():
-                    if missing > 0 and rows[resource] != BASIC:
-                        rows[resource] = BASIC
-                        missing -= 1
-    for resource in np.flatnonzero(rows[: program.resource_rows] != BASIC).tolist():
+    for row in np.flatnonzero(rows != BASIC).tolist():
         if missing <= 0:
             break
-        rows[resource] = BASIC
+        rows[row] = BASIC
         missing -= 1
     served = np.zeros(len(work.groups), dtype=bool)
     served[work.columns.group()[work.basic]] = True

@@ -32,6 +32,9 @@ class Work:
         unit: Unit of fairness of each group, -1 for groups without any route.
         units: Class and tenant of each unit.
         known: Previous rates of the first columns, in Gbit/s.
+        basic: Columns that were basic in the last plan's program.
+        spare: Groups beyond what the program may hold.
+        real: Groups from here on are shells of groups that are gone, see Basis.split.
     """
 
     network: Network
@@ -54,10 +57,11 @@ class Work:
     known: FloatArray = field(default_factory=lambda: np.zeros(0))
     basic: list[int] = field(default_factory=list)
     spare: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    real: int = 0
 
     def members(self, klass: int) -> IntArray:
         """Groups of a class that take part."""
-        return np.flatnonzero((self.klass == klass) & (self.unit >= 0))
+        return np.flatnonzero((self.klass == klass) & (self.unit >= 0) & (self.ceiling > 0))
 
     def unit_name(self, unit: int) -> str:
         """A name that survives from plan to plan."""
@@ -68,7 +72,7 @@ class Work:
         """Number the pairs of class and tenant that have a route and something to move now."""
         routed = np.zeros(len(self.groups), dtype=bool)
         routed[self.columns.group()] = True
-        routed &= self.ceiling > 0
+        routed[: self.real] &= self.ceiling[: self.real] > 0
         routed[self.spare] = False
         numbers: dict[tuple[Priority, str], int] = {}
         unit = np.full(len(self.groups), -1, dtype=np.int64)
@@ -81,10 +85,18 @@ class Work:
 
 
 def prepare(
-    overlay: Overlay, demands: tuple[Demand, ...], previous: Plan | None, now_s: float, limits: Limits, effort: Effort
+    overlay: Overlay,
+    demands: tuple[Demand, ...],
+    previous: Plan | None,
+    now_s: float,
+    limits: Limits,
+    effort: Effort,
 ) -> Work:
     """Compile the inputs, take over the last plan's routes and find the first routes of everyone else."""
     groups, coarseness = group_demands(demands, limits.max_groups, now_s)
+    real = len(groups)
+    if previous is not None and real > limits.exact_groups:
+        groups = groups + _shells(previous, groups)
     network = Network(overlay, tuple(sorted({g.head.tenant for g in groups})))
     capacity = network.capacity_at(now_s)
     barred: BoolArray = network.draining_at(now_s)
@@ -92,18 +104,20 @@ def prepare(
         barred = barred | (capacity[network.link_resources].min(axis=1) <= 0)
     columns = Columns(network, groups)
     ceiling = np.array([min(g.gigabits / limits.quantum_s, g.max_rate_gbit) for g in groups])
-    released = np.array([g.head.not_before_s is None or g.head.not_before_s <= now_s for g in groups], dtype=bool)
+    released = np.array(
+        [g.head.not_before_s is None or g.head.not_before_s <= now_s for g in groups], dtype=bool
+    )
     order = {priority: i for i, priority in enumerate(CLASSES)}
     work = Work(
         network=network, demands=demands, groups=groups, coarseness=coarseness, columns=columns,
         pricer=Pricer(network, groups, limits.max_relays, barred), capacity=capacity,
         ceiling=np.where(released, ceiling, 0.0),
         klass=np.array([order[g.head.priority] for g in groups], dtype=np.int64),
-        weight=np.array([g.weight for g in groups]), limits=limits, effort=effort, now_s=now_s, previous=previous,
+        weight=np.array([g.weight for g in groups]), limits=limits, effort=effort, now_s=now_s, previous=previous, real=real,
     )  # fmt: skip
-    if len(groups) > limits.max_groups:
+    if real > limits.max_groups:
         # Too many even when grouped coarsely: the last of the lowest class are served from what is left.
-        ranked = np.lexsort((np.arange(len(groups)), work.klass))
+        ranked = np.lexsort((np.arange(real), work.klass[:real]))
         work.spare = np.sort(ranked[limits.max_groups :])
     if previous is not None:
         _take_over(work, previous)
@@ -112,9 +126,27 @@ def prepare(
     return work
 
 
+def _shells(previous: Plan, groups: list[Group]) -> list[Group]:
+    """Groups without bytes in place of those that are gone but that the last basis cannot do without."""
+    here = {group.id for group in groups}
+    ends = {name: branches[0] for name, branches, _ in previous.basis.routes if len(branches) == 1}
+    return [
+        Group(
+            Demand(
+                id=name, sources=(ends[name][0],), targets=(ends[name][1],), remaining_bytes=0,
+                priority=Priority(priority), tenant=tenant,
+            ),
+            None,
+        )
+        for name, priority, tenant in previous.basis.split
+        if name not in here and name in ends
+    ]  # fmt: skip
+
+
 def _without_route(work: Work) -> BoolArray:
     lacks = np.ones(len(work.groups), dtype=bool)
     lacks[work.columns.group()] = False
+    lacks[work.real :] = False
     return lacks
 
 
@@ -145,13 +177,23 @@ def _still_valid(
 ) -> tuple[Branch, ...] | None:
     head = group.head
     links_ok, relays_ok = network.masks(head.allowed)
-    relays = limits.max_relays if head.allowed.max_relays is None else min(head.allowed.max_relays, limits.max_relays)
+    relays = (
+        limits.max_relays
+        if head.allowed.max_relays is None
+        else min(head.allowed.max_relays, limits.max_relays)
+    )
     feeders = [*head.sources, *(t for t in head.targets if _feeds(group, t.site))]
     branches: list[Branch] = []
     for feeder, target, names in route:
         places = [p for p in feeders if p == feeder], [p for p in head.targets if p == target]
         links = [network.links.get(name, -1) for name in names]
-        if not places[0] or not places[1] or min(links) < 0 or not links_ok[links].all() or len(links) > relays + 1:
+        if (
+            not places[0]
+            or not places[1]
+            or min(links) < 0
+            or not links_ok[links].all()
+            or len(links) > relays + 1
+        ):
             return None
         if not relays_ok[network.link_source[links[1:]]].all():
             return None
