@@ -12,6 +12,7 @@ and more duties never merge where fewer collide.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import tzinfo
 from typing import Final
 
@@ -34,7 +35,7 @@ from flowengine.policy.model import (
     leaves,
 )
 
-__all__ = ["CompiledRule", "Decision", "Engine", "PolicyTrace", "RuleTrace"]
+__all__ = ["CompiledRule", "Decision", "Engine", "Found", "PolicyTrace", "RuleTrace", "evaluate", "judge"]
 
 Facts = Mapping[str, Value]
 Leaf = Callable[[Facts], int]
@@ -48,13 +49,13 @@ class CompiledRule:
     """A rule ready to evaluate: one function per line, and how their truths combine."""
 
     __slots__ = (
-        "effect", "index", "is_permit", "leaves", "lines", "plain", "rule", "unless", "when", "when_count",
+        "index", "is_forbid", "is_permit", "leaves", "lines", "plain", "rule", "unless", "when", "when_count",
     )  # fmt: skip
 
     def __init__(self, rule: Rule, index: int, leaf_of: Callable[[Line, bool], Leaf]) -> None:
         self.rule = rule
         self.index = index
-        self.effect = rule.effect
+        self.is_forbid = rule.effect == "forbid"
         self.is_permit = certain = rule.effect == "permit"
         self.lines = tuple(line for part in (*rule.when, *rule.unless) for line in leaves(part))
         self.when_count = sum(1 for part in rule.when for _ in leaves(part))
@@ -67,34 +68,57 @@ class CompiledRule:
         self.plain = bool(rule.when) and not rule.unless and all(isinstance(part, Line) for part in rule.when)
 
 
+Row = tuple[CompiledRule, list[int], int, int]
+"""A rule, the truths of its lines, of `when` and of `unless`: what the evaluator writes down for every rule."""
+
+
 class RuleTrace:
-    """What came out of one rule: the truth of each line, of `when`, of `unless`, and whether it fires."""
+    """What came out of one rule: the truth of each line, of `when`, of `unless`."""
 
-    __slots__ = ("compiled", "fires", "truths", "unless", "when")
+    __slots__ = ("_row",)
 
-    def __init__(
-        self, compiled: CompiledRule, truths: list[int], when: int, unless: int, fires: bool
-    ) -> None:
-        self.compiled = compiled
-        self.truths = truths
-        self.when = when
-        self.unless = unless
-        self.fires = fires
+    def __init__(self, row: Row) -> None:
+        self._row = row
+
+    @property
+    def compiled(self) -> CompiledRule:
+        """The rule with its lines in order."""
+        return self._row[0]
 
     @property
     def rule(self) -> Rule:
         """The rule."""
-        return self.compiled.rule
+        return self._row[0].rule
+
+    @property
+    def truths(self) -> list[int]:
+        """The truth of every line, of the condition first and then of the exceptions."""
+        return self._row[1]
+
+    @property
+    def when(self) -> int:
+        """The truth of the condition."""
+        return self._row[2]
+
+    @property
+    def unless(self) -> int:
+        """The truth of the exceptions, false where there is none."""
+        return self._row[3]
+
+    @property
+    def fires(self) -> bool:
+        """Whether it fires: a permit when surely, the others unless surely not."""
+        return self.sure if self._row[0].is_permit else self.possible
 
     @property
     def possible(self) -> bool:
-        """Whether more facts could make its condition hold."""
-        return self.when != FALSE and self.unless != TRUE
+        """Whether its condition holds or more facts could make it hold."""
+        return self._row[2] != FALSE and self._row[3] != TRUE
 
     @property
     def sure(self) -> bool:
         """Whether no further fact could make its condition fail."""
-        return self.when == TRUE and self.unless == FALSE
+        return self._row[2] == TRUE and self._row[3] == FALSE
 
 
 class CompiledPolicy:
@@ -117,16 +141,27 @@ class CompiledPolicy:
 class PolicyTrace:
     """What came out of one policy. Rules are evaluated only where the scope is not false."""
 
-    __slots__ = ("compiled", "forbids", "permits", "requires", "rules", "scope", "scope_truths")
+    __slots__ = ("compiled", "denies", "forbids", "permits", "requires", "rows", "scope", "scope_truths")
 
-    def __init__(self, compiled: CompiledPolicy, scope: int, scope_truths: list[int]) -> None:
+    def __init__(
+        self,
+        compiled: CompiledPolicy,
+        scope: int,
+        scope_truths: list[int],
+        rows: Sequence[Row],
+        permits: Sequence[RuleTrace],
+        forbids: Sequence[RuleTrace],
+        requires: Sequence[RuleTrace],
+    ) -> None:
         self.compiled = compiled
         self.scope = scope
         self.scope_truths = scope_truths
-        self.rules: Sequence[RuleTrace] = ()
-        self.permits: Sequence[RuleTrace] = ()
-        self.forbids: Sequence[RuleTrace] = ()
-        self.requires: Sequence[RuleTrace] = ()
+        self.rows = rows
+        self.permits = permits
+        self.forbids = forbids
+        self.requires = requires
+        self.denies = scope != FALSE and (bool(forbids) or (compiled.unlisted_deny and not permits))
+        """Whether this policy alone denies."""
 
     @property
     def policy(self) -> Policy:
@@ -134,11 +169,9 @@ class PolicyTrace:
         return self.compiled.policy
 
     @property
-    def denies(self) -> bool:
-        """Whether this policy alone denies."""
-        if self.scope == FALSE:
-            return False
-        return bool(self.forbids) or (self.compiled.unlisted_deny and not self.permits)
+    def rules(self) -> list[RuleTrace]:
+        """The rules for this use, in the order of the file."""
+        return [RuleTrace(row) for row in self.rows]
 
 
 class Decision:
@@ -169,8 +202,19 @@ class Decision:
         self.failure: Collision | tuple[str, ...] | None = None
 
 
+_NO_ROWS: Final[tuple[Row, ...]] = ()
+_NONE: Final[tuple[RuleTrace, ...]] = ()
 Failure = Collision | tuple[str, ...] | None
 Option = RuleTrace | None
+Way = tuple[bool, list[Option]]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A choice of permits and the duties that come with it."""
+
+    chosen: tuple[RuleTrace, ...]
+    merged: Merged
 
 
 class Engine:
@@ -219,14 +263,16 @@ class Engine:
             can: What the agent that would carry out the duties can do; None where that is not asked (analysis).
         """
         traces = [evaluate(compiled, facts) for compiled in self.compiled[use]]
-        shadow = [evaluate(compiled, facts) for compiled in self._compiled_shadow[use]]
+        shadowed = self._compiled_shadow[use]
+        shadow = [evaluate(compiled, facts) for compiled in shadowed] if shadowed else []
         decision = Decision(use, facts, can, traces, shadow)
         for trace in traces:
             if trace.denies:
                 return decision
-        if not any(trace.scope == TRUE and trace.permits for trace in traces):
-            return decision
-        self.choose(decision)
+        for trace in traces:
+            if trace.permits and trace.scope == TRUE:
+                self.choose(decision)
+                break
         return decision
 
     def choose(self, decision: Decision) -> None:
@@ -247,30 +293,47 @@ class Engine:
             decision.permit = True
             return
         # A policy that only takes away (unlisted = "permit") may permit too, but need not be asked.
-        ways: list[tuple[bool, list[Option]]] = []
+        ways: list[Way] = []
         for trace in decision.traces:
             if trace.scope != FALSE and trace.permits:
                 extra: list[Option] = [] if trace.compiled.unlisted_deny else [None]
                 ways.append((trace.scope == TRUE, [*trace.permits, *extra]))
-        self._search(decision, ways, tuple(requires))
-
-    def _search(
-        self, decision: Decision, ways: list[tuple[bool, list[Option]]], requires: tuple[RuleTrace, ...]
-    ) -> None:
         now = decision.facts.get("time.now")
-        clock = now if isinstance(now, int) else None
+        found = self.search(ways, requires, decision.can, now if isinstance(now, int) else None)
+        if isinstance(found, Found):
+            decision.permit, decision.chosen = True, found.chosen
+            decision.duties, decision.notes = found.merged.duties, found.merged.notes
+        else:
+            decision.failure = found
 
-        def descend(depth: int, taken: tuple[RuleTrace, ...], certain: bool) -> bool:
-            merged, failure = self._feasible((*requires, *taken), decision.can, clock)
+    def search(
+        self,
+        ways: Sequence[Way],
+        requires: Sequence[RuleTrace],
+        can: frozenset[str] | None,
+        now: int | None,
+        check_times: bool = True,
+    ) -> Found | Failure:
+        """The first choice, in file order, whose duties merge with all requires and can be done.
+
+        Args:
+            ways: Per policy, whether its scope is certain, and its permits (None: it need not be asked).
+            requires: Requires that fire.
+            can: What the agent can do, None where that is not asked.
+            now: The time, None where it is not known.
+            check_times: Whether duties with dates have to fit the time.
+        """
+        first: Failure = None
+        base = tuple(requires)
+
+        def descend(depth: int, taken: tuple[RuleTrace, ...], certain: bool) -> Found | None:
+            nonlocal first
+            merged, failure = self._feasible((*base, *taken), can, now, check_times)
             if failure is not None:
-                decision.failure = decision.failure or failure
-                return False
+                first = first or failure
+                return None
             if depth == len(ways):
-                if not certain:
-                    return False
-                decision.permit, decision.chosen, decision.failure = True, taken, None
-                decision.duties, decision.notes = merged.duties, merged.notes
-                return True
+                return Found(taken, merged) if certain else None
             surely, choices = ways[depth]
             for choice in choices:
                 if choice is None:
@@ -278,13 +341,13 @@ class Engine:
                 else:
                     found = descend(depth + 1, (*taken, choice), certain or surely)
                 if found:
-                    return True
-            return False
+                    return found
+            return None
 
-        descend(0, (), False)
+        return descend(0, (), False) or first
 
     def _feasible(
-        self, rules: tuple[RuleTrace, ...], can: frozenset[str] | None, now: int | None
+        self, rules: tuple[RuleTrace, ...], can: frozenset[str] | None, now: int | None, check_times: bool
     ) -> tuple[Merged, Failure]:
         key = tuple([rule.compiled.index for rule in rules])
         merged = self._merged.get(key)
@@ -295,7 +358,7 @@ class Engine:
             self._merged[key] = merged
         if merged.collision is not None:
             return merged, merged.collision
-        if merged.timed and (collision := timed_collision(merged, now, self.zones)):
+        if check_times and merged.timed and (collision := timed_collision(merged, now, self.zones)):
             return merged, collision
         if can is not None and merged.duties and (missing := missing_capabilities(merged.duties, can)):
             return merged, tuple(missing)
@@ -306,32 +369,35 @@ def evaluate(compiled: CompiledPolicy, facts: Facts) -> PolicyTrace:
     """One policy on facts: the truth of every line of its scope and, unless that is false, of its rules."""
     truths = [leaf(facts) for leaf in compiled.scope_leaves]
     scope = (min(truths) if truths else TRUE) if compiled.plain_scope else compiled.scope(truths)
-    trace = PolicyTrace(compiled, scope, truths)
     if scope == FALSE:
-        return trace
-    return add_rules(trace, [[leaf(facts) for leaf in rule.leaves] for rule in compiled.rules])
+        return PolicyTrace(compiled, scope, truths, _NO_ROWS, _NONE, _NONE, _NONE)
+    return judge(compiled, scope, truths, [[leaf(facts) for leaf in rule.leaves] for rule in compiled.rules])
 
 
-def add_rules(trace: PolicyTrace, truths_of_rules: Sequence[list[int]]) -> PolicyTrace:
-    """Note what the rules of a policy come to when their lines have these truths."""
-    rules: list[RuleTrace] = []
-    fired: dict[str, list[RuleTrace]] = {"permit": [], "forbid": [], "require": []}
-    for rule, truths in zip(trace.compiled.rules, truths_of_rules, strict=True):
+def judge(
+    compiled: CompiledPolicy, scope: int, scope_truths: list[int], truths_of_rules: Sequence[list[int]]
+) -> PolicyTrace:
+    """What a policy comes to when the lines of its rules have these truths."""
+    rows: list[Row] = []
+    permits: list[RuleTrace] = []
+    forbids: list[RuleTrace] = []
+    requires: list[RuleTrace] = []
+    index = 0
+    for rule in compiled.rules:
+        truths = truths_of_rules[index]
+        index += 1
         if rule.plain:
             when, unless = min(truths), FALSE
         else:
             when, unless = rule.when(truths), rule.unless(truths)
+        row = (rule, truths, when, unless)
+        rows.append(row)
         if rule.is_permit:
-            fires = when == TRUE and unless == FALSE
-        else:
-            fires = when != FALSE and unless != TRUE
-        found = RuleTrace(rule, truths, when, unless, fires)
-        rules.append(found)
-        if fires:
-            fired[rule.effect].append(found)
-    trace.rules = rules
-    trace.permits, trace.forbids, trace.requires = fired["permit"], fired["forbid"], fired["require"]
-    return trace
+            if when == TRUE and unless == FALSE:
+                permits.append(RuleTrace(row))
+        elif when != FALSE and unless != TRUE:
+            (forbids if rule.is_forbid else requires).append(RuleTrace(row))
+    return PolicyTrace(compiled, scope, scope_truths, rows, permits, forbids, requires)
 
 
 def combine_all(parts: Sequence[Condition], start: int) -> Combiner:
