@@ -21,29 +21,43 @@ from collections.abc import Sequence
 import numpy as np
 
 from flowengine.plan.demands import Group
-from flowengine.plan.network import FloatArray, IntArray, sum_by
+from flowengine.plan.network import BoolArray, FloatArray, IntArray, sum_by
 from flowengine.plan.program import FlowProgram
 
-__all__ = ["completion_values", "fill_class", "floors"]
+__all__ = ["completion_values", "fill_class", "floors", "lessened"]
 
 PRICED = 1e-7
 SLACK = 1e-6
 LEAST_FLOOR = 1e-4
+DUST = 1e-5
 
 
 def floors(
-    program: FlowProgram, members: IntArray, weight: FloatArray, capacity: FloatArray, share: float
+    program: FlowProgram,
+    members: IntArray,
+    weight: FloatArray,
+    capacity: FloatArray,
+    share: float,
+    settled: BoolArray,
 ) -> FloatArray:
-    """Rates that all `members` can have at once beside what is promised to others, one for each member.
+    """Rates that all `members` can have at once beside what others keep, one for each member.
 
     Each gets `share` of an equal split at the narrowest point of its widest route, so no program is needed.
+
+    Args:
+        program: Where others have their rates now.
+        members: Groups of one class.
+        weight: Of each group.
+        capacity: Of each resource.
+        share: Part of an equal split.
+        settled: Groups that keep all that they have now; of the others, floors are kept.
     """
     columns = program.columns
-    kept = program.rates.copy()
-    group_of = columns.group()[: len(kept)]
+    group_of = columns.group()[: len(program.rates)]
     rate = program.group_rates()
     with np.errstate(divide="ignore", invalid="ignore"):
-        kept *= np.where(rate > 0, np.minimum(program.floor / rate, 1.0), 0.0)[group_of]
+        held = np.where(rate > 0, np.minimum(program.floor / rate, 1.0), 0.0)
+    kept = program.rates * np.where(settled, 1.0, held)[group_of]
     usage = columns.usage(np.append(kept, np.zeros(len(columns) - len(kept))))
     left = np.maximum(capacity - usage, 0.0)
     room = columns.bottleneck(left)
@@ -92,9 +106,15 @@ def fill_class(
         for unit in frozen.tolist():
             gain = float(program.unit_weight[unit])
             freeze_note[unit] = [(int(r), float(weights[r]) * gain) for r in tight]
-        level = program.level * (1 - SLACK)
-        program.leave_level(frozen, np.maximum(program.unit_weight[frozen] * level - SLACK, 0.0))
+        level = program.level
+        program.leave_level(frozen, lessened(program.unit_weight[frozen] * level))
         active = active[~held]
+
+
+def lessened(rates: FloatArray) -> FloatArray:
+    """Rates as floors for later programs: less what the solver's tolerance may have added, dust left out."""
+    less = rates * (1 - SLACK) - SLACK
+    return np.where(less < DUST, 0.0, less)
 
 
 def completion_values(groups: Sequence[Group], left_gigabits: dict[str, float]) -> FloatArray:

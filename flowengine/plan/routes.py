@@ -164,7 +164,7 @@ class Searcher:
         self._order: IntArray = np.argsort(network.link_target, kind="stable")
         targets = network.link_target[self._order]
         self._heads, self._starts = np.unique(targets, return_index=True)
-        self._ends = np.append(self._starts[1:], len(targets))
+        self._ends = np.append(self._starts[1:], len(targets))[: len(self._starts)]
         self._into = {
             int(site): self._order[start:end]
             for site, start, end in zip(self._heads, self._starts, self._ends, strict=True)

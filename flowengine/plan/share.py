@@ -22,7 +22,7 @@ import numpy as np
 from flowengine.plan import greedy
 from flowengine.plan.admission import Promises
 from flowengine.plan.demands import Priority
-from flowengine.plan.fair import SLACK, completion_values, fill_class, floors
+from flowengine.plan.fair import SLACK, completion_values, fill_class, floors, lessened
 from flowengine.plan.network import FloatArray, sum_by
 from flowengine.plan.program import Bins, FlowProgram
 from flowengine.plan.solver import EffortSpent, Infeasible
@@ -34,7 +34,8 @@ __all__ = ["Shares", "share_out"]
 SHORTFALL_COST = 1e6
 NEW_ROUTE_PRICE = 0.05
 NEW_ROUTE_HOPS = 0.5
-HOP_PRICE = 1e-3
+MONEY_WEIGHT = 1e3
+HOP_WEIGHT = 1e-3
 LADDER_QUANTILES = np.array([0.02, 0.15, 0.35, 0.55, 0.75, 0.95])
 BIN_SLOPES = np.array([64.0, 32.0, 16.0, 8.0, 4.0, 2.0, 1.0])
 CLASS_FACTORS = {Priority.URGENT: 10_000.0, Priority.NORMAL: 100.0, Priority.SCAVENGER: 1.0}
@@ -42,6 +43,7 @@ FIRST_PASSES = 3
 LEAST_LEVEL = 0.01
 COMPLETION_WORTH = 0.01
 PRICE_WORTH = 0.01
+HOP_WORTH = 1e-5
 OPEN_END = 1e6
 LARGEST_POWER = 24
 
@@ -125,23 +127,31 @@ def _exactly(work: Work, promises: Promises, shares: Shares) -> None:
     )
     program.solve(method="dual")
     _hold_promises(work, promises, program)
+    settled = np.zeros(len(work.groups), dtype=bool)
+    for klass in range(len(CLASSES)):
+        members = work.members(klass)
+        if not len(members):
+            continue
+        share = work.limits.starvation_share
+        least = floors(program, members, work.weight, work.capacity, share, settled)
+        program.set_floors(members, np.maximum(program.floor[members], least * (1 - SLACK)))
+        fill_class(program, np.unique(work.unit[members]), shares.notes)
+        settled[members] = True
     values = completion_values(work.groups, _left_gigabits(work))
     for klass in range(len(CLASSES)):
         members = work.members(klass)
         if not len(members):
             continue
-        least = floors(program, members, work.weight, work.capacity, work.limits.starvation_share)
-        program.set_floors(members, np.maximum(program.floor[members], least * (1 - SLACK)))
-        units = np.unique(work.unit[members])
-        fill_class(program, units, shares.notes)
         value = np.zeros(len(work.groups))
         value[members] = values[members]
         program.solve(value=value)
-        kept = np.maximum(program.group_rates()[members] * (1 - SLACK) - SLACK, 0.0)
-        program.set_floors(members, kept)
+        program.set_floors(members, lessened(program.group_rates()[members]))
         # The groups' floors say it all from here; two sets of bounds would only quarrel about the last bit.
+        units = np.unique(work.unit[members])
         program.set_unit_floors(units, np.zeros(len(units)))
-    program.solve(price_weight=1.0, hop_weight=HOP_PRICE, extra=_loyalty(work, 1.0, HOP_PRICE))
+    program.solve(
+        price_weight=MONEY_WEIGHT, hop_weight=HOP_WEIGHT, extra=_loyalty(work, MONEY_WEIGHT, HOP_WEIGHT)
+    )
 
 
 def _hold_promises(work: Work, promises: Promises, program: FlowProgram) -> None:
@@ -168,7 +178,7 @@ def _binned(work: Work, promises: Promises, shares: Shares) -> None:
     if ladders is None:
         ladders = _ladders(work, _guessed_totals(work))
     values = _stable_values(work)
-    loyalty = _loyalty(work, PRICE_WORTH, PRICE_WORTH * HOP_PRICE)
+    loyalty = _loyalty(work, PRICE_WORTH, HOP_WORTH)
     for attempt in range(1 if warm else FIRST_PASSES):
         if attempt:
             ladders = _ladders(work, shares.totals)
@@ -180,7 +190,7 @@ def _binned(work: Work, promises: Promises, shares: Shares) -> None:
         cost = _binned_floors(work, promises, program)
         program.solve(
             value=values * COMPLETION_WORTH, shortfall=cost, price_weight=PRICE_WORTH,
-            hop_weight=PRICE_WORTH * HOP_PRICE, extra=loyalty, method="dual" if warm else "interior",
+            hop_weight=HOP_WORTH, extra=loyalty, method="dual" if warm else "interior",
             first_basis=restore(work, program) if warm else None,
         )  # fmt: skip
         shares.program = program
@@ -244,7 +254,9 @@ def _binned_floors(work: Work, promises: Promises, program: FlowProgram) -> Floa
     cost = np.zeros(len(work.groups))
     members = np.flatnonzero((promises.floor <= 0) & (work.unit >= 0) & (work.ceiling > 0))
     if len(members):
-        least = floors(program, members, work.weight, work.capacity, work.limits.starvation_share)
+        share = work.limits.starvation_share
+        nobody = np.zeros(len(work.groups), dtype=bool)
+        least = floors(program, members, work.weight, work.capacity, share, nobody)
         program.set_floors(members, least * (1 - SLACK))
         factor = np.array([CLASS_FACTORS[c] for c in CLASSES])
         cost[members] = factor[work.klass[members]] * (BIN_SLOPES[0] + 1.0)
