@@ -69,6 +69,12 @@ def show_list() -> None:
         print(f"{name:<15} {kind.missing() or kind.version() or 'here'}\n{'':<15} {about}")
 
 
+def _without_paths(word: str, args: argparse.Namespace) -> str:
+    """A word of the command line as it may stand in a record: without the paths of this machine."""
+    name, sign, value = word.rpartition("=")
+    return f"{name}{sign}DIR" if value in (str(args.disk), str(args.out)) else word
+
+
 def main() -> int:
     # A polite end takes namespaces, daemons and data away as Ctrl-C does.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -104,8 +110,7 @@ def main() -> int:
                 check=not args.no_check,
                 out=args.out,
             )
-            places = {str(args.disk): "DIR", str(args.out): "DIR"}
-            return run(plan, [places.get(word, word) for word in words])
+            return run(plan, [_without_paths(word, args) for word in words])
     except LinkError as error:
         print(f"perf: {error}", file=sys.stderr)
         return 1
