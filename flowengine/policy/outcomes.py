@@ -38,7 +38,18 @@ from flowengine.policy.model import (
 )
 from flowengine.policy.reasons import failing_lines, nearest_permit, true_lines, truth_of
 
-__all__ = ["RANKS", "AtLeast", "Need", "Never", "Outcome", "is_weaker", "outcome", "soft_evaluate", "where"]
+__all__ = [
+    "RANKS",
+    "AtLeast",
+    "Need",
+    "Never",
+    "Outcome",
+    "is_weaker",
+    "outcome",
+    "policy_needs",
+    "soft_evaluate",
+    "where",
+]
 
 RANKS: Final = {"never": 0, "if": 1, "duties": 2, "yes": 3}
 """Kinds of outcomes, from the strictest."""
@@ -227,26 +238,33 @@ def _failure(failure: Collision | tuple[str, ...] | None) -> str:
 
 def _needs(traces: Sequence[PolicyTrace]) -> list[Need]:
     needs: list[Need] = []
-    covered = any(trace.scope == TRUE and trace.permits for trace in traces)
+    covered = False
     anywhere: list[tuple[str, ...]] = []
     for trace in traces:
-        outside = _ways_to(trace.policy.scope, trace.scope_truths, 0, FALSE) if trace.scope == UNKNOWN else ()
-        permits = [rule for rule in trace.rules if rule.rule.effect == "permit" and rule.possible]
-        ways = tuple(way for rule in permits for way in _ways_to_permit(rule))
-        if trace.compiled.unlisted_deny and not trace.permits:
-            names = tuple(rule.rule.name for rule in permits)
-            needs.append(Need(trace.policy.id, names, _simplify((*ways, *outside))))
-            covered = covered or trace.scope == TRUE
-        elif permits:
-            inside = _ways_to(trace.policy.scope, trace.scope_truths, 0, TRUE)
-            anywhere += _product([inside, ways])
-        for rule in trace.forbids:
-            if not (rule.sure and trace.scope == TRUE):
-                avoid = _simplify((*_ways_to_avoid(rule), *outside))
-                needs.append(Need(trace.policy.id, (rule.rule.name,), avoid))
+        own, ways = policy_needs(trace)
+        needs += own
+        anywhere += ways
+        covered = covered or (trace.scope == TRUE and (bool(trace.permits) or trace.compiled.unlisted_deny))
     if not covered and anywhere:
         needs.append(Need("any policy", (), _simplify(anywhere)))
     return list(dict.fromkeys(needs))
+
+
+def policy_needs(trace: PolicyTrace) -> tuple[tuple[Need, ...], Alternatives]:
+    """What one policy still asks for, and the ways in which it would permit to others, were nobody else to."""
+    needs: list[Need] = []
+    outside = _ways_to(trace.policy.scope, trace.scope_truths, 0, FALSE) if trace.scope == UNKNOWN else ()
+    permits = [rule for rule in trace.rules if rule.rule.effect == "permit" and rule.possible]
+    ways = tuple(way for rule in permits for way in _ways_to_permit(rule))
+    if trace.compiled.unlisted_deny and not trace.permits:
+        names = tuple(rule.rule.name for rule in permits)
+        needs.append(Need(trace.policy.id, names, _simplify((*ways, *outside))))
+    for rule in trace.forbids:
+        if not (rule.sure and trace.scope == TRUE):
+            avoid = _simplify((*_ways_to_avoid(rule), *outside))
+            needs.append(Need(trace.policy.id, (rule.rule.name,), avoid))
+    inside = _ways_to(trace.policy.scope, trace.scope_truths, 0, TRUE) if permits else ()
+    return tuple(needs), product([inside, ways]) if permits else ()
 
 
 def _ways_to_permit(rule: RuleTrace) -> Alternatives:
@@ -255,7 +273,7 @@ def _ways_to_permit(rule: RuleTrace) -> Alternatives:
     if not compiled.rule.unless:
         return when
     unless = _ways_to_none(compiled.rule.unless, rule.truths, compiled.when_count)
-    return _product([when, unless])
+    return product([when, unless])
 
 
 def _ways_to_avoid(rule: RuleTrace) -> Alternatives:
@@ -275,7 +293,7 @@ def _ways_to(parts: Sequence[Condition], truths: Sequence[int], at: int, wanted:
         each.append(_ways(part, truths, at, wanted))
         at += sum(1 for _ in leaves(part))
     if wanted == TRUE:
-        return _product(each)
+        return product(each)
     return _simplify([way for ways in each for way in ways])
 
 
@@ -284,7 +302,7 @@ def _ways_to_none(parts: Sequence[Condition], truths: Sequence[int], at: int) ->
     for part in parts:
         each.append(_ways(part, truths, at, FALSE))
         at += sum(1 for _ in leaves(part))
-    return _product(each)
+    return product(each)
 
 
 def _ways(part: Condition, truths: Sequence[int], at: int, wanted: int) -> Alternatives:
@@ -303,7 +321,7 @@ def _ways(part: Condition, truths: Sequence[int], at: int, wanted: int) -> Alter
         for item in part.items:
             each.append(_ways(item, truths, at, wanted))
             at += sum(1 for _ in leaves(item))
-        return _product(each)
+        return product(each)
     found: list[tuple[str, ...]] = []
     for item in part.items:
         found += _ways(item, truths, at, wanted)
@@ -323,7 +341,8 @@ def negated(line: Line) -> str:
     return f"not: {line.text}"
 
 
-def _product(each: Sequence[Alternatives]) -> Alternatives:
+def product(each: Sequence[Alternatives]) -> Alternatives:
+    """One alternative of each, in every combination, simplified."""
     found: list[tuple[str, ...]] = [()]
     for ways in each:
         found = [tuple(dict.fromkeys((*one, *two))) for one in found for two in ways]
@@ -354,8 +373,11 @@ def is_weaker(old: Outcome, new: Outcome) -> bool:
         both = merge([*_bare(old.duties), *_bare(new.duties)])
         return both.collision is not None or _bare(both.duties) != _bare(new.duties)
     if new.kind == "if":
-        ours = _product([need.alternatives for need in new.needs])
-        theirs = [frozenset(way) for way in _product([need.alternatives for need in old.needs])]
+        ours = product([need.alternatives for need in new.needs])
+        before = product([need.alternatives for need in old.needs])
+        if ("...",) in ours or ("...",) in before:  # cut: only what is the same is surely no weaker
+            return old.needs != new.needs
+        theirs = [frozenset(way) for way in before]
         return not all(any(other <= frozenset(way) for other in theirs) for way in ours)
     return False
 
