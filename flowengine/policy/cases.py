@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from flowengine.policy.conditions import LineError
 from flowengine.policy.countries import COUNTRIES
 from flowengine.policy.declarations import read_capabilities, subject_facts
-from flowengine.policy.model import USES, Attribute, Line, PolicySet, Policy, Site, Value, leaves
+from flowengine.policy.model import USES, Attribute, Line, Policy, PolicySet, Site, Value, leaves
 from flowengine.policy.obligations import OBLIGATIONS
 from flowengine.policy.outcomes import RANKS, AtLeast
 from flowengine.policy.problems import Problem, closest
@@ -376,5 +376,3 @@ def read_test_file(
         path, names, reader.now, data, reader.sites, tuple(case for case in cases if case is not None),
         tuple(never), tuple(matrices),
     )  # fmt: skip
-
-

@@ -1,4 +1,3 @@
-# ruff: noqa: E501  (one attribute a line reads best)
 """The standard vocabulary: every fact the engine itself asserts, the declared counters, kinds of sources.
 
 A set of policy files may add attributes of its own (`attributes.toml`) and may narrow who is entitled to assert a
