@@ -28,9 +28,10 @@ from flowengine.plan.work import Work
 __all__ = ["Promises", "decide"]
 
 BISECTIONS = 12
-FARTHEST_S = 366 * 86400.0
+FARTHEST_S = 92 * 86400.0
 ONE_BY_ONE = 64
 LARGE = 400
+AIM_EARLY = 0.002
 
 
 @dataclass(slots=True)
@@ -63,14 +64,19 @@ def decide(work: Work) -> Promises:
         [max(work.groups[i].deadline_s or 0.0, work.now_s + work.limits.quantum_s) for i in members]
     )
     promised = np.array([work.groups[i].head.promised for i in members], dtype=bool)
+    # Aim a little early, so that rounding and the last step of a pace never make a promise late.
+    aimed = deadline - np.where(promised, AIM_EARLY * (deadline - work.now_s), 0.0)
     margin = np.where(promised, 1.0, 1.0 + work.limits.deadline_margin)
     need = np.array([work.groups[i].gigabits for i in members]) * margin
     try:
-        if _at_even_pace(work, promises, members, deadline, need, margin):
+        if _at_even_pace(work, promises, members, aimed, need, margin):
             for i, old in zip(members.tolist(), promised.tolist(), strict=True):
                 promises.verdict[i] = "kept" if old else "admitted"
             return promises
-        _by_schedule(work, promises, members, deadline, need, promised)
+        _by_schedule(work, promises, members, aimed, need, promised)
+        if "late" in promises.verdict.values():
+            promises = Promises(np.zeros(len(work.groups)))
+            _by_schedule(work, promises, members, deadline, need, promised)
     except EffortSpent:
         promises.unproven = True
         pace = need / margin / np.maximum(deadline - work.now_s, work.limits.quantum_s)
@@ -102,7 +108,7 @@ def _at_even_pace(
     edges = work.network.edges(work.now_s, end)
     least = work.capacity.copy()
     for edge in edges:
-        np.minimum(least, work.network.capacity_at(edge), out=least)
+        np.minimum(least, work.network.planned_capacity_at(edge), out=least)
     nobody = np.full(len(work.groups), -1, dtype=np.int64)
     program = FlowProgram(work.columns, work.pricer, least, work.ceiling, nobody, np.zeros(0), work.effort)
     program.set_floors(members, pace)
@@ -181,22 +187,24 @@ def _earliest(
     local: int,
     allowed: float,
 ) -> float | None:
-    """The earliest deadline of one refused member beside all that are held; None when there is none in a year."""
+    """The earliest deadline of one refused member beside all that are held; None when there is none in three months."""
     chosen = np.append(held, local)
-    limited = np.ones(len(chosen))
 
     def possible(at_s: float) -> bool:
         due = np.append(deadline[held], at_s)
         slots = _slots(work, members[chosen], due.tolist())
-        schedule = Schedule(
-            work.columns, work.pricer, slots, members[chosen], need[chosen] * limited, due, work.effort
-        )
+        schedule = Schedule(work.columns, work.pricer, slots, members[chosen], need[chosen], due, work.effort)
         return bool(schedule.solve().sum() <= allowed)
 
     low = float(deadline[local]) - work.now_s
     high = 2 * low
+    if (
+        not (work.columns.group() == members[local]).any()
+        and not work.network.edges(work.now_s, work.now_s + FARTHEST_S)[:1]
+    ):
+        return None
     while not possible(work.now_s + high):
-        low, high = high, 2 * high
+        low, high = high, 4 * high
         if high > FARTHEST_S:
             return None
     for _ in range(BISECTIONS):

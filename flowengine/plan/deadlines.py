@@ -61,7 +61,7 @@ def cut_slots(network: Network, now_s: float, instants: Sequence[float], max_slo
     pieces = [network.capacity_at(t) for t in cuts[:1]]
     at_change = set(changes)
     for cut in cuts[1:-1]:
-        pieces.append(network.capacity_at(cut) if cut in at_change else pieces[-1])
+        pieces.append(network.planned_capacity_at(cut) if cut in at_change else pieces[-1])
     while len(cuts) - 1 > max(max_slots, 1):
         # Merge the two neighbours that are shortest together.
         lengths = np.diff(cuts)

@@ -112,6 +112,7 @@ class Network:
             for name in table
         ]
         self.resource_numbers = {f"{r.kind} {r.name}": i for i, r in enumerate(self.resources)}
+        self._capacities: dict[float, FloatArray] = {}
         self._masks: dict[Allowed, tuple[BoolArray, BoolArray]] = {}
 
     def _site_of(self, name: str, label: str) -> int:
@@ -123,7 +124,14 @@ class Network:
         return self.sites[name]
 
     def capacity_at(self, at_s: float) -> FloatArray:
-        """Every resource's capacity at an instant, in Gbit/s."""
+        """Every resource's capacity at an instant, in Gbit/s; not to be written to."""
+        found = self._capacities.get(at_s)
+        if found is None:
+            found = self._capacities[at_s] = self._compute_capacity(at_s)
+            found.flags.writeable = False
+        return found
+
+    def _compute_capacity(self, at_s: float) -> FloatArray:
         overlay = self.overlay
         capacity = np.full(self.resource_count, math.inf)
         for i, link in enumerate(overlay.links):
@@ -154,6 +162,15 @@ class Network:
             return link_drains
         drains: BoolArray = link_drains | site_drains[self.link_source] | site_drains[self.link_target]
         return drains
+
+    def planned_capacity_at(self, at_s: float) -> FloatArray:
+        """What may be counted on at a later instant: like `capacity_at`, but nothing of what drains then."""
+        capacity = self.capacity_at(at_s)
+        drains = self.draining_at(at_s)
+        if drains.any():
+            capacity = capacity.copy()
+            capacity[: len(drains)][drains] = 0.0
+        return capacity
 
     def edges(self, start_s: float, end_s: float) -> list[float]:
         """Every instant in (start, end) at which some capacity may change, ascending."""

@@ -19,6 +19,8 @@ __all__ = ["CLASSES", "Work", "prepare"]
 
 CLASSES = tuple(Priority)
 CONGESTED_ROUNDS = 2
+LEAST_CEILING_GBIT = 1e-3
+"""Even the last bytes of a demand are worth 1 Mbit/s: less would be lost as the solver's dust."""
 
 
 @dataclass(slots=True)
@@ -103,7 +105,14 @@ def prepare(
     if len(network.links):
         barred = barred | (capacity[network.link_resources].min(axis=1) <= 0)
     columns = Columns(network, groups)
-    ceiling = np.array([min(g.gigabits / limits.quantum_s, g.max_rate_gbit) for g in groups])
+    ceiling = np.array(
+        [
+            min(max(g.gigabits / limits.quantum_s, LEAST_CEILING_GBIT), g.max_rate_gbit)
+            if g.gigabits
+            else 0.0
+            for g in groups
+        ]
+    )
     released = np.array(
         [g.head.not_before_s is None or g.head.not_before_s <= now_s for g in groups], dtype=bool
     )

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import random
+
+import msgspec
 import pytest
+from plan_check import check_plan, rich_case
 from plan_oracle import Oracle, random_case
 
-from flowengine.plan import Limits, plan
+from flowengine.plan import DEFAULT_EFFORT, Estimate, Limits, Plan, plan
 
 NO_FLOORS = Limits(starvation_share=0.0)
 
@@ -50,3 +54,59 @@ def test_small_plans_are_what_brute_force_finds():
 def test_many_small_plans_are_what_brute_force_finds():
     for seed in range(1000, 3000):
         check_against_oracle(seed)
+
+
+def check_rich_case(seed):
+    """Plan, plan again after things have changed, in a mode and with an effort that the seed chooses."""
+    overlay, demands, now = rich_case(seed)
+    limits = Limits(exact_groups=0) if seed % 3 == 0 else Limits()
+    effort = 30 if seed % 5 == 0 else DEFAULT_EFFORT
+    try:
+        made = plan(overlay, demands, None, now, effort, limits)
+        check_plan(overlay, demands, made, now, limits)
+        overlay, demands, now = later(overlay, demands, made, now, seed)
+        again = plan(overlay, demands, made, now, effort, limits)
+        check_plan(overlay, demands, again, now, limits)
+    except AssertionError as error:
+        raise AssertionError(f"seed {seed}: {error}") from error
+
+
+def later(overlay, demands, made, now, seed):
+    """The same world after a while: bytes have moved, a link has changed, a demand has gone."""
+    rng = random.Random(seed)
+    seconds = rng.choice([5, 300, 5000])
+    left = []
+    for demand, entry in zip(demands, made.demands, strict=True):
+        moved = int(entry.rate_bits_per_s / 8 * seconds)
+        promised = demand.promised or entry.promise == "admitted"
+        remaining = max(demand.remaining_bytes - moved, 0)
+        left.append(msgspec.structs.replace(demand, remaining_bytes=remaining, promised=promised))
+    if len(left) > 1 and rng.random() < 0.5:
+        left.pop(rng.randrange(len(left)))
+    links = list(overlay.links)
+    if links and rng.random() < 0.6:
+        at = rng.randrange(len(links))
+        links[at] = msgspec.structs.replace(links[at], estimate=Estimate(rate_bits_per_s=rng.randint(0, 10) * 1e9))
+    return msgspec.structs.replace(overlay, links=tuple(links)), tuple(left), now + seconds
+
+
+@pytest.mark.slow
+def test_allocations_keep_to_every_limit():
+    for seed in range(250):
+        check_rich_case(seed)
+
+
+@pytest.mark.full
+def test_allocations_keep_to_every_limit_in_ten_thousand_cases():
+    for seed in range(10_000, 20_000):
+        check_rich_case(seed)
+
+
+@pytest.mark.slow
+def test_equal_inputs_give_equal_bytes():
+    for seed in range(40):
+        overlay, demands, now = rich_case(seed)
+        first = plan(overlay, demands, None, now)
+        assert plan(overlay, demands, None, now).to_bytes() == first.to_bytes()
+        again = plan(overlay, demands, first, now + 5).to_bytes()
+        assert plan(overlay, demands, Plan.from_bytes(first.to_bytes()), now + 5).to_bytes() == again
