@@ -226,6 +226,8 @@ class Staging:
                 with contextlib.suppress(OSError):
                     os.unlink(name, dir_fd=self.fd)
             with contextlib.suppress(OSError):
+                st = os.fstat(self._root_fd)
                 os.rmdir(STAGING_NAME, dir_fd=self._root_fd)
+                os.utime(self._root_fd, ns=(st.st_atime_ns, st.st_mtime_ns))  # the root's own time has landed already
         os.close(self._lock_fd)
         os.close(self.fd)

@@ -27,12 +27,14 @@ class Basis:
     """Chunk id → offset in an existing file.
 
     Attributes:
-        fd: of the file, open for reading while holders remain.
+        fd: of the file, open for reading until `close`.
+        st: the file's stat when it was opened.
         trusted: the file was hashed in this session; otherwise what is taken from it is hashed when copied.
     """
 
     def __init__(self, fd: int, st: os.stat_result, profile: Profile, cache: ScanCache | None) -> None:
         self.fd = fd
+        self.st = st
         self.size_bytes = st.st_size
         self.identity = Identity.of(st)
         self._profile = profile

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
 from collections.abc import AsyncIterator
@@ -38,27 +39,31 @@ class Control:
         self._token = trio.lowlevel.current_trio_token()
         self._loop_thread = threading.get_ident()
         self._closing = False
+        self._signalled = False
         self.bytes_sent = 0
         self.bytes_received = 0
 
     def post(self, message: Message) -> None:
         """Queue a message for sending."""
         self._outgoing.append(frame(messages.encode(message)))
+        if self._signalled:
+            return  # the writer was woken and has not looked yet: waking costs two system calls
+        self._signalled = True
         if threading.get_ident() == self._loop_thread:
             self._wake.set()
         else:
-            try:
-                self._token.run_sync_soon(self._set, idempotent=True)
-            except trio.RunFinishedError:
-                pass
+            with contextlib.suppress(trio.RunFinishedError):
+                self._token.run_sync_soon(self._wake_up)
 
-    def _set(self) -> None:
+    def _wake_up(self) -> None:
         self._wake.set()
 
     async def run_writer(self) -> None:
         """Send what is posted until `finish_writing`; the one task that writes to the stream."""
         try:
             while True:
+                # Cleared before looking: what is posted from here on wakes again.
+                self._signalled = False
                 while self._outgoing:
                     parts: list[bytes] = []
                     size = 0

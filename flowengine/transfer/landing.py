@@ -213,6 +213,8 @@ class Landing:
         self.settled: Callable[[], None] = lambda: None
         self._local = threading.local()
         self._buried: list[Sink] = []
+        self._finished_directories = 0
+        self.needs_final_sync = False
 
     # --- bookkeeping, any thread --------------------------------------------------------------------------------
 
@@ -254,6 +256,8 @@ class Landing:
             self._open_objects -= 1
             finished = directory.end is not None and not directory.open_names
             idle = self._closing and self._open_objects == 0
+        if self._links:  # one of them may have waited for just this
+            self._ready.put(("links", directory, _NO_ENTRY, None))
         if finished:
             self._ready.put(("directory", directory, _NO_ENTRY, None))
         if idle:
@@ -635,13 +639,11 @@ class Landing:
         for kind, directory, _, _ in batch:
             if kind == "directory" and self.directories.get(directory.path) is directory:
                 self._finish_directory(directory)
-        if self._links and (landed or not self._ready.empty()):
-            pass  # tried again with the next batch
-        elif self._links:
-            self._retry_links()
+        if self._links and not landed:
+            self._drop_links()
 
-    def _retry_links(self) -> None:
-        """Hard links whose first name is not open any more and never came: they fail."""
+    def _drop_links(self) -> None:
+        """Hard links whose first name is not on its way any more and never came: they fail."""
         waiting, self._links = self._links, []
         for directory, entry in waiting:
             if self._is_open(entry.link):
@@ -781,6 +783,15 @@ class Landing:
                 DirectoryPart(stats_proof(rows), encode_entries(entries)),
             )
 
+    def _sync_finished(self, directory: TargetDirectory) -> None:
+        """A few directories are synced one by one; more of them at the end, with one syncfs."""
+        self._finished_directories += 1
+        if self._finished_directories <= _SYNC_EACH:
+            for one in self._with_new_parents([directory]):
+                os.fsync(one.fd)
+        else:
+            self.needs_final_sync = True
+
     def _finish_directory(self, directory: TargetDirectory) -> None:
         end = directory.end
         assert end is not None
@@ -793,6 +804,12 @@ class Landing:
                     os.fchmod(directory.fd, end.mode)
                 if st.st_mtime_ns != end.mtime_ns:
                     os.utime(directory.fd, ns=(end.mtime_ns, end.mtime_ns))
+                if (
+                    directory.created
+                    or stat.S_IMODE(st.st_mode) != end.mode
+                    or st.st_mtime_ns != end.mtime_ns
+                ):
+                    self._sync_finished(directory)
             if self._cache is not None and directory.rows and not directory.unchanged_all:
                 st = os.fstat(directory.fd)
                 directory.rows.sort(key=lambda row: row[0])

@@ -206,6 +206,7 @@ class Placer:
         self._cutter = Cutter(profile)
         self._options = options
         self._dry = options.dry_run
+        self._atomic = options.publish == "atomic" and not options.dry_run
         self._cache = cache
         self._counters = counters
         self._recorder = recorder
@@ -272,7 +273,7 @@ class Placer:
             else:
                 fd, created = self._make_directory(parent, name, path)
                 directory = TargetDirectory(path, name, fd, parent, created=created)
-        if self._options.delete:
+        if self._options.delete or self._atomic:
             directory.offered = set()
         if self._folds_names:
             directory.keys = {}
@@ -453,6 +454,7 @@ class Placer:
             st is not None
             and st.st_size == entry.size
             and st.st_mode & 0o170000 == 0o100000
+            and not self._must_not_touch(entry, st)
             and self._same_content(directory, entry, st)
         ):
             self._keep(directory, entry, st)
@@ -544,6 +546,14 @@ class Placer:
             at += length
         return pack_chunks(chunks) == entry.chunks
 
+    def _must_not_touch(self, entry: Entry, st: os.stat_result) -> bool:
+        """Whether keeping this file would change an inode that the published tree has too."""
+        return (
+            self._atomic
+            and st.st_nlink > 1
+            and (stat.S_IMODE(st.st_mode) != entry.mode or st.st_mtime_ns != entry.mtime_ns)
+        )
+
     def _keep(self, directory: TargetDirectory, entry: Entry, st: os.stat_result) -> None:
         """The content is right: see to mode and time, and leave it."""
         counters = self._counters
@@ -584,7 +594,7 @@ class Placer:
                 same = os.readlink(entry.name, dir_fd=directory.fd) == entry.link
             except OSError:
                 same = False
-            if same:
+            if same and not (self._atomic and st.st_nlink > 1 and st.st_mtime_ns != entry.mtime_ns):
                 if st.st_mtime_ns != entry.mtime_ns and not self._dry:
                     os.utime(
                         entry.name,
@@ -662,7 +672,11 @@ class Placer:
         self._large = large
         if not self._dry:
             self._landing.opened(directory, entry.name)
-            if large.basis is None or large.basis.size_bytes != entry.size:
+            if (
+                large.basis is None
+                or large.basis.size_bytes != entry.size
+                or self._must_not_touch(entry, large.basis.st)
+            ):
                 self._stage(large)
 
     def _stage(self, large: LargeObject) -> None:

@@ -20,6 +20,7 @@ import trio
 
 from flowengine.errors import LocalError, ProtocolError, TemporaryError
 from flowengine.manifest import Header, ManifestBuilder
+from flowengine.store.atomic import AtomicTree
 from flowengine.store.filesystem import local_error, open_beneath, raise_descriptor_limit, sync_filesystem
 from flowengine.store.landed import LandedManifest
 from flowengine.store.scan_cache import ScanCache
@@ -110,16 +111,22 @@ async def run_target(
         FlowError: as the peer or the local system says.
     """
     raise_descriptor_limit()
-    dry = session.options.dry_run
-    root_fd = _open_root(root.path, make=not dry)
+    options = session.options
+    dry = options.dry_run
+    tree = AtomicTree(root.path, caches[1]) if options.publish == "atomic" and not dry else None
+    root_fd = -1
     staging: Staging | None = None
     try:
+        if tree is not None:
+            await trio.to_thread.run_sync(tree.prepare)
+        path = tree.path if tree is not None else root.path
+        root_fd = _open_root(path, make=not dry)
         if not dry:
-            staging = Staging(root_fd, root.path)
+            staging = Staging(root_fd, path)
         target = _Target(session, root, root_fd, staging, caches, counters, observe)
-        outcome = await target.run()
+        outcome = await target.run(tree)
         if staging is not None:
-            staging.close(remove=outcome.state == "completed")
+            staging.close(remove=outcome.state == "completed" and tree is None)
             staging = None
         return outcome
     finally:
@@ -210,7 +217,7 @@ class _Target:
         self._lanes: list[ReceivingLane] = []
         self._concluded = False
 
-    async def run(self) -> TargetOutcome:
+    async def run(self, tree: AtomicTree | None) -> TargetOutcome:
         session, landing = self._session, self._landing
         threads = len(session.sockets) + _COPIERS + 2
         limiter = trio.CapacityLimiter(threads)
@@ -241,7 +248,7 @@ class _Target:
                         await self._settled.wait()
                         landing.stop()
                         await publisher_done.wait()
-                        outcome = await trio.to_thread.run_sync(self._conclude, limiter=limiter)
+                        outcome = await trio.to_thread.run_sync(self._conclude, tree, limiter=limiter)
                         self._concluded = True
                         self._control.post(self._receipt(outcome))
                         # The source answers the receipt with a sealed end on every stream; the lanes end by that.
@@ -352,38 +359,43 @@ class _Target:
 
     # --- the end ------------------------------------------------------------------------------------------------
 
-    def _conclude(self) -> TargetOutcome:
+    def _conclude(self, tree: AtomicTree | None) -> TargetOutcome:
         """Everything landed or failed: delete what is to be deleted, make it durable, keep the manifest."""
         finish = self._finish
         assert finish is not None
-        options = self._session.options
-        failures = [*self._source_failures, *self._landing.failures]
+        options, landing = self._session.options, self._landing
         extras = [path + b"/" + name if path else name for path, names in self._extras for name in names]
-        if options.delete and extras and not options.dry_run:
-            refusal = self._why_not_delete(finish, failures)
+        if extras and not options.dry_run and (options.delete or tree is not None):
+            refusal = self._why_not_delete(finish, bool(self._source_failures or landing.failures))
             if refusal:
-                failures.append((b".", "delete-refused", refusal))
-                self._counters.objects_failed += 1
+                landing.report(b".", "delete-refused", refusal)
             else:
                 self._delete()
+        failures = [*self._source_failures, *landing.failures]
         state = "completed" if not failures and finish.complete else "incomplete"
         if not options.dry_run:
-            sync_filesystem(self._root_fd)
+            if tree is not None:
+                if state == "completed":
+                    tree.publish(None if self._placer.root_is_one_directory else 0o755)
+            elif landing.needs_final_sync or extras:
+                sync_filesystem(self._root_fd)
             if self._root.record is not None:
                 if state == "completed":
                     self._root.record.commit(beside=not self._placer.root_is_one_directory)
                 else:
                     self._root.record.abandon()
         self._observed(self._counters)
-        return TargetOutcome(
-            state, finish.version_id, failures, extras if options.delete else [], self._bottleneck()
-        )
+        return TargetOutcome(state, finish.version_id, failures, extras, self._bottleneck())
 
-    @staticmethod
-    def _why_not_delete(finish: Finish, failures: list[tuple[bytes, str, str]]) -> str:
+    def _why_not_delete(self, finish: Finish, failed: bool) -> str:
+        if not self._session.options.delete:
+            return (
+                "the target holds what the source does not have, and publishing at once replaces the whole folder: "
+                "add --delete to agree, or publish object by object"
+            )
         if not finish.objects:
             return "nothing was deleted: the source is empty, which is more often a mistake than a wish"
-        if failures or not finish.complete:
+        if failed or not finish.complete:
             return "nothing was deleted: the source was not read whole, or some objects failed"
         return ""
 
