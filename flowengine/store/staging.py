@@ -185,23 +185,59 @@ class Staging:
         self._root_fd = root_fd
         self._root_path = root_path
         self._counter = 0
-        self._lock_fd = os.open("lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600, dir_fd=self.fd)
+        self._locks: list[int] = []
         try:
-            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            holder = os.pread(self._lock_fd, 200, 0).decode(errors="replace") or "another process"
-            os.close(self._lock_fd)
+            self._lock(
+                os.open("lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600, dir_fd=self.fd),
+                fcntl.LOCK_EX,
+                root_path,
+            )
+            os.ftruncate(self._locks[0], 0)
+            os.pwrite(self._locks[0], f"process {os.getpid()}".encode(), 0)
+            # A transfer to a folder above would write here as well: one of the two waits.
+            above = os.path.dirname(os.path.realpath(root_path))
+            while True:
+                self.check_not_written(above)
+                if above in (b"/", b""):
+                    break
+                above = os.path.dirname(above)
+        except BaseException:
+            self._unlock()
             os.close(self.fd)
+            raise
+        self._sweep()
+
+    def _lock(self, fd: int, how: int, path: bytes) -> None:
+        try:
+            fcntl.flock(fd, how | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.pread(fd, 200, 0).decode(errors="replace") or "another process"
+            os.close(fd)
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                 raise
             raise TemporaryError(
-                f"another transfer writes to {show_path(root_path)} now ({holder})",
+                f"another transfer writes to {show_path(path)} now ({holder})",
                 hint="wait for it to end",
                 reason="busy",
             ) from None
-        os.ftruncate(self._lock_fd, 0)
-        os.pwrite(self._lock_fd, f"process {os.getpid()}".encode(), 0)
-        self._sweep()
+        self._locks.append(fd)
+
+    def _unlock(self) -> None:
+        for fd in self._locks:
+            os.close(fd)
+        self._locks = []
+
+    def check_not_written(self, path: bytes) -> None:
+        """Hold off transfers to another folder, above or below, for as long as this staging is open.
+
+        Raises:
+            TemporaryError: one is under way (reason "busy").
+        """
+        try:
+            fd = os.open(os.path.join(path, STAGING_NAME, b"lock"), os.O_RDONLY | os.O_NOFOLLOW)
+        except OSError:
+            return  # nobody has ever staged there, or it is not ours to see
+        self._lock(fd, fcntl.LOCK_SH, path)
 
     def _sweep(self) -> None:
         """Remove small staging files of earlier sessions: they were never journalled."""
@@ -228,6 +264,8 @@ class Staging:
             with contextlib.suppress(OSError):
                 st = os.fstat(self._root_fd)
                 os.rmdir(STAGING_NAME, dir_fd=self._root_fd)
-                os.utime(self._root_fd, ns=(st.st_atime_ns, st.st_mtime_ns))  # the root's own time has landed already
-        os.close(self._lock_fd)
+                os.utime(
+                    self._root_fd, ns=(st.st_atime_ns, st.st_mtime_ns)
+                )  # the root's own time has landed already
+        self._unlock()
         os.close(self.fd)

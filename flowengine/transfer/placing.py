@@ -325,7 +325,8 @@ class Placer:
                         continue
         except OSError as error:
             raise local_error(error, "cannot list", directory.path or b".") from error
-        existing.pop(STAGING_NAME, None)
+        if existing.pop(STAGING_NAME, None) is not None and directory.parent is not None and not self._dry:
+            self._landing.staging.check_not_written(b"/proc/self/fd/%d" % directory.fd)
         if self._cache is None or not existing:
             return
         rows = sorted(

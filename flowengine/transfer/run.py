@@ -119,6 +119,7 @@ async def _passes(
     progress_at = started
     passes = 0
     good_passes = 0
+    noted = ""
     while True:
         counters = Counters()
         passes += 1
@@ -134,9 +135,15 @@ async def _passes(
                 progress_at, backoff = now, _FIRST_BACKOFF_S
             if error.reason not in ("disconnected", "stalled", "busy") or not alive():
                 raise error from raised
-            if now - progress_at > settings.retry_for_s:
+            if now - progress_at > settings.retry_for_s and error.reason != "busy":
                 raise error from raised
-            note(f"{error.message}; trying again in {backoff:.1f} s")
+            if error.message != noted:  # what it waits for is said once, not at every try
+                note(
+                    f"{error.message}; trying again until it works"
+                    if error.reason == "busy"
+                    else f"{error.message}; trying again in {backoff:.1f} s"
+                )
+                noted = error.message
             await trio.sleep(backoff)
             backoff = min(backoff * 2, _LAST_BACKOFF_S)
             continue
