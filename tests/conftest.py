@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import hypothesis
 import pytest
+from support import Flow
 
 T = TypeVar("T")
 
@@ -87,3 +88,9 @@ def sample(request: pytest.FixtureRequest) -> Callable[[Sequence[T], int], list[
         return [cases[index] for index in sorted(rng.sample(range(len(cases)), count))]
 
     return choose
+
+
+@pytest.fixture
+def flow(tmp_path_factory: pytest.TempPathFactory) -> Flow:
+    """The `flow` command with caches of its own."""
+    return Flow(tmp_path_factory.mktemp("state"))

@@ -99,7 +99,14 @@ def _list_local(path: bytes) -> list[tuple[bytes, int, int, int]]:
 
 
 def _reader(
-    stack: ExitStack, text: str, ticket_file: str | None, profile: str, progress: Any, *, reread: bool
+    stack: ExitStack,
+    text: str,
+    ticket_file: str | None,
+    profile: str,
+    progress: Any,
+    *,
+    reread: bool,
+    threads: int = 0,
 ) -> tuple[Any, list[Any]]:
     """A manifest reader for a manifest file, a local path or a ticket; with what could not be read."""
     from flowengine.store.selection import select
@@ -142,7 +149,7 @@ def _reader(
         profile=profile,
         options=Options(),
         cache=None if reread else ScanCache(profile),
-        threads=max(1, (os.cpu_count() or 1) // 2),
+        threads=threads or max(1, (os.cpu_count() or 1) // 2),
         counters=counters,
         tick=tick,
     )
@@ -162,6 +169,9 @@ def _is_manifest(path: bytes) -> bool:
     "--output", "-o", metavar="FILE", help="Where to write it; - for stdout. [default: NAME.flowmanifest]"
 )
 @click.option("--no-cache", is_flag=True, help="Read every byte anew.")
+@click.option(
+    "--threads", type=click.IntRange(0, 256), default=0, help="Threads that read one large file; 0 chooses."
+)
 @_PROFILE
 @_TICKET
 @_PROGRESS
@@ -170,6 +180,7 @@ def manifest(
     path: str,
     output: str | None,
     no_cache: bool,
+    threads: int,
     profile: str,
     ticket_file: str | None,
     progress: str,
@@ -181,7 +192,9 @@ def manifest(
 
     with ExitStack() as stack:
         with Progress(progress, "reading") as shown:
-            reader, failures = _reader(stack, path, ticket_file, profile, shown, reread=no_cache)
+            reader, failures = _reader(
+                stack, path, ticket_file, profile, shown, reread=no_cache, threads=threads
+            )
         name = os.path.basename(os.path.normpath(path.partition("#")[0])) or "root"
         where = output or f"{name}.flowmanifest"
         copy_manifest(reader, where)
