@@ -34,7 +34,7 @@ from flowengine.store.scan_cache import DirectoryPart, Identity, ScanCache
 from flowengine.store.selection import Selection
 from flowengine.wire.filters import FilterSet
 from flowengine.wire.messages import LARGE_OBJECT_BYTES
-from flowengine.wire.paths import STAGING_NAME
+from flowengine.wire.paths import MAX_DEPTH, MAX_PATH_BYTES, STAGING_NAME
 
 __all__ = [
     "RACY_NS",
@@ -60,6 +60,8 @@ RACY_NS: Final = 20_000_000
 """Longer than a tick of the clock behind ctime (10 ms at 100 Hz), so that a later change must show."""
 
 MAX_BATCH_ENTRIES: Final = 512
+MAX_BATCH_CHUNKS: Final = 4096
+"""A batch is closed at so many chunks; one more object may take it over. Well below what an offer may hold."""
 
 encode_entries = msgspec.msgpack.Encoder().encode
 decode_entries = msgspec.msgpack.Decoder(list[Entry]).decode
@@ -93,17 +95,23 @@ class Batch:
         buffer: bytes of the entries that were read now; one holder, to be released by the consumer.
         starts: per entry, where its bytes begin in the buffer; -1: not read now (cached, empty or a link).
         path: the directory's real path.
+        renamed: what its one entry is called there, where that differs.
     """
 
     entries: list[Entry]
     buffer: Buffer | None
     starts: list[int]
     path: bytes
+    renamed: bytes = b""
+
+    def path_of(self, entry: Entry) -> bytes:
+        """Where an entry of the batch can be read again."""
+        return self.path.rstrip(b"/") + b"/" + (self.renamed or entry.name)
 
 
 @dataclass(slots=True)
 class LargeBegun:
-    """A large object's pieces follow."""
+    """A large object's pieces follow; `path` is where it can be read again."""
 
     entry: Entry
     path: bytes
@@ -225,7 +233,6 @@ class Scanner:
         filters: FilterSet | None = None,
         xattrs: bool = False,
         owner: bool = False,
-        skip_reading: bool = False,
     ) -> None:
         self._selection = selection
         self._reader = reader
@@ -239,8 +246,9 @@ class Scanner:
             from flowengine.store.attributes import extra_reader
 
             self._extra = extra_reader(xattrs=xattrs, owner=owner)
-        self._skip_reading = skip_reading
         self._links: dict[tuple[int, int], tuple[bytes, int]] = {}
+        self._named: set[bytes] = set()
+        self._subset = _subset_tree(selection.files_from)
         self.objects = 0
         self.size_bytes = 0
         self.objects_read = 0
@@ -253,7 +261,7 @@ class Scanner:
         extra_fds: list[int] = []
         yield DirectoryEntered(b"", b"")
         try:
-            yield from self._root(root, extra_fds)
+            yield from self._renamed(self._root(root, extra_fds))
             yield from self._descend(root)
             st = root.st
             if st is not None:
@@ -266,11 +274,27 @@ class Scanner:
             for fd in extra_fds:
                 os.close(fd)
 
+    def _renamed(self, events: Iterator[Event]) -> Iterator[Event]:
+        """The root's own entries; a single file that gets another name was read under its own."""
+        root = self._selection.roots[0] if len(self._selection.roots) == 1 else None
+        real = os.path.basename(root.path) if root is not None else b""
+        if root is None or not root.name or root.name == real:
+            yield from events
+            return
+        for event in events:
+            if isinstance(event, Batch):
+                entries = [msgspec.structs.replace(entry, name=root.name) for entry in event.entries]
+                yield Batch(entries, event.buffer, event.starts, event.path, real)
+            elif isinstance(event, LargeBegun):
+                yield LargeBegun(msgspec.structs.replace(event.entry, name=root.name), event.path)
+            else:
+                yield event
+
     def _root(self, root: _Frame, fds: list[int]) -> Iterator[Event]:
         """The root's own entries: those of one directory, or a union."""
         files: list[tuple[bytes, os.stat_result, int, bytes]] = []
         names: dict[bytes, bytes] = {}
-        subset = _subset_tree(self._selection.files_from)
+        subset = self._subset
         for item in self._selection.roots:
             contents = not item.name
             directory = item.path if contents else (os.path.dirname(item.path) or b".")
@@ -293,7 +317,7 @@ class Scanner:
             else:
                 try:
                     st = os.stat(
-                        item.path if os.path.isdir(item.path) else item.name,
+                        item.path if os.path.isdir(item.path) else os.path.basename(item.path),
                         dir_fd=None if os.path.isdir(item.path) else fd,
                         follow_symlinks=False,
                     )
@@ -302,7 +326,11 @@ class Scanner:
                 except OSError as error:
                     yield self._failed(root, item.path, error)
                     continue
-                (found_dirs if stat.S_ISDIR(st.st_mode) else found_files).append((item.name, st))
+                if stat.S_ISDIR(st.st_mode):
+                    found_dirs.append((item.name, st))
+                    self._named.add(item.name)
+                else:
+                    found_files.append((os.path.basename(item.path), st))
             for name, st in found_files:
                 if name in names:
                     yield self._collision(root, name, names[name], directory)
@@ -375,14 +403,22 @@ class Scanner:
                     os.close(frame.dirfd)
                     continue
                 name, parent_fd, parent_real = frame.pending.pop()
-                path = frame.path + b"/" + name if frame.path else name
+                path = _join(frame.path, name)
+                if len(stack) >= MAX_DEPTH or len(path) > MAX_PATH_BYTES:
+                    frame.complete = self.complete = False
+                    yield ScanFailed(
+                        path, "too-deep", f"paths may have {MAX_DEPTH} parts and {MAX_PATH_BYTES} bytes"
+                    )
+                    continue
                 try:
                     fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent_fd)
                 except OSError as error:
                     yield self._failed(frame, path, error)
                     continue
                 subset = None
-                if frame.subset is not None:
+                if frame is root and name in self._named:
+                    subset = self._subset
+                elif frame.subset is not None:
                     child = frame.subset.get(name)
                     subset = child if isinstance(child, dict) and child else None
                 real = parent_real.rstrip(b"/") + b"/" + name
@@ -418,11 +454,16 @@ class Scanner:
                     except FileNotFoundError:
                         continue  # gone between listing and stat: never seen
                     kind = st.st_mode & 0o170000
-                    if kind == 0o100000 or kind == 0o120000:
+                    if name == STAGING_NAME:
+                        if kind != 0o040000:
+                            frame.complete = False
+                            yield ScanFailed(
+                                _join(frame.path, name), "reserved-name", "the name is reserved for staging"
+                            )
+                    elif kind == 0o100000 or kind == 0o120000:
                         files.append((name, st))
                     elif kind == 0o040000:
-                        if name != STAGING_NAME:
-                            directories.append((name, st))
+                        directories.append((name, st))
                     else:
                         frame.complete = False
                         yield ScanFailed(
@@ -436,6 +477,12 @@ class Scanner:
             subset = frame.subset
             files = [row for row in files if row[0] in subset]
             directories = [row for row in directories if row[0] in subset]
+            frame.complete = False  # what is not listed is not known to be gone
+            if frame.path or len(self._selection.roots) == 1:
+                found = {name for name, _ in files} | {name for name, _ in directories}
+                for name in sorted(subset.keys() - found):
+                    self.complete = False
+                    yield ScanFailed(_join(frame.path, name), "not-found", "listed, but not at the source")
         if self._filters is not None:
             allows = self._filters.allows
             prefix = frame.path + b"/" if frame.path else b""
@@ -460,10 +507,17 @@ class Scanner:
         if self._cache is not None and small and self._extra is None:
             hit, known = recall(self._cache, st_dir, small)
         if hit is not None and len(small) == len(rows):
-            for start in range(0, len(hit), MAX_BATCH_ENTRIES):
-                entries = hit[start : start + MAX_BATCH_ENTRIES]
-                self._mark_links(frame, entries, rows[start : start + MAX_BATCH_ENTRIES])
+            start = 0
+            while start < len(hit):
+                end = start
+                chunks = 0
+                while end < len(hit) and end - start < MAX_BATCH_ENTRIES and chunks < MAX_BATCH_CHUNKS:
+                    chunks += len(hit[end].chunks) // CHUNK_BYTES
+                    end += 1
+                entries = hit[start:end]
+                self._mark_links(frame, entries, rows[start:end])
                 yield Batch(entries, None, [-1] * len(entries), frame.real)
+                start = end
             return
         if hit is not None:
             known = dict(zip(split_proof(stats_proof(small)), hit, strict=True))
@@ -518,7 +572,7 @@ class Scanner:
         batch_rows: list[tuple[bytes, os.stat_result]] = []
         starts: list[int] = []
         buffer: Buffer | None = None
-        filled = 0
+        filled = chunk_total = 0
         proofs = iter(split_proof(stats_proof(rows))) if known else None
         minimum = self._profile.minimum
         for name, st in rows:
@@ -528,6 +582,7 @@ class Scanner:
             if entries and (
                 large
                 or len(entries) >= MAX_BATCH_ENTRIES
+                or chunk_total >= MAX_BATCH_CHUNKS
                 or (buffer is not None and filled + st.st_size >= self._pool.size_bytes)
             ):
                 if remember and not large:
@@ -544,7 +599,7 @@ class Scanner:
                 shown = list(entries)
                 self._mark_links(frame, shown, batch_rows)
                 yield Batch(shown, buffer, starts, frame.real)
-                entries, batch_rows, starts, buffer, filled = [], [], [], None, 0
+                entries, batch_rows, starts, buffer, filled, chunk_total = [], [], [], None, 0, 0
             if large:
                 yield from self._large(frame, name, st, racy_from)
                 continue
@@ -553,6 +608,7 @@ class Scanner:
                 entries.append(entry)
                 batch_rows.append((name, st))
                 starts.append(-1)
+                chunk_total += len(entry.chunks) // CHUNK_BYTES
                 continue
             if kind == 0o120000:
                 try:
@@ -562,7 +618,7 @@ class Scanner:
                     continue
                 made = Entry(name, SYMLINK, 0o777, st.st_mtime_ns, 0, b"", link)
                 start = -1
-            elif st.st_size == 0 or self._skip_reading:
+            elif st.st_size == 0:
                 made = Entry(name, FILE, st.st_mode & 0o7777, st.st_mtime_ns, st.st_size)
                 start = -1
             else:
@@ -590,6 +646,7 @@ class Scanner:
             if self._extra is not None:
                 made = msgspec.structs.replace(made, extra=self._extra_of(frame.dirfd, name, st))
             entries.append(made)
+            chunk_total += len(made.chunks) // CHUNK_BYTES
             starts.append(start)
             batch_rows.append((name, st) if st.st_ctime_ns < racy_from else (name, _never(st)))
         if entries:
@@ -600,7 +657,7 @@ class Scanner:
             yield Batch(shown, buffer, starts, frame.real)
         elif buffer is not None:
             buffer.release()
-        if remember and keep and not self._skip_reading:
+        if remember and keep:
             assert self._cache is not None
             self._cache.save_directory(
                 st_dir.st_dev, st_dir.st_ino, [DirectoryPart(stats_proof(keep), encode_entries(keep_entries))]
@@ -664,11 +721,6 @@ class Scanner:
             entry = Entry(name, HARDLINK, st.st_mode & 0o7777, st.st_mtime_ns, 0, b"", first)
             yield Batch([entry], None, [-1], frame.real)
             return
-        if self._skip_reading:
-            yield Batch(
-                [Entry(name, FILE, st.st_mode & 0o7777, st.st_mtime_ns, st.st_size)], None, [-1], frame.real
-            )
-            return
         path = _join(frame.path, name)
         for _ in range(READ_ATTEMPTS):
             try:
@@ -694,7 +746,7 @@ class Scanner:
         flags = FLAG_SPARSE if st.st_blocks * 512 < st.st_size else 0
         extra = self._extra_of(frame.dirfd, name, st) if self._extra is not None else b""
         entry = Entry(name, FILE, st.st_mode & 0o7777, st.st_mtime_ns, st.st_size, b"", b"", flags, extra)
-        yield LargeBegun(entry, frame.real)
+        yield LargeBegun(entry, frame.real.rstrip(b"/") + b"/" + name)
         identity = Identity.of(st)
         done = 0
         cached = self._cache.pieces(identity) if self._cache is not None else []

@@ -192,6 +192,8 @@ class Staging:
                 fcntl.LOCK_EX,
                 root_path,
             )
+            if not os.fstat(self._locks[0]).st_nlink:
+                raise FileNotFoundError
             os.ftruncate(self._locks[0], 0)
             os.pwrite(self._locks[0], f"process {os.getpid()}".encode(), 0)
             # A transfer to a folder above would write here as well: one of the two waits.
@@ -201,6 +203,18 @@ class Staging:
                 if above in (b"/", b""):
                     break
                 above = os.path.dirname(above)
+        except FileNotFoundError:
+            self._unlock()
+            os.close(self.fd)
+            raise TemporaryError(
+                f"another transfer to {show_path(root_path)} has just taken its staging folder away",
+                hint="run the same command again",
+                reason="busy",
+            ) from None
+        except OSError as error:
+            self._unlock()
+            os.close(self.fd)
+            raise local_error(error, "cannot lock the staging folder in", root_path) from error
         except BaseException:
             self._unlock()
             os.close(self.fd)
@@ -256,8 +270,8 @@ class Staging:
         return StagedObject(self.fd, "l." + blake3(path).hexdigest(16), path, size_bytes)
 
     def close(self, *, remove: bool) -> None:
-        """Unlock; with `remove` take the folder away (everything was published)."""
-        if remove:
+        """Unlock; with `remove` (everything was published), or when nothing waits in it, take the folder away."""
+        if remove or os.listdir(self.fd) == ["lock"]:
             for name in os.listdir(self.fd):
                 with contextlib.suppress(OSError):
                     os.unlink(name, dir_fd=self.fd)

@@ -154,11 +154,7 @@ class BatchHold:
                     stop += 1
                 entry = batch.entries[owner]
                 packed = entry.chunks[(at - first) * CHUNK_BYTES : (stop - first) * CHUNK_BYTES]
-                found.append(
-                    FilePart(
-                        batch.path.rstrip(b"/") + b"/" + entry.name, before, sum(lengths[at:stop]), packed
-                    )
-                )
+                found.append(FilePart(batch.path_of(entry), before, sum(lengths[at:stop]), packed))
             at = stop
         return found
 

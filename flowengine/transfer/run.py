@@ -251,9 +251,10 @@ async def push(
                     observe=observe,
                 )
             for name, value in done.receipt.counters.items():
-                if name not in ("bytes_sent", "bytes_payload", "objects_read", "bytes_read") and hasattr(
-                    counters, name
-                ):
+                own = {"bytes_sent", "objects_read", "bytes_read"}
+                if not settings.options.dry_run:
+                    own.add("bytes_payload")  # in a dry run only the target knows what would be sent
+                if name not in own and hasattr(counters, name):
                     setattr(counters, name, value)
             return done.receipt.state, done.version_id, done.failures, [], done.receipt.bottleneck
         finally:

@@ -21,7 +21,7 @@ from flowengine.transfer.source import run_source
 from flowengine.transfer.target import TargetRoot, run_target
 from flowengine.units import show_path
 from flowengine.wire.messages import Listed, Options
-from flowengine.wire.paths import STAGING_NAME, check_relative_path
+from flowengine.wire.paths import STAGING_NAME, check_name, check_relative_path
 
 __all__ = ["SelectionServer", "ServedRoot"]
 
@@ -169,12 +169,17 @@ class ServedRoot:
                 parent, _, name = path.rpartition(b"/")
                 fd = self._open(parent, os.O_RDONLY | os.O_DIRECTORY)
                 fds.append(fd)
-                if self._lstat(path) is None:
+                st = self._lstat(path)
+                if st is None:
                     raise NotFound(
                         f"{show_path(path)} does not exist in the served folder",
                         hint="flow ls TICKET lists it",
                     )
-                root = Root(b"/proc/self/fd/%d/%s" % (fd, name), request.options.rename or name)
+                shown = name
+                if request.options.rename and not stat.S_ISDIR(st.st_mode):
+                    check_name(request.options.rename, reserved=(STAGING_NAME,))
+                    shown = request.options.rename
+                root = Root(b"/proc/self/fd/%d/%s" % (fd, name), shown)
             if request.options.files_from:
                 for item in request.options.files_from:
                     check_relative_path(item.strip(b"/"))

@@ -279,7 +279,7 @@ class _Source:
                     PieceHold(self._offers, event.piece, self._large_path), ObjectRun(event.piece.packed)
                 )
             case LargeBegun(entry, path):
-                self._large_path = path.rstrip(b"/") + b"/" + entry.name
+                self._large_path = path
                 recorder.large_begin(entry)
                 post(ObjectBegin(entry))
             case LargeEnded(reason, message):
