@@ -32,6 +32,7 @@ from flowengine.transfer.recorder import ManifestRecorder
 from flowengine.transfer.session import Counters, Observer, Session
 from flowengine.transfer.timing import bottleneck_line
 from flowengine.units import show_path
+from flowengine.wire.filters import FilterSet
 from flowengine.wire.messages import (
     DirectoryBegin,
     DirectoryEnd,
@@ -189,6 +190,11 @@ class _Target:
         self._settled = trio.Event()
         token = trio.lowlevel.current_trio_token()
         self._landing.settled = lambda: token.run_sync_soon(self._settled.set)
+        if options.delete:
+            filters = FilterSet.from_wire(options.filters)
+            self._landing.make_way = lambda directory, name: remove_tree(
+                directory.fd, name, directory.child(name), filters
+            )
         self._copier = Copier(self._landing, root_fd, session.clock)
         sink = root.sink
         if root.record is not None and not options.dry_run:
@@ -365,8 +371,13 @@ class _Target:
         assert finish is not None
         options, landing = self._session.options, self._landing
         extras = [path + b"/" + name if path else name for path, names in self._extras for name in names]
-        if extras and not options.dry_run and (options.delete or tree is not None):
-            refusal = self._why_not_delete(finish, bool(self._source_failures or landing.failures))
+        failed = bool(self._source_failures or landing.failures)
+        # A folder that was not read whole names no extras: that nothing was deleted in it must be said as well.
+        if not options.dry_run and (
+            (extras and (options.delete or tree is not None))
+            or (options.delete and (failed or not finish.complete))
+        ):
+            refusal = self._why_not_delete(finish, failed)
             if refusal:
                 landing.report(b".", "delete-refused", refusal)
             else:
@@ -400,6 +411,7 @@ class _Target:
         return ""
 
     def _delete(self) -> None:
+        filters = FilterSet.from_wire(self._session.options.filters)
         for path, names in self._extras:
             fd = (
                 open_beneath(self._root_fd, path, os.O_RDONLY | os.O_DIRECTORY)
@@ -410,11 +422,8 @@ class _Target:
                 before = os.fstat(fd)
                 for name in names:
                     try:
-                        if stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
-                            shutil.rmtree(os.fsdecode(name), dir_fd=fd)
-                        else:
-                            os.unlink(name, dir_fd=fd)
-                        self._counters.objects_deleted += 1
+                        if remove_tree(fd, name, path + b"/" + name if path else name, filters):
+                            self._counters.objects_deleted += 1
                     except OSError as error:
                         self._landing.report(
                             path + b"/" + name if path else name, "local", f"cannot delete: {error.strerror}"
@@ -438,6 +447,32 @@ class _Target:
 
     def _receipt(self, outcome: TargetOutcome) -> Receipt:
         return Receipt(outcome.version_id, outcome.state, self._counters.as_dict(), outcome.bottleneck)
+
+
+def remove_tree(parent_fd: int, name: bytes, path: bytes, filters: FilterSet) -> bool:
+    """Remove a name and what is below it, but for what a filter hides; whether all of it is gone.
+
+    Args:
+        path: of the name, from the target's root, as filters see it.
+    """
+    if not stat.S_ISDIR(os.stat(name, dir_fd=parent_fd, follow_symlinks=False).st_mode):
+        os.unlink(name, dir_fd=parent_fd)
+        return True
+    if not filters:
+        shutil.rmtree(os.fsdecode(name), dir_fd=parent_fd)
+        return True
+    gone = True
+    fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent_fd)
+    try:
+        for below in [os.fsencode(item) for item in os.listdir(fd)]:
+            is_dir = stat.S_ISDIR(os.stat(below, dir_fd=fd, follow_symlinks=False).st_mode)
+            child = path + b"/" + below
+            gone = filters.allows(child, is_dir) and remove_tree(fd, below, child, filters) and gone
+    finally:
+        os.close(fd)
+    if gone:
+        os.rmdir(name, dir_fd=parent_fd)
+    return gone
 
 
 def _folds_names(staging_fd: int) -> bool:
