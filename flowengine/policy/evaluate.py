@@ -382,10 +382,7 @@ def judge(
     permits: list[RuleTrace] = []
     forbids: list[RuleTrace] = []
     requires: list[RuleTrace] = []
-    index = 0
-    for rule in compiled.rules:
-        truths = truths_of_rules[index]
-        index += 1
+    for rule, truths in zip(compiled.rules, truths_of_rules, strict=True):
         if rule.plain:
             when, unless = min(truths), FALSE
         else:

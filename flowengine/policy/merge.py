@@ -230,9 +230,9 @@ def open_intervals(
 
 def missing_capabilities(duties: Sequence[Duty], can: frozenset[str]) -> list[str]:
     """What an agent would need for the duties and cannot do, as words joined by `or` where one of several would do."""
-    missing = []
+    missing: list[str] = []
     for duty in duties:
-        for group in required_capabilities(duty):
-            if not can.intersection(group):
-                missing.append(" or ".join(group))
+        missing += [
+            " or ".join(group) for group in required_capabilities(duty) if not can.intersection(group)
+        ]
     return list(dict.fromkeys(missing))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, tzinfo
+from itertools import pairwise
 
 from flowengine.policy.conditions import LineError, Scope, parse_line
 from flowengine.policy.countries import COUNTRIES
@@ -151,7 +152,7 @@ def _check_ids(loader: _Loader) -> None:
         by_id.setdefault(policy.id, []).append(policy)
     for group in by_id.values():
         group.sort(key=lambda policy: policy.effective)
-        for first, second in zip(group, group[1:], strict=False):
+        for first, second in pairwise(group):
             if first.until is None or first.until > second.effective:
                 message = f"policy {second.id!r} is also in {first.file}, in force at the same time"
                 hint = f"give the older one `until`, or rename: {second.id}-2"
@@ -170,7 +171,9 @@ def _read_policy(loader: _Loader, source: Source) -> None:
     if not loader.has_zone(zone):
         header.problem(("timezone",), f"{zone!r} is no IANA time zone", "write it like 'Asia/Shanghai'")
     inline = _inline_lists(loader, root)
-    effective, until = header.day("effective", required=True) or 0, header.day("until")
+    # A draft has no dates yet: who adopts it gives them, with its mode.
+    in_use = header.data.get("mode", "enforce") != "draft"
+    effective, until = header.day("effective", in_use) or 0, header.day("until")
 
     def find(name: str) -> NamedList | None:
         return inline.get(name) or loader.lists.get(name)
@@ -183,7 +186,7 @@ def _read_policy(loader: _Loader, source: Source) -> None:
     )
     if "applies_to" not in header.data:
         header.problem((), "[policy] lacks 'applies_to'", "write applies_to = [] for data of every kind")
-    in_scope = [*_in_force(effective, until), *_conditions(header, "applies_to", scope)]
+    in_scope = [*_in_force(effective or None, until), *_conditions(header, "applies_to", scope)]
     name = header.text("id")
     duty_scope = DutyScope(
         lambda list_name: None if (found := find(list_name)) is None else found.members & COUNTRIES,
@@ -196,7 +199,7 @@ def _read_policy(loader: _Loader, source: Source) -> None:
             name, header.text("version"), title, header.text("title_zh", title), header.text("owner"),
             tuple(in_scope), header.text("unlisted", "deny", ("deny", "permit")),
             header.text("mode", "enforce", MODES), header.text("on_stale", "warn", ("warn", "unknown")),
-            effective, until, header.day("review_by", required=True) or 0,
+            effective, until, header.day("review_by", in_use) or 0,
             header.seconds("max_offline", DEFAULT_MAX_OFFLINE_S), zone, tuple(rules), inline, source.path,
             header.line(),
         )

@@ -86,9 +86,14 @@ def possible_permits(trace: PolicyTrace) -> list[RuleTrace]:
 
 
 def nearest_permit(trace: PolicyTrace) -> RuleTrace | None:
-    """The permit that fewest lines keep from firing, the first of equals."""
+    """The permit that came closest: the smallest share of lines in its way, then the fewest, then the first."""
     permits = [rule for rule in trace.rules if rule.rule.effect == "permit" and not rule.fires]
-    return min(permits, key=lambda rule: len(failing_lines(rule)) + len(unknown_lines(rule)), default=None)
+
+    def distance(rule: RuleTrace) -> tuple[float, int]:
+        against = len(failing_lines(rule)) + len(unknown_lines(rule))
+        return against / max(1, len(rule.truths)), against
+
+    return min(permits, key=distance, default=None)
 
 
 def live_unknowns(parts: Sequence[Condition], truths: Sequence[int], start: int) -> list[Line]:

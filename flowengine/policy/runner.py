@@ -137,9 +137,12 @@ def _compare(case: Case, decision: Decision, why: Reasons) -> list[str]:
         ("failing", case.failing, why.failing),
         ("missing", case.missing, why.missing),
     ):
-        for item in expected:
-            if not any(item == other or (" " in item and item in other) for other in actual):
-                problems.append(f"{what}: expected {item!r}, found {', '.join(actual) or 'nothing'}")
+        found = ", ".join(actual) or "nothing"
+        problems += [
+            f"{what}: expected {item!r}, found {found}"
+            for item in expected
+            if not any(item == other or (" " in item and item in other) for other in actual)
+        ]
     if case.expect == "permit" and case.obliges:
         problems += [f"obliges: {duty!r} was not expected" for duty in duties if duty not in case.obliges]
     return problems
