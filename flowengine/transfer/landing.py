@@ -212,9 +212,11 @@ class Landing:
         self._closing = False
         self.settled: Callable[[], None] = lambda: None
         self._local = threading.local()
-        self._buried: list[Sink] = []
+        self._sinks: set[Sink] = set()
         self._finished_directories = 0
         self.needs_final_sync = False
+        # Removes a folder that stands where an object must be; None where nothing may be removed.
+        self.make_way: Callable[[TargetDirectory, bytes], bool] | None = None
 
     # --- bookkeeping, any thread --------------------------------------------------------------------------------
 
@@ -420,6 +422,7 @@ class Landing:
             sink = offer.sinks.get(owner)
             if sink is None:
                 sink = offer.sinks[owner] = SmallObject(offer.directory, offer.entries[owner], self.staging)
+                self._sinks.add(sink)
             return sink
 
     def _write_small(self, staged: str, entry: Entry, data: memoryview) -> None:
@@ -489,6 +492,7 @@ class Landing:
                 self._apply_extra(sink.fd, sink.entry.extra)
             os.utime(sink.fd, ns=(sink.entry.mtime_ns, sink.entry.mtime_ns))
             os.close(sink.fd)
+            self._sinks.discard(sink)
             self._ready.put(("small", sink.directory, sink.entry, sink.staged))
         else:
             self._ready.put(("large", sink.directory, sink.entry, sink))
@@ -531,16 +535,21 @@ class Landing:
             if sink.failed:
                 return
             sink.failed = True
-        self.bury(sink)
         self.fail(sink.directory, sink.entry.name, reason, message)
 
-    def bury(self, sink: Sink) -> None:
-        """Keep a failed sink's files open to the session's end: a lane may be about to write to them."""
-        self._buried.append(sink)
+    def adopt(self, sink: Sink) -> None:
+        """Take over a sink's files. One that fails keeps them to the session's end: a lane may be about to write."""
+        with self.lock:
+            self._sinks.add(sink)
+
+    def disown(self, sink: Sink) -> None:
+        """The sink holds no files any more."""
+        with self.lock:
+            self._sinks.discard(sink)
 
     def close(self) -> None:
-        """Close what failed sinks and unfinished directories hold. No lane, copier or publisher may be running."""
-        for sink in self._buried:
+        """Close what unfinished sinks and directories hold. No lane, copier or publisher may be running."""
+        for sink in self._sinks:
             if isinstance(sink, SmallObject):
                 os.close(sink.fd)
             elif isinstance(sink, LargeObject):
@@ -548,7 +557,7 @@ class Landing:
                     sink.staged.close()
                 if sink.basis is not None:
                     sink.basis.close()
-        self._buried.clear()
+        self._sinks.clear()
         for directory in self.directories.values():
             if directory.fd >= 0:
                 os.close(directory.fd)
@@ -630,6 +639,7 @@ class Landing:
                 large.staged.close()
                 if large.basis is not None:
                     large.basis.close()
+                self._sinks.discard(large)
         self._remember(landed)
         self.counters.objects_done += len(landed)
         self.counters.bytes_done += sum([entry.size for _, entry in landed])
@@ -701,12 +711,26 @@ class Landing:
         return list(found.values())
 
     def _rename(self, staged: str, directory: TargetDirectory, entry: Entry) -> bool:
+        places = {"src_dir_fd": self.staging.fd, "dst_dir_fd": directory.fd}
         try:
-            os.rename(staged, entry.name, src_dir_fd=self.staging.fd, dst_dir_fd=directory.fd)
+            try:
+                os.rename(staged, entry.name, **places)
+            except IsADirectoryError:
+                if self.make_way is None or not self.make_way(directory, entry.name):
+                    raise
+                os.rename(staged, entry.name, **places)
             return True
         except OSError as error:
+            self._raise_if_full(error, directory, entry)
             self.fail(directory, entry.name, "local", _why_not_placed(error, directory, entry))
             return False
+
+    @staticmethod
+    def _raise_if_full(error: OSError, directory: TargetDirectory, entry: Entry) -> None:
+        """A full disk is no fault of one object: it suspends the transfer."""
+        wrapped = local_error(error, "cannot place", directory.child(entry.name))
+        if wrapped.retryable:
+            raise wrapped from error
 
     def _make_link(self, directory: TargetDirectory, entry: Entry) -> bool:
         staged = self.staging.small_name()
@@ -716,6 +740,7 @@ class Landing:
                 staged, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=self.staging.fd, follow_symlinks=False
             )
         except OSError as error:
+            self._raise_if_full(error, directory, entry)
             self.fail(directory, entry.name, "local", error.strerror or str(error))
             return False
         return self._rename(staged, directory, entry)

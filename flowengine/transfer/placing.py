@@ -25,6 +25,7 @@ from typing import Final
 from flowengine.chunking import CHUNK_BYTES, Cutter, Profile, chunk_id, pack_chunks, zero_chunk_id
 from flowengine.errors import FlowError, ProtocolError
 from flowengine.manifest import FILE, HARDLINK, SYMLINK, Entry
+from flowengine.store.attributes import apply_extra, extra_reader
 from flowengine.store.filesystem import copy_range, local_error, open_beneath
 from flowengine.store.scan import recall, split_proof, stats_proof
 from flowengine.store.scan_cache import Identity, ScanCache
@@ -206,6 +207,11 @@ class Placer:
         self._cutter = Cutter(profile)
         self._options = options
         self._dry = options.dry_run
+        self._read_extra = (
+            extra_reader(xattrs=options.xattrs, owner=options.owner)
+            if options.xattrs or options.owner
+            else None
+        )
         self._atomic = options.publish == "atomic" and not options.dry_run
         self._cache = cache
         self._counters = counters
@@ -470,6 +476,7 @@ class Placer:
         packed = entry.chunks
         if not packed:
             sink = SmallObject(directory, entry, landing.staging)
+            landing.adopt(sink)
             landing.add(sink, 0)
             return
         first = offer.first[index]
@@ -492,6 +499,7 @@ class Placer:
                 return  # a sink is made only when its chunks arrive apart
             return
         sink = SmallObject(directory, entry, landing.staging)
+        landing.adopt(sink)
         offer.sinks[index] = sink
         for number, offset, identity, _ in elsewhere:
             self._reuse(
@@ -552,7 +560,11 @@ class Placer:
         return (
             self._atomic
             and st.st_nlink > 1
-            and (stat.S_IMODE(st.st_mode) != entry.mode or st.st_mtime_ns != entry.mtime_ns)
+            and (
+                stat.S_IMODE(st.st_mode) != entry.mode
+                or st.st_mtime_ns != entry.mtime_ns
+                or bool(entry.extra)
+            )
         )
 
     def _keep(self, directory: TargetDirectory, entry: Entry, st: os.stat_result) -> None:
@@ -564,10 +576,16 @@ class Placer:
         counters.bytes_done += entry.size
         if self._dry:
             return
-        if stat.S_IMODE(st.st_mode) != entry.mode or st.st_mtime_ns != entry.mtime_ns:
+        if stat.S_IMODE(st.st_mode) != entry.mode or st.st_mtime_ns != entry.mtime_ns or entry.extra:
             try:
                 fd = os.open(entry.name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=directory.fd)
                 try:
+                    if (
+                        entry.extra
+                        and self._read_extra is not None
+                        and self._read_extra(fd, st) != entry.extra
+                    ):
+                        apply_extra(fd, entry.extra)
                     os.fchmod(fd, entry.mode)
                     os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
                     st = os.fstat(fd)
@@ -671,6 +689,7 @@ class Placer:
                 if not large.basis.known_without_reading:
                     self._counters.objects_read += 1
         self._large = large
+        self._landing.adopt(large)
         if not self._dry:
             self._landing.opened(directory, entry.name)
             if (
@@ -832,6 +851,7 @@ class Placer:
         if large.basis is not None and not large.failed and (large.staged is None or self._dry):
             large.basis.close()
             large.basis = None
+            self._landing.disown(large)
 
     def _large_unchanged(self, large: LargeObject) -> None:
         basis, directory, entry = large.basis, large.directory, large.entry
@@ -852,7 +872,6 @@ class Placer:
             return
         with self._landing.lock:
             large.failed = True  # what was wanted may still arrive; it is checked and thrown away
-        self._landing.bury(large)
         self._landing.done(large.directory, large.entry.name)
 
 
