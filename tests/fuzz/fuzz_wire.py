@@ -15,6 +15,7 @@ from typing import Final
 import msgspec
 
 from flowengine.errors import AuthenticationError, IntegrityError, PeerError, ProtocolError, UsageError
+from flowengine.wire import messages as wire_messages
 from flowengine.wire.control import ControlDecoder
 from flowengine.wire.filters import FilterSet
 from flowengine.wire.frames import HEADER_BYTES, FrameOpener, FrameSealer
@@ -22,6 +23,7 @@ from flowengine.wire.handshake import ClientHandshake, ServerHandshake, TicketPr
 from flowengine.wire.keys import NO_FINGERPRINT, Direction, SessionSecrets, StreamKeys
 from flowengine.wire.paths import check_link_target, check_relative_path, collision_key
 from flowengine.wire.preamble import PREAMBLE_BYTES, Preamble, PreambleRegistry
+from flowengine.wire.records import pack_record_header, parse_record_header
 from flowengine.wire.ticket import Ticket
 
 _OUT: Final = bytearray(1 << 20)
@@ -163,8 +165,32 @@ def tickets(data: bytes) -> None:
         raise AssertionError("a ticket changed on its way")
 
 
+def messages(data: bytes) -> None:
+    """One control message: it decodes to something that encodes and decodes to the same, or is refused."""
+    try:
+        message = wire_messages.decode(data)
+    except ProtocolError:
+        return
+    if wire_messages.decode(wire_messages.encode(message)) != message:
+        raise AssertionError("a message does not survive its own encoding")
+
+
+def records(data: bytes) -> None:
+    """One record header: within its bounds, and packed again it is the same bytes."""
+    try:
+        header = parse_record_header(memoryview(data), 1 << 20)
+    except ProtocolError:
+        return
+    if header is None:
+        return
+    codec, raw, stored, runs, size = header
+    if not (0 < stored <= raw <= 1 << 20) or pack_record_header(codec, raw, stored, runs) != data[:size]:
+        raise AssertionError("a record header was misread")
+
+
 TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
-    target.__name__: target for target in (frames, control, handshake, paths, preambles, filters, tickets)
+    target.__name__: target
+    for target in (frames, messages, records, control, handshake, paths, preambles, filters, tickets)
 }
 
 
