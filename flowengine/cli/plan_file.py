@@ -11,7 +11,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from flowengine.errors import NotFound, UsageError
 from flowengine.plan import (
@@ -176,7 +176,7 @@ def _window(table: _Table) -> Window:
     zone_name = table.take("zone")
     try:
         zone = ZoneInfo(zone_name)
-    except (OSError, ValueError):
+    except (OSError, ValueError, ZoneInfoNotFoundError):
         raise UsageError(
             f"{table.where} names zone {zone_name!r}, which is not known",
             hint="use an IANA name like Asia/Shanghai",

@@ -32,6 +32,7 @@ FARTHEST_S = 92 * 86400.0
 ONE_BY_ONE = 64
 LARGE = 400
 AIM_EARLY = 0.002
+LEAST_NEED = 1e-3
 
 
 @dataclass(slots=True)
@@ -44,6 +45,7 @@ class Promises:
         earliest_s: Earliest possible deadline of refused groups, where computed.
         obstacles: What stands in the way of refused groups.
         unproven: The effort was spent before all verdicts were reached.
+        until_s: How long the floors keep all promises.
     """
 
     floor: FloatArray
@@ -51,6 +53,7 @@ class Promises:
     earliest_s: dict[int, float] = field(default_factory=dict)
     obstacles: dict[int, list[Obstacle]] = field(default_factory=dict)
     unproven: bool = False
+    until_s: float = math.inf
 
 
 def decide(work: Work) -> Promises:
@@ -67,7 +70,8 @@ def decide(work: Work) -> Promises:
     # Aim a little early, so that rounding and the last step of a pace never make a promise late.
     aimed = deadline - np.where(promised, AIM_EARLY * (deadline - work.now_s), 0.0)
     margin = np.where(promised, 1.0, 1.0 + work.limits.deadline_margin)
-    need = np.array([work.groups[i].gigabits for i in members]) * margin
+    # The last bytes of a promise must not drown in the tolerances.
+    need = np.array([max(work.groups[i].gigabits, LEAST_NEED) for i in members]) * margin
     try:
         if _at_even_pace(work, promises, members, aimed, need, margin):
             for i, old in zip(members.tolist(), promised.tolist(), strict=True):
@@ -163,6 +167,7 @@ def _by_schedule(
     for local in candidates.tolist():
         promises.verdict[int(members[local])] = "refused" if local in refused else "admitted"
     promises.floor[members] = np.minimum(schedule.rates_now(), work.ceiling[members])
+    promises.until_s = float(slots.bounds[1])
     held = np.array([local for local in range(len(members)) if local not in refused], dtype=np.int64)
     for local in refused[: work.limits.earliest_for]:
         found = _earliest(work, members, deadline, need, held, local, allowed)

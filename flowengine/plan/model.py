@@ -20,7 +20,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         max_relays: Most sites in between on a route.
         max_groups: Most groups that the program plans for; the rest is served from what is left.
-        exact_groups: Up to so many groups fairness is exact; above, it is exact to about a tenth.
+        exact_groups: Up to so many groups fairness is exact; above, tenants are levelled in a dozen steps.
         max_slots: Most stretches of time that the deadline schedule tells apart.
         max_schedule: Most variables of the deadline schedule; fewer slots are told apart when it would be more.
         starvation_share: Part of an equal split that no demand goes below inside its class.
@@ -33,7 +33,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
     max_relays: int = 2
     max_groups: int = 5000
-    exact_groups: int = 200
+    exact_groups: int = 300
     max_slots: int = 48
     max_schedule: int = 60_000
     starvation_share: float = 0.05
@@ -143,7 +143,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         valid_until_s: When some limit changes or the term ends; plan again before.
-        method: exact, binned (fair to about a tenth), steady (the last plan kept), or greedy (the effort was
+        method: exact, binned (tenants levelled in a dozen steps), steady (the last plan kept), or greedy (the effort was
             spent before an optimum was reached).
         effort_spent: Simplex iterations used.
         coarseness: How coarsely demands were grouped; 0 is exact.

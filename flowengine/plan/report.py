@@ -49,7 +49,7 @@ def report(outcome: Outcome) -> Plan:
     edges = work.network.edges(work.now_s, work.now_s + OUTLOOK_S)
     waits = (g.head.not_before_s for g in work.groups)
     releases = [t for t in waits if t is not None and t > work.now_s]
-    valid_until = min([work.now_s + work.limits.term_s, *edges[:1], *releases])
+    valid_until = min([work.now_s + work.limits.term_s, outcome.promises.until_s, *edges[:1], *releases])
     rate = sum_by(work.columns.group(), bits, len(work.groups))
     allocations = tuple(
         Allocation(

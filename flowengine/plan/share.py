@@ -31,15 +31,19 @@ from flowengine.plan.work import CLASSES, Work
 
 __all__ = ["Shares", "share_out"]
 
-SHORTFALL_COST = 1e6
+SHORTFALL_COST = 1e9
 NEW_ROUTE_PRICE = 0.05
 NEW_ROUTE_HOPS = 0.5
 MONEY_WEIGHT = 1e3
 HOP_WEIGHT = 1e-3
-LADDER_QUANTILES = np.array([0.02, 0.15, 0.35, 0.55, 0.75, 0.95])
-BIN_SLOPES = np.array([64.0, 32.0, 16.0, 8.0, 4.0, 2.0, 1.0])
-CLASS_FACTORS = {Priority.URGENT: 10_000.0, Priority.NORMAL: 100.0, Priority.SCAVENGER: 1.0}
-FIRST_PASSES = 3
+LADDER_QUANTILES = np.array([0.02, 0.08, 0.16, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.93, 0.98])
+PIECES = len(LADDER_QUANTILES) + 1
+PIECE_RATIO = (2.5, 2.0, 1.6)
+"""How much more a piece is worth than the next one, by how many classes there are: with three, more than this
+would spread the objective over more decades than the solver's tolerances bear."""
+CLASS_GAP = 1.5
+FIRST_PASSES = 2
+STARVING_WORTH = 1.1
 LEAST_LEVEL = 0.01
 COMPLETION_WORTH = 0.01
 PRICE_WORTH = 0.01
@@ -233,15 +237,23 @@ def _last_ladders(work: Work) -> dict[Priority, FloatArray] | None:
     return found if {p for p, _ in work.units} <= found.keys() else None
 
 
+def _slopes(work: Work) -> tuple[FloatArray, dict[Priority, float]]:
+    """Worth of each piece, and the factor of each class: its last piece is worth more than all of the next class."""
+    present = [c for c in reversed(CLASSES) if any(p == c for p, _ in work.units)]
+    ratio = PIECE_RATIO[len(present) - 1]
+    slopes = ratio ** np.arange(PIECES - 1, -1, -1)
+    gap = CLASS_GAP * float(slopes[0])
+    return slopes, {priority: gap**i for i, priority in enumerate(present)}
+
+
 def _bins(work: Work, ladders: dict[Priority, FloatArray]) -> Bins:
     widths = [
         np.append(np.diff(ladders[priority], prepend=0.0), OPEN_END) * weight
         for (priority, _), weight in zip(work.units, work.unit_weight.tolist(), strict=True)
     ]
-    slopes = [CLASS_FACTORS[priority] * BIN_SLOPES for priority, _ in work.units]
-    return Bins(
-        np.repeat(np.arange(len(work.units)), len(BIN_SLOPES)), np.concatenate(widths), np.concatenate(slopes)
-    )
+    slopes, factors = _slopes(work)
+    worth = [factors[priority] * slopes for priority, _ in work.units]
+    return Bins(np.repeat(np.arange(len(work.units)), PIECES), np.concatenate(widths), np.concatenate(worth))
 
 
 def _binned_floors(work: Work, promises: Promises, program: FlowProgram) -> FloatArray:
@@ -258,8 +270,9 @@ def _binned_floors(work: Work, promises: Promises, program: FlowProgram) -> Floa
         nobody = np.zeros(len(work.groups), dtype=bool)
         least = floors(program, members, work.weight, work.capacity, share, nobody)
         program.set_floors(members, least * (1 - SLACK))
-        factor = np.array([CLASS_FACTORS[c] for c in CLASSES])
-        cost[members] = factor[work.klass[members]] * (BIN_SLOPES[0] + 1.0)
+        slopes, factors = _slopes(work)
+        factor = np.array([factors.get(c, 0.0) for c in CLASSES])
+        cost[members] = factor[work.klass[members]] * slopes[0] * STARVING_WORTH
     promised = np.flatnonzero((promises.floor > 0) & (work.unit >= 0))
     program.set_floors(promised, promises.floor[promised] * (1 - SLACK))
     cost[promised] = SHORTFALL_COST

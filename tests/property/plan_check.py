@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from zoneinfo import ZoneInfo
 
@@ -93,7 +94,7 @@ def check_plan(overlay, demands, made, now, limits=Limits()):  # noqa: B008
         members = of_group[allocation.group]
         demand = members[0][0]
         total[allocation.group] = total.get(allocation.group, 0) + rate
-        reached = {p for p in demand.sources}
+        reached = set(demand.sources)
         waiting = list(allocation.routes)
         while waiting:
             ready = [r for r in waiting if r.source in reached]
@@ -125,7 +126,7 @@ def check_plan(overlay, demands, made, now, limits=Limits()):  # noqa: B008
 def check_route(route, demand, links, limits):
     hops = [links[name] for name in route.links]
     assert [route.source.site, *[x.target for x in hops]] == list(route.sites)
-    assert all(a.target == b.source for a, b in zip(hops, hops[1:], strict=False))
+    assert all(a.target == b.source for a, b in itertools.pairwise(hops))
     assert route.sites[-1] == route.target.site
     assert len(set(route.sites)) == len(route.sites)
     relays = route.sites[1:-1]
@@ -164,7 +165,9 @@ def check_limits(overlay, used, moment):
         return any(m.start_s <= moment < m.end_s for m in times)
 
     for link in overlay.links:
-        within(("link", link.label), link.caps, 0.0 if down(link.maintenance) else link.estimate.rate_bits_per_s)
+        within(
+            ("link", link.label), link.caps, 0.0 if down(link.maintenance) else link.estimate.rate_bits_per_s
+        )
     for site in overlay.sites:
         service = 0.0 if down(site.maintenance) else float("inf")
         within(("out", site.name), site.caps_out, service)

@@ -106,7 +106,9 @@ def routes(overlay, demand, max_relays):
                 continue
             if link.target == target:
                 found.append((place, (*path, link)))
-            elif len(path) < limit and (demand.allowed.relays is None or link.target in demand.allowed.relays):
+            elif len(path) < limit and (
+                demand.allowed.relays is None or link.target in demand.allowed.relays
+            ):
                 walk(link.target, (*path, link), seen | {link.target})
 
     for place in demand.sources:
@@ -133,9 +135,15 @@ class Oracle:
             limit(rate / 1e9, lambda i, p, r, link=link: float(link in r))
         for site in overlay.sites:
             for cap in site.caps_out:
-                limit(cap.rate_bits_per_s / 1e9, lambda i, p, r, s=site: float(sum(x.source == s.name for x in r)))
+                limit(
+                    cap.rate_bits_per_s / 1e9,
+                    lambda i, p, r, s=site: float(sum(x.source == s.name for x in r)),
+                )
             for cap in site.caps_in:
-                limit(cap.rate_bits_per_s / 1e9, lambda i, p, r, s=site: float(sum(x.target == s.name for x in r)))
+                limit(
+                    cap.rate_bits_per_s / 1e9,
+                    lambda i, p, r, s=site: float(sum(x.target == s.name for x in r)),
+                )
         for endpoint in overlay.endpoints:
             where = Place(endpoint.site, endpoint.name)
             for cap in endpoint.caps_read:
@@ -166,7 +174,9 @@ class Oracle:
             return fixed
         routed = {i for i, _, _ in self.columns}
         for priority in Priority:
-            units = sorted({d.tenant for i, d in enumerate(self.demands) if d.priority == priority and i in routed})
+            units = sorted(
+                {d.tenant for i, d in enumerate(self.demands) if d.priority == priority and i in routed}
+            )
             active = set(units)
             while active:
                 # One more variable, the level.
@@ -177,7 +187,9 @@ class Oracle:
                 level, _ = maximise([*self.zero, 1.0], rows, self.bounds, lower, least)
                 stuck = set()
                 for tenant in sorted(active):
-                    others = [self._unit(u) for u in fixed] + [self._unit((priority, t)) for t in sorted(active)]
+                    others = [self._unit(u) for u in fixed] + [
+                        self._unit((priority, t)) for t in sorted(active)
+                    ]
                     floor = [max(v - 1e-7, 0.0) for v in fixed.values()]
                     floor += [max(level * weight.get(t, 1.0) - 1e-7, 0.0) for t in sorted(active)]
                     most, _ = maximise(self._unit((priority, tenant)), self.rows, self.bounds, others, floor)
@@ -200,7 +212,9 @@ class Oracle:
             sum(dearest if x.usd_per_gb is None else x.usd_per_gb for x in r) / 8 for _, _, r in self.columns
         ]
         lower = [[float(i == k) for i, _, _ in self.columns] for k in range(len(rates))]
-        found = maximise([-c for c in cost], self.rows, self.bounds, lower, [max(r - 1e-6, 0.0) for r in rates])
+        found = maximise(
+            [-c for c in cost], self.rows, self.bounds, lower, [max(r - 1e-6, 0.0) for r in rates]
+        )
         return None if found is None else -found[0]
 
 
@@ -226,8 +240,14 @@ def random_case(seed, *, sites_up_to=6):
     ]
     if links and rng.random() < 0.3:
         twin = rng.choice(links)
-        links.append(Link(source=twin.source, target=twin.target, name="second", estimate=Estimate(rate_bits_per_s=2e9)))
-    endpoints = tuple(Endpoint(name="disk", site=n, caps_read=caps(0.5), caps_write=caps(0.5)) for n in names[:2])
+        links.append(
+            Link(
+                source=twin.source, target=twin.target, name="second", estimate=Estimate(rate_bits_per_s=2e9)
+            )
+        )
+    endpoints = tuple(
+        Endpoint(name="disk", site=n, caps_read=caps(0.5), caps_write=caps(0.5)) for n in names[:2]
+    )
     tenants = tuple(Tenant(name=t, weight=rng.choice([1.0, 2.0, 0.5]), caps=caps(0.2)) for t in "ab")
     demands = []
     for k in range(rng.randint(1, 5)):

@@ -86,7 +86,9 @@ def later(overlay, demands, made, now, seed):
     links = list(overlay.links)
     if links and rng.random() < 0.6:
         at = rng.randrange(len(links))
-        links[at] = msgspec.structs.replace(links[at], estimate=Estimate(rate_bits_per_s=rng.randint(0, 10) * 1e9))
+        links[at] = msgspec.structs.replace(
+            links[at], estimate=Estimate(rate_bits_per_s=rng.randint(0, 10) * 1e9)
+        )
     return msgspec.structs.replace(overlay, links=tuple(links)), tuple(left), now + seconds
 
 
