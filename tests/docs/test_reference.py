@@ -187,3 +187,42 @@ def test_progress_lines_have_the_documented_fields(capsys: pytest.CaptureFixture
     row, note = (json.loads(line) for line in capsys.readouterr().err.splitlines())
     assert set(row) == _fields("Progress")
     assert set(note) == {"event", "message"}
+
+
+def test_the_tests_that_invariants_name_exist() -> None:
+    named = set(re.findall(r"`(test_\w+)`", (DOCS / "design/invariants.md").read_text(encoding="utf-8")))
+    tests = Path(__file__).resolve().parents[1]
+    there = {
+        name
+        for page in tests.rglob("test_*.py")
+        for name in re.findall(
+            r"^(?:async )?def (test_\w+)\(", page.read_text(encoding="utf-8"), re.MULTILINE
+        )
+    }
+    assert named
+    assert not named - there, "docs/design/invariants.md names tests that are not there"
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    pages = [
+        *DOCS.rglob("*.md"),
+        *(DOCS.parent / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    ]
+    broken = []
+    for page in pages:
+        text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+        for target in re.findall(r"\]\(([^)\s]+)\)", text):
+            path, _, anchor = target.partition("#")
+            if "://" in target:
+                continue
+            other = (page.parent / path).resolve() if path else page
+            if not other.exists() or (anchor and anchor not in _anchors(other)):
+                broken.append(f"{page.relative_to(DOCS.parent)}: {target}")
+    assert not broken, "\n".join(broken)
+
+
+def _anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as code hosts make them."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    plain = [re.sub(r"[^\w\- ]", "", re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", title)) for title in titles]
+    return {title.strip().lower().replace(" ", "-") for title in plain}
