@@ -7,6 +7,7 @@ its last holder lets go. The most recently used buffer is handed out first, beca
 from __future__ import annotations
 
 import threading
+from time import perf_counter_ns
 
 from flowengine.errors import FlowError
 
@@ -44,7 +45,11 @@ class Buffer:
 
 
 class BufferPool:
-    """At most `count` buffers of `size_bytes` each, allocated when first needed."""
+    """At most `count` buffers of `size_bytes` each, allocated when first needed.
+
+    Attributes:
+        waited_ns: time that callers of `acquire` spent waiting, all together.
+    """
 
     def __init__(self, count: int, size_bytes: int) -> None:
         self.size_bytes = size_bytes
@@ -53,6 +58,7 @@ class BufferPool:
         self._free: list[Buffer] = []
         self._made = 0
         self._closed = False
+        self.waited_ns = 0
         self._returned = threading.Condition(self.lock)
 
     def acquire(self) -> Buffer:
@@ -72,7 +78,9 @@ class BufferPool:
                     self._made += 1
                     buffer = Buffer(self, self.size_bytes)
                     break
+                began = perf_counter_ns()
                 self._returned.wait()
+                self.waited_ns += perf_counter_ns() - began
             buffer._holders = 1
             return buffer
 

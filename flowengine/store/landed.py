@@ -1,4 +1,4 @@
-"""The manifest of the version that last landed in a target directory, kept in the user's state directory."""
+"""What is kept in the user's state directory about a target directory: what last landed there, and its index."""
 
 from __future__ import annotations
 
@@ -11,7 +11,18 @@ from blake3 import blake3
 
 from flowengine.store.scan_cache import state_directory
 
-__all__ = ["LandedManifest"]
+__all__ = ["LandedManifest", "index_exists", "index_folder"]
+
+
+def index_folder(root: bytes, profile_name: str, directory: str | None = None) -> str:
+    """Where the chunk index of a target root is kept."""
+    name = f"{blake3(os.path.realpath(root)).hexdigest(16)}-{profile_name}"
+    return os.path.join(directory or state_directory(), "index", name)
+
+
+def index_exists(root: bytes, profile_name: str) -> bool:
+    """Whether a target root has a chunk index; cheap, without loading what reads one."""
+    return os.path.isdir(index_folder(root, profile_name))
 
 
 class LandedManifest:

@@ -22,7 +22,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter_ns
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from flowengine.chunking import CHUNK_BYTES, chunk_id
 from flowengine.errors import IntegrityError, ProtocolError
@@ -39,6 +39,9 @@ from flowengine.units import show_path
 from flowengine.wire.messages import LARGE_OBJECT_BYTES, DirectoryEnd, Failed, Landed, Received
 from flowengine.wire.records import Run
 
+if TYPE_CHECKING:
+    from flowengine.store.chunk_index import ChunkIndex
+
 __all__ = ["Landing", "LargeObject", "RunOffer", "Sink", "SmallObject", "SmallOffer", "TargetDirectory"]
 
 _BATCH_OBJECTS: Final = 2048
@@ -48,6 +51,8 @@ _SYNC_EACH: Final = 8
 """Up to so many files of a batch are synced one by one; more of them with one syncfs."""
 _CHECKPOINT_BYTES: Final = 256 * 1024 * 1024
 _RECENT_CHUNKS: Final = 200_000
+_INDEX_CHUNKS: Final = 200_000
+_INDEX_LEAST: Final = 16
 
 
 class TargetDirectory:
@@ -188,7 +193,12 @@ class Landing:
         cache: ScanCache | None,
         *,
         apply_extra: Callable[[int, bytes], None] | None,
+        open_index: Callable[[], ChunkIndex] | None = None,
     ) -> None:
+        self._open_index = open_index
+        self._to_index: list[tuple[bytes, os.stat_result, int, bytes]] = []
+        self._chunks_to_index = 0
+        self.index_is_wrong = False
         self.staging = staging
         self._root_fd = root_fd
         self._control = control
@@ -789,8 +799,11 @@ class Landing:
             if entry.size >= LARGE_OBJECT_BYTES:
                 if self._cache is not None:
                     self._cache.settle_pieces(Identity.of(st))
+                    for offset, packed in self._cache.pieces(Identity.of(st)):
+                        self._index(directory.child(entry.name), st, offset, packed)
                 continue
             directory.rows.append((entry.name, st, entry))
+            self._index(directory.child(entry.name), st, 0, entry.chunks)
             _, rows, entries = by_directory.setdefault(directory.fd, (directory, [], []))
             rows.append((entry.name, st))
             entries.append(entry)
@@ -807,6 +820,29 @@ class Landing:
                 number,
                 DirectoryPart(stats_proof(rows), encode_entries(entries)),
             )
+
+    def _index(self, path: bytes, st: os.stat_result, offset: int, packed: bytes) -> None:
+        """Note where chunks lie now; they reach the index many at a time."""
+        if self._open_index is None or not packed:
+            return
+        self._to_index.append((path, st, offset, packed))
+        self._chunks_to_index += len(packed) // CHUNK_BYTES
+        if self._chunks_to_index >= _INDEX_CHUNKS:
+            self.flush_index()
+
+    def flush_index(self, *, last: bool = False) -> None:
+        """Write what was noted to the chunk index.
+
+        A few chunks are not worth it: sending them again takes less time than loading what searches the index.
+        """
+        if self._open_index is None or (last and self._chunks_to_index < _INDEX_LEAST) or self.index_is_wrong:
+            return
+        index = self._open_index()
+        for row in self._to_index:
+            index.add(*row)
+        self._to_index = []
+        self._chunks_to_index = 0
+        index.commit(merge=last)
 
     def _sync_finished(self, directory: TargetDirectory) -> None:
         """A few directories are synced one by one; more of them at the end, with one syncfs."""

@@ -20,7 +20,7 @@ import queue
 import stat
 from collections.abc import Callable
 from time import perf_counter_ns
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from flowengine.chunking import CHUNK_BYTES, Cutter, Profile, chunk_id, pack_chunks, zero_chunk_id
 from flowengine.errors import FlowError, ProtocolError
@@ -71,9 +71,13 @@ from flowengine.wire.paths import (
     collision_key,
 )
 
+if TYPE_CHECKING:
+    from flowengine.store.chunk_index import ChunkIndex
+
 __all__ = ["Copier", "CopyJob", "Placer"]
 
 _MISSING: Final = object()
+_MAX_COPY_BYTES: Final = 4 << 20
 
 
 class CopyJob:
@@ -131,6 +135,8 @@ class Copier:
                 else:
                     self._copy_checked(job, size)
             except FlowError as error:
+                if job.path is not None and not job.path[1]:
+                    self._landing.index_is_wrong = True
                 self._landing.fail_sink(sink, error.reason, error.message)
                 return
             except OSError as error:
@@ -139,7 +145,8 @@ class Copier:
                 )
                 if wrapped.retryable:
                     raise wrapped from error
-                self._landing.fail_sink(sink, "local", wrapped.message)
+                reason = "stale" if isinstance(error, FileNotFoundError) else "local"
+                self._landing.fail_sink(sink, reason, wrapped.message)
                 return
             self._landing.counters.bytes_reused += size
         self._landing.add(sink, size)
@@ -170,6 +177,8 @@ class Copier:
     def _open(self, job: CopyJob) -> int:
         assert job.path is not None
         path, staged = job.path
+        if not staged:
+            return open_beneath(self._root_fd, path, os.O_RDONLY)
         try:
             return os.open(staged, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self._landing.staging.fd)
         except FileNotFoundError:
@@ -183,6 +192,7 @@ class Placer:
         landing: where wanted chunks will arrive; its staging and control connection are used too.
         want: posts an answer.
         recorder: builds the manifest of what is offered.
+        index: what else lies below the root; None where that is not remembered.
         extras: given (directory path, names) of what stands at the target and was not offered.
     """
 
@@ -199,6 +209,7 @@ class Placer:
         want: Callable[[Want], None],
         extras: Callable[[bytes, list[bytes]], None],
         *,
+        index: ChunkIndex | None = None,
         folds_names: bool = False,
     ) -> None:
         self._landing = landing
@@ -218,6 +229,7 @@ class Placer:
         self._recorder = recorder
         self._want = want
         self._extras = extras
+        self._index = index
         self._filters = FilterSet.from_wire(options.filters)
         self._folds_names = folds_names
         self._stack: list[TargetDirectory] = []
@@ -413,6 +425,7 @@ class Placer:
         landing = self._landing
         usable = directory.fd >= 0
         jobs: list[CopyJob] = []
+        hints = self._index.find(self._root_fd, b"".join([e.chunks for e in entries])) if self._index else {}
         for index, entry in enumerate(entries):
             if entry.name == STAGING_NAME:
                 check_name(entry.name, reserved=(STAGING_NAME,))
@@ -424,7 +437,7 @@ class Placer:
                 continue
             directory.entries += 1
             if entry.kind == FILE:
-                self._small_file(directory, offer, index, entry, jobs)
+                self._small_file(directory, offer, index, entry, jobs, hints)
             elif entry.kind == SYMLINK:
                 self._symlink(directory, entry)
             elif entry.kind == HARDLINK:
@@ -454,7 +467,13 @@ class Placer:
             self._want(Want(WANT_SOME, int(text, 2).to_bytes((len(wanted) + 7) // 8, "little")))
 
     def _small_file(
-        self, directory: TargetDirectory, offer: SmallOffer, index: int, entry: Entry, jobs: list[CopyJob]
+        self,
+        directory: TargetDirectory,
+        offer: SmallOffer,
+        index: int,
+        entry: Entry,
+        jobs: list[CopyJob],
+        hints: dict[int, tuple[bytes, int]],
     ) -> None:
         st = directory.existing.get(entry.name) if directory.existing else None
         if (
@@ -481,30 +500,31 @@ class Placer:
             return
         first = offer.first[index]
         count = len(packed) // CHUNK_BYTES
-        elsewhere: list[tuple[int, int, bytes, object]] = []
+        elsewhere: list[tuple[int, int, bytes]] = []
         offset = 0
         with landing.lock:
             inflight, recent = landing.inflight, landing.recent
             for number in range(count):
                 identity = packed[number * CHUNK_BYTES + 4 : (number + 1) * CHUNK_BYTES]
                 length = int.from_bytes(packed[number * CHUNK_BYTES : number * CHUNK_BYTES + 4], "little")
-                if identity in inflight or identity in recent:
-                    elsewhere.append((number, offset, identity, None))
+                if identity in inflight or identity in recent or first + number in hints:
+                    elsewhere.append((number, offset, identity))
                 else:
                     inflight[identity] = None
                     offer.wanted[first + number] = 1
                 offset += length
         if not elsewhere:
-            if count > 1:
-                return  # a sink is made only when its chunks arrive apart
-            return
+            return  # a sink is made only when its chunks arrive apart
         sink = SmallObject(directory, entry, landing.staging)
         landing.adopt(sink)
         offer.sinks[index] = sink
-        for number, offset, identity, _ in elsewhere:
-            self._reuse(
-                sink, offset, identity, packed[number * CHUNK_BYTES : (number + 1) * CHUNK_BYTES], jobs
-            )
+        for number, offset, identity in elsewhere:
+            one = packed[number * CHUNK_BYTES : (number + 1) * CHUNK_BYTES]
+            hint = hints.get(first + number)
+            if hint is not None:
+                self._append_copy(jobs, sink, offset, one, None, hint[0], hint[1])
+            else:
+                self._reuse(sink, offset, identity, one, jobs)
 
     def _reuse(self, sink: Sink, offset: int, identity: bytes, one: bytes, jobs: list[CopyJob]) -> None:
         """Get a chunk from another object of this session: one on its way, or one that arrived."""
@@ -782,13 +802,16 @@ class Placer:
         offsets: list[int] = []
         jobs: list[CopyJob] = []
         there = 0
+        hints: dict[int, tuple[bytes, int]] | None = None
         elsewhere: list[tuple[int, bytes, bytes]] = []
         for index in range(count):
             one = packed[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES]
             length = int.from_bytes(one[:4], "little")
             identity = one[4:]
             offsets.append(offset)
-            if staged.have and staged.have.get(offset) == (length, identity):
+            if number is None:  # the file in place was found to have it just here
+                jobs.append(CopyJob(large, offset, one, basis=basis, path=None, source_offset=offset))
+            elif staged.have and staged.have.get(offset) == (length, identity):
                 there += length
                 self._counters.bytes_reused += length
             elif identity == self._zero and length == self._profile.maximum and not staged.have:
@@ -796,23 +819,21 @@ class Placer:
             else:
                 found = basis.find(identity, offset) if basis is not None else None
                 if found is not None:
-                    last = jobs[-1] if jobs else None
-                    if (
-                        last is not None
-                        and last.offset + _size(last.packed) == offset
-                        and last.source_offset + _size(last.packed) == found
-                    ):
-                        last.packed += one
-                    else:
-                        jobs.append(CopyJob(large, offset, one, basis=basis, path=None, source_offset=found))
-                elif number is None:
-                    raise ProtocolError("a chunk that was in place is not any more")
+                    self._append_copy(jobs, large, offset, one, basis, None, found)
                 else:
                     with landing.lock:
-                        if identity in landing.inflight or identity in landing.recent:
-                            elsewhere.append((offset, identity, one))
+                        near = identity in landing.inflight or identity in landing.recent
+                    if near:
+                        elsewhere.append((offset, identity, one))
+                    else:
+                        if hints is None:
+                            hints = self._index.find(self._root_fd, packed) if self._index else {}
+                        hint = hints.get(index)
+                        if hint is not None:
+                            self._append_copy(jobs, large, offset, one, None, hint[0], hint[1])
                         else:
-                            landing.inflight[identity] = None
+                            with landing.lock:
+                                landing.inflight[identity] = None
                             wanted[index] = 1
             offset += length
         total = wanted.count(1)
@@ -826,6 +847,35 @@ class Placer:
             self._copier.jobs.put(job)
         if there:
             landing.add(large, there)
+
+    @staticmethod
+    def _append_copy(
+        jobs: list[CopyJob],
+        sink: Sink,
+        offset: int,
+        one: bytes,
+        basis: Basis | None,
+        path: bytes | None,
+        source_offset: int,
+    ) -> None:
+        """Add a copy of one chunk, as part of the copy before it where both sides go on."""
+        last = jobs[-1] if jobs else None
+        if (
+            last is not None
+            and last.sink is sink
+            and last.basis is basis
+            and (last.path or (None,))[0] == path
+        ):
+            size = _size(last.packed)
+            if (
+                last.offset + size == offset
+                and last.source_offset + size == source_offset
+                and size < _MAX_COPY_BYTES
+            ):
+                last.packed += one
+                return
+        where = (path, "") if path is not None else None
+        jobs.append(CopyJob(sink, offset, one, basis=basis, path=where, source_offset=source_offset))
 
     def _object_end(self, message: ObjectEnd) -> None:
         entry, large = self._large_entry, self._large

@@ -247,9 +247,12 @@ class _Source:
         told = 0.0
         events = scanner.events()
         start = time.perf_counter_ns()
+        waited = 0
         try:
             for event in events:
-                start = stage.since(start)
+                # Waiting for a free buffer is the network's or the target's doing, not the reader's.
+                start = stage.since(start + self._pool.waited_ns - waited)
+                waited = self._pool.waited_ns
                 self._post_event(event, recorder)
                 counters.objects, counters.size_bytes = scanner.objects, scanner.size_bytes
                 counters.objects_read, counters.bytes_read = scanner.objects_read, scanner.bytes_read

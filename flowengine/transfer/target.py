@@ -14,7 +14,7 @@ import stat
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from time import perf_counter_ns
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -22,7 +22,7 @@ from flowengine.errors import LocalError, ProtocolError, TemporaryError
 from flowengine.manifest import Header, ManifestBuilder
 from flowengine.store.atomic import AtomicTree
 from flowengine.store.filesystem import local_error, open_beneath, raise_descriptor_limit, sync_filesystem
-from flowengine.store.landed import LandedManifest
+from flowengine.store.landed import LandedManifest, index_exists
 from flowengine.store.scan_cache import ScanCache
 from flowengine.store.staging import Staging
 from flowengine.transfer.landing import Landing
@@ -49,6 +49,9 @@ from flowengine.wire.messages import (
     Totals,
 )
 from flowengine.wire.records import record_limit
+
+if TYPE_CHECKING:
+    from flowengine.store.chunk_index import ChunkIndex
 
 __all__ = ["TargetOutcome", "TargetRoot", "run_target"]
 
@@ -173,6 +176,10 @@ class _Target:
         self._counters = counters
         self._observe = observe
         self._started = trio.current_time()
+        # What lies elsewhere below the root is worth remembering only where the scan cache is.
+        self._remembers = caches[0] is not None and not options.dry_run
+        self._index: ChunkIndex | None = None
+        has_index = self._remembers and index_exists(root.path, session.profile.name)
         apply = None
         if options.xattrs or options.owner:
             from flowengine.store.attributes import apply_extra
@@ -186,6 +193,7 @@ class _Target:
             session.clock,
             caches[1],
             apply_extra=apply,
+            open_index=self._open_index if self._remembers else None,
         )
         self._settled = trio.Event()
         token = trio.lowlevel.current_trio_token()
@@ -214,6 +222,7 @@ class _Target:
             self._recorder,
             self._control.post,
             lambda path, names: self._extras.append((path, names)),
+            index=self._open_index() if has_index else None,
             folds_names=staging is not None and _folds_names(staging.fd),
         )
         self._inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
@@ -222,6 +231,14 @@ class _Target:
         self._source_progress: Progress | None = None
         self._lanes: list[ReceivingLane] = []
         self._concluded = False
+
+    def _open_index(self) -> ChunkIndex:
+        """The chunk index of the target root; loaded when first needed, because numpy takes its time."""
+        if self._index is None:
+            from flowengine.store.chunk_index import ChunkIndex
+
+            self._index = ChunkIndex(self._root.path, self._session.profile.name)
+        return self._index
 
     async def run(self, tree: AtomicTree | None) -> TargetOutcome:
         session, landing = self._session, self._landing
@@ -270,6 +287,8 @@ class _Target:
                         self._copier.jobs.put(None)
         finally:
             landing.close()
+            if self._index is not None and landing.index_is_wrong:
+                self._index.drop()
             if outcome is None and self._root.record is not None and not self._session.options.dry_run:
                 self._root.record.abandon()
         assert outcome is not None
@@ -390,6 +409,7 @@ class _Target:
                     tree.publish(None if self._placer.root_is_one_directory else 0o755)
             elif landing.needs_final_sync or extras:
                 sync_filesystem(self._root_fd)
+            landing.flush_index(last=True)
             if self._root.record is not None:
                 if state == "completed":
                     self._root.record.commit(beside=not self._placer.root_is_one_directory)
