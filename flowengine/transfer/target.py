@@ -259,9 +259,10 @@ class _Target:
                 try:
                     async with trio.open_nursery() as lanes:
                         for lane in self._lanes:
-                            lanes.start_soon(thread, lane.run)
+                            lanes.start_soon(self._lane, lane, limiter)
                         for _ in range(_COPIERS):
                             nursery.start_soon(thread, self._copier.run)
+                        nursery.start_soon(self._shut_when_cancelled)
                         nursery.start_soon(thread, self._place)
                         nursery.start_soon(self._until_concluded, self._listen)
                         nursery.start_soon(self._until_concluded, self._control.run_writer)
@@ -298,6 +299,21 @@ class _Target:
         counters.bytes_sent = sum(lane.bytes_received for lane in self._lanes) + self._control.bytes_received
         if self._observe is not None:
             self._observe(counters)
+
+    async def _lane(self, lane: ReceivingLane, limiter: trio.CapacityLimiter) -> None:
+        """Run a lane's thread; when it fails, wake the other lanes, which nothing else can."""
+        try:
+            await trio.to_thread.run_sync(lane.run, limiter=limiter)
+        except BaseException:
+            self._session.shut_sockets()
+            raise
+
+    async def _shut_when_cancelled(self) -> None:
+        """Threads cannot be cancelled: they end because their sockets do."""
+        try:
+            await trio.sleep_forever()
+        finally:
+            self._session.shut_sockets()
 
     async def _until_concluded(self, work: Callable[[], Awaitable[None]]) -> None:
         """Run a part of the control connection, which the source may drop once it has the receipt."""
