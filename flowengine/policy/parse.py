@@ -173,7 +173,7 @@ def _read_policy(loader: _Loader, source: Source) -> None:
     inline = _inline_lists(loader, root)
     # A draft has no dates yet: who adopts it gives them, with its mode.
     in_use = header.data.get("mode", "enforce") != "draft"
-    effective, until = header.day("effective", in_use) or 0, header.day("until")
+    effective, until = header.day("effective", in_use), header.day("until")
 
     def find(name: str) -> NamedList | None:
         return inline.get(name) or loader.lists.get(name)
@@ -186,7 +186,7 @@ def _read_policy(loader: _Loader, source: Source) -> None:
     )
     if "applies_to" not in header.data:
         header.problem((), "[policy] lacks 'applies_to'", "write applies_to = [] for data of every kind")
-    in_scope = [*_in_force(effective or None, until), *_conditions(header, "applies_to", scope)]
+    in_scope = [*_in_force(effective, until), *_conditions(header, "applies_to", scope)]
     name = header.text("id")
     duty_scope = DutyScope(
         lambda list_name: None if (found := find(list_name)) is None else found.members & COUNTRIES,
@@ -199,7 +199,7 @@ def _read_policy(loader: _Loader, source: Source) -> None:
             name, header.text("version"), title, header.text("title_zh", title), header.text("owner"),
             tuple(in_scope), header.text("unlisted", "deny", ("deny", "permit")),
             header.text("mode", "enforce", MODES), header.text("on_stale", "warn", ("warn", "unknown")),
-            effective, until, header.day("review_by", in_use) or 0,
+            effective or 0, until, header.day("review_by", in_use) or 0,
             header.seconds("max_offline", DEFAULT_MAX_OFFLINE_S), zone, tuple(rules), inline, source.path,
             header.line(),
         )
