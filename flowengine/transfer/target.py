@@ -269,10 +269,14 @@ class _Target:
                         nursery.start_soon(session.heartbeat, self._counters, self._observed, lambda: "")
                         publisher_done = trio.Event()
                         nursery.start_soon(self._publisher, limiter, publisher_done)
-                        await self._settled.wait()
-                        landing.stop()
-                        await publisher_done.wait()
-                        outcome = await trio.to_thread.run_sync(self._conclude, tree, limiter=limiter)
+                        try:
+                            await self._settled.wait()
+                            landing.stop()
+                            await publisher_done.wait()
+                            outcome = await trio.to_thread.run_sync(self._conclude, tree, limiter=limiter)
+                        except BaseException:
+                            session.shut_sockets()  # or this nursery would wait for its lanes for ever
+                            raise
                         self._concluded = True
                         self._control.post(self._receipt(outcome))
                         # The source answers the receipt with a sealed end on every stream; the lanes end by that.
