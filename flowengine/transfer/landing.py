@@ -51,6 +51,7 @@ _SYNC_EACH: Final = 8
 """Up to so many files of a batch are synced one by one; more of them with one syncfs."""
 _CHECKPOINT_BYTES: Final = 256 * 1024 * 1024
 _RECENT_CHUNKS: Final = 200_000
+_CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL
 _INDEX_CHUNKS: Final = 200_000
 _INDEX_LEAST: Final = 16
 
@@ -223,6 +224,9 @@ class Landing:
         self.settled: Callable[[], None] = lambda: None
         self._local = threading.local()
         self._sinks: set[Sink] = set()
+        umask = os.umask(0o077)
+        os.umask(umask)
+        self._masked = umask | 0o7000
         self._finished_directories = 0
         self.needs_final_sync = False
         # Removes a folder that stands where an object must be; None where nothing may be removed.
@@ -235,6 +239,24 @@ class Landing:
         with self.lock:
             directory.open_names.add(name)
             self._open_objects += 1
+
+    def landed(self, objects: list[tuple[TargetDirectory, Entry]]) -> None:
+        """Objects that were open landed."""
+        finished: list[TargetDirectory] = []
+        with self.lock:
+            for directory, entry in objects:
+                if entry.name in directory.open_names:
+                    directory.open_names.discard(entry.name)
+                    self._open_objects -= 1
+                    if directory.end is not None and not directory.open_names:
+                        finished.append(directory)
+            idle = self._closing and self._open_objects == 0
+        if self._links and objects:
+            self._ready.put(("links", objects[0][0], _NO_ENTRY, None))
+        for directory in finished:
+            self._ready.put(("directory", directory, _NO_ENTRY, None))
+        if idle and objects:
+            self.settled()
 
     def close_offering(self) -> None:
         """Nothing more will be opened; `settled` is called once all that is open is done."""
@@ -355,14 +377,16 @@ class Landing:
             stages = self._local.stages = (self._clock.stage("verify"), self._clock.stage("write"))
         return stages
 
-    def _verify(self, packed: bytes, index: int, plain: memoryview, at: int, where: bytes) -> int:
+    def _verify(
+        self, packed: bytes, index: int, plain: memoryview, at: int, directory: TargetDirectory, entry: Entry
+    ) -> int:
         """Check one chunk at plain[at:]; its length."""
         start = index * CHUNK_BYTES
         length = int.from_bytes(packed[start : start + 4], "little")
         data = plain[at : at + length]
         if len(data) != length or chunk_id(data) != packed[start + 4 : start + CHUNK_BYTES]:
             raise IntegrityError(
-                f"a chunk of {show_path(where)} does not have the hash it was offered with",
+                f"a chunk of {show_path(directory.child(entry.name))} does not have the hash it was offered with",
                 hint="nothing of it was used; if it repeats, the source's memory or disk is faulty, or it lies",
             )
         return length
@@ -377,12 +401,13 @@ class Landing:
         size = 0
         where = target.directory.child(target.entry.name)
         for number in range(index, index + count):
-            size += self._verify(packed, number, plain, size, where)
+            size += self._verify(packed, number, plain, size, target.directory, target.entry)
         begin = verify.since(begin)
         run = packed[index * CHUNK_BYTES : (index + count) * CHUNK_BYTES]
         if not target.failed:
             target.put(offer.offsets[index], plain[:size], run)
-        self._arrived(run, plain, (where, target.staged.name if target.staged else "", offer.offsets[index]))
+        location = (where, target.staged.name if target.staged else "", offer.offsets[index])
+        self._arrived([(run, 0, location)], plain)
         write.since(begin)
         self.add(target, size)
         return size
@@ -392,6 +417,8 @@ class Landing:
     ) -> int:
         verify, write = stages
         directory, entries, owners = offer.directory, offer.entries, offer.owners
+        staging = self.staging
+        arrived: list[tuple[bytes, int, Location]] = []
         at = 0
         number = index
         end = index + count
@@ -406,24 +433,26 @@ class Landing:
             stop = first + chunks if whole else min(end, first + chunks)
             size = 0
             for chunk in range(number - first, stop - first):
-                size += self._verify(packed, chunk, plain, at + size, directory.child(entry.name))
+                size += self._verify(packed, chunk, plain, at + size, directory, entry)
             data = plain[at : at + size]
             begin = verify.since(begin)
             if whole:
-                staged = self.staging.small_name()
+                staged = staging.small_name()
                 self._write_small(staged, entry, data)
-                self._arrived(packed, data, (directory.child(entry.name), staged, 0))
+                arrived.append((packed, at, (directory.child(entry.name), staged, 0)))
                 self._ready.put(("small", directory, entry, staged))
             else:
                 sink = self._small_sink(offer, owner)
                 before = sum(_lengths(packed[: (number - first) * CHUNK_BYTES]))
                 run = packed[(number - first) * CHUNK_BYTES : (stop - first) * CHUNK_BYTES]
                 sink.put(before, data, run)
-                self._arrived(run, data, (directory.child(entry.name), sink.staged, before))
+                arrived.append((run, at, (directory.child(entry.name), sink.staged, before)))
                 self.add(sink, size)
             begin = write.since(begin)
             at += size
             number = stop
+        self._arrived(arrived, plain)
+        write.since(begin)
         return at
 
     def _small_sink(self, offer: SmallOffer, owner: int) -> SmallObject:
@@ -437,39 +466,46 @@ class Landing:
 
     def _write_small(self, staged: str, entry: Entry, data: memoryview) -> None:
         mode = entry.mode
-        fd = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=self.staging.fd)
+        # The staging folder is this user's alone, so the file may have its own mode from the start.
+        plain_mode = mode & self._masked == 0
+        fd = os.open(staged, _CREATE, mode if plain_mode else 0o600, dir_fd=self.staging.fd)
         try:
             done = os.write(fd, data)
             while done < len(data):
                 done += os.write(fd, data[done:])
-            os.fchmod(fd, mode)
+            if not plain_mode:
+                os.fchmod(fd, mode)
             if entry.extra and self._apply_extra is not None:
                 self._apply_extra(fd, entry.extra)
             os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
         finally:
             os.close(fd)
 
-    def _arrived(self, packed: bytes, data: memoryview, location: Location) -> None:
-        """Chunks are here: remember where, and write them to whoever else waits for them."""
+    def _arrived(self, items: list[tuple[bytes, int, Location]], plain: memoryview) -> None:
+        """Chunks are here: remember where, and write them to whoever else waits for them.
+
+        Args:
+            items: (packed chunks, where they begin in `plain`, where they were put).
+        """
         waiting: list[tuple[list[Waiter], int, int, bytes]] = []
-        path, staged, offset = location
-        at = 0
         with self.lock:
             inflight, recent = self.inflight, self.recent
-            for start in range(0, len(packed), CHUNK_BYTES):
-                length = int.from_bytes(packed[start : start + 4], "little")
-                identity = packed[start + 4 : start + CHUNK_BYTES]
-                waiters = inflight.pop(identity, None)
-                if waiters:
-                    waiting.append((waiters, at, length, packed[start : start + CHUNK_BYTES]))
-                recent[identity] = (path, staged, offset + at)
-                at += length
+            for packed, at, (path, staged, offset) in items:
+                place = offset - at
+                for start in range(0, len(packed), CHUNK_BYTES):
+                    length = int.from_bytes(packed[start : start + 4], "little")
+                    identity = packed[start + 4 : start + CHUNK_BYTES]
+                    waiters = inflight.pop(identity, None)
+                    if waiters:
+                        waiting.append((waiters, at, length, packed[start : start + CHUNK_BYTES]))
+                    recent[identity] = (path, staged, place + at)
+                    at += length
             while len(recent) > _RECENT_CHUNKS:
                 del recent[next(iter(recent))]
         for waiters, at, length, one in waiting:
-            for sink, place in waiters:
+            for sink, offset in waiters:
                 if not sink.failed:
-                    sink.put(place, data[at : at + length], one)
+                    sink.put(offset, plain[at : at + length], one)
                 self.counters.bytes_reused += length
                 self.add(sink, length)
 
@@ -654,8 +690,7 @@ class Landing:
         self.counters.objects_done += len(landed)
         self.counters.bytes_done += sum([entry.size for _, entry in landed])
         self._control.post(Landed(self.counters.objects_done, self.counters.bytes_done))
-        for directory, entry in landed:
-            self.done(directory, entry.name)
+        self.landed(landed)
         for kind, directory, _, _ in batch:
             if kind == "directory" and self.directories.get(directory.path) is directory:
                 self._finish_directory(directory)
