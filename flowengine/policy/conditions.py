@@ -154,6 +154,11 @@ def parse_line(text: str, scope: Scope) -> Line:
         raise LineError(f"{text!r} does not begin with a declared attribute", hint)
     left = _reference(match[1], match[3], scope)
     rest = text[match.end() :].strip()
+    if re.fullmatch(r"is\s+(not\s+)?(known|unknown|missing|set|given)|exists", rest):
+        raise LineError(
+            f"{text!r} asks whether a fact is known, which a condition cannot do",
+            "an unknown fact already keeps permits from firing and makes forbids fire",
+        )
     op = next(
         (op for op in OPERATORS if rest == op or rest.startswith(op + (" " if op[-1].isalpha() else ""))), ""
     )
@@ -167,11 +172,6 @@ def parse_line(text: str, scope: Scope) -> Line:
 def _no_operator(text: str, rest: str, op: str) -> None:
     if op:
         raise LineError(f"{text!r} ends after {op!r}", "a line is: operand, operator, operand")
-    if re.match(r"is\s+(un)?known|exists|is\s+set\b|is\s+missing", rest):
-        raise LineError(
-            f"{text!r} asks whether a fact is known, which a condition cannot do",
-            "an unknown fact already keeps permits from firing and makes forbids fire",
-        )
     for other, meant in sorted(_OTHER_WORDS.items(), key=lambda pair: -len(pair[0])):
         if rest.startswith(other):
             raise LineError(f"{text!r} has no operator {other!r}", f"did you mean {meant!r}?")

@@ -44,6 +44,7 @@ class Remedy:
     kind: str
     lines: tuple[str, ...]
     who: tuple[tuple[str, ...], ...]
+    secret: tuple[bool, ...]
 
 
 def is_secret(line: Line, policies: PolicySet) -> bool:
@@ -80,6 +81,7 @@ def _remedies(
     """Take the lines about some subjects as open, see what would be needed, leave out what holds already."""
     holding: set[str] = set()
     sources: dict[str, tuple[str, ...]] = {}
+    secret: set[str] = set()
 
     def soften(lines: Sequence[Line], truths: Sequence[int]) -> list[int]:
         softened = []
@@ -92,6 +94,8 @@ def _remedies(
                 )
             )
             sources[line.text] = sources[negated(line)] = by
+            if is_secret(line, engine.policies):
+                secret.update((line.text, negated(line)))
             open_line = line.left.attribute.subject in subjects or line.left.name.startswith("approvals.")
             softened.append(UNKNOWN if open_line else truth)
         return softened
@@ -115,7 +119,8 @@ def _remedies(
     good = [way for way in candidates if way and _would_permit(engine, decision, way)]
     smallest = [way for way in good if not any(set(other) < set(way) for other in good)]
     return [
-        Remedy(kind, way, tuple(sources.get(text, ()) for text in way)) for way in smallest[:_MAX_REMEDIES]
+        Remedy(kind, way, tuple(sources.get(text, ()) for text in way), tuple(text in secret for text in way))
+        for way in smallest[:_MAX_REMEDIES]
     ]
 
 
@@ -267,7 +272,14 @@ def record(
     }
     if not decision.permit and with_remedies:
         plain["would_allow"] = [
-            {"kind": remedy.kind, "lines": list(remedy.lines), "who": [list(by) for by in remedy.who]}
+            {
+                "kind": remedy.kind,
+                "lines": [
+                    _HIDDEN[0] if hidden and not auditor else line
+                    for line, hidden in zip(remedy.lines, remedy.secret, strict=True)
+                ],
+                "who": [list(by) for by in remedy.who],
+            }
             for remedy in remedies(engine, decision)
         ]
     return plain

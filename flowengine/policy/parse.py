@@ -239,7 +239,7 @@ def _rules(root: Table, policy: str, scope: Scope, duty_scope: DutyScope) -> lis
         duties = _duties(table, f"{policy}/{name}", duty_scope)
         if effect == "forbid" and duties:
             table.problem(("then",), "a forbid has no duties", "move 'then' to a permit or a require")
-        if effect == "require" and not duties:
+        if effect == "require" and "then" not in table.data:
             table.problem((), f"rule {name!r} requires nothing", "add then = [{log = {evidence = 'full'}}]")
         why = table.text("why", example='"the reason, for people"')
         stop = table.text("stop", "stop-now", ("stop-now", "finish-file", "drain"))

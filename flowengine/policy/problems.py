@@ -45,7 +45,9 @@ def closest(word: str, known: Iterable[str]) -> str:
     "did you mean 'effect'?"
     """
     known = list(known)
-    near = difflib.get_close_matches(word, known, 1, 0.6)
+    near = difflib.get_close_matches(word, known, 5, 0.6)
+    swapped = [name for name in near if sorted(name) == sorted(word)]
+    near = swapped or near
     if not near:
         near = difflib.get_close_matches(word.lower(), [name.lower() for name in known], 1, 0.6)
         near = [name for name in known if near and name.lower() == near[0]]
@@ -54,7 +56,10 @@ def closest(word: str, known: Iterable[str]) -> str:
 
 def refuse(problems: list[Problem]) -> None:
     """Raise `PolicyInvalid` with every problem at once; nothing where there is none."""
-    errors = sorted(problem for problem in problems if problem.level == "error")
+    errors = sorted(
+        (problem for problem in problems if problem.level == "error"),
+        key=lambda problem: (problem.file, problem.line),
+    )
     if errors:
         count = "1 problem" if len(errors) == 1 else f"{len(errors)} problems"
         raise PolicyInvalid(
