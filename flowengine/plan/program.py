@@ -34,7 +34,11 @@ MAX_PRICING_ROUNDS = 60
 
 
 class Pricer:
-    """Finds, for many groups at once, routes that are worth having under given resource prices."""
+    """Finds, for many groups at once, routes that are worth having under given resource prices.
+
+    Attributes:
+        enter: A route enters when it weighs so much less, relatively, than it is worth.
+    """
 
     def __init__(self, network: Network, groups: Sequence[Group], max_relays: int, barred: BoolArray) -> None:
         self.network = network
@@ -42,6 +46,7 @@ class Pricer:
         self.searcher = Searcher(network)
         self.max_relays = max_relays
         self.barred = barred
+        self.enter = ENTER
         self.tenant: IntArray = np.array(
             [network.tenant_base + network.tenants[g.head.tenant] for g in groups], dtype=np.int64
         )
@@ -126,13 +131,13 @@ class Pricer:
         weight = (
             weight + weights[self.tenant[plain]] + weights[self._read[plain]] + weights[self._write[plain]]
         )
-        for i in plain[weight < worth[plain] * (1 - ENTER) - ENTER].tolist():
+        for i in plain[weight < worth[plain] * (1 - self.enter) - ENTER].tolist():
             head = groups[i].head
             route = search.route(int(self._from[i]), int(self._to[i]))
             columns.add(i, ((head.sources[0], head.targets[0], route),))
         for i in others:
             total, branches = self.searcher.cheapest(search, groups[i], weights)
-            if branches and total + weights[self.tenant[i]] < worth[i] * (1 - ENTER) - ENTER:
+            if branches and total + weights[self.tenant[i]] < worth[i] * (1 - self.enter) - ENTER:
                 columns.add(i, branches)
 
 
@@ -272,6 +277,7 @@ class FlowProgram:
         extra: FloatArray | None = None,
         method: str = "primal",
         first_basis: tuple[IntArray, IntArray] | None = None,
+        rounds: int = MAX_PRICING_ROUNDS,
     ) -> FloatArray:
         """Rates of all columns at the optimum over all routes, for one stage's objective.
 
@@ -284,6 +290,7 @@ class FlowProgram:
             extra: Added to the costs of the first columns.
             method: How to begin, as `Solver.run` takes it.
             first_basis: Where to start from, as `Solver.start_from` takes it.
+            rounds: How often routes are looked for.
         """
         network = self.columns.network
         groups = len(self.columns.groups)
@@ -299,9 +306,9 @@ class FlowProgram:
             np.concatenate([[-1.0 if level else 0.0], short, -self.bins.slope, column_costs])
         )
         if first_basis is not None:
-            self.solver.start_from(*first_basis)
+            self.solver.start_from(first_basis[0][: self.solver.column_count], first_basis[1])
         link_costs = network.assumed_price * price_weight + hop_weight
-        for _ in range(MAX_PRICING_ROUNDS):
+        while True:
             point, self.duals = self.solver.run(method)
             method = "primal"
             self.level, self.short = float(point[LEVEL]), point[1 : 1 + groups]
@@ -311,7 +318,8 @@ class FlowProgram:
                 if late:
                     self._add_new(value, price_weight, hop_weight, None)
                     continue
-            if self.pricer is None or not self._price(value, link_costs):
+            rounds -= 1
+            if rounds < 0 or self.pricer is None or not self._price(value, link_costs):
                 break
             self._add_new(value, price_weight, hop_weight, None)
         return self.rates

@@ -24,7 +24,7 @@ from flowengine.plan.admission import Promises
 from flowengine.plan.demands import Priority
 from flowengine.plan.fair import SLACK, completion_values, fill_class, floors, lessened
 from flowengine.plan.network import FloatArray, sum_by
-from flowengine.plan.program import Bins, FlowProgram
+from flowengine.plan.program import MAX_PRICING_ROUNDS, Bins, FlowProgram
 from flowengine.plan.solver import EffortSpent, Infeasible
 from flowengine.plan.warm import restore
 from flowengine.plan.work import CLASSES, Work
@@ -44,6 +44,8 @@ would spread the objective over more decades than the solver's tolerances bear."
 CLASS_GAP = 1.5
 FIRST_PASSES = 2
 STARVING_WORTH = 1.1
+WARM_ENTER = 0.03
+WARM_ROUNDS = 1
 LEAST_LEVEL = 0.01
 COMPLETION_WORTH = 0.01
 PRICE_WORTH = 0.01
@@ -181,9 +183,14 @@ def _binned(work: Work, promises: Promises, shares: Shares) -> None:
     warm = ladders is not None
     if ladders is None:
         ladders = _ladders(work, _guessed_totals(work))
+    # Between two plans every price moves a little; routes that gain less than that are noise.
+    work.pricer.enter = WARM_ENTER if warm else work.pricer.enter
     values = _stable_values(work)
     loyalty = _loyalty(work, PRICE_WORTH, HOP_WORTH)
     for attempt in range(1 if warm else FIRST_PASSES):
+        # The first passes only settle the ladders; a warm plan has nearly all routes that it needs.
+        last = warm or attempt == FIRST_PASSES - 1
+        rounds = WARM_ROUNDS if warm else MAX_PRICING_ROUNDS if last else 0
         if attempt:
             ladders = _ladders(work, shares.totals)
         program = FlowProgram(
@@ -195,7 +202,7 @@ def _binned(work: Work, promises: Promises, shares: Shares) -> None:
         program.solve(
             value=values * COMPLETION_WORTH, shortfall=cost, price_weight=PRICE_WORTH,
             hop_weight=HOP_WORTH, extra=loyalty, method="dual" if warm else "interior",
-            first_basis=restore(work, program) if warm else None,
+            first_basis=restore(work, program) if warm else None, rounds=rounds,
         )  # fmt: skip
         shares.program = program
         shares.totals = _totals(work, program.rates)
@@ -241,7 +248,7 @@ def _slopes(work: Work) -> tuple[FloatArray, dict[Priority, float]]:
     """Worth of each piece, and the factor of each class: its last piece is worth more than all of the next class."""
     present = [c for c in reversed(CLASSES) if any(p == c for p, _ in work.units)]
     ratio = PIECE_RATIO[len(present) - 1]
-    slopes = ratio ** np.arange(PIECES - 1, -1, -1)
+    slopes: FloatArray = np.power(ratio, np.arange(PIECES - 1, -1, -1, dtype=np.float64))
     gap = CLASS_GAP * float(slopes[0])
     return slopes, {priority: gap**i for i, priority in enumerate(present)}
 
@@ -269,6 +276,9 @@ def _binned_floors(work: Work, promises: Promises, program: FlowProgram) -> Floa
         share = work.limits.starvation_share
         nobody = np.zeros(len(work.groups), dtype=bool)
         least = floors(program, members, work.weight, work.capacity, share, nobody)
+        # Powers of two stay the same while capacities waver.
+        with np.errstate(divide="ignore"):
+            least = np.where(least > 0, 2.0 ** np.floor(np.log2(least)), 0.0)
         program.set_floors(members, least * (1 - SLACK))
         slopes, factors = _slopes(work)
         factor = np.array([factors.get(c, 0.0) for c in CLASSES])

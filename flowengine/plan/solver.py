@@ -125,7 +125,8 @@ class Solver:
         basis.col_status = [_STATUS[i] for i in columns.tolist()]
         basis.row_status = [_STATUS[i] for i in rows.tolist()]
         basis.alien, basis.valid = True, True
-        self._highs.setBasis(basis)
+        status = self._highs.setBasis(basis)
+        assert status != highspy.HighsStatus.kError, "a basis has one status for each row and column"
 
     def basis(self) -> tuple[IntArray, IntArray]:
         """Statuses of columns and rows, as `start_from` takes them."""
