@@ -65,6 +65,11 @@ def select(paths: list[bytes], files_from: list[bytes] | None = None) -> Selecti
                 f"source {show_path(path)} does not exist",
                 hint="check the spelling; relative paths start at the current folder",
             ) from None
+        except NotADirectoryError:
+            raise UsageError(
+                f"{show_path(path)} is not a folder",
+                hint="leave out the final slash to copy the file itself",
+            ) from None
         except OSError as error:
             raise FlowError(f"source {show_path(path)}: {error.strerror}", reason="local") from error
         contents = path.endswith(b"/") or os.path.basename(path) in (b".", b"..", b"")
