@@ -59,7 +59,9 @@ def parse_bytes(text: str) -> int:
     """
     number, unit = _split(text, "size", "64KiB or 2GB")
     if unit not in _BYTES:
-        raise UsageError(f"{text!r} has an unknown size unit {unit!r}", hint="use KiB, MiB, GiB, TiB or KB, MB, GB, TB")
+        raise UsageError(
+            f"{text!r} has an unknown size unit {unit!r}", hint="use KiB, MiB, GiB, TiB or KB, MB, GB, TB"
+        )
     return int(number * _BYTES[unit])
 
 
@@ -149,6 +151,10 @@ def show_path(path: bytes) -> str:
     """
     text = path.decode("utf-8", "surrogateescape")
     return "".join(
-        f"\\x{ord(c) - 0xDC00:02x}" if 0xDC80 <= ord(c) <= 0xDCFF else f"\\x{ord(c):02x}" if ord(c) < 32 or ord(c) == 127 else c
+        f"\\x{ord(c) - 0xDC00:02x}"
+        if 0xDC80 <= ord(c) <= 0xDCFF
+        else f"\\x{ord(c):02x}"
+        if ord(c) < 32 or ord(c) == 127
+        else c
         for c in text
     )

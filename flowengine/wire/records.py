@@ -53,7 +53,9 @@ def pack_record_header(codec: int, raw_bytes: int, stored_bytes: int, runs: list
     >>> parse_record_header(memoryview(pack_record_header(STORED, 9, 9, [(1, 2, 3)])), 100)
     (0, 9, 9, [(1, 2, 3)], 24)
     """
-    return _HEADER.pack(codec, 0, len(runs), raw_bytes, stored_bytes) + b"".join([_RUN.pack(*run) for run in runs])
+    return _HEADER.pack(codec, 0, len(runs), raw_bytes, stored_bytes) + b"".join(
+        [_RUN.pack(*run) for run in runs]
+    )
 
 
 def parse_record_header(data: memoryview, max_raw_bytes: int) -> RecordHeader | None:
@@ -66,9 +68,13 @@ def parse_record_header(data: memoryview, max_raw_bytes: int) -> RecordHeader | 
         return None
     codec, reserved, count, raw, stored = _HEADER.unpack_from(data)
     if codec not in (STORED, ZSTD) or reserved or not 0 < count <= MAX_RUNS:
-        raise ProtocolError(f"a data record has codec {codec}, reserved {reserved}, {count} runs: not of this protocol")
+        raise ProtocolError(
+            f"a data record has codec {codec}, reserved {reserved}, {count} runs: not of this protocol"
+        )
     if not 0 < raw <= max_raw_bytes or not 0 < stored <= raw or (codec == STORED and stored != raw):
-        raise ProtocolError(f"a data record claims {raw} bytes stored as {stored}; at most {max_raw_bytes} are allowed")
+        raise ProtocolError(
+            f"a data record claims {raw} bytes stored as {stored}; at most {max_raw_bytes} are allowed"
+        )
     end = RECORD_HEADER_BYTES + count * RUN_BYTES
     if len(data) < end:
         return None
