@@ -127,7 +127,7 @@ class Pricer:
         search = self.searcher.search(per_link, sorted(feeders), allowed, self.max_relays)
         rows = np.zeros(len(network.sites), dtype=np.int64)
         rows[list(search.rows)] = list(search.rows.values())
-        weight = search.distance[-1][rows[self._from[plain]], self._to[plain]]
+        weight = search.distance[-1][self._to[plain], rows[self._from[plain]]]
         weight = (
             weight + weights[self.tenant[plain]] + weights[self._read[plain]] + weights[self._write[plain]]
         )

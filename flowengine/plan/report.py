@@ -207,6 +207,7 @@ def _obstacles(outcome: Outcome, rate: FloatArray, edges: list[float]) -> list[t
         (u, r): gain for u, found in outcome.shares.notes.items() for r, gain in found if math.isfinite(gain)
     }
     starts = np.searchsorted(at, np.arange(len(columns) + 1))
+    closed = _closed(work, np.flatnonzero(main[: work.real] < 0), edges)
     found: list[tuple[Obstacle, ...]] = []
     for group, g in enumerate(work.groups[: work.real]):
         if group in outcome.promises.obstacles:
@@ -214,7 +215,7 @@ def _obstacles(outcome: Outcome, rate: FloatArray, edges: list[float]) -> list[t
         elif g.head.not_before_s is not None and g.head.not_before_s > work.now_s:
             found.append((Obstacle(kind="not-yet", name="not before", until_s=g.head.not_before_s),))
         elif main[group] < 0:
-            found.append(_closed(work, group, edges))
+            found.append(closed[group])
         elif rate[group] * 1e-9 >= work.ceiling[group] * (1 - FULL):
             found.append(
                 (Obstacle(kind="ceiling", name="what it can use", capacity_bits_per_s=int(rate[group])),)
@@ -271,24 +272,25 @@ def _main_columns(columns: Columns, bits: FloatArray, groups: int) -> IntArray:
     return main
 
 
-def _closed(work: Work, group: int, edges: list[float]) -> tuple[Obstacle, ...]:
-    """Why a group has no route at all: something is closed for now, or there is none."""
+def _closed(work: Work, lost: IntArray, edges: list[float]) -> dict[int, tuple[Obstacle, ...]]:
+    """Why some groups have no route at all: something is closed for now, or there is none."""
     scratch = Columns(work.network, work.groups)
     links = len(work.network.links)
-    if links:
+    if links and len(lost):
         worth = np.zeros(len(work.groups))
-        worth[group] = math.inf
+        worth[lost] = math.inf
         free, open_all = np.zeros(work.network.resource_count), np.zeros(links, dtype=bool)
         work.pricer.offer(scratch, free, work.pricer.barred.astype(float) + 1e-3, worth, barred=open_all)
-    if not len(scratch):
-        return (Obstacle(kind="no-route", name="no allowed route"),)
-    _, resources, _ = scratch.incidence()
-    shut = [r for r in resources.tolist() if work.capacity[r] <= 0 or (r < links and work.pricer.barred[r])]
     until = edges[0] if edges else None
-    return tuple(
-        Obstacle(kind=work.network.resources[r].kind, name=work.network.resources[r].name, until_s=until)
-        for r in shut[:2]
-    )
+    nowhere = (Obstacle(kind="no-route", name="no allowed route"),)
+    found: dict[int, tuple[Obstacle, ...]] = dict.fromkeys(lost.tolist(), nowhere)
+    at, resources, _ = scratch.incidence()
+    for column, group in enumerate(scratch.group().tolist()):
+        used = resources[at == column].tolist()
+        shut = [r for r in used if work.capacity[r] <= 0 or (r < links and work.pricer.barred[r])]
+        names = [work.network.resources[r] for r in shut[:2]]
+        found[group] = tuple(Obstacle(kind=r.kind, name=r.name, until_s=until) for r in names)
+    return found
 
 
 def _demand_plans(

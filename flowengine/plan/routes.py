@@ -124,7 +124,12 @@ class Columns:
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """Distances from some sites under some weights, and the routes behind them."""
+    """Distances from some sites under some weights, and the routes behind them.
+
+    Attributes:
+        rows: The number of each source.
+        distance: Least weights over at most 0, 1, 2… links, sites by sources.
+    """
 
     searcher: Searcher
     weights: FloatArray
@@ -134,7 +139,7 @@ class Search:
 
     def weight(self, source: int, target: int) -> float:
         """Least weight from a source to a target, infinity when there is no route."""
-        return float(self.distance[-1][self.rows[source], target])
+        return float(self.distance[-1][target, self.rows[source]])
 
     def route(self, source: int, target: int) -> tuple[int, ...]:
         """The links of the lightest route, in order. Only call it when `weight` is finite."""
@@ -143,12 +148,12 @@ class Search:
         at = target
         level = len(self.distance) - 1
         while at != source:
-            reached = self.distance[level][row, at]
-            while level > 1 and self.distance[level - 1][row, at] == reached:
+            reached = self.distance[level][at, row]
+            while level > 1 and self.distance[level - 1][at, row] == reached:
                 level -= 1
             into = self.searcher.links_into(at)
             weights = self.weights if level == 1 else self.relay_weights
-            before = self.distance[level - 1][row, self.searcher.network.link_source[into]] + weights[into]
+            before = self.distance[level - 1][self.searcher.network.link_source[into], row] + weights[into]
             link = int(into[int(np.argmin(before))])
             links.append(link)
             at = int(self.searcher.network.link_source[link])
@@ -191,18 +196,29 @@ class Searcher:
         limit = max_relays if allowed.max_relays is None else min(max_relays, allowed.max_relays)
         weights = np.where(links, weights + HOP_WEIGHT, math.inf)
         relay_weights = np.where(relays[network.link_source], weights, math.inf) if len(weights) else weights
-        first = np.full((len(sources), len(network.sites)), math.inf)
-        first[np.arange(len(sources)), np.array(sources, dtype=np.int64)] = 0.0
+        # Sites by sources: what a link gathers is one run of memory.
+        first = np.full((len(network.sites), len(sources)), math.inf)
+        first[np.array(sources, dtype=np.int64), np.arange(len(sources))] = 0.0
         distance = [first]
-        for level in range(1, limit + 2 if len(weights) else 1):
-            ordered = (weights if level == 1 else relay_weights)[self._order]
-            reached = distance[-1][:, self._sources] + ordered
+        rows = {site: row for row, site in enumerate(sources)}
+        if len(weights):
+            row_of = np.full(len(network.sites), -1, dtype=np.int64)
+            row_of[list(rows)] = list(rows.values())
+            direct = first.copy()
+            mine = np.flatnonzero(row_of[network.link_source] >= 0)
+            np.minimum.at(
+                direct, (network.link_target[mine], row_of[network.link_source[mine]]), weights[mine]
+            )  # fmt: skip
+            distance.append(direct)
+        ordered = relay_weights[self._order]
+        for _ in range(limit if len(weights) else 0):
+            reached = distance[-1][self._sources]
+            reached += ordered[:, None]
             nearest = distance[-1].copy()
-            nearest[:, self._heads] = np.minimum(
-                nearest[:, self._heads], np.minimum.reduceat(reached, self._starts, axis=1)
+            nearest[self._heads] = np.minimum(
+                nearest[self._heads], np.minimum.reduceat(reached, self._starts, axis=0)
             )
             distance.append(nearest)
-        rows = {site: row for row, site in enumerate(sources)}
         return Search(self, weights, relay_weights, rows, tuple(distance))
 
     def cheapest(self, search: Search, group: Group, weights: FloatArray) -> tuple[float, tuple[Branch, ...]]:

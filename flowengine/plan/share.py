@@ -4,7 +4,7 @@ Goal: the objectives in their order, each stage keeping what the stages before i
 
 Plan: up to `exact_groups` groups each objective is a stage of its own (see `fair`). Above, one program does
 all of it: each tenant's total has a concave utility in pieces, the same ladder of levels for all tenants of a
-class, taken from how a first pass spread them; classes lie a factor apart, nearly complete datasets and cheap routes break ties. That
+class, taken from how water filling spreads them; classes lie a factor apart, nearly complete datasets and cheap routes break ties. That
 is the idea of geometric and equi-depth binning (Namyar et al., NSDI 2024, "Solving max-min fair resource
 allocations quickly on large graphs"). Warm, it starts from the last plan's basis. When the effort is spent,
 water filling goes on from the last feasible point.
@@ -42,7 +42,6 @@ PIECE_RATIO = (2.5, 2.0, 1.6)
 """How much more a piece is worth than the next one, by how many classes there are: with three, more than this
 would spread the objective over more decades than the solver's tolerances bear."""
 CLASS_GAP = 1.5
-FIRST_PASSES = 2
 STARVING_WORTH = 1.1
 WARM_ENTER = 0.03
 WARM_ROUNDS = 1
@@ -178,34 +177,29 @@ def _hold_promises(work: Work, promises: Promises, program: FlowProgram) -> None
 
 
 def _binned(work: Work, promises: Promises, shares: Shares) -> None:
-    """One program for everything; without the last plan's ladders, a few times until the ladders settle."""
+    """One program for everything, on the last plan's ladders, or on those of a guess when there was none."""
     ladders = _last_ladders(work)
     warm = ladders is not None
     if ladders is None:
         ladders = _ladders(work, _guessed_totals(work))
-    # Between two plans every price moves a little; routes that gain less than that are noise.
+    # Between two plans every price moves a little: routes that gain less than that are noise, and nearly all
+    # routes that are needed are known.
     work.pricer.enter = WARM_ENTER if warm else work.pricer.enter
     values = _stable_values(work)
     loyalty = _loyalty(work, PRICE_WORTH, HOP_WORTH)
-    for attempt in range(1 if warm else FIRST_PASSES):
-        # The first passes only settle the ladders; a warm plan has nearly all routes that it needs.
-        last = warm or attempt == FIRST_PASSES - 1
-        rounds = WARM_ROUNDS if warm else MAX_PRICING_ROUNDS if last else 0
-        if attempt:
-            ladders = _ladders(work, shares.totals)
-        program = FlowProgram(
-            work.columns, work.pricer, work.capacity, work.ceiling, work.unit, work.unit_weight, work.effort,
-            _bins(work, ladders), len(work.known) if warm else None,
-        )  # fmt: skip
-        program.set_unit_floors(np.arange(len(work.units)), np.zeros(len(work.units)))
-        cost = _binned_floors(work, promises, program)
-        program.solve(
-            value=values * COMPLETION_WORTH, shortfall=cost, price_weight=PRICE_WORTH,
-            hop_weight=HOP_WORTH, extra=loyalty, method="dual" if warm else "interior",
-            first_basis=restore(work, program) if warm else None, rounds=rounds,
-        )  # fmt: skip
-        shares.program = program
-        shares.totals = _totals(work, program.rates)
+    program = FlowProgram(
+        work.columns, work.pricer, work.capacity, work.ceiling, work.unit, work.unit_weight, work.effort,
+        _bins(work, ladders), len(work.known) if warm else None,
+    )  # fmt: skip
+    program.set_unit_floors(np.arange(len(work.units)), np.zeros(len(work.units)))
+    cost = _binned_floors(work, promises, program)
+    program.solve(
+        value=values * COMPLETION_WORTH, shortfall=cost, price_weight=PRICE_WORTH, hop_weight=HOP_WORTH,
+        extra=loyalty, method="dual" if warm else "interior",
+        first_basis=restore(work, program) if warm else None,
+        rounds=WARM_ROUNDS if warm else MAX_PRICING_ROUNDS,
+    )  # fmt: skip
+    shares.program = program
     shares.ladders = ladders
     weights = -program.duals[: program.resource_rows]
     tight = np.argsort(-weights, kind="stable")[:3]

@@ -18,7 +18,7 @@ from flowengine.plan.topology import Overlay
 __all__ = ["CLASSES", "Work", "prepare"]
 
 CLASSES = tuple(Priority)
-CONGESTED_ROUNDS = 2
+CONGESTED_ROUNDS = 1
 LEAST_CEILING_GBIT = 1e-3
 """Even the last bytes of a demand are worth 1 Mbit/s: less would be lost as the solver's dust."""
 
