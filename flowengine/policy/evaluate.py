@@ -11,12 +11,15 @@ and more duties never merge where fewer collide.
 
 from __future__ import annotations
 
+import operator
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import tzinfo
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
-from flowengine.policy.merge import Collision, Merged, merge, missing_capabilities, timed_collision
+from flowengine.policy.merge import Collision, Merged, merge, timed_collision
 from flowengine.policy.model import (
     FALSE,
     TRUE,
@@ -38,7 +41,9 @@ from flowengine.policy.model import (
 __all__ = ["CompiledRule", "Decision", "Engine", "Found", "PolicyTrace", "RuleTrace", "evaluate", "judge"]
 
 Facts = Mapping[str, Value]
-Leaf = Callable[[Facts], int]
+Getter = Callable[[str], Value | None]
+Leaf = Callable[[Getter], int]
+"""Gives a line's truth from `facts.get`."""
 Combiner = Callable[[Sequence[int]], int]
 
 _MERGE_CACHE_ENTRIES: Final = 8192
@@ -124,7 +129,16 @@ class RuleTrace:
 class CompiledPolicy:
     """The rules of a policy for one use."""
 
-    __slots__ = ("plain_scope", "policy", "rules", "scope", "scope_leaves", "scope_lines", "unlisted_deny")
+    __slots__ = (
+        "_silent",
+        "plain_scope",
+        "policy",
+        "rules",
+        "scope",
+        "scope_leaves",
+        "scope_lines",
+        "unlisted_deny",
+    )
 
     def __init__(
         self, policy: Policy, rules: tuple[CompiledRule, ...], leaf_of: Callable[[Line, bool], Leaf]
@@ -136,6 +150,15 @@ class CompiledPolicy:
         self.scope_leaves = tuple(leaf_of(line, False) for line in self.scope_lines)
         self.scope = combine_all(policy.scope, 0)
         self.plain_scope = all(isinstance(part, Line) for part in policy.scope)
+        self._silent: dict[tuple[int, ...], PolicyTrace] = {}
+
+    def silent(self, truths: list[int]) -> PolicyTrace:
+        """The trace of a policy that is out of scope: one for each combination of truths of its scope."""
+        key = tuple(truths)
+        found = self._silent.get(key)
+        if found is None:
+            found = self._silent[key] = PolicyTrace(self, FALSE, truths, _NO_ROWS, _NONE, _NONE, _NONE)
+        return found
 
 
 class PolicyTrace:
@@ -360,18 +383,21 @@ class Engine:
             return merged, merged.collision
         if check_times and merged.timed and (collision := timed_collision(merged, now, self.zones)):
             return merged, collision
-        if can is not None and merged.duties and (missing := missing_capabilities(merged.duties, can)):
-            return merged, tuple(missing)
+        if can is not None and merged.needs:
+            missing = [" or ".join(group) for group in merged.needs if can.isdisjoint(group)]
+            if missing:
+                return merged, tuple(missing)
         return merged, None
 
 
 def evaluate(compiled: CompiledPolicy, facts: Facts) -> PolicyTrace:
     """One policy on facts: the truth of every line of its scope and, unless that is false, of its rules."""
-    truths = [leaf(facts) for leaf in compiled.scope_leaves]
+    get = facts.get
+    truths = [leaf(get) for leaf in compiled.scope_leaves]
     scope = (min(truths) if truths else TRUE) if compiled.plain_scope else compiled.scope(truths)
     if scope == FALSE:
-        return PolicyTrace(compiled, scope, truths, _NO_ROWS, _NONE, _NONE, _NONE)
-    return judge(compiled, scope, truths, [[leaf(facts) for leaf in rule.leaves] for rule in compiled.rules])
+        return compiled.silent(truths)
+    return judge(compiled, scope, truths, [[leaf(get) for leaf in rule.leaves] for rule in compiled.rules])
 
 
 def judge(
@@ -399,38 +425,38 @@ def judge(
 
 def combine_all(parts: Sequence[Condition], start: int) -> Combiner:
     """How truths of the lines of `parts`, from index `start` on, combine when all must hold."""
-    if not parts:
-        return lambda _truths: TRUE
-    if all(isinstance(part, Line) for part in parts):
-        end = start + len(parts)
-        return lambda truths: min(truths[start:end])
-    combiners = _combiners(parts, start)
-    return lambda truths: min([combiner(truths) for combiner in combiners])
+    return _combiner(_expression("min", parts, start) if parts else str(TRUE))
 
 
 def combine_any(parts: Sequence[Condition], start: int) -> Combiner:
     """How truths combine when one that holds is enough; false for no parts."""
-    if not parts:
-        return lambda _truths: FALSE
-    combiners = _combiners(parts, start)
-    return lambda truths: max([combiner(truths) for combiner in combiners])
+    return _combiner(_expression("max", parts, start) if parts else str(FALSE))
 
 
-def _combiners(parts: Sequence[Condition], start: int) -> list[Combiner]:
+def _combiner(expression: str) -> Combiner:
+    """A function of the list of truths `t` from an expression of `min`, `max`, `t[number]`, and numbers only.
+
+    Compiled once per rule: nested calls of small functions took most of the time of a decision.
+    """
+    assert _ONLY_NUMBERS.fullmatch(expression), expression
+    combiner: Combiner = eval(f"lambda t: {expression}", {"min": min, "max": max, "__builtins__": {}})  # noqa: S307
+    return combiner
+
+
+_ONLY_NUMBERS: Final = re.compile(r"(?:min|max|t\[[0-9]+\]|[0-9]+|[-(), ])+")
+
+
+def _expression(how: str, parts: Sequence[Condition], at: int) -> str:
     found = []
     for part in parts:
-        found.append(_combiner(part, start))
-        start += sum(1 for _ in leaves(part))
-    return found
-
-
-def _combiner(part: Condition, at: int) -> Combiner:
-    if isinstance(part, Line):
-        return lambda truths: truths[at]
-    if part.kind == "not":
-        inner = _combiner(part.items[0], at)
-        return lambda truths: TRUE - inner(truths)
-    return (combine_all if part.kind == "all" else combine_any)(part.items, at)
+        if isinstance(part, Line):
+            found.append(f"t[{at}]")
+        elif part.kind == "not":
+            found.append(f"({TRUE} - {_expression('min', part.items, at)})")
+        else:
+            found.append(_expression("min" if part.kind == "all" else "max", part.items, at))
+        at += sum(1 for _ in leaves(part))
+    return f"{how}({', '.join(found)})" if len(found) > 1 else found[0]
 
 
 def compile_line(policies: PolicySet, policy: Policy, line: Line, certain: bool) -> Leaf:
@@ -455,81 +481,90 @@ def compile_line(policies: PolicySet, policy: Policy, line: Line, certain: bool)
 
 
 def _unless_stale(leaf: Leaf, review_by: int) -> Leaf:
-    def stale(facts: Facts) -> int:
-        now = facts.get("time.now")
-        return leaf(facts) if isinstance(now, int) and now < review_by else UNKNOWN
+    def stale(get: Getter) -> int:
+        now = get("time.now")
+        return leaf(get) if isinstance(now, int) and now < review_by else UNKNOWN
 
     return stale
 
 
 COMPARISONS: Final[Mapping[str, Callable[..., bool]]] = {
-    "is": lambda a, b: a == b,
-    "is not": lambda a, b: a != b,
+    "is": operator.eq,
+    "is not": operator.ne,
     "in": lambda a, b: a in b,
     "not in": lambda a, b: a not in b,
-    "includes": lambda a, b: b in a,
+    "includes": operator.contains,
     "excludes": lambda a, b: b not in a,
     "includes any of": lambda a, b: not b.isdisjoint(a),
     "includes all of": lambda a, b: b <= a,
-    "subset of": lambda a, b: a <= b,
-    "<": lambda a, b: a < b,
-    "<=": lambda a, b: a <= b,
-    ">": lambda a, b: a > b,
-    ">=": lambda a, b: a >= b,
-    "before": lambda a, b: a < b,
-    "after": lambda a, b: a > b,
-    "not before": lambda a, b: a >= b,
+    "subset of": operator.le,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+    "before": operator.lt,
+    "after": operator.gt,
+    "not before": operator.ge,
 }
 """What each operator says of two known values."""
 
+_TURNED: Final = {
+    "<": operator.gt, "<=": operator.ge, ">": operator.lt, ">=": operator.le, "before": operator.gt,
+    "after": operator.lt, "not before": operator.le, "is": operator.eq, "is not": operator.ne,
+}  # fmt: skip
+"""The same with the constant first, so that it can be bound."""
+
 
 def _against(line: Line, constant: Value) -> Leaf:
-    """A line whose right side is a constant; the common ones without a second call."""
+    """A line whose right side is a constant: one test of the value, bound to the constant beforehand."""
     name, op = line.left.name, line.op
+    test, yes, no = _test(op, constant), TRUE, FALSE
+    if op in ("not in", "excludes", "includes any of"):
+        yes, no = no, yes
     if line.left.attribute.nonempty:
-        compare = COMPARISONS[op]
 
-        def nonempty(facts: Facts) -> int:
-            value = facts.get(name)
-            return (TRUE if compare(value, constant) else FALSE) if value else UNKNOWN
+        def nonempty(get: Getter) -> int:
+            value = get(name)
+            return (yes if test(value) else no) if value else UNKNOWN
 
         return nonempty
-    if op == "is":
-
-        def equal(facts: Facts) -> int:
-            value = facts.get(name)
-            return UNKNOWN if value is None else (TRUE if value == constant else FALSE)
-
-        return equal
     if op == "includes":
 
-        def includes(facts: Facts) -> int:
-            value = facts.get(name)
+        def includes(get: Getter) -> int:
+            value = get(name)
             return UNKNOWN if value is None else (TRUE if constant in value else FALSE)  # type: ignore[operator]
 
         return includes
-    if op == "in":
 
-        def among(facts: Facts) -> int:
-            value = facts.get(name)
-            return UNKNOWN if value is None else (TRUE if value in constant else FALSE)  # type: ignore[operator]
+    def tested(get: Getter) -> int:
+        value = get(name)
+        return UNKNOWN if value is None else (yes if test(value) else no)
 
-        return among
-    compare = COMPARISONS[op]
+    return tested
 
-    def compared(facts: Facts) -> int:
-        value = facts.get(name)
-        return UNKNOWN if value is None else (TRUE if compare(value, constant) else FALSE)
 
-    return compared
+def _test(op: str, constant: Value) -> Callable[[Any], bool]:
+    """A test of a value against a constant; of `not in`, `excludes`, `includes any of` the opposite one."""
+    if op in _TURNED:
+        return partial(_TURNED[op], constant)
+    if op in ("includes", "excludes"):
+        return lambda value: constant in value
+    assert isinstance(constant, frozenset)
+    return {
+        "in": constant.__contains__,
+        "not in": constant.__contains__,
+        "includes any of": constant.isdisjoint,
+        "includes all of": constant.issubset,
+        "subset of": constant.issuperset,
+    }[op]
 
 
 def _between(line: Line, right: Reference) -> Leaf:
     one, two, compare = line.left.name, right.name, COMPARISONS[line.op]
     empty_one, empty_two = line.left.attribute.nonempty, right.attribute.nonempty
 
-    def compared(facts: Facts) -> int:
-        left, other = facts.get(one), facts.get(two)
+    def compared(get: Getter) -> int:
+        left, other = get(one), get(two)
         if left is None or other is None or (empty_one and not left) or (empty_two and not other):
             return UNKNOWN
         return TRUE if compare(left, other) else FALSE

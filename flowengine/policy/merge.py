@@ -38,12 +38,21 @@ class Collision:
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """Duties of several rules as one list, by type; `timed` ones still need `timed_collision`."""
+    """Duties of several rules as one list, by type.
+
+    Args:
+        duties: One of each type.
+        collision: Why there is no such list.
+        notes: What people have to know, like a deletion that waits.
+        timed: Whether `timed_collision` still has to be asked.
+        needs: What an agent has to be able to do, of each group one.
+    """
 
     duties: tuple[Duty, ...]
     collision: Collision | None = None
     notes: tuple[str, ...] = ()
     timed: bool = False
+    needs: tuple[tuple[str, ...], ...] = ()
 
 
 def merge(duties: Sequence[Duty]) -> Merged:
@@ -69,7 +78,8 @@ def merge(duties: Sequence[Duty]) -> Merged:
     windows = merged.get("window")
     timed = bool("delete_by" in merged or (deletions and "retain" in merged))
     timed = timed or (windows is not None and len(windows.get("windows")) > 1)  # type: ignore[arg-type]
-    return Merged(tuple(merged.values()), notes=tuple(notes), timed=timed)
+    needs = dict.fromkeys(group for duty in merged.values() for group in required_capabilities(duty))
+    return Merged(tuple(merged.values()), notes=tuple(notes), timed=timed, needs=tuple(needs))
 
 
 def _merge_type(name: str, group: list[Duty]) -> Duty | Collision:

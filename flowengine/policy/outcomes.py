@@ -133,7 +133,7 @@ def soft_evaluate(
         if any(reference.name in partial for reference in line.references()):
             return _partial_truth(policies, compiled, line, facts, partial)
         assert callable(leaf)
-        found = leaf(facts)
+        found = leaf(facts.get)
         assert isinstance(found, int)
         return found
 

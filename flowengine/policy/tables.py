@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from flowengine.policy.evaluate import CompiledPolicy, Engine, PolicyTrace
 from flowengine.policy.model import FALSE, USES, Line, Site, Value
+from flowengine.policy.obligations import required_capabilities
 from flowengine.policy.outcomes import AtLeast, Outcome, is_weaker, outcome, policy_needs, soft_evaluate
 
 __all__ = ["Change", "Table", "changes", "table"]
@@ -86,9 +87,9 @@ class _Builder:
         self.partial = partial
         self.signatures: dict[Key, PolicyTrace] = {}
         self.outcomes: dict[Key, Outcome] = {}
-        self.by_can: dict[frozenset[str] | None, int] = {}
-        for index, site in enumerate(self.sites):
-            self.by_can[site.can] = self.by_can.get(site.can, 0) | 1 << index
+        self.distinct: dict[Key, Outcome] = {}
+        self.words: dict[int, frozenset[str]] = {}
+        self.able: dict[frozenset[str], list[tuple[frozenset[str] | None, int]]] = {}
         now = request.get("time.now")
         self.now = now if isinstance(now, int) else None
 
@@ -110,7 +111,7 @@ class _Builder:
         groups: dict[Key, tuple[Mapping[str, Value], int]] = {}
         for index, site in enumerate(self.sites):
             facts = {**self.request, **site.facts}
-            key = (*(leaf(facts) for leaf in about_site), *(facts.get(name) for name in raw))
+            key = (*(leaf(facts.get) for leaf in about_site), *(facts.get(name) for name in raw))
             first, mask = groups.get(key, (site.facts, 0))
             groups[key] = (first, mask | 1 << index)
         data_names = [name for name in dict.fromkeys(mixed) if name.startswith("data.")]
@@ -123,7 +124,7 @@ class _Builder:
         if partial:
             key: Key = (id(facts),)
         else:
-            truths = tuple([leaf(facts) for _, leaf in table.data_lines])  # type: ignore[operator]
+            truths = tuple([leaf(facts.get) for _, leaf in table.data_lines])  # type: ignore[operator]
             key = (truths, *(facts.get(name) for name in table.mixed))
         found = table.results.get(key)
         if found is None:
@@ -166,15 +167,45 @@ class _Builder:
             parts = split
         merged: dict[int, Cell] = {}
         for traces, mask in parts:
-            for can, able in self.by_can.items():
+            words = frozenset[str]().union(*[self.needed_words(trace) for trace in traces])
+            for can, able in self.sites_by_ability(words):
                 if not (sites := mask & able):
                     continue
                 key: Key = (can, *(id(trace) for trace in traces))
                 if (result := self.outcomes.get(key)) is None:
-                    result = self.outcomes[key] = outcome(self.engine, traces, can, self.now)
+                    result = self.outcomes[key] = self.same(outcome(self.engine, traces, can, self.now))
                 _, before = merged.get(id(result), (result, 0))
                 merged[id(result)] = (result, before | sites)
         return list(merged.values())
+
+    def needed_words(self, trace: PolicyTrace) -> frozenset[str]:
+        """The capabilities that duties of a policy's rules could ask for."""
+        found = self.words.get(id(trace))
+        if found is None:
+            rules = [row[0].rule for row in trace.rows if not row[0].is_forbid and row[2] != FALSE]
+            groups = [
+                group for rule in rules for duty in rule.duties for group in required_capabilities(duty)
+            ]
+            found = self.words[id(trace)] = frozenset(word for group in groups for word in group)
+        return found
+
+    def sites_by_ability(self, words: frozenset[str]) -> list[tuple[frozenset[str] | None, int]]:
+        """The sites grouped by which of some capabilities their agents have."""
+        found = self.able.get(words)
+        if found is None:
+            groups: dict[frozenset[str] | None, int] = {}
+            for index, site in enumerate(self.sites):
+                can = None if site.can is None else site.can & words
+                groups[can] = groups.get(can, 0) | 1 << index
+            found = self.able[words] = list(groups.items())
+        return found
+
+    def same(self, found: Outcome) -> Outcome:
+        """One object for equal outcomes; of `never` only who denies counts, the lines are those of one site."""
+        key: Key = (found,)
+        if found.kind == "never":
+            key = tuple((never.policy, never.because) for never in found.never)
+        return self.distinct.setdefault(key, found)
 
 
 def table(
