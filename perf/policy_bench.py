@@ -30,7 +30,7 @@ from flowengine.policy.tables import changes, table
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 AT = 1_772_452_800  # 2026-03-02T12:00:00Z
-BATCH = 2000
+BATCH = 100
 COUNTRIES = [
     "FR", "DE", "IE", "FI", "US", "CA", "BR", "JP", "GB", "CH", "CN", "HK", "SG", "RU", "IN", "AU", "AE", "NG",
 ]  # fmt: skip
