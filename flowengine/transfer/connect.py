@@ -30,7 +30,7 @@ from flowengine.errors import (
     TemporaryError,
     UsageError,
 )
-from flowengine.transfer.control import Control, refusal
+from flowengine.transfer.control import STALL_S, Control, refusal
 from flowengine.transfer.lanes import prepare_socket
 from flowengine.transfer.session import MIN_WINDOW_BYTES, Session
 from flowengine.wire import messages
@@ -197,15 +197,23 @@ class Channel:
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise _disconnected() from error
 
-    async def receive(self) -> messages.Message | None:
+    async def receive(self, stall_s: float = STALL_S) -> messages.Message | None:
         """The next message; None when the peer closed.
 
         Raises:
+            TemporaryError: the connection broke, or nothing arrived for `stall_s` (reason "stalled").
             FlowError: the peer refused, with its reason.
         """
         while not self._pending:
             try:
-                data = await self.stream.receive_some(65536)
+                with trio.fail_after(stall_s):
+                    data = await self.stream.receive_some(65536)
+            except trio.TooSlowError:
+                raise TemporaryError(
+                    f"the peer said nothing for {stall_s:g} s",
+                    hint="look at the peer and the network; the same command continues where it stopped",
+                    reason="stalled",
+                ) from None
             except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
                 raise _disconnected() from error
             if not data:

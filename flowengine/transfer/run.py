@@ -33,6 +33,7 @@ from flowengine.transfer.connect import (
     session_errors,
     stream_count,
 )
+from flowengine.transfer.control import STALL_S
 from flowengine.transfer.serve import SelectionServer
 from flowengine.transfer.session import Counters, Observer, Session
 from flowengine.transfer.source import run_source
@@ -71,6 +72,7 @@ class TransferSettings:
         compression: zstd level, 0 none, None adapts.
         use_cache: whether the scan cache is read and written.
         retry_for_s: how long to go on after the connection broke without any progress.
+        stall_s: how long the peer may say nothing before the connection is taken for broken.
     """
 
     profile: str = DEFAULT_PROFILE.name
@@ -80,6 +82,7 @@ class TransferSettings:
     compression: int | None = None
     use_cache: bool = True
     retry_for_s: float = 60.0
+    stall_s: float = STALL_S
 
     @property
     def reader_threads(self) -> int:
@@ -177,12 +180,14 @@ async def _open(
 ) -> Session:
     streams = stream_count(channel.rtt_s, settings.streams)
     await channel.send(Open(role, path, os.urandom(16), streams, settings.profile, settings.options))
-    answer = await channel.receive()
+    answer = await channel.receive(settings.stall_s)
     if not isinstance(answer, Opened):
         raise ProtocolError("the other side did not answer the request", reason="disconnected")
-    return await join_streams(
+    session = await join_streams(
         channel, ticket, answer, settings.profile, settings.options, settings.compression
     )
+    session.stall_s = settings.stall_s
+    return session
 
 
 async def pull(

@@ -15,7 +15,7 @@ from typing import Final
 import trio
 
 from flowengine.chunking import Profile
-from flowengine.transfer.control import Control
+from flowengine.transfer.control import STALL_S, Control
 from flowengine.transfer.timing import StageClock
 from flowengine.wire.frames import FrameOpener, FrameSealer
 from flowengine.wire.keys import Direction, SessionSecrets
@@ -70,6 +70,7 @@ class Session:
         session_id: 16 bytes, new for each session.
         rtt_s: round-trip time seen in the handshake.
         window_bytes: credit window.
+        stall_s: how long the peer may say nothing.
     """
 
     control: Control
@@ -81,6 +82,7 @@ class Session:
     rtt_s: float = 0.0
     window_bytes: int = MIN_WINDOW_BYTES
     compression: int | None = None
+    stall_s: float = STALL_S
     clock: StageClock = field(default_factory=StageClock)
 
     def sealer(self, stream: int) -> FrameSealer:

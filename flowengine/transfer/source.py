@@ -314,7 +314,7 @@ class _Source:
     # --- loop thread --------------------------------------------------------------------------------------------
 
     async def _listen(self) -> None:
-        async for batch in self._control.receive():
+        async for batch in self._control.receive(self._session.stall_s):
             for message in batch:
                 self._handle(message)
                 if self._receipt is not None:

@@ -334,7 +334,7 @@ class _Target:
     # --- control ------------------------------------------------------------------------------------------------
 
     async def _listen(self) -> None:
-        async for batch in self._control.receive():
+        async for batch in self._control.receive(self._session.stall_s):
             for message in batch:
                 self._handle(message)
         if not self._concluded:
