@@ -226,13 +226,13 @@ def _members(bundle: bytes) -> dict[str, bytes]:
     try:
         with tarfile.open(fileobj=io.BytesIO(bundle), mode="r:") as archive:
             for member in archive:
-                file = archive.extractfile(member)
-                if not member.isreg() or file is None or not _NAME.fullmatch(member.name):
+                file = archive.extractfile(member) if member.isreg() else None
+                if file is None or not _NAME.fullmatch(member.name):
                     raise _damaged(f"{member.name!r} is no plain file")
                 if member.name in members or len(members) >= _MAX_FILES:
                     raise _damaged(f"{member.name!r} comes twice, or there are too many files")
                 members[member.name] = file.read()
-    except (tarfile.TarError, OSError, EOFError, ValueError):
+    except (tarfile.TarError, OSError, EOFError, ValueError, KeyError):
         raise _damaged("it is no archive") from None
     return members
 

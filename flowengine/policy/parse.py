@@ -111,11 +111,13 @@ def load(files: Mapping[str, bytes], zone_of: Callable[[str], tzinfo | None] = s
     loader = _Loader(zone_of)
     loader.has_zone("UTC")
     sources: dict[str, list[Source]] = {}
+    lists_unreadable = False
     for path in sorted(files):
         kind = kind_of(path)
         if kind in ("", "test"):
             continue
         source = read_source(path, files[path], loader.problems)
+        lists_unreadable = lists_unreadable or (source is None and kind == "lists")
         if source is not None:
             sources.setdefault(kind, []).append(source)
     for source in sources.get("attributes", []):
@@ -137,6 +139,8 @@ def load(files: Mapping[str, bytes], zone_of: Callable[[str], tzinfo | None] = s
         data, copies = read_data(source, loader.attributes)
         loader.data |= data
         loader.copies += copies
+    if lists_unreadable:  # what they would have declared is not missing as well
+        loader.problems = [problem for problem in loader.problems if "the list @" not in problem.message]
     refuse(loader.problems)
     return PolicySet(
         tuple(loader.policies), loader.lists, loader.attributes, loader.labels, loader.combines, loader.sites,

@@ -57,7 +57,7 @@ def closest(word: str, known: Iterable[str]) -> str:
 def refuse(problems: list[Problem]) -> None:
     """Raise `PolicyInvalid` with every problem at once; nothing where there is none."""
     errors = sorted(
-        (problem for problem in problems if problem.level == "error"),
+        dict.fromkeys(problem for problem in problems if problem.level == "error"),
         key=lambda problem: (problem.file, problem.line),
     )
     if errors:
