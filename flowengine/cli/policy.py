@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from flowengine.policy.evaluate import Engine
     from flowengine.policy.model import PolicySet, Site, Value
+    from flowengine.policy.outcomes import Outcome
     from flowengine.policy.tables import Change
 
 __all__ = ["policy"]
@@ -292,9 +293,20 @@ def can_reach_command(
             click.echo(f"           by {' -> '.join(reach.path)}")
         elif reach.outcome.kind != "never":
             click.echo("           no site that may release it can send it there")
-        for line in outcome_text(reach.outcome):
+        for line in outcome_text(_about_label(reach.outcome)):
             click.echo(f"           {line}")
     return Exit.DONE if possible else Exit.DENIED
+
+
+def _about_label(found: Outcome) -> Outcome:
+    """Without what only data with further labels or contracts would have to meet."""
+    from dataclasses import replace
+
+    def only_data(way: tuple[str, ...]) -> bool:
+        return all(line.removeprefix("not: ").startswith("data.") for line in way)
+
+    needs = tuple(need for need in found.needs if not any(only_data(way) for way in need.alternatives))
+    return replace(found, needs=needs)
 
 
 @policy.command()

@@ -87,18 +87,18 @@ def outcome_text(found: Outcome) -> list[str]:
             lines += [f"with: {duty_text(duty, 'en')}" for duty in found.duties]
         return lines
     if found.kind == "never":
-        return [
-            f"{never.because}" + (f" ({'; '.join(never.lines)} fails)" if ": no rule" in never.because and never.lines else "")
-            + (f" ({'; '.join(never.lines)})" if ": no rule" not in never.because and never.lines else "")
-            for never in found.never
-        ]  # fmt: skip
+        lines = []
+        for never in found.never:
+            what = "fails: " if never.because.endswith("no rule permits") else ""
+            lines.append(never.because + (f" ({what}{'; '.join(never.lines)})" if never.lines else ""))
+        return lines
     lines = []
     for index, need in enumerate(found.needs):
         ways = _need_lines(need)
-        start = "if " if index == 0 else "and if "
+        start = "" if index == 0 else "and "
         owner = f"   [{need.policy}]" if len(found.needs) > 1 else ""
         lines.append(start + ways[0] + owner)
-        lines += [f"{' ' * (len(start) - 3)}or {way}" for way in ways[1:]]
+        lines += [f"or {way}" for way in ways[1:]]
     return lines
 
 

@@ -123,25 +123,20 @@ def _lists(policies: PolicySet, now: int) -> Iterator[Problem]:
             if name not in anywhere and not _in_a_duty(policies, name):
                 yield _warn(found, "list-unused", f"the list {name} is used nowhere")
             continue
-        if found.review_by is None:
-            message = (
-                f"the list {name} (as of {found.as_of}) has no review_by, so nothing says when it is stale"
-            )
-            yield _warn(found, "list-no-review", message, "add review_by = 2027-01-31 or another day")
-        elif found.review_by <= now:
+        if found.review_by is not None and found.review_by <= now:
             message = (
                 f"the list {name} was to be reviewed by {_day(found.review_by)}; it is as of {found.as_of}"
             )
             yield _warn(found, "list-overdue", message, f"compare it with its source: {found.source}")
-        elif found.review_by <= now + REVIEW_WARNING_S:
-            yield _warn(
-                found, "list-review-soon", f"the list {name} has to be reviewed by {_day(found.review_by)}"
-            )
-        if not found.reviewed:
-            message = f"nobody here has reviewed the list {name}"
-            yield _warn(
-                found, "list-unreviewed", message, "compare it with its source, then set reviewed = true"
-            )
+        elif found.review_by is not None and found.review_by <= now + REVIEW_WARNING_S:
+            message = f"the list {name} has to be reviewed by {_day(found.review_by)}"
+            yield _warn(found, "list-review-soon", message)
+        lacks = [] if found.reviewed else ["reviewed = true"]
+        lacks += ["a review_by date"] if found.review_by is None else []
+        if lacks:
+            message = f"nobody has adopted the list {name} (as of {found.as_of})"
+            hint = f"compare it with its source ({found.source}), then give it {' and '.join(lacks)}"
+            yield _warn(found, "list-not-adopted", message, hint)
 
 
 def _in_a_duty(policies: PolicySet, name: str) -> bool:

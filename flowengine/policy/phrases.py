@@ -22,11 +22,11 @@ USE_NAMES: Final = {
 }
 KINDS: Final = {
     "permitted": ("Permitted", "允许"),
-    "forbidden": ("Denied: forbidden", "拒绝：被禁止"),
-    "not permitted": ("Denied: not permitted", "拒绝：未获许可"),
-    "undetermined": ("Denied: facts are missing", "拒绝：缺少事实"),
-    "colliding obligations": ("Denied: duties collide", "拒绝：义务互相冲突"),
-    "unsupported obligation": ("Denied: the agent cannot do a duty", "拒绝：节点无法履行义务"),
+    "forbidden": ("Denied (forbidden)", "拒绝（被禁止）"),
+    "not permitted": ("Denied (not permitted)", "拒绝（未获许可）"),
+    "undetermined": ("Denied (facts are missing)", "拒绝（缺少事实）"),
+    "colliding obligations": ("Denied (duties collide)", "拒绝（义务互相冲突）"),
+    "unsupported obligation": ("Denied (the agent cannot do a duty)", "拒绝（节点无法履行义务）"),
 }
 """Kinds of decisions in English and Chinese."""
 
