@@ -30,6 +30,8 @@ __all__ = ["Promises", "decide"]
 BISECTIONS = 12
 FARTHEST_S = 92 * 86400.0
 ONE_BY_ONE = 64
+ONE_BY_ONE_WORK = 10_000
+"""New deadlines tried one by one, and that number times deadlines in all, at most."""
 LARGE = 400
 AIM_EARLY = 0.002
 LEAST_NEED = 1e-3
@@ -153,7 +155,7 @@ def _by_schedule(
                 schedule.require(local, 0.0)
         for position, local in enumerate(candidates.tolist()):
             group = int(members[local])
-            if position >= ONE_BY_ONE:
+            if position >= min(ONE_BY_ONE, max(1, ONE_BY_ONE_WORK // len(members))):
                 refused.append(local)
                 schedule.require(local, 0.0)
                 promises.obstacles[group] = [Obstacle(kind="effort", name="too many new deadlines at once")]

@@ -34,11 +34,7 @@ MAX_PRICING_ROUNDS = 60
 
 
 class Pricer:
-    """Finds, for many groups at once, routes that are worth having under given resource prices.
-
-    Attributes:
-        enter: A route enters when it weighs so much less, relatively, than it is worth.
-    """
+    """Finds, for many groups at once, routes that are worth having under given resource prices."""
 
     def __init__(self, network: Network, groups: Sequence[Group], max_relays: int, barred: BoolArray) -> None:
         self.network = network
@@ -46,7 +42,6 @@ class Pricer:
         self.searcher = Searcher(network)
         self.max_relays = max_relays
         self.barred = barred
-        self.enter = ENTER
         self.tenant: IntArray = np.array(
             [network.tenant_base + network.tenants[g.head.tenant] for g in groups], dtype=np.int64
         )
@@ -131,13 +126,13 @@ class Pricer:
         weight = (
             weight + weights[self.tenant[plain]] + weights[self._read[plain]] + weights[self._write[plain]]
         )
-        for i in plain[weight < worth[plain] * (1 - self.enter) - ENTER].tolist():
+        for i in plain[weight < worth[plain] * (1 - ENTER) - ENTER].tolist():
             head = groups[i].head
             route = search.route(int(self._from[i]), int(self._to[i]))
             columns.add(i, ((head.sources[0], head.targets[0], route),))
         for i in others:
             total, branches = self.searcher.cheapest(search, groups[i], weights)
-            if branches and total + weights[self.tenant[i]] < worth[i] * (1 - self.enter) - ENTER:
+            if branches and total + weights[self.tenant[i]] < worth[i] * (1 - ENTER) - ENTER:
                 columns.add(i, branches)
 
 

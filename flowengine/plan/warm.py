@@ -28,7 +28,7 @@ LETTERS = "LBU"
 def remember(
     work: Work, program: FlowProgram | None, bits: FloatArray, ladders: Mapping[Priority, FloatArray]
 ) -> Basis:
-    """The basis of a plan's last program, and the routes worth keeping: used, basic, or a group's first."""
+    """The basis of a plan's last program, and the routes worth keeping: used, basic, or a group's widest."""
     basic: set[int] = set()
     rows: list[str] = []
     pieces: list[tuple[str, str]] = []
@@ -52,13 +52,12 @@ def remember(
                 rows.append(f"{LETTERS[row_status[row]]} {name}")
     split = _split(work, program) if program is not None else ()
     labels = [link.label for link in work.network.overlay.links]
+    widest = _widest(work)
     routes = []
     kept = {name for name, _, _ in split}
-    seeded = np.zeros(groups, dtype=bool)
     for column, group in enumerate(work.columns.group().tolist()):
         gone = group >= work.real and work.groups[group].id not in kept
-        if not gone and (bits[column] > 0 or column in basic or not seeded[group]):
-            seeded[group] = True
+        if not gone and (bits[column] > 0 or column in basic or column in widest):
             named = tuple((b[0], b[1], tuple(labels[i] for i in b[2])) for b in work.columns.branches[column])
             routes.append((work.groups[group].id, named, column in basic))
     return Basis(
@@ -69,6 +68,15 @@ def remember(
         split=split,
         ladders=tuple((p.value, tuple(float(e) for e in ladders[p])) for p in sorted(ladders)),
     )
+
+
+def _widest(work: Work) -> set[int]:
+    """Each group's widest route: what its floor is reckoned on."""
+    if not len(work.columns):
+        return set()
+    group, room = work.columns.group(), work.columns.bottleneck(work.capacity)
+    ranked = np.lexsort((np.arange(len(group)), -room, group))
+    return set(ranked[np.append(True, np.diff(group[ranked]) > 0)].tolist())
 
 
 def _split(work: Work, program: FlowProgram) -> tuple[tuple[str, str, str], ...]:

@@ -154,7 +154,8 @@ def _shells(previous: Plan, groups: list[Group]) -> list[Group]:
 
 def _without_route(work: Work) -> BoolArray:
     lacks = np.ones(len(work.groups), dtype=bool)
-    lacks[work.columns.group()] = False
+    # A known route over something dead is none.
+    lacks[work.columns.group()[work.columns.bottleneck(work.capacity) > 0]] = False
     lacks[work.real :] = False
     return lacks
 
