@@ -469,10 +469,12 @@ def vocabulary(directory: Path, as_json: bool) -> int:
         click.echo(f"{counter.name}({', '.join(counter.parameters)})  {counter.en}")
     click.echo("operators: " + ", ".join(sorted(OPERATORS)))
     click.echo("uses: " + ", ".join(name for name, _ in USE_NAMES.values()))
-    click.echo(
-        "duties: " + ", ".join(f"{name} ({', '.join(params)})" for name, params in OBLIGATIONS.items())
-    )
-    click.echo("sources: " + "; ".join(f"{name}: {what}" for name, what in SOURCES.items()))
+    click.echo("duties:")
+    for name, parameters in OBLIGATIONS.items():
+        click.echo(f"  {name:<16} {', '.join(parameters)}")
+    click.echo("sources:")
+    for name, what in SOURCES.items():
+        click.echo(f"  {name:<16} {what}")
     return Exit.DONE
 
 
