@@ -11,28 +11,20 @@ and more duties never merge where fewer collide.
 
 from __future__ import annotations
 
-import operator
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import tzinfo
-from functools import partial
-from typing import Any, Final
+from typing import Final
 
+from flowengine.policy.compile import Namespace, all_expression, any_expression, line_expression
 from flowengine.policy.merge import Collision, Merged, merge, timed_collision
 from flowengine.policy.model import (
     FALSE,
     TRUE,
-    UNKNOWN,
     USES,
-    Condition,
     Duty,
-    Line,
-    ListRef,
-    Literal,
     Policy,
     PolicySet,
-    Reference,
     Rule,
     Value,
     leaves,
@@ -51,26 +43,33 @@ _MERGE_CACHE_ENTRIES: Final = 8192
 
 
 class CompiledRule:
-    """A rule ready to evaluate: one function per line, and how their truths combine."""
+    """A rule ready to evaluate: `run` gives its row from `facts.get`; `leaves` the truth of one line each."""
 
     __slots__ = (
-        "index", "is_forbid", "is_permit", "leaves", "lines", "plain", "rule", "unless", "when", "when_count",
+        "index", "is_forbid", "is_permit", "leaves", "lines", "rule", "run", "unless", "when", "when_count",
     )  # fmt: skip
 
-    def __init__(self, rule: Rule, index: int, leaf_of: Callable[[Line, bool], Leaf]) -> None:
+    def __init__(self, policies: PolicySet, policy: Policy, rule: Rule, index: int) -> None:
         self.rule = rule
         self.index = index
         self.is_forbid = rule.effect == "forbid"
-        self.is_permit = certain = rule.effect == "permit"
+        self.is_permit = rule.effect == "permit"
         self.lines = tuple(line for part in (*rule.when, *rule.unless) for line in leaves(part))
         self.when_count = sum(1 for part in rule.when for _ in leaves(part))
+        names = Namespace(rule=self)
         # Staleness matters where truth permits: in a permit's condition, in the exception of the others.
-        self.leaves = tuple(
-            leaf_of(line, certain == (position < self.when_count)) for position, line in enumerate(self.lines)
+        truths = [
+            line_expression(policies, policy, line, self.is_permit == (position < self.when_count), names)
+            for position, line in enumerate(self.lines)
+        ]
+        when = all_expression(rule.when, 0, len(self.lines))
+        unless = any_expression(rule.unless, self.when_count)
+        self.leaves: tuple[Leaf, ...] = tuple(names.function(f"lambda get: {truth}") for truth in truths)
+        self.when: Combiner = names.function(f"lambda t: {when}")
+        self.unless: Combiner = names.function(f"lambda t: {unless}")
+        self.run: Callable[[Getter], Row] = names.function(
+            f"lambda get: (rule, (t := [{', '.join(truths)}]), {when}, {unless})"
         )
-        self.when = combine_all(rule.when, 0)
-        self.unless = combine_any(rule.unless, self.when_count)
-        self.plain = bool(rule.when) and not rule.unless and all(isinstance(part, Line) for part in rule.when)
 
 
 Row = tuple[CompiledRule, list[int], int, int]
@@ -127,29 +126,28 @@ class RuleTrace:
 
 
 class CompiledPolicy:
-    """The rules of a policy for one use."""
+    """The rules of a policy for one use; `run_scope` gives the truth of its scope and of the scope's lines."""
 
     __slots__ = (
-        "_silent",
-        "plain_scope",
-        "policy",
-        "rules",
-        "scope",
-        "scope_leaves",
-        "scope_lines",
-        "unlisted_deny",
-    )
+        "_silent", "policy", "rules", "run_scope", "runs", "scope", "scope_leaves", "scope_lines", "unlisted_deny",
+    )  # fmt: skip
 
-    def __init__(
-        self, policy: Policy, rules: tuple[CompiledRule, ...], leaf_of: Callable[[Line, bool], Leaf]
-    ) -> None:
+    def __init__(self, policies: PolicySet, policy: Policy, rules: tuple[CompiledRule, ...]) -> None:
         self.policy = policy
         self.rules = rules
+        self.runs = tuple(rule.run for rule in rules)
         self.unlisted_deny = policy.unlisted == "deny"
         self.scope_lines = tuple(line for part in policy.scope for line in leaves(part))
-        self.scope_leaves = tuple(leaf_of(line, False) for line in self.scope_lines)
-        self.scope = combine_all(policy.scope, 0)
-        self.plain_scope = all(isinstance(part, Line) for part in policy.scope)
+        names = Namespace()
+        truths = [line_expression(policies, policy, line, False, names) for line in self.scope_lines]
+        scope = all_expression(policy.scope, 0, len(truths))
+        self.scope_leaves: tuple[Leaf, ...] = tuple(
+            names.function(f"lambda get: {truth}") for truth in truths
+        )
+        self.scope: Combiner = names.function(f"lambda t: {scope}")
+        self.run_scope: Callable[[Getter], tuple[list[int], int]] = names.function(
+            f"lambda get: ((t := [{', '.join(truths)}]), {scope})"
+        )
         self._silent: dict[tuple[int, ...], PolicyTrace] = {}
 
     def silent(self, truths: list[int]) -> PolicyTrace:
@@ -267,15 +265,12 @@ class Engine:
         self._merged: dict[tuple[int, ...], Merged] = {}
 
     def _compile(self, policy: Policy, use: str) -> CompiledPolicy:
-        def leaf_of(line: Line, certain: bool) -> Leaf:
-            return compile_line(self.policies, policy, line, certain)
-
         rules = []
         for rule in policy.rules:
             if use in rule.uses:
                 self._count += 1
-                rules.append(CompiledRule(rule, self._count, leaf_of))
-        return CompiledPolicy(policy, tuple(rules), leaf_of)
+                rules.append(CompiledRule(self.policies, policy, rule, self._count))
+        return CompiledPolicy(self.policies, policy, tuple(rules))
 
     def decide(self, use: str, facts: Facts, can: frozenset[str] | None) -> Decision:
         """Permit or deny one use.
@@ -393,180 +388,31 @@ class Engine:
 def evaluate(compiled: CompiledPolicy, facts: Facts) -> PolicyTrace:
     """One policy on facts: the truth of every line of its scope and, unless that is false, of its rules."""
     get = facts.get
-    truths = [leaf(get) for leaf in compiled.scope_leaves]
-    scope = (min(truths) if truths else TRUE) if compiled.plain_scope else compiled.scope(truths)
+    truths, scope = compiled.run_scope(get)
     if scope == FALSE:
         return compiled.silent(truths)
-    return judge(compiled, scope, truths, [[leaf(get) for leaf in rule.leaves] for rule in compiled.rules])
+    return _fire(compiled, scope, truths, [run(get) for run in compiled.runs])
 
 
 def judge(
     compiled: CompiledPolicy, scope: int, scope_truths: list[int], truths_of_rules: Sequence[list[int]]
 ) -> PolicyTrace:
     """What a policy comes to when the lines of its rules have these truths."""
-    rows: list[Row] = []
+    rules = zip(compiled.rules, truths_of_rules, strict=True)
+    rows = [(rule, truths, rule.when(truths), rule.unless(truths)) for rule, truths in rules]
+    return _fire(compiled, scope, scope_truths, rows)
+
+
+def _fire(compiled: CompiledPolicy, scope: int, scope_truths: list[int], rows: list[Row]) -> PolicyTrace:
+    """Which rules fire: permits that are sure, others unless surely not."""
     permits: list[RuleTrace] = []
     forbids: list[RuleTrace] = []
     requires: list[RuleTrace] = []
-    for rule, truths in zip(compiled.rules, truths_of_rules, strict=True):
-        if rule.plain:
-            when, unless = min(truths), FALSE
-        else:
-            when, unless = rule.when(truths), rule.unless(truths)
-        row = (rule, truths, when, unless)
-        rows.append(row)
+    for row in rows:
+        rule, _, when, unless = row
         if rule.is_permit:
             if when == TRUE and unless == FALSE:
                 permits.append(RuleTrace(row))
         elif when != FALSE and unless != TRUE:
             (forbids if rule.is_forbid else requires).append(RuleTrace(row))
     return PolicyTrace(compiled, scope, scope_truths, rows, permits, forbids, requires)
-
-
-def combine_all(parts: Sequence[Condition], start: int) -> Combiner:
-    """How truths of the lines of `parts`, from index `start` on, combine when all must hold."""
-    return _combiner(_expression("min", parts, start) if parts else str(TRUE))
-
-
-def combine_any(parts: Sequence[Condition], start: int) -> Combiner:
-    """How truths combine when one that holds is enough; false for no parts."""
-    return _combiner(_expression("max", parts, start) if parts else str(FALSE))
-
-
-def _combiner(expression: str) -> Combiner:
-    """A function of the list of truths `t` from an expression of `min`, `max`, `t[number]`, and numbers only.
-
-    Compiled once per rule: nested calls of small functions took most of the time of a decision.
-    """
-    assert _ONLY_NUMBERS.fullmatch(expression), expression
-    combiner: Combiner = eval(f"lambda t: {expression}", {"min": min, "max": max, "__builtins__": {}})  # noqa: S307
-    return combiner
-
-
-_ONLY_NUMBERS: Final = re.compile(r"(?:min|max|t\[[0-9]+\]|[0-9]+|[-(), ])+")
-
-
-def _expression(how: str, parts: Sequence[Condition], at: int) -> str:
-    found = []
-    for part in parts:
-        if isinstance(part, Line):
-            found.append(f"t[{at}]")
-        elif part.kind == "not":
-            found.append(f"({TRUE} - {_expression('min', part.items, at)})")
-        else:
-            found.append(_expression("min" if part.kind == "all" else "max", part.items, at))
-        at += sum(1 for _ in leaves(part))
-    return f"{how}({', '.join(found)})" if len(found) > 1 else found[0]
-
-
-def compile_line(policies: PolicySet, policy: Policy, line: Line, certain: bool) -> Leaf:
-    """The function that gives a line's truth.
-
-    Args:
-        policies: Where the shared lists are.
-        policy: Whose line it is: its own lists come first, and its `on_stale` rules.
-        line: The line.
-        certain: Whether truth of this line permits, so that a stale list makes it unknown.
-    """
-    right = line.right
-    if isinstance(right, ListRef):
-        found = policies.find_list(policy, right.name)
-        leaf = _against(line, found.members)
-        if certain and policy.on_stale == "unknown" and found.review_by is not None:
-            return _unless_stale(leaf, found.review_by)
-        return leaf
-    if isinstance(right, Literal):
-        return _against(line, right.value)
-    return _between(line, right)
-
-
-def _unless_stale(leaf: Leaf, review_by: int) -> Leaf:
-    def stale(get: Getter) -> int:
-        now = get("time.now")
-        return leaf(get) if isinstance(now, int) and now < review_by else UNKNOWN
-
-    return stale
-
-
-COMPARISONS: Final[Mapping[str, Callable[..., bool]]] = {
-    "is": operator.eq,
-    "is not": operator.ne,
-    "in": lambda a, b: a in b,
-    "not in": lambda a, b: a not in b,
-    "includes": operator.contains,
-    "excludes": lambda a, b: b not in a,
-    "includes any of": lambda a, b: not b.isdisjoint(a),
-    "includes all of": lambda a, b: b <= a,
-    "subset of": operator.le,
-    "<": operator.lt,
-    "<=": operator.le,
-    ">": operator.gt,
-    ">=": operator.ge,
-    "before": operator.lt,
-    "after": operator.gt,
-    "not before": operator.ge,
-}
-"""What each operator says of two known values."""
-
-_TURNED: Final = {
-    "<": operator.gt, "<=": operator.ge, ">": operator.lt, ">=": operator.le, "before": operator.gt,
-    "after": operator.lt, "not before": operator.le, "is": operator.eq, "is not": operator.ne,
-}  # fmt: skip
-"""The same with the constant first, so that it can be bound."""
-
-
-def _against(line: Line, constant: Value) -> Leaf:
-    """A line whose right side is a constant: one test of the value, bound to the constant beforehand."""
-    name, op = line.left.name, line.op
-    test, yes, no = _test(op, constant), TRUE, FALSE
-    if op in ("not in", "excludes", "includes any of"):
-        yes, no = no, yes
-    if line.left.attribute.nonempty:
-
-        def nonempty(get: Getter) -> int:
-            value = get(name)
-            return (yes if test(value) else no) if value else UNKNOWN
-
-        return nonempty
-    if op == "includes":
-
-        def includes(get: Getter) -> int:
-            value = get(name)
-            return UNKNOWN if value is None else (TRUE if constant in value else FALSE)  # type: ignore[operator]
-
-        return includes
-
-    def tested(get: Getter) -> int:
-        value = get(name)
-        return UNKNOWN if value is None else (yes if test(value) else no)
-
-    return tested
-
-
-def _test(op: str, constant: Value) -> Callable[[Any], bool]:
-    """A test of a value against a constant; of `not in`, `excludes`, `includes any of` the opposite one."""
-    if op in _TURNED:
-        return partial(_TURNED[op], constant)
-    if op in ("includes", "excludes"):
-        return lambda value: constant in value
-    assert isinstance(constant, frozenset)
-    return {
-        "in": constant.__contains__,
-        "not in": constant.__contains__,
-        "includes any of": constant.isdisjoint,
-        "includes all of": constant.issubset,
-        "subset of": constant.issuperset,
-    }[op]
-
-
-def _between(line: Line, right: Reference) -> Leaf:
-    one, two, compare = line.left.name, right.name, COMPARISONS[line.op]
-    empty_one, empty_two = line.left.attribute.nonempty, right.attribute.nonempty
-
-    def compared(get: Getter) -> int:
-        left, other = get(one), get(two)
-        if left is None or other is None or (empty_one and not left) or (empty_two and not other):
-            return UNKNOWN
-        return TRUE if compare(left, other) else FALSE
-
-    return compared
