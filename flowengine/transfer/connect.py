@@ -12,6 +12,7 @@ import secrets
 import socket
 import ssl
 import time
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from hashlib import sha256
@@ -30,6 +31,7 @@ from flowengine.errors import (
     TemporaryError,
     UsageError,
 )
+from flowengine.store.filesystem import local_error
 from flowengine.transfer.control import STALL_S, Control, refusal
 from flowengine.transfer.lanes import prepare_socket
 from flowengine.transfer.session import MIN_WINDOW_BYTES, Session
@@ -550,6 +552,13 @@ class Listener:
         ) as error:
             self._log(f"{peer}: connection dropped: {error or type(error).__name__}")
             await trio.aclose_forcefully(tcp)
+        except Exception as error:
+            # One client's session, whatever is wrong with it, must not end the others'.
+            self._log(f"{peer}: internal error, please report it: {_innermost(error)!r}")
+            await trio.aclose_forcefully(tcp)
+        except Exception as error:  # a bug that one client meets is not the end of the others
+            self._log(f"{peer}: internal error: {''.join(traceback.format_exception(error))}")
+            await trio.aclose_forcefully(tcp)
 
     async def _data_connection(self, tcp: trio.SocketStream) -> None:
         data = b""
@@ -639,6 +648,12 @@ async def session_errors(channel: Channel) -> AsyncIterator[None]:
         raise
 
 
+def _innermost(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
 def first_flow_error(error: BaseException) -> FlowError | None:
     """The most telling of our errors in a tree of exception groups: what is not temporary goes first.
 
@@ -652,6 +667,11 @@ def first_flow_error(error: BaseException) -> FlowError | None:
             return all(verdicts)
         if isinstance(node, FlowError):
             found.append(node)
+            return True
+        if isinstance(node, OSError):
+            found.append(
+                local_error(node, "the system refused something at", os.fsencode(node.filename or b"."))
+            )
             return True
         return isinstance(node, trio.Cancelled)
 

@@ -24,11 +24,12 @@ from typing import TYPE_CHECKING, Final
 
 from flowengine.chunking import CHUNK_BYTES, Cutter, Profile, chunk_id, pack_chunks, zero_chunk_id
 from flowengine.errors import FlowError, ProtocolError
-from flowengine.manifest import FILE, HARDLINK, SYMLINK, Entry
+from flowengine.manifest import FILE, HARDLINK, SYMLINK, Entry, Header
+from flowengine.manifest.entries import check_entries
 from flowengine.store.attributes import apply_extra, extra_reader
 from flowengine.store.filesystem import copy_range, local_error, open_beneath
 from flowengine.store.scan import recall, split_proof, stats_proof
-from flowengine.store.scan_cache import Identity, ScanCache
+from flowengine.store.scan_cache import PROVISIONAL, Identity, ScanCache
 from flowengine.transfer.basis import Basis
 from flowengine.transfer.landing import (
     Landing,
@@ -215,6 +216,8 @@ class Placer:
         self._landing = landing
         self._copier = copier
         self._profile = profile
+        self._header = Header(profile, xattrs=options.xattrs, owner=options.owner)
+        self._attempts: dict[bytes, int] = {}
         self._cutter = Cutter(profile)
         self._options = options
         self._dry = options.dry_run
@@ -239,6 +242,7 @@ class Placer:
         self._large_entry: Entry | None = None
         self._zero = zero_chunk_id(profile.maximum)
         self.root_is_one_directory = True
+        self.root_is_left = False
 
     # --- messages -----------------------------------------------------------------------------------------------
 
@@ -271,6 +275,8 @@ class Placer:
     # --- directories --------------------------------------------------------------------------------------------
 
     def _directory_begin(self, name: bytes) -> None:
+        if self._large_entry is not None:
+            raise ProtocolError("the source entered a directory inside a large object")
         self._recorder.enter(name)
         if not self._stack:
             directory = TargetDirectory(
@@ -286,6 +292,7 @@ class Placer:
             if parent.offered is not None:
                 parent.offered.add(name)
             path = parent.child(name)
+            self._landing.wait_for_directories(len(self._stack))
             if self._collides(parent, name):
                 directory = TargetDirectory(path, name, -1, parent, created=False)
             else:
@@ -370,6 +377,7 @@ class Placer:
             raise ProtocolError("the source closed a directory inside a large object")
         if directory.parent is None:
             self.root_is_one_directory = message.apply
+            self.root_is_left = True
         self._recorder.leave(message.mode, message.mtime_ns, message.extra)
         self._stack.pop()
         if directory.offered is not None and message.complete:
@@ -412,6 +420,11 @@ class Placer:
         entries = message.entries
         if not entries or len(entries) > MAX_OFFER_ENTRIES:
             raise ProtocolError(f"an offer of {len(entries)} entries; 1 to {MAX_OFFER_ENTRIES} are allowed")
+        if self._large_entry is not None:
+            raise ProtocolError("the source offered entries inside a large object")
+        # The recorder checks page by page, later; nothing may reach the file system before it was checked.
+        check_entries(entries, directory.path, directory.last_name, self._header)
+        directory.last_name = entries[-1].name
         self._recorder.entries(entries)
         number = self._offers
         self._offers += 1
@@ -683,6 +696,10 @@ class Placer:
         if entry.kind != FILE or entry.chunks or entry.runs or entry.size < 1:
             raise ProtocolError("a large object was announced that is none")
         check_name(entry.name, reserved=(STAGING_NAME,))
+        # The same object once more is one that could not be read to its end before.
+        if entry.name < directory.last_name:
+            raise ProtocolError(f"{show_path(directory.child(entry.name))} was offered out of order")
+        directory.last_name = entry.name
         self._recorder.large_begin(entry)
         self._large_entry = entry
         if directory.offered is not None:
@@ -723,7 +740,9 @@ class Placer:
         """Make (or find again) the staging file, and bring in what was the same so far."""
         path = large.directory.child(large.entry.name)
         try:
-            large.staged = self._landing.staging.open_object(path, large.entry.size)
+            large.staged = self._landing.staging.open_object(
+                path, large.entry.size, self._attempts.get(path, 0)
+            )
         except OSError as error:
             raise local_error(error, "cannot stage", path) from error
         same, large.same_until = large.same_until, []
@@ -739,6 +758,11 @@ class Placer:
         if not packed or len(packed) % CHUNK_BYTES or count > MAX_OFFER_CHUNKS:
             raise ProtocolError(
                 f"a run of {len(packed)} bytes was offered; 1 to {MAX_OFFER_CHUNKS} whole chunks are allowed"
+            )
+        lengths = [int.from_bytes(packed[at : at + 4], "little") for at in range(0, len(packed), CHUNK_BYTES)]
+        if not 0 < min(lengths) <= max(lengths) <= self._profile.maximum:
+            raise ProtocolError(
+                f"a chunk of {max(lengths)} bytes was offered; the profile's largest is {self._profile.maximum}"
             )
         self._recorder.large_chunks(packed)
         number = self._offers
@@ -769,20 +793,14 @@ class Placer:
         basis = large.basis
         if basis is None or basis.size_bytes != large.entry.size:
             return False
-        for at in range(0, len(packed), CHUNK_BYTES):
-            identity = packed[at + 4 : at + CHUNK_BYTES]
-            found = basis.find(identity, offset)
-            if found != offset and not (found is not None and identity == self._zero):
-                return False
-            offset += int.from_bytes(packed[at : at + 4], "little")
-        return True
+        return basis.goes_on_with(offset, packed)
 
     def _dry_run(self, large: LargeObject, offset: int, packed: bytes) -> None:
         for at in range(0, len(packed), CHUNK_BYTES):
             length = int.from_bytes(packed[at : at + 4], "little")
             if (
                 large.basis is not None
-                and large.basis.find(packed[at + 4 : at + CHUNK_BYTES], offset) is not None
+                and large.basis.find(packed[at : at + CHUNK_BYTES], offset) is not None
             ):
                 self._counters.bytes_reused += length
             else:
@@ -795,7 +813,7 @@ class Placer:
         assert staged is not None
         if self._cache is not None:
             st = os.fstat(staged.fd)
-            key = Identity(st.st_dev, st.st_ino, large.entry.size, large.entry.mtime_ns, -1)
+            key = Identity(st.st_dev, st.st_ino, large.entry.size, large.entry.mtime_ns, PROVISIONAL)
             self._cache.add_pieces(key, [(offset, packed)], replace=offset == 0)
         count = len(packed) // CHUNK_BYTES
         wanted = bytearray(count)
@@ -817,7 +835,7 @@ class Placer:
             elif identity == self._zero and length == self._profile.maximum and not staged.have:
                 there += length  # a hole in the staging file is just that
             else:
-                found = basis.find(identity, offset) if basis is not None else None
+                found = basis.find(one, offset) if basis is not None else None
                 if found is not None:
                     self._append_copy(jobs, large, offset, one, basis, None, found)
                 else:
@@ -896,7 +914,7 @@ class Placer:
             self._landing.seal(large)
         elif not self._dry:
             self._large_unchanged(large)
-        elif large.same_until:
+        elif sum([_size(packed) for _, packed in large.same_until]) == entry.size:
             self._keep(directory, entry, directory.existing[entry.name])
         if large.basis is not None and not large.failed and (large.staged is None or self._dry):
             large.basis.close()
@@ -920,6 +938,8 @@ class Placer:
         """The source could not read it to the end, and will say so (or offer it anew)."""
         if self._dry:
             return
+        path = large.directory.child(large.entry.name)
+        self._attempts[path] = self._attempts.get(path, 0) + 1
         with self._landing.lock:
             large.failed = True  # what was wanted may still arrive; it is checked and thrown away
         self._landing.done(large.directory, large.entry.name)

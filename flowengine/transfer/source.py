@@ -14,6 +14,7 @@ Invariants
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
@@ -69,6 +70,11 @@ from flowengine.wire.records import Run
 __all__ = ["MAX_OPEN_OFFERS", "SourceOutcome", "run_source"]
 
 MAX_OPEN_OFFERS: Final = 512
+MAX_WANTED_BYTES: Final = 64 * 1024 * 1024
+"""Bytes that may be wanted and not yet sent before the scan waits. A warm scan cache reads nothing, so nothing else
+would hold it back, and both ends remember what is wanted."""
+_LEAST_COST_BYTES: Final = 4096
+"""What a chunk counts for at least: an object costs both ends memory however small it is."""
 POOL_BUFFERS: Final = 10
 _TOTALS_EVERY_S: Final = 0.25
 _LINGER_S: Final = 0.004
@@ -140,6 +146,8 @@ class _Source:
         self._holds: deque[Hold] = deque()
         self._hold_lock = threading.Lock()
         self._open_offers = threading.Semaphore(MAX_OPEN_OFFERS)
+        self._sent = threading.Condition()
+        self._wanted_bytes = 0
         self._stopped = False
         self._offers = 0
         self._packer = UnitPacker()
@@ -167,6 +175,7 @@ class _Source:
                 session.clock,
                 len(session.sockets),
                 self._lost,
+                self._carried,
             )
             self._lanes.append(lane)
         try:
@@ -212,6 +221,8 @@ class _Source:
     def _stop(self) -> None:
         """Make every thread of this session end."""
         self._stopped = True
+        with self._sent:
+            self._sent.notify_all()
         self._pool.close()
         self._credit.close()
         for _ in range(MAX_OPEN_OFFERS):
@@ -303,6 +314,9 @@ class _Source:
 
     def _offer(self, hold: Hold, message: Offer | ObjectRun) -> None:
         self._open_offers.acquire()
+        with self._sent:
+            while self._wanted_bytes > MAX_WANTED_BYTES and not self._stopped:
+                self._sent.wait()
         with self._hold_lock:
             if self._stopped:
                 hold.release()
@@ -314,11 +328,12 @@ class _Source:
     # --- loop thread --------------------------------------------------------------------------------------------
 
     async def _listen(self) -> None:
-        async for batch in self._control.receive(self._session.stall_s):
-            for message in batch:
-                self._handle(message)
-                if self._receipt is not None:
-                    return
+        async with contextlib.aclosing(self._control.receive(self._session.stall_s)) as batches:
+            async for batch in batches:
+                for message in batch:
+                    self._handle(message)
+                    if self._receipt is not None:
+                        return
         raise ProtocolError(
             "the target closed the control connection without a receipt",
             hint="look at the target's own message; the same command continues where it stopped",
@@ -357,6 +372,8 @@ class _Source:
         self._wants_seen += 1
         try:
             for index, count in wanted_runs(kind, bitmap, len(hold.lengths)):
+                with self._sent:
+                    self._wanted_bytes += _cost(sum(hold.lengths[index : index + count]), count)
                 for unit in self._packer.add(hold, index, count):
                     self._units.put(unit)
         finally:
@@ -381,6 +398,17 @@ class _Source:
 
     # --- lane threads -------------------------------------------------------------------------------------------
 
+    def _carried(self, unit: Unit) -> None:
+        """A unit is on its way, or was given up."""
+        with self._sent:
+            self._wanted_bytes -= _cost(unit.raw_bytes, sum([count for _, _, count in unit.runs]))
+            self._sent.notify_all()
+
     def _lost(self, run: Run, gone: ChunkGone) -> None:
         offer, index, count = run
         self._control.post(Lost(offer, index, count, gone.reason, gone.message))
+
+
+def _cost(size_bytes: int, chunks: int) -> int:
+    """What wanted chunks count for; additive, so that parts of a run cost together what the run does."""
+    return size_bytes + chunks * _LEAST_COST_BYTES

@@ -53,11 +53,13 @@ from flowengine.wire.records import record_limit
 if TYPE_CHECKING:
     from flowengine.store.chunk_index import ChunkIndex
 
-__all__ = ["TargetOutcome", "TargetRoot", "run_target"]
+__all__ = ["NOWHERE", "TargetOutcome", "TargetRoot", "run_target"]
 
 MAX_QUEUED_MESSAGES: Final = 65_536
 """Messages that may wait for the placer. The source keeps far below by its bound on unanswered offers."""
 _COPIERS: Final = 2
+NOWHERE: Final = b"/nonexistent/flow-nowhere"
+"""A target that is not there, for a dry run that only looks."""
 
 
 @dataclass
@@ -136,6 +138,8 @@ async def run_target(
     finally:
         if staging is not None:
             staging.close(remove=False)
+        if tree is not None:
+            tree.close()
         session.close_sockets()
         if root_fd >= 0:
             os.close(root_fd)
@@ -334,9 +338,10 @@ class _Target:
     # --- control ------------------------------------------------------------------------------------------------
 
     async def _listen(self) -> None:
-        async for batch in self._control.receive(self._session.stall_s):
-            for message in batch:
-                self._handle(message)
+        async with contextlib.aclosing(self._control.receive(self._session.stall_s)) as batches:
+            async for batch in batches:
+                for message in batch:
+                    self._handle(message)
         if not self._concluded:
             raise TemporaryError(
                 "the source closed the control connection before it was done",
@@ -389,6 +394,8 @@ class _Target:
             stage.since(begin)
 
     def _finished(self, message: Finish) -> None:
+        if not self._placer.root_is_left:
+            raise ProtocolError("the source finished before it left the root directory")
         summary = self._recorder.finish()
         if (summary.version_id, summary.objects, summary.size_bytes) != (
             message.version_id,

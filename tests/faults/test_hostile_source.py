@@ -1,0 +1,561 @@
+"""A target against sources that lie: nothing leaves its folder, nothing unverified gets its final name.
+
+The sources are built of the library's own parts; the target is the real `pull`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+import trio
+import zstandard
+from support import MIB, snapshot
+
+from flowengine.chunking import chunk_id, pack_chunks, profile_named
+from flowengine.errors import Exit, FlowError, exit_code
+from flowengine.manifest import FILE, HARDLINK, SYMLINK, Entry, Header, ManifestBuilder
+from flowengine.transfer.connect import Incoming, Listener, session_errors
+from flowengine.transfer.recorder import ManifestRecorder
+from flowengine.transfer.run import Report, TransferSettings, pull
+from flowengine.transfer.session import Session
+from flowengine.wire.frames import MAX_FRAME_BYTES, MAX_PLAINTEXT_BYTES
+from flowengine.wire.messages import (
+    DirectoryBegin,
+    DirectoryEnd,
+    Failed,
+    Finish,
+    Lost,
+    Message,
+    ObjectBegin,
+    ObjectEnd,
+    ObjectRun,
+    Offer,
+    Options,
+    Receipt,
+    Want,
+)
+from flowengine.wire.records import STORED, ZSTD, pack_record_header
+
+
+class FakeSource:
+    """A source that says and sends what a test wants."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.sealer = session.sealer(0)
+        self.wants: list[Want] = []
+        self.failed: list[Failed] = []
+        self.receipt: Receipt | None = None
+        self.heard = trio.Event()
+
+    def say(self, *messages: Message) -> None:
+        for message in messages:
+            self.session.control.post(message)
+
+    def say_raw(self, data: bytes) -> None:
+        self.session.control._outgoing.append(data)
+        self.session.control._wake.set()
+
+    async def listen(self) -> None:
+        async for batch in self.session.control.receive():
+            for message in batch:
+                if isinstance(message, Want):
+                    self.wants.append(message)
+                    self.heard.set()
+                elif isinstance(message, Failed):
+                    self.failed.append(message)
+                    self.heard.set()
+                elif isinstance(message, Receipt):
+                    self.receipt = message
+                    self.heard.set()
+
+    async def wanted(self, count: int = 1) -> None:
+        """Wait for so many answers to offers."""
+        while len(self.wants) < count:
+            await self.heard.wait()
+            self.heard = trio.Event()
+
+    def send(self, plain: bytes) -> None:
+        """Seal bytes into one frame of the first stream and send it."""
+        buffer, out = bytearray(MAX_PLAINTEXT_BYTES), bytearray(MAX_FRAME_BYTES)
+        buffer[: len(plain)] = plain
+        size = self.sealer.seal_into(buffer, len(plain), out)
+        self.session.sockets[0].sendall(out[:size])
+
+    def send_record(self, runs: list[tuple[int, int, int]], payload: bytes) -> None:
+        self.send(pack_record_header(STORED, len(payload), len(payload), runs) + payload)
+
+    def send_end(self) -> None:
+        out = bytearray(MAX_FRAME_BYTES)
+        for number, sock in enumerate(self.session.sockets):
+            sealer = self.sealer if number == 0 else self.session.sealer(number)
+            sock.sendall(out[: sealer.seal_end(out)])
+
+    async def whole(self, entries: list[Entry]) -> None:
+        """Offer a root of these entries honestly, and wait for the receipt."""
+        recorder = ManifestRecorder(ManifestBuilder(None, Header(self.session.profile)))
+        recorder.enter(b"")
+        recorder.entries(entries)
+        recorder.leave(0o755, 0, b"")
+        summary = recorder.finish()
+        self.say(DirectoryBegin(b""), Offer(entries), DirectoryEnd(0o755, 0))
+        self.say(Finish(summary.version_id, summary.objects, summary.size_bytes, True))
+        while self.receipt is None:
+            await self.heard.wait()
+            self.heard = trio.Event()
+        self.send_end()
+
+
+Act = Callable[[FakeSource], Awaitable[None]]
+
+
+@pytest.fixture
+def target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FLOW_STATE_DIR", str(tmp_path / "state"))
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "secret").write_bytes(b"secret")
+    return tmp_path / "target"
+
+
+def attack(
+    target: Path, act: Act, *, options: Options | None = None, stall_s: float = 20.0
+) -> FlowError | Report:
+    """Let a fake source act on a pull; how the pull ended."""
+
+    async def main() -> FlowError | Report:
+        listener = Listener("127.0.0.1", 0)
+        listener.bind()
+
+        async def handle(incoming: Incoming) -> None:
+            fake = FakeSource(await incoming.accept(incoming.request.options))
+            try:
+                async with session_errors(incoming.channel), trio.open_nursery() as nursery:
+                    nursery.start_soon(fake.session.control.run_writer)
+                    nursery.start_soon(fake.listen)
+                    await act(fake)
+            finally:
+                fake.session.close_sockets()
+
+        settings = TransferSettings(
+            use_cache=False,
+            streams=1,
+            options=options or Options(links="inside"),
+            retry_for_s=0.0,
+            stall_s=stall_s,
+        )
+        outcome: list[FlowError | Report] = []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(listener.serve, handle)
+            with trio.fail_after(50):
+                try:
+                    outcome.append(await pull(listener.ticket(), b"", os.fsencode(target), settings))
+                except FlowError as error:
+                    outcome.append(error)
+            nursery.cancel_scope.cancel()
+        return outcome[0]
+
+    before = snapshot(target.parent / "outside")
+    ended = trio.run(main)
+    assert snapshot(target.parent / "outside") == before
+    assert set(os.listdir(target.parent)) <= {"outside", "state", "target"}
+    return ended
+
+
+def assert_refused(ended: FlowError | Report, target: Path, code: Exit = Exit.INTEGRITY) -> None:
+    """It ended with this code, and nothing landed but what was verified."""
+    assert isinstance(ended, FlowError), ended
+    assert exit_code(ended) == code, repr(ended)
+    assert ended.message
+    for name in set(os.listdir(target)) - {".flow-staging"}:
+        assert (name, (target / name).read_bytes()) == ("file", b"hello")
+
+
+def chunk(data: bytes) -> bytes:
+    return pack_chunks([(len(data), chunk_id(data))])
+
+
+def small(name: bytes = b"file", data: bytes = b"hello", **changes: object) -> Entry:
+    fields: dict[str, object] = {"chunks": chunk(data), "size": len(data)} | changes
+    return Entry(name, FILE, 0o644, 1, fields["size"], fields["chunks"])  # type: ignore[arg-type]
+
+
+# --- names and paths --------------------------------------------------------------------------------------------
+
+BAD_NAMES = [
+    b"/etc/owned",
+    b"..",
+    b".",
+    b"",
+    b"a/b",
+    b"../outside/owned",
+    b"nul\0",
+    b".flow-staging",
+    b"x" * 256,
+]
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+@pytest.mark.parametrize("kind", ["file", "folder", "large", "link", "hard"])
+def test_a_bad_name_is_refused(target: Path, name: bytes, kind: str) -> None:
+    messages: dict[str, list[Message]] = {
+        "file": [Offer([small(name)])],
+        "folder": [DirectoryBegin(name)],
+        "large": [ObjectBegin(Entry(name, FILE, 0o644, 1, 2 * MIB))],
+        "link": [Offer([Entry(name, SYMLINK, 0o777, 1, 0, b"", b"there")])],
+        "hard": [Offer([Entry(name, HARDLINK, 0o644, 1, 0, b"", b"there")])],
+    }
+
+    async def act(fake: FakeSource) -> None:
+        fake.say(DirectoryBegin(b""), *messages[kind])
+
+    assert_refused(attack(target, act), target)
+
+
+@pytest.mark.parametrize(
+    "link",
+    [b"/etc/passwd", b"../outside/secret", b"a/../../outside/secret", b".flow-staging/lock", b"", b"a//b"],
+)
+def test_a_hard_link_to_elsewhere_is_refused(target: Path, link: bytes) -> None:
+    async def act(fake: FakeSource) -> None:
+        fake.say(DirectoryBegin(b""), Offer([Entry(b"zz", HARDLINK, 0o644, 1, 0, b"", link)]))
+
+    assert_refused(attack(target, act), target)
+
+
+def test_a_hard_link_through_a_symbolic_link_is_not_made(target: Path) -> None:
+    target.mkdir()
+    (target / "way-out").symlink_to("../outside")
+
+    async def act(fake: FakeSource) -> None:
+        fake.say(DirectoryBegin(b""), Offer([Entry(b"zz", HARDLINK, 0o600, 1, 0, b"", b"way-out/secret")]))
+        fake.say(Offer([small(b"zzz")]))
+        await fake.wanted(2)
+        fake.send_record([(1, 0, 1)], b"hello")
+        while not fake.failed:
+            await fake.heard.wait()
+            fake.heard = trio.Event()
+        fake.say(DirectoryEnd(0o755, 0))
+
+    ended = attack(target, act)
+    assert isinstance(ended, FlowError)
+    assert not (target / "zz").exists()
+    assert (target.parent / "outside" / "secret").stat().st_nlink == 1
+
+
+def test_a_folder_that_is_a_symbolic_link_is_not_entered(target: Path) -> None:
+    target.mkdir()
+    (target / "way-out").symlink_to("../outside")
+
+    async def act(fake: FakeSource) -> None:
+        fake.say(DirectoryBegin(b""), DirectoryBegin(b"way-out"), Offer([small(b"owned")]))
+        await fake.wanted()
+        fake.send_record([(0, 0, 1)], b"hello")
+        fake.say(DirectoryEnd(0o755, 0))
+        fake.say_raw(b"\0\0\0\1\xc1")
+
+    ended = attack(target, act)
+    assert isinstance(ended, FlowError)
+
+
+@pytest.mark.parametrize("link", [b"/etc/passwd", b"../../x", b"..", b"a/../../../x"])
+def test_a_symbolic_link_out_of_the_root_fails_by_name(target: Path, link: bytes) -> None:
+    async def act(fake: FakeSource) -> None:
+        await fake.whole(
+            [Entry(b"bad", SYMLINK, 0o777, 1, 0, b"", link), Entry(b"good", SYMLINK, 0o777, 1, 0, b"", b"x")]
+        )
+
+    ended = attack(target, act)
+    assert not isinstance(ended, FlowError), ended
+    assert ended.state == "incomplete"
+    assert [(path, reason) for path, reason, _ in ended.failures] == [(b"bad", "link")]
+    assert not os.path.lexists(target / "bad")
+    assert os.readlink(target / "good") == "x"
+
+
+@pytest.mark.parametrize(("name", "count"), [(b"d", 300), (b"n" * 250, 20)])
+def test_folders_too_deep_or_too_long_are_refused(target: Path, name: bytes, count: int) -> None:
+    async def act(fake: FakeSource) -> None:
+        fake.say(DirectoryBegin(b""), *[DirectoryBegin(name) for _ in range(count)])
+
+    ended = attack(target, act)
+    assert isinstance(ended, FlowError)
+    assert exit_code(ended) == Exit.INTEGRITY, ended
+
+
+@pytest.mark.parametrize("names", [[b"b", b"a"], [b"a", b"a"]])
+def test_names_out_of_order_or_twice_are_refused(target: Path, names: list[bytes]) -> None:
+    async def act(fake: FakeSource) -> None:
+        fake.say(DirectoryBegin(b""), Offer([small(name) for name in names]))
+
+    assert_refused(attack(target, act), target)
+
+
+# --- offers that contradict themselves --------------------------------------------------------------------------
+
+LARGE = Entry(b"large", FILE, 0o644, 1, 2 * MIB)
+SOME = pack_chunks([(65536, chunk_id(bytes(65536)))])
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [Offer([small()])],
+        [DirectoryBegin(b"not-the-root")],
+        [DirectoryBegin(b""), Offer([])],
+        [DirectoryBegin(b""), Offer([small(b"%04d" % n) for n in range(1025)])],
+        [DirectoryBegin(b""), Offer([small(size=4)])],
+        [DirectoryBegin(b""), Offer([small(size=1 << 62)])],
+        [DirectoryBegin(b""), Offer([small(chunks=b"x" * 35)])],
+        [DirectoryBegin(b""), Offer([small(chunks=pack_chunks([(0, bytes(32))]), size=0)])],
+        [DirectoryBegin(b""), Offer([small(chunks=pack_chunks([(1 << 31, bytes(32))]), size=1 << 31)])],
+        [DirectoryBegin(b""), Offer([small(chunks=SOME * 9000, size=65536 * 9000)])],
+        [DirectoryBegin(b""), Offer([small(chunks=SOME * 16, size=MIB)])],
+        [DirectoryBegin(b""), ObjectRun(SOME)],
+        [DirectoryBegin(b""), ObjectEnd()],
+        [DirectoryBegin(b""), ObjectBegin(LARGE), ObjectBegin(LARGE)],
+        [DirectoryBegin(b""), ObjectBegin(LARGE), ObjectRun(b"")],
+        [DirectoryBegin(b""), ObjectBegin(LARGE), ObjectRun(SOME[:-1])],
+        [DirectoryBegin(b""), ObjectBegin(LARGE), ObjectRun(SOME * 33)],
+        [DirectoryBegin(b""), ObjectBegin(LARGE), ObjectRun(SOME * 9000)],
+        [DirectoryBegin(b""), ObjectBegin(LARGE), ObjectRun(SOME), ObjectEnd()],
+        [DirectoryBegin(b""), ObjectBegin(LARGE), DirectoryEnd(0o755, 0)],
+        [DirectoryBegin(b""), ObjectBegin(Entry(b"large", FILE, 0o644, 1, 0))],
+        [DirectoryBegin(b""), DirectoryEnd(0o755, 0), DirectoryEnd(0o755, 0)],
+        [DirectoryBegin(b""), DirectoryEnd(0o755, 0), Finish(bytes(32), 0, 0, True)],
+        [DirectoryBegin(b""), Finish(bytes(32), 0, 0, True)],
+        [DirectoryBegin(b""), Lost(0, 0, 1, "gone", "gone")],
+        [DirectoryBegin(b""), Want(1)],
+        [DirectoryBegin(b""), Receipt(bytes(32), "completed", {})],
+    ],
+    ids=lambda messages: "+".join(type(message).__name__ for message in messages),
+)  # fmt: skip
+def test_an_offer_that_contradicts_itself_is_refused(target: Path, messages: list[Message]) -> None:
+    async def act(fake: FakeSource) -> None:
+        fake.say(*messages)
+
+    assert_refused(attack(target, act), target)
+
+
+def test_a_file_too_large_for_any_disk_is_refused(target: Path) -> None:
+    async def act(fake: FakeSource) -> None:
+        fake.say(
+            DirectoryBegin(b""), ObjectBegin(Entry(b"large", FILE, 0o644, 1, (1 << 63) - 1)), ObjectRun(SOME)
+        )
+
+    ended = attack(target, act)
+    assert isinstance(ended, FlowError)
+    assert not (target / "large").exists()
+
+
+# --- data -------------------------------------------------------------------------------------------------------
+
+
+def data_attack(
+    target: Path, send: Callable[[FakeSource], None], *, data: bytes = b"hello"
+) -> FlowError | Report:
+    """Offer one small file honestly, and once it is wanted send something."""
+
+    async def act(fake: FakeSource) -> None:
+        fake.say(DirectoryBegin(b""), Offer([small(data=data)]))
+        await fake.wanted()
+        assert fake.wants[0].kind == 1
+        send(fake)
+
+    return attack(target, act)
+
+
+def _bomb(claim: bool) -> bytes:
+    packed = zstandard.ZstdCompressor(level=19, write_content_size=claim).compress(bytes(512 * MIB))
+    return pack_record_header(ZSTD, len(packed) + 5, len(packed), [(0, 0, 1)]) + packed
+
+
+@pytest.mark.parametrize(
+    "plain",
+    [
+        pytest.param(pack_record_header(STORED, 5, 5, [(0, 0, 1)]) + b"hellO", id="wrong content"),
+        pytest.param(pack_record_header(STORED, 4, 4, [(0, 0, 1)]) + b"hell", id="too short"),
+        pytest.param(pack_record_header(STORED, 9, 9, [(0, 0, 1)]) + b"hello too", id="more than announced"),
+        pytest.param(pack_record_header(STORED, 10, 10, [(0, 0, 1), (0, 0, 1)]) + b"hellohello", id="twice in one"),
+        pytest.param(pack_record_header(STORED, 10, 10, [(0, 0, 2)]) + b"hellohello", id="a chunk that is not there"),
+        pytest.param(pack_record_header(STORED, 5, 5, [(7, 0, 1)]) + b"hello", id="an offer that is not there"),
+        pytest.param(pack_record_header(STORED, 5, 5, [(0, 0, 0)]) + b"hello", id="an empty run"),
+        pytest.param(pack_record_header(STORED, 5, 5, [(0, 1 << 31, 1 << 31)]) + b"hello", id="huge indices"),
+        pytest.param(pack_record_header(STORED, 1 << 31, 1 << 31, [(0, 0, 1)]), id="a huge record"),
+        pytest.param(pack_record_header(STORED, 5, 5, []) + b"hello", id="no runs"),
+        pytest.param(pack_record_header(7, 5, 5, [(0, 0, 1)]) + b"hello", id="unknown codec"),
+        pytest.param(pack_record_header(ZSTD, 5, 5, [(0, 0, 1)]) + b"hello", id="no zstd"),
+        pytest.param(_bomb(True), id="a zip bomb that tells"),
+        pytest.param(_bomb(False), id="a zip bomb that does not"),
+        pytest.param(struct.pack("<I", 0xFFFF_FFFF) * 40, id="garbage"),
+    ],
+)  # fmt: skip
+def test_data_that_is_not_what_was_wanted_is_refused(target: Path, plain: bytes) -> None:
+    assert_refused(data_attack(target, lambda fake: fake.send(plain)), target)
+
+
+def test_a_chunk_that_came_already_is_refused(target: Path) -> None:
+    def send(fake: FakeSource) -> None:
+        fake.send_record([(0, 0, 1)], b"hello")
+        fake.send_record([(0, 0, 1)], b"hello")
+
+    ended = data_attack(target, send)
+    assert isinstance(ended, FlowError)
+    assert exit_code(ended) == Exit.INTEGRITY
+
+
+def test_a_chunk_that_is_not_wanted_is_refused(target: Path) -> None:
+    target.mkdir()
+    (target / "file").write_bytes(b"hello")
+
+    async def act(fake: FakeSource) -> None:
+        fake.say(DirectoryBegin(b""), Offer([small()]))
+        await fake.wanted()
+        assert fake.wants[0].kind == 0
+        fake.send_record([(0, 0, 1)], b"hello")
+
+    ended = attack(target, act)
+    assert isinstance(ended, FlowError)
+    assert exit_code(ended) == Exit.INTEGRITY
+    assert (target / "file").read_bytes() == b"hello"
+
+
+def test_a_large_object_with_one_wrong_chunk_does_not_land(target: Path) -> None:
+    parts = [bytes([n]) * 65536 for n in range(32)]
+
+    async def act(fake: FakeSource) -> None:
+        fake.say(DirectoryBegin(b""), ObjectBegin(LARGE), ObjectRun(b"".join(map(chunk, parts))), ObjectEnd())
+        await fake.wanted()
+
+        def send() -> None:
+            with contextlib.suppress(OSError):  # the target hangs up at the wrong one
+                for number, part in enumerate(parts):
+                    fake.send_record([(0, number, 1)], part if number != 17 else b"!" * 65536)
+
+        await trio.to_thread.run_sync(send)
+
+    assert_refused(attack(target, act), target)
+
+
+@pytest.mark.parametrize("garbage", [b"\xff" * 5000, b"\xf5" + bytes(4999), b"GET / HTTP/1.1\r\n\r\n" * 300])
+def test_garbage_on_a_data_connection_is_refused(target: Path, garbage: bytes) -> None:
+    assert_refused(data_attack(target, lambda fake: fake.session.sockets[0].sendall(garbage)), target)
+
+
+@pytest.mark.parametrize("position", [0, 5, 15, 16, 100, 4095])
+def test_a_changed_bit_in_a_frame_is_refused(target: Path, position: int) -> None:
+    def send(fake: FakeSource) -> None:
+        buffer, out = bytearray(MAX_PLAINTEXT_BYTES), bytearray(MAX_FRAME_BYTES)
+        plain = pack_record_header(STORED, 5, 5, [(0, 0, 1)]) + b"hello"
+        buffer[: len(plain)] = plain
+        size = fake.sealer.seal_into(buffer, len(plain), out)
+        out[position] ^= 1
+        fake.session.sockets[0].sendall(out[:size])
+
+    assert_refused(data_attack(target, send), target)
+
+
+def test_a_data_connection_that_ends_unsealed_is_no_end(target: Path) -> None:
+    ended = data_attack(target, lambda fake: fake.session.sockets[0].shutdown(socket.SHUT_WR))
+    assert_refused(ended, target, Exit.TEMPORARY)
+
+
+def test_a_sealed_end_before_everything_came_is_refused(target: Path) -> None:
+    def send(fake: FakeSource) -> None:
+        fake.send_end()
+        fake.session.sockets[0].shutdown(socket.SHUT_WR)
+        fake.session.control.finish_writing()
+
+    ended = attack_with_close(target, send)
+    assert isinstance(ended, FlowError)
+    assert exit_code(ended) in (Exit.TEMPORARY, Exit.INTEGRITY)
+    assert not (target / "file").exists()
+
+
+def attack_with_close(target: Path, send: Callable[[FakeSource], None]) -> FlowError | Report:
+    async def act(fake: FakeSource) -> None:
+        fake.say(DirectoryBegin(b""), Offer([small()]))
+        await fake.wanted()
+        send(fake)
+        await fake.session.control.aclose()
+
+    return attack(target, act)
+
+
+# --- control connection -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"\0\0\0\0", b"\xff\xff\xff\xff", b"\0\0\0\1\xc1", b"\0\0\0\3\x92\x63\x00", b"\0\0\0\5hello", b"\0\1\0\0" + b"\x91" * 65536],
+    ids=["empty", "huge", "no msgpack", "unknown tag", "text", "nested"],
+)  # fmt: skip
+def test_garbage_on_the_control_connection_is_refused(target: Path, data: bytes) -> None:
+    async def act(fake: FakeSource) -> None:
+        fake.say_raw(data)
+
+    assert_refused(attack(target, act), target)
+
+
+def test_a_flood_of_offers_is_refused(target: Path) -> None:
+    async def act(fake: FakeSource) -> None:
+        fake.say(DirectoryBegin(b""), ObjectBegin(Entry(b"large", FILE, 0o644, 1, 65536 * 100_000)))
+        for _ in range(40):
+            fake.say(*[ObjectRun(SOME * 16)] * 250)
+            await trio.lowlevel.checkpoint()
+
+    assert_refused(attack(target, act), target)
+
+
+def test_a_silent_source_is_given_up(target: Path) -> None:
+    async def act(fake: FakeSource) -> None:
+        fake.say(DirectoryBegin(b""))
+
+    ended = attack(target, act, stall_s=0.3)
+    assert_refused(ended, target, Exit.TEMPORARY)
+    assert isinstance(ended, FlowError)
+    assert "said nothing" in ended.message
+
+
+def test_a_source_that_never_answers_the_request_is_given_up(target: Path) -> None:
+    async def main() -> None:
+        listener = Listener("127.0.0.1", 0)
+        listener.bind()
+
+        async def handle(incoming: Incoming) -> None:
+            await trio.sleep_forever()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(listener.serve, handle)
+            settings = TransferSettings(use_cache=False, retry_for_s=0.0, stall_s=0.3)
+            with trio.fail_after(20), pytest.raises(FlowError, match="said nothing"):
+                await pull(listener.ticket(), b"", os.fsencode(target), settings)
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+    assert not target.exists()
+
+
+def test_an_honest_fake_is_believed(target: Path) -> None:
+    """The attacks fail for what is wrong with them, not for being fake."""
+
+    async def act(fake: FakeSource) -> None:
+        async with trio.open_nursery() as nursery:
+
+            async def answer() -> None:
+                await fake.wanted()
+                fake.send_record([(0, 0, 1)], b"hello")
+
+            nursery.start_soon(answer)
+            await fake.whole([small()])
+
+    ended = attack(target, act)
+    assert isinstance(ended, Report), ended
+    assert ended.state == "completed"
+    assert (target / "file").read_bytes() == b"hello"
+    assert profile_named("64KiB").maximum >= 65536
