@@ -215,7 +215,9 @@ def _guessed_totals(work: Work) -> FloatArray:
     inside = work.unit >= 0
     whole = sum_by(work.unit[inside], work.weight[inside], len(work.units))
     weight = work.weight.copy()
-    weight[inside] *= (work.unit_weight / whole)[work.unit[inside]]
+    # A unit of nothing but shells weighs nothing.
+    part = np.divide(work.unit_weight, whole, out=np.zeros(len(whole)), where=whole > 0)
+    weight[inside] *= part[work.unit[inside]]
     order = [work.members(k) for k in range(len(CLASSES))]
     return _totals(work, greedy.fill(work.columns, work.capacity, work.ceiling, weight, order))
 
