@@ -24,7 +24,7 @@ from flowengine.policy.model import (
 )
 from flowengine.policy.outcomes import negated, outcome, product
 from flowengine.policy.phrases import KINDS, LANGUAGES, USE_NAMES, duty_text, line_text, moment_text
-from flowengine.policy.reasons import failing_lines, nearest_permit, reasons
+from flowengine.policy.reasons import failing_lines, nearest_permit, reasons, unknown_lines
 
 __all__ = ["ENGINE", "Remedy", "duty_record", "explain", "is_secret", "record", "remedies", "valid_until"]
 
@@ -208,7 +208,7 @@ def _rule_why(policies: PolicySet, compiled: CompiledRule, language: str) -> str
 def _no_rule(policies: PolicySet, trace: PolicyTrace, language: str) -> str:
     nearest = nearest_permit(trace)
     title = trace.policy.title if language == "en" else trace.policy.title_zh
-    lines = failing_lines(nearest) if nearest is not None else []
+    lines = [*failing_lines(nearest), *unknown_lines(nearest)] if nearest is not None else []
     shown = [
         _HIDDEN[LANGUAGES.index(language)]
         if is_secret(line, policies)

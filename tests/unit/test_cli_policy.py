@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pathlib
+import re
+import shlex
 import shutil
 from typing import Any
 
@@ -193,3 +195,16 @@ def test_vocabulary_lists_what_conditions_may_say(capsys: pytest.CaptureFixture[
     assert "recipient.dua_signed" in out  # declared in attributes.toml
     code, answer = flow_json(capsys, "vocabulary", "-p", ROOT)
     assert "encrypt" in answer["duties"]
+
+
+def test_what_the_readme_shows_is_what_happens(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT.parent)
+    blocks = re.findall(
+        r"```console\n\$ flow policy (.*?)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL
+    )
+    assert len(blocks) == 2
+    for command, expected in blocks:
+        _, out, _ = flow(capsys, *shlex.split(command))
+        assert out == expected
