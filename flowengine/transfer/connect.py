@@ -12,7 +12,6 @@ import secrets
 import socket
 import ssl
 import time
-import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from hashlib import sha256
@@ -280,6 +279,9 @@ async def dial(ticket: Ticket) -> Channel:
             hint="look at the other side; is it flowengine that listens there?",
             reason="stalled",
         ) from None
+    except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+        await trio.aclose_forcefully(stream)
+        raise _disconnected() from error
     except BaseException:
         await trio.aclose_forcefully(stream)
         raise
@@ -289,6 +291,8 @@ async def _client_handshake(stream: trio.SSLStream[trio.SocketStream], ticket: T
     try:
         await stream.do_handshake()
     except trio.BrokenResourceError as error:
+        if not isinstance(error.__cause__, ssl.SSLError) or isinstance(error.__cause__, ssl.SSLEOFError):
+            raise  # the connection was cut
         raise ProtocolError(
             f"{ticket.location} does not speak TLS 1.3", hint="is it flow serve that listens there?"
         ) from error
@@ -552,13 +556,6 @@ class Listener:
         ) as error:
             self._log(f"{peer}: connection dropped: {error or type(error).__name__}")
             await trio.aclose_forcefully(tcp)
-        except Exception as error:
-            # One client's session, whatever is wrong with it, must not end the others'.
-            self._log(f"{peer}: internal error, please report it: {_innermost(error)!r}")
-            await trio.aclose_forcefully(tcp)
-        except Exception as error:  # a bug that one client meets is not the end of the others
-            self._log(f"{peer}: internal error: {''.join(traceback.format_exception(error))}")
-            await trio.aclose_forcefully(tcp)
 
     async def _data_connection(self, tcp: trio.SocketStream) -> None:
         data = b""
@@ -646,12 +643,6 @@ async def session_errors(channel: Channel) -> AsyncIterator[None]:
     except FlowError as error:
         await channel.refuse(error)
         raise
-
-
-def _innermost(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 def first_flow_error(error: BaseException) -> FlowError | None:
