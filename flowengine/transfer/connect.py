@@ -556,6 +556,10 @@ class Listener:
         ) as error:
             self._log(f"{peer}: connection dropped: {error or type(error).__name__}")
             await trio.aclose_forcefully(tcp)
+        except Exception as error:
+            # One client's session, whatever is wrong with it, must not end the others'.
+            self._log(f"{peer}: internal error, please report it: {_innermost(error)!r}")
+            await trio.aclose_forcefully(tcp)
 
     async def _data_connection(self, tcp: trio.SocketStream) -> None:
         data = b""
@@ -627,6 +631,12 @@ class Listener:
                 with contextlib.suppress(trio.BrokenResourceError):
                     await stream.send_all(frame(handshake_refusal(error)))
                 raise
+
+
+def _innermost(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 @contextlib.asynccontextmanager
