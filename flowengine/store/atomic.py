@@ -16,17 +16,21 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import shutil
 import stat
 from collections.abc import Iterator
 
 import msgspec
+from blake3 import blake3
 
-from flowengine.errors import LocalError, UsageError
+from flowengine.errors import LocalError, TemporaryError, UsageError
+from flowengine.manifest import Entry
 from flowengine.store.filesystem import copy_range, exchange, local_error, sync_filesystem
-from flowengine.store.scan import decode_entries, encode_entries, split_proof, stats_proof
-from flowengine.store.scan_cache import DirectoryPart, Identity, ScanCache
+from flowengine.store.scan import decode_entries, encode_entries, split_proof, stats_proof, with_ctime
+from flowengine.store.scan_cache import BLESSED, DirectoryPart, Identity, ScanCache
+from flowengine.store.staging import Staging
 from flowengine.units import show_path
 from flowengine.wire.messages import LARGE_OBJECT_BYTES
 from flowengine.wire.paths import STAGING_NAME
@@ -34,6 +38,9 @@ from flowengine.wire.paths import STAGING_NAME
 __all__ = ["AtomicTree"]
 
 _MARKER = STAGING_NAME + b"/atomic"
+
+_Known = dict[bytes, tuple[os.stat_result, Entry | None]]
+"""name → (stat when it was believed, entry; None for a large object, whose pieces the cache has)."""
 
 
 class AtomicTree:
@@ -56,6 +63,11 @@ class AtomicTree:
             )
         self._parent = parent
         self.path = os.path.join(parent, b"." + name + b".flow-next")
+        self._lock_path = os.path.join(parent, b"." + name + b".flow-lock")
+        self._lock_fd = -1
+        self._guard: Staging | None = None
+        self._guard_fd = -1
+        self._seeded = b""
         self._cache = cache
 
     def prepare(self) -> None:
@@ -63,9 +75,11 @@ class AtomicTree:
 
         Raises:
             LocalError: the target is a mount point or no folder, or the sibling cannot be made.
+            TemporaryError: another transfer writes to the target (reason "busy").
         """
         try:
             os.makedirs(self._parent, exist_ok=True)
+            self._lock()
             if os.path.lexists(self.target):
                 self._check_exchangeable()
             self._recover()
@@ -76,9 +90,55 @@ class AtomicTree:
             with open(os.path.join(self.path, _MARKER), "wb"):
                 pass
             if os.path.lexists(self.target):
+                # Transfers of the other kind lock the target itself.
+                self._guard_fd = os.open(self.target, os.O_RDONLY | os.O_DIRECTORY)
+                self._guard = Staging(self._guard_fd, self.target)
+                self._seeded = self._fingerprint()
                 self._seed()
         except OSError as error:
             raise local_error(error, "cannot prepare the next version of", self.target) from error
+
+    def _lock(self) -> None:
+        """Let one process at a time build a next version of this target."""
+        while True:
+            self._lock_fd = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            try:
+                fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise TemporaryError(
+                    f"another transfer is about to replace {show_path(self.target)}",
+                    hint="wait for it to end",
+                    reason="busy",
+                ) from None
+            with contextlib.suppress(FileNotFoundError):
+                if os.stat(self._lock_path).st_ino == os.fstat(self._lock_fd).st_ino:
+                    return
+            os.close(self._lock_fd)  # whoever held it has removed it: once more
+
+    def close(self) -> None:
+        """Let others at the target again."""
+        if self._guard is not None:
+            self._guard.close(remove=True)
+            self._guard = None
+        if self._guard_fd >= 0:
+            os.close(self._guard_fd)
+            self._guard_fd = -1
+        if self._lock_fd >= 0:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._lock_path)
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+    def _fingerprint(self) -> bytes:
+        """What would show that somebody changed the target: names, inodes, sizes and times of all that is in it."""
+        digest = blake3()
+        for relative, names in _walk(self.target):
+            at = os.path.join(self.target, relative) if relative else self.target
+            digest.update(relative + b"\0")
+            for name in names:
+                st = os.lstat(os.path.join(at, name))
+                digest.update(name + b"\0%d %d %d\n" % (st.st_ino, st.st_size, st.st_mtime_ns))
+        return digest.digest()
 
     def _check_exchangeable(self) -> None:
         st = os.lstat(self.target)
@@ -110,18 +170,23 @@ class AtomicTree:
         try:
             if root_mode is not None:
                 os.chmod(self.path, root_mode)
+            self._bless()
             self._sync()
             if os.path.lexists(self.target):
+                if not self._seeded or self._fingerprint() != self._seeded:
+                    raise TemporaryError(
+                        f"somebody changed {show_path(self.target)} while its next version was built; nothing was replaced",
+                        hint="run the same command again: it takes the changes into account",
+                        reason="busy",
+                    )
                 exchange(self.path, self.target)
                 self._sync()
                 shutil.rmtree(self.path)
             else:
                 os.rename(self.path, self.target)
                 self._sync()
-            self._refresh()
-            st = os.stat(self.target)
+            self._settle()
             shutil.rmtree(os.path.join(self.target, STAGING_NAME))
-            os.utime(self.target, ns=(st.st_atime_ns, st.st_mtime_ns))
         except OSError as error:
             raise local_error(error, "cannot publish the new version of", self.target) from error
 
@@ -144,71 +209,70 @@ class AtomicTree:
             known = self._known(old, names)
             for name in names:
                 _link(os.path.join(old, name), os.path.join(new, name))
-            self._remember(new, known)
+            self._remember(new, known, None)  # a new name moves ctime, and nothing else
 
-    def _refresh(self) -> None:
-        """After the old names went, every shared inode has a new ctime: the cache learns it."""
-        if self._cache is None:
-            return
-        for relative, names in _walk(self.target):
+    def _bless(self) -> None:
+        """Before the old names go, which moves the ctime of every inode both trees share: mark what is believed."""
+        for relative, names in _walk(self.path) if self._cache is not None else ():
+            path = os.path.join(self.path, relative) if relative else self.path
+            self._remember(path, self._known(path, names), BLESSED)
+
+    def _settle(self) -> None:
+        """After they went: what was marked, and is otherwise the same, is believed again."""
+        for relative, names in _walk(self.target) if self._cache is not None else ():
             path = os.path.join(self.target, relative) if relative else self.target
-            self._remember(path, self._known(path, names, ignore_ctime=True))
+            self._remember(path, self._known(path, names, BLESSED), None)
 
-    def _known(
-        self, path: bytes, names: list[bytes], *, ignore_ctime: bool = False
-    ) -> dict[bytes, tuple[bytes, object]]:
-        """name → (identity without ctime, entry) of what the cache knows in a directory."""
+    def _known(self, path: bytes, names: list[bytes], ctime_ns: int | None = None) -> _Known:
+        """What the cache believes of a directory's files, as they are now (or as if they had that ctime)."""
         if self._cache is None:
             return {}
-        st = os.stat(path)
-        known: dict[bytes, tuple[bytes, object]] = {}
-        stats = [(name, os.lstat(os.path.join(path, name))) for name in names]
-        present = dict(zip(split_proof(stats_proof(stats)), names, strict=True)) if stats else {}
-        short = {_without_ctime(proof): name for proof, name in present.items()}
-        for part in self._cache.directory(st.st_dev, st.st_ino):
+        stats = {name: os.lstat(os.path.join(path, name)) for name in names}
+        asked = {name: st if ctime_ns is None else with_ctime(st, ctime_ns) for name, st in stats.items()}
+        proofs = dict(zip(split_proof(stats_proof(list(asked.items()))), names, strict=True)) if names else {}
+        known: _Known = {}
+        st_path = os.stat(path)
+        for part in self._cache.directory(st_path.st_dev, st_path.st_ino):
             try:
-                rows = zip(split_proof(part.stats), decode_entries(part.entries), strict=True)
-                for proof, entry in rows:
-                    if proof in present or (ignore_ctime and _without_ctime(proof) in short):
-                        known[entry.name] = (_without_ctime(proof), entry)
+                for proof, entry in zip(split_proof(part.stats), decode_entries(part.entries), strict=True):
+                    if proof in proofs:
+                        known[entry.name] = (asked[entry.name], entry)
             except (msgspec.DecodeError, ValueError):
                 continue
-        for name, st_file in stats:
-            if stat.S_ISREG(st_file.st_mode) and st_file.st_size >= LARGE_OBJECT_BYTES:
-                pieces = self._cache.pieces(Identity.of(st_file))
-                if pieces or ignore_ctime:
-                    known[name] = (b"", st_file.st_mtime_ns)
+        for name, st in asked.items():
+            if (
+                stat.S_ISREG(st.st_mode)
+                and st.st_size >= LARGE_OBJECT_BYTES
+                and self._cache.pieces(Identity.of(st))
+            ):
+                known[name] = (st, None)
         return known
 
-    def _remember(self, path: bytes, known: dict[bytes, tuple[bytes, object]]) -> None:
-        """Give the cache the present ctimes of what is known and otherwise the same."""
+    def _remember(self, path: bytes, known: _Known, ctime_ns: int | None) -> None:
+        """Keep what is known of a directory's files under their present ctime, or under `ctime_ns`."""
         if self._cache is None or not known:
             return
-        rows = []
-        entries = []
+        rows: list[tuple[bytes, os.stat_result]] = []
+        entries: list[Entry] = []
         for name in sorted(known):
-            identity, entry = known[name]
+            before, entry = known[name]
             try:
                 st = os.lstat(os.path.join(path, name))
             except FileNotFoundError:
                 continue
-            if not identity:
-                if st.st_mtime_ns == entry:
-                    self._cache.settle_pieces(Identity.of(st))
+            same = (st.st_ino, st.st_size, st.st_mtime_ns, st.st_mode)
+            if same != (before.st_ino, before.st_size, before.st_mtime_ns, before.st_mode):
                 continue
-            if _without_ctime(split_proof(stats_proof([(name, st)]))[0]) == identity:
-                rows.append((name, st))
+            now = st if ctime_ns is None else with_ctime(st, ctime_ns)
+            if entry is None:
+                self._cache.settle_pieces(Identity.of(now), before.st_ctime_ns)
+            else:
+                rows.append((name, now))
                 entries.append(entry)
         if rows:
-            st = os.stat(path)
-            self._cache.save_directory(
-                st.st_dev, st.st_ino, [DirectoryPart(stats_proof(rows), encode_entries(entries))]
-            )
-
-
-def _without_ctime(proof: bytes) -> bytes:
-    """A proof (inode, size, mtime, ctime, mode as i64, then the name) without its fourth number."""
-    return proof[:24] + proof[32:]
+            st_path = os.stat(path)
+            part = DirectoryPart(stats_proof(rows), encode_entries(entries))
+            self._cache.save_directory(st_path.st_dev, st_path.st_ino, [part])
 
 
 def _walk(root: bytes) -> Iterator[tuple[bytes, list[bytes]]]:

@@ -11,7 +11,9 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Final
 
+from flowengine.errors import ProtocolError
 from flowengine.manifest import Extra, decode_extra, encode_extra
+from flowengine.units import show_path
 
 __all__ = ["apply_extra", "extra_reader"]
 
@@ -67,13 +69,18 @@ def apply_extra(fd: int, data: bytes) -> None:
     if extra.uid is not None or extra.gid is not None:
         uid = extra.uid if extra.uid is not None else -1
         gid = extra.gid if extra.gid is not None else -1
-        with contextlib.suppress(KeyError):
+        # A name that no account can have (NUL in it) is as unknown as one that none has.
+        with contextlib.suppress(KeyError, ValueError):
             uid = pwd.getpwnam(os.fsdecode(extra.owner)).pw_uid if extra.owner else uid
-        with contextlib.suppress(KeyError):
+        with contextlib.suppress(KeyError, ValueError):
             gid = grp.getgrnam(os.fsdecode(extra.group)).gr_gid if extra.group else gid
         os.fchown(fd, uid, gid)
     wanted = dict(extra.xattrs)
     for name, value in wanted.items():
+        if not os.fsdecode(name).startswith(_PREFIXES) or b"\0" in name:
+            raise ProtocolError(
+                f"the peer sent the extended attribute {show_path(name)}, which does not travel"
+            )
         os.setxattr(fd, name, value)
     for present in os.listxattr(fd) if extra.xattrs else ():
         if present.startswith("user.") and os.fsencode(present) not in wanted:

@@ -30,7 +30,7 @@ from flowengine.chunking import CHUNK_BYTES, Cutter, Profile, chunk_id, pack_chu
 from flowengine.manifest import FILE, FLAG_SPARSE, HARDLINK, SYMLINK, Entry
 from flowengine.store.buffers import Buffer, BufferPool
 from flowengine.store.reading import ObjectChanged, ObjectReader, Piece
-from flowengine.store.scan_cache import DirectoryPart, Identity, ScanCache
+from flowengine.store.scan_cache import PROVISIONAL, DirectoryPart, Identity, ScanCache
 from flowengine.store.selection import Selection
 from flowengine.wire.filters import FilterSet
 from flowengine.wire.messages import LARGE_OBJECT_BYTES
@@ -53,6 +53,7 @@ __all__ = [
     "recall",
     "split_proof",
     "stats_proof",
+    "with_ctime",
 ]
 
 READ_ATTEMPTS: Final = 3
@@ -648,7 +649,9 @@ class Scanner:
             entries.append(made)
             chunk_total += len(made.chunks) // CHUNK_BYTES
             starts.append(start)
-            batch_rows.append((name, st) if st.st_ctime_ns < racy_from else (name, _never(st)))
+            batch_rows.append(
+                (name, st) if st.st_ctime_ns < racy_from else (name, with_ctime(st, PROVISIONAL))
+            )
         if entries:
             keep += batch_rows
             keep_entries += entries
@@ -800,17 +803,18 @@ def _lengths(packed: bytes) -> list[int]:
     return [int.from_bytes(packed[at : at + 4], "little") for at in range(0, len(packed), CHUNK_BYTES)]
 
 
-class _NeverStat:
-    """Stands in for the stat of an object that was read too soon after its change: its proof matches nothing."""
+class _OtherCtime:
+    """A stat with another ctime."""
 
-    def __init__(self, st: os.stat_result) -> None:
+    def __init__(self, st: os.stat_result, ctime_ns: int) -> None:
         self.st_dev, self.st_ino, self.st_nlink = st.st_dev, st.st_ino, st.st_nlink
         self.st_mode, self.st_size, self.st_mtime_ns = st.st_mode, st.st_size, st.st_mtime_ns
-        self.st_ctime_ns = -1
+        self.st_ctime_ns = ctime_ns
 
 
-def _never(st: os.stat_result) -> os.stat_result:
-    return _NeverStat(st)  # type: ignore[return-value]
+def with_ctime(st: os.stat_result, ctime_ns: int) -> os.stat_result:
+    """The stat as it would be with another ctime; one that no file has makes a proof that matches nothing."""
+    return _OtherCtime(st, ctime_ns)  # type: ignore[return-value]
 
 
 def _subset_tree(paths: list[bytes] | None) -> dict[bytes, object] | None:

@@ -15,7 +15,7 @@ import sqlite3
 from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
-__all__ = ["DirectoryPart", "Identity", "ScanCache", "state_directory"]
+__all__ = ["BLESSED", "PROVISIONAL", "DirectoryPart", "Identity", "ScanCache", "state_directory"]
 
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS directory (
@@ -27,6 +27,10 @@ CREATE TABLE IF NOT EXISTS piece (
     PRIMARY KEY (dev, ino, offset)) WITHOUT ROWID;
 """
 _VERSION: Final = 1
+PROVISIONAL: Final = -1
+"""Stands for a ctime that is not known yet: the object does not stand under its name."""
+BLESSED: Final = -2
+"""Stands for a ctime that is about to change by our own doing (`store.atomic`)."""
 _PARTIAL: Final = 1 << 32
 """Sequence numbers from here on are parts of a directory whose scan has not come to its end."""
 
@@ -175,10 +179,25 @@ class ScanCache:
         statements.append(("INSERT OR REPLACE INTO piece VALUES (?,?,?,?,?,?,?)", rows))
         self._write(statements)
 
-    def settle_pieces(self, identity: Identity) -> None:
-        """Give the pieces kept for an inode their final identity, once its object stands under its name."""
-        row = (identity.size, identity.mtime_ns, identity.ctime_ns, _s(identity.dev), _s(identity.ino))
-        self._write([("UPDATE piece SET size=?, mtime_ns=?, ctime_ns=? WHERE dev=? AND ino=?", [row])])
+    def settle_pieces(self, identity: Identity, was_ctime_ns: int = PROVISIONAL) -> None:
+        """Give pieces that were kept under a provisional (or other known) ctime their present identity.
+
+        Only rows of the same inode, size and mtime: what an older file left under the inode stays dead.
+        """
+        d, i = _s(identity.dev), _s(identity.ino)
+        row = (identity.ctime_ns, d, i, identity.size, identity.mtime_ns, was_ctime_ns)
+        self._write(
+            [
+                (
+                    "UPDATE piece SET ctime_ns=? WHERE dev=? AND ino=? AND size=? AND mtime_ns=? AND ctime_ns=?",
+                    [row],
+                )
+            ]
+        )
+
+    def forget_pieces(self, identity: Identity) -> None:
+        """Drop what is known of an inode: it turned out to be wrong."""
+        self._write([("DELETE FROM piece WHERE dev=? AND ino=?", [(_s(identity.dev), _s(identity.ino))])])
 
     def close(self) -> None:
         """Close the database; nothing is lost by not calling it."""

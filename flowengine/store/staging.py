@@ -67,7 +67,6 @@ class StagedObject:
         self._folder_fd = folder_fd
         self.fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600, dir_fd=folder_fd)
         self.have: dict[int, tuple[int, bytes]] = {}
-        self._unsynced = 0
         try:
             self._journal = os.open(
                 f"{name}.j", os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600, dir_fd=folder_fd
@@ -84,9 +83,9 @@ class StagedObject:
 
     def _start(self) -> None:
         self.have.clear()
+        os.ftruncate(self._journal, 0)  # first: a journal must never speak of bytes that are gone
         os.ftruncate(self.fd, 0)
         os.ftruncate(self.fd, self.size_bytes)
-        os.ftruncate(self._journal, 0)
         header = msgspec.msgpack.encode(_Header(_FORMAT, boot_id(), self.path, self.size_bytes))
         os.write(self._journal, struct.pack("<I", len(header)) + header)
 
@@ -102,7 +101,7 @@ class StagedObject:
             return False
         if (header.format, header.path, header.size) != (_FORMAT, self.path, self.size_bytes):
             return False
-        doubtful: dict[int, tuple[int, bytes]] = {}
+        doubtful: list[tuple[int, int, int, bytes]] = []
         good = end
         for at in range(end, len(data) - _RECORD.size + 1, _RECORD.size):
             offset, length, identity, check = _RECORD.unpack_from(data, at)
@@ -110,17 +109,20 @@ class StagedObject:
                 break  # the tail of a write that was cut off
             good = at + _RECORD.size
             if length == _MARK:
-                self.have.update(doubtful)
-                doubtful.clear()
+                # The mark vouches for what was journalled before its sync *began*: `offset` says how far.
+                self.have.update({o: (n, i) for place, o, n, i in doubtful if place < offset})
+                doubtful = [row for row in doubtful if row[0] >= offset]
             else:
-                doubtful[offset] = (length, identity)
+                doubtful.append((at, offset, length, identity))
         os.ftruncate(self._journal, good)
+        rest = {offset: (length, identity) for _, offset, length, identity in doubtful}
         if header.boot_id == boot_id() and header.boot_id:
-            self.have.update(doubtful)
+            self.have.update(rest)
         else:
-            self._rehash(doubtful)
+            self._rehash(rest)
             self._rewrite()
-        return True
+        # With nothing believed the file starts empty again: what lies in it would pass for a hole otherwise.
+        return bool(self.have)
 
     def _rehash(self, doubtful: dict[int, tuple[int, bytes]]) -> None:
         for offset, (length, identity) in doubtful.items():
@@ -130,11 +132,17 @@ class StagedObject:
     def _rewrite(self) -> None:
         """Begin the journal anew under this boot with what is believed."""
         os.fsync(self.fd)
-        believed = dict(self.have)
-        os.ftruncate(self._journal, 0)
         header = msgspec.msgpack.encode(_Header(_FORMAT, boot_id(), self.path, self.size_bytes))
-        rows = b"".join([_record(offset, *row) for offset, row in believed.items()])
-        os.write(self._journal, struct.pack("<I", len(header)) + header + rows + _record(0, _MARK, bytes(32)))
+        rows = b"".join([_record(offset, *row) for offset, row in self.have.items()])
+        head = struct.pack("<I", len(header)) + header
+        new = f"{self.name}.n"
+        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_NOFOLLOW
+        fd = os.open(new, flags, 0o600, dir_fd=self._folder_fd)
+        os.write(fd, head + rows + _record(len(head) + len(rows), _MARK, bytes(32)))
+        os.fsync(fd)
+        os.rename(new, f"{self.name}.j", src_dir_fd=self._folder_fd, dst_dir_fd=self._folder_fd)
+        os.close(self._journal)
+        self._journal = fd
 
     def journal(self, offset: int, packed: bytes) -> None:
         """Chunks from `offset` on, packed, were verified and written. One append; safe from any thread."""
@@ -147,13 +155,11 @@ class StagedObject:
 
     def sync(self) -> None:
         """Make what was written durable and mark the journal so."""
+        # Lanes go on while this runs: only what is journalled now is sure to be in the sync that follows.
+        covered = os.fstat(self._journal).st_size
         os.fdatasync(self.fd)
-        os.write(self._journal, _record(0, _MARK, bytes(32)))
+        os.write(self._journal, _record(covered, _MARK, bytes(32)))
         os.fdatasync(self._journal)
-
-    def restart(self) -> None:
-        """Forget what the staging file holds."""
-        self._start()
 
     def close(self) -> None:
         """Close both files; they stay for the next session."""
@@ -265,9 +271,15 @@ class Staging:
         self._counter += 1
         return f"s.{self._counter:x}"
 
-    def open_object(self, path: bytes, size_bytes: int) -> StagedObject:
-        """The staging file of a large object, with what an earlier session left in it."""
-        return StagedObject(self.fd, "l." + blake3(path).hexdigest(16), path, size_bytes)
+    def open_object(self, path: bytes, size_bytes: int, attempt: int = 0) -> StagedObject:
+        """The staging file of a large object, with what an earlier session left in it.
+
+        Args:
+            attempt: how many times the object was begun and given up in this session. Each gets a file of its own:
+                a lane may still be writing to the one before.
+        """
+        suffix = f".{attempt}" if attempt else ""
+        return StagedObject(self.fd, f"l.{blake3(path).hexdigest(16)}{suffix}", path, size_bytes)
 
     def close(self, *, remove: bool) -> None:
         """Unlock; with `remove` (everything was published), or when nothing waits in it, take the folder away."""

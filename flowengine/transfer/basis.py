@@ -21,6 +21,11 @@ __all__ = ["Basis"]
 
 LOOK_AHEAD_BYTES: Final = 64 * MIB
 MAX_INDEXED_CHUNKS: Final = 500_000
+"""Chunks that may have moved are looked for among so many (about 40 GB of object around the place asked about)."""
+MAX_LISTED_CHUNKS: Final = 4_000_000
+"""Chunks are compared place by place up to so many; larger objects want a larger chunk size."""
+MAX_AHEAD_BYTES: Final = 8192 * MIB
+"""How far reading may run ahead of what is asked for."""
 
 
 class Basis:
@@ -39,6 +44,9 @@ class Basis:
         self.identity = Identity.of(st)
         self._profile = profile
         self._index: dict[bytes, int] = {}
+        self._listed = bytearray()
+        self._compared = 0
+        self._asked = 0
         self._condition = threading.Condition()
         self._progress = 0
         self._done = False
@@ -54,6 +62,7 @@ class Basis:
             self.trusted = False
         else:
             self._index.clear()
+            self._listed.clear()
             self._progress = 0
             self._thread = threading.Thread(target=self._read, name="flow-basis", daemon=True)
             self._thread.start()
@@ -65,8 +74,10 @@ class Basis:
 
     def _add(self, offset: int, packed: bytes) -> None:
         index = self._index
+        if len(self._listed) < MAX_LISTED_CHUNKS * CHUNK_BYTES:
+            self._listed += packed
         for at in range(0, len(packed), CHUNK_BYTES):
-            index[packed[at + 4 : at + CHUNK_BYTES]] = offset
+            index[packed[at : at + CHUNK_BYTES]] = offset
             offset += int.from_bytes(packed[at : at + 4], "little")
         while len(index) > MAX_INDEXED_CHUNKS:
             del index[next(iter(index))]
@@ -83,6 +94,8 @@ class Basis:
                 with self._condition:
                     self._add(piece.offset, piece.packed)
                     self._condition.notify_all()
+                    while not self._closed and self._progress > self._asked + MAX_AHEAD_BYTES:
+                        self._condition.wait()
                     if self._closed:
                         return
         except Exception:  # noqa: S110 - what cannot be read is simply no basis; its chunks come from the source
@@ -92,11 +105,15 @@ class Basis:
                 self._done = True
                 self._condition.notify_all()
 
-    def find(self, identity: bytes, near: int) -> int | None:
-        """Offset of a chunk in the file, None when it is not there (or further ahead than is waited for). Blocks."""
+    def find(self, one: bytes, near: int) -> int | None:
+        """Offset of a chunk (packed: length and id) in the file. Blocks.
+
+        None when it is not there, or further ahead than is waited for.
+        """
         with self._condition:
+            self._ask(near)
             while True:
-                found = self._index.get(identity)
+                found = self._index.get(one)
                 if (
                     found is not None
                     or self._done
@@ -104,6 +121,22 @@ class Basis:
                 ):
                     return found
                 self._condition.wait()
+
+    def goes_on_with(self, offset: int, packed: bytes) -> bool:
+        """Whether just these chunks come next in the file, given that all before `offset` were asked about. Blocks."""
+        with self._condition:
+            self._ask(offset)
+            end = self._compared + len(packed)
+            while len(self._listed) < end and not self._done:
+                self._condition.wait()
+            if self._listed[self._compared : end] != packed:
+                return False
+            self._compared = end
+            return True
+
+    def _ask(self, offset: int) -> None:
+        self._asked = max(self._asked, offset)
+        self._condition.notify_all()
 
     def unchanged(self) -> bool:
         """Whether the file is still the one that was read."""
@@ -113,6 +146,7 @@ class Basis:
         """Stop reading and close the file. Blocks until the reader has let go of it."""
         with self._condition:
             self._closed = True
+            self._condition.notify_all()
         if self._thread is not None:
             self._thread.join()
         os.close(self.fd)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Final
 
 import trio
@@ -87,7 +87,7 @@ class Control:
         self._closing = True
         self._wake.set()
 
-    async def receive(self, stall_s: float = STALL_S) -> AsyncIterator[list[Message]]:
+    async def receive(self, stall_s: float = STALL_S) -> AsyncGenerator[list[Message], None]:
         """Batches of messages in order of arrival; ends when the peer closes.
 
         Raises:

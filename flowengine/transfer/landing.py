@@ -15,8 +15,10 @@ Invariants
 
 from __future__ import annotations
 
+import errno
 import os
 import queue
+import resource
 import stat
 import threading
 from collections.abc import Callable
@@ -27,7 +29,7 @@ from typing import TYPE_CHECKING, Final
 from flowengine.chunking import CHUNK_BYTES, chunk_id
 from flowengine.errors import IntegrityError, ProtocolError
 from flowengine.manifest import FILE, SYMLINK, Entry
-from flowengine.store.filesystem import local_error, sync_filesystem
+from flowengine.store.filesystem import local_error, open_beneath, sync_filesystem
 from flowengine.store.scan import encode_entries, stats_proof
 from flowengine.store.scan_cache import DirectoryPart, Identity, ScanCache
 from flowengine.store.staging import StagedObject, Staging
@@ -51,6 +53,10 @@ _SYNC_EACH: Final = 8
 """Up to so many files of a batch are synced one by one; more of them with one syncfs."""
 _CHECKPOINT_BYTES: Final = 256 * 1024 * 1024
 _RECENT_CHUNKS: Final = 200_000
+_WANTED: Final = 1
+_CLAIMED: Final = 2
+_MAX_BACKLOG: Final = 16_384
+"""Objects that may wait for the publisher before lanes wait too."""
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL
 _INDEX_CHUNKS: Final = 200_000
 _INDEX_LEAST: Final = 16
@@ -60,7 +66,7 @@ class TargetDirectory:
     """One directory at the target while objects of it are on their way."""
 
     __slots__ = (
-        "created", "end", "entries", "existing", "fd", "keys", "known", "linked", "name", "offered", "open_names", "parent", "path",
+        "created", "end", "entries", "existing", "fd", "keys", "known", "last_name", "linked", "name", "offered", "open_names", "parent", "path",
         "rows", "unchanged_all",
     )  # fmt: skip
 
@@ -80,6 +86,7 @@ class TargetDirectory:
         self.offered: set[bytes] | None = None
         self.keys: dict[bytes, bytes] | None = None
         self.linked = False
+        self.last_name = b""
         self.unchanged_all = True
         self.entries = 0
 
@@ -106,16 +113,27 @@ class Sink:
 
 
 class SmallObject(Sink):
-    """A small object of which chunks arrive apart."""
+    """A small object of which chunks arrive apart. Its staging file is made by the first of them."""
 
-    __slots__ = ("fd", "staged")
+    __slots__ = ("_lock", "fd", "staged", "staging")
 
     def __init__(self, directory: TargetDirectory, entry: Entry, staging: Staging) -> None:
         super().__init__(directory, entry, entry.size)
+        self.staging = staging
         self.staged = staging.small_name()
-        self.fd = os.open(self.staged, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=staging.fd)
+        self.fd = -1
+        self._lock = threading.Lock()
+
+    def open(self) -> None:
+        """Make the staging file, if it is not there yet."""
+        with self._lock:
+            if self.fd < 0:
+                self.fd = os.open(
+                    self.staged, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=self.staging.fd
+                )
 
     def put(self, offset: int, data: memoryview, packed: bytes) -> None:
+        self.open()
         _write_all(self.fd, data, offset)
 
 
@@ -208,6 +226,8 @@ class Landing:
         self._cache = cache
         self._apply_extra = apply_extra
         self.lock = threading.Lock()
+        self._room = threading.Condition(self.lock)
+        self._stopped = False
         self.offers: dict[int, SmallOffer | RunOffer] = {}
         self.inflight: dict[bytes, list[Waiter] | None] = {}
         self.recent: dict[bytes, Location] = {}
@@ -227,6 +247,7 @@ class Landing:
         umask = os.umask(0o077)
         os.umask(umask)
         self._masked = umask | 0o7000
+        self._max_directories = max(64, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
         self._finished_directories = 0
         self.needs_final_sync = False
         # Removes a folder that stands where an object must be; None where nothing may be removed.
@@ -242,19 +263,18 @@ class Landing:
 
     def landed(self, objects: list[tuple[TargetDirectory, Entry]]) -> None:
         """Objects that were open landed."""
-        finished: list[TargetDirectory] = []
         with self.lock:
             for directory, entry in objects:
                 if entry.name in directory.open_names:
                     directory.open_names.discard(entry.name)
                     self._open_objects -= 1
                     if directory.end is not None and not directory.open_names:
-                        finished.append(directory)
+                        # Inside the lock: whoever sees that nothing is open finds this in the queue already.
+                        self._ready.put(("directory", directory, _NO_ENTRY, None))
             idle = self._closing and self._open_objects == 0
+            self._room.notify_all()
         if self._links and objects:
             self._ready.put(("links", objects[0][0], _NO_ENTRY, None))
-        for directory in finished:
-            self._ready.put(("directory", directory, _NO_ENTRY, None))
         if idle and objects:
             self.settled()
 
@@ -288,12 +308,11 @@ class Landing:
                 return
             directory.open_names.discard(name)
             self._open_objects -= 1
-            finished = directory.end is not None and not directory.open_names
+            if directory.end is not None and not directory.open_names:
+                self._ready.put(("directory", directory, _NO_ENTRY, None))
             idle = self._closing and self._open_objects == 0
         if self._links:  # one of them may have waited for just this
             self._ready.put(("links", directory, _NO_ENTRY, None))
-        if finished:
-            self._ready.put(("directory", directory, _NO_ENTRY, None))
         if idle:
             self.settled()
 
@@ -319,17 +338,29 @@ class Landing:
         """No more entries of this directory will be offered."""
         with self.lock:
             directory.end = end
-            finished = not directory.open_names
-        if finished:
-            self._ready.put(("directory", directory, _NO_ENTRY, None))
+            if not directory.open_names:
+                self._ready.put(("directory", directory, _NO_ENTRY, None))
 
     def ready(self, kind: str, directory: TargetDirectory, entry: Entry, what: object) -> None:
         """Hand an object that is complete to the publisher."""
         self._ready.put((kind, directory, entry, what))
 
     def stop(self) -> None:
-        """Let the publisher end after what is queued."""
+        """Let the publisher end after what is queued, and nobody wait for it any more."""
+        with self.lock:
+            self._stopped = True
+            self._room.notify_all()
         self._ready.put(None)
+
+    def wait_for_directories(self, in_use: int) -> None:
+        """Hold the placer back while too many directories are open: each costs a descriptor.
+
+        Args:
+            in_use: those that the placer itself is in; they are not waited for.
+        """
+        with self.lock:
+            while len(self.directories) - in_use > self._max_directories and not self._stopped:
+                self._room.wait()
 
     # --- delivery, lane threads ---------------------------------------------------------------------------------
 
@@ -343,17 +374,7 @@ class Landing:
         stages = self._stages()
         at = 0
         for number, index, count in runs:
-            offer = self.offers.get(number)
-            if offer is None:
-                raise ProtocolError(f"data arrived for offer {number}, which is not open")
-            if index + count > len(offer.wanted) or not count:
-                raise ProtocolError(
-                    f"data arrived for chunks {index}+{count} of offer {number}, which has {len(offer.wanted)}"
-                )
-            if offer.wanted.count(1, index, index + count) != count:
-                raise ProtocolError(
-                    f"data arrived for chunks of offer {number} that were not wanted (any more)"
-                )
+            offer = self._claim(number, index, count)
             try:
                 if isinstance(offer, RunOffer):
                     at += self._deliver_run(offer, index, count, plain[at:], stages)
@@ -367,9 +388,30 @@ class Landing:
                 offer.open -= count
                 if not offer.open:
                     del self.offers[number]
+            with self.lock:
+                # The publisher needs nothing from here, so waiting for it cannot stop it.
+                while self._ready.qsize() > _MAX_BACKLOG and not self._stopped:
+                    self._room.wait()
         if at != len(plain):
             raise ProtocolError(f"a record holds {len(plain)} bytes, its chunks are {at} bytes")
         self._control.post(Received(stored_bytes))
+
+    def _claim(self, number: int, index: int, count: int) -> SmallOffer | RunOffer:
+        """The offer whose chunks arrived; from here on nobody else delivers these."""
+        with self.lock:
+            offer = self.offers.get(number)
+            if offer is None:
+                raise ProtocolError(f"data arrived for offer {number}, which is not open")
+            if index + count > len(offer.wanted) or not count:
+                raise ProtocolError(
+                    f"data arrived for chunks {index}+{count} of offer {number}, which has {len(offer.wanted)}"
+                )
+            if offer.wanted.count(_WANTED, index, index + count) != count:
+                raise ProtocolError(
+                    f"data arrived for chunks of offer {number} that were not wanted (any more)"
+                )
+            offer.wanted[index : index + count] = bytes([_CLAIMED]) * count
+            return offer
 
     def _stages(self) -> tuple[Stage, Stage]:
         stages: tuple[Stage, Stage] | None = getattr(self._local, "stages", None)
@@ -438,9 +480,12 @@ class Landing:
             begin = verify.since(begin)
             if whole:
                 staged = staging.small_name()
-                self._write_small(staged, entry, data)
+                refused = self._write_small(staged, entry, data)
                 arrived.append((packed, at, (directory.child(entry.name), staged, 0)))
-                self._ready.put(("small", directory, entry, staged))
+                if refused:
+                    self.fail(directory, entry.name, "attributes", refused)
+                else:
+                    self._ready.put(("small", directory, entry, staged))
             else:
                 sink = self._small_sink(offer, owner)
                 before = sum(_lengths(packed[: (number - first) * CHUNK_BYTES]))
@@ -464,7 +509,8 @@ class Landing:
                 self._sinks.add(sink)
             return sink
 
-    def _write_small(self, staged: str, entry: Entry, data: memoryview) -> None:
+    def _write_small(self, staged: str, entry: Entry, data: memoryview) -> str:
+        """Write a whole small object to its staging file; what the system refused of its attributes."""
         mode = entry.mode
         # The staging folder is this user's alone, so the file may have its own mode from the start.
         plain_mode = mode & self._masked == 0
@@ -473,13 +519,28 @@ class Landing:
             done = os.write(fd, data)
             while done < len(data):
                 done += os.write(fd, data[done:])
-            if not plain_mode:
-                os.fchmod(fd, mode)
-            if entry.extra and self._apply_extra is not None:
-                self._apply_extra(fd, entry.extra)
-            os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
+            if plain_mode and not entry.extra:
+                os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
+                return ""
+            return self._dress(fd, entry)
         finally:
             os.close(fd)
+
+    def _dress(self, fd: int, entry: Entry) -> str:
+        """Give a staging file its attributes; what the system refused, if it did.
+
+        Owner before mode: chown(2) takes the set-user-id bit away. Time last: the others move it.
+        """
+        try:
+            if entry.extra and self._apply_extra is not None:
+                self._apply_extra(fd, entry.extra)
+            os.fchmod(fd, entry.mode)
+            os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+                raise
+            return f"the target cannot give it its attributes: {error.strerror}"
+        return ""
 
     def _arrived(self, items: list[tuple[bytes, int, Location]], plain: memoryview) -> None:
         """Chunks are here: remember where, and write them to whoever else waits for them.
@@ -533,26 +594,27 @@ class Landing:
         if sink.failed:
             return
         if isinstance(sink, SmallObject):
-            os.fchmod(sink.fd, sink.entry.mode)
-            if sink.entry.extra and self._apply_extra is not None:
-                self._apply_extra(sink.fd, sink.entry.extra)
-            os.utime(sink.fd, ns=(sink.entry.mtime_ns, sink.entry.mtime_ns))
+            sink.open()
+            refused = self._dress(sink.fd, sink.entry)
             os.close(sink.fd)
-            self._sinks.discard(sink)
-            self._ready.put(("small", sink.directory, sink.entry, sink.staged))
+            self.disown(sink)
+            if refused:
+                self.fail(sink.directory, sink.entry.name, "attributes", refused)
+            else:
+                self._ready.put(("small", sink.directory, sink.entry, sink.staged))
         else:
             self._ready.put(("large", sink.directory, sink.entry, sink))
 
     def lose(self, number: int, index: int, count: int, reason: str, message: str) -> None:
         """The source cannot serve chunks that were wanted: their objects, and all that wait for them, fail."""
         offer = self.offers.get(number)
-        if offer is None or index + count > len(offer.wanted):
+        if offer is None or index < 0 or count < 1 or index + count > len(offer.wanted):
             raise ProtocolError(f"the source gave up chunks of offer {number}, which is not open")
         victims: list[Sink] = []
         names: list[tuple[TargetDirectory, bytes]] = []
         with self.lock:
             for chunk in range(index, index + count):
-                if not offer.wanted[chunk]:
+                if offer.wanted[chunk] != _WANTED:
                     continue
                 offer.wanted[chunk] = 0
                 offer.open -= 1
@@ -597,7 +659,8 @@ class Landing:
         """Close what unfinished sinks and directories hold. No lane, copier or publisher may be running."""
         for sink in self._sinks:
             if isinstance(sink, SmallObject):
-                os.close(sink.fd)
+                if sink.fd >= 0:
+                    os.close(sink.fd)
             elif isinstance(sink, LargeObject):
                 if sink.staged is not None:
                     sink.staged.close()
@@ -639,14 +702,23 @@ class Landing:
 
     def _publish(self, batch: list[tuple[str, TargetDirectory, Entry, object]]) -> None:
         smalls = [(d, e, w) for kind, d, e, w in batch if kind == "small"]
-        larges = [w for kind, _, _, w in batch if kind == "large"]
+        larges = [
+            large
+            for kind, _, _, large in batch
+            if kind == "large" and isinstance(large, LargeObject) and self._may_publish(large)
+        ]
         links = [(d, e) for kind, d, e, _ in batch if kind == "symlink"]
         hard = self._links + [(d, e) for kind, d, e, _ in batch if kind == "hardlink"]
         for kind, _, _, what in batch:
             if kind == "checkpoint":
                 assert isinstance(what, LargeObject)
-                if not what.failed and what.staged is not None:
-                    what.staged.sync()
+                if not what.failed and what.staged is not None and what.remaining:
+                    try:
+                        what.staged.sync()
+                    except OSError as error:
+                        raise local_error(
+                            error, "cannot sync", what.directory.child(what.entry.name)
+                        ) from error
         self._sync_data(smalls, larges)
         touched: dict[int, TargetDirectory] = {}
         landed: list[tuple[TargetDirectory, Entry]] = []
@@ -656,7 +728,6 @@ class Landing:
                 landed.append((directory, entry))
                 touched[directory.fd] = directory
         for large in larges:
-            assert isinstance(large, LargeObject)
             assert large.staged is not None
             if self._rename(large.staged.name, large.directory, large.entry):
                 landed.append((large.directory, large.entry))
@@ -678,14 +749,13 @@ class Landing:
         except OSError as error:
             raise local_error(error, "cannot sync", next(iter(touched.values())).path or b".") from error
         for large in larges:
-            assert isinstance(large, LargeObject)
             assert large.staged is not None
             if not large.failed:
                 large.staged.forget_journal()
                 large.staged.close()
                 if large.basis is not None:
                     large.basis.close()
-                self._sinks.discard(large)
+                self.disown(large)
         self._remember(landed)
         self.counters.objects_done += len(landed)
         self.counters.bytes_done += sum([entry.size for _, entry in landed])
@@ -714,26 +784,43 @@ class Landing:
             directory = self.directories.get(parent)
             return directory is not None and name in directory.open_names
 
-    def _sync_data(self, smalls: list[tuple[TargetDirectory, Entry, object]], larges: list[object]) -> None:
+    def _may_publish(self, large: LargeObject) -> bool:
+        """Dress a complete large object; False where it failed after all."""
+        assert large.staged is not None
+        if large.basis is not None and large.basis.trusted and not large.basis.unchanged():
+            # What was copied from it was hashed before it changed, or after: nobody knows.
+            large.staged.discard()
+            self.fail_sink(large, "stale", "the file it replaces was written to while it was copied from")
+            return False
+        refused = self._dress(large.staged.fd, large.entry)
+        if refused:
+            self.fail_sink(large, "attributes", refused)
+        return not refused
+
+    def _sync_small(self, staged: object) -> None:
+        assert isinstance(staged, str)
+        try:
+            fd = os.open(staged, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self.staging.fd)
+        except PermissionError:  # its own mode forbids reading, to everybody but root
+            sync_filesystem(self.staging.fd)
+            return
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def _sync_data(
+        self, smalls: list[tuple[TargetDirectory, Entry, object]], larges: list[LargeObject]
+    ) -> None:
         try:
             for large in larges:
-                assert isinstance(large, LargeObject)
                 assert large.staged is not None
-                fd = large.staged.fd
-                os.fchmod(fd, large.entry.mode)
-                if large.entry.extra and self._apply_extra is not None:
-                    self._apply_extra(fd, large.entry.extra)
-                os.utime(fd, ns=(large.entry.mtime_ns, large.entry.mtime_ns))
-                os.fsync(fd)
+                os.fsync(large.staged.fd)
             if len(smalls) > _SYNC_EACH:
                 sync_filesystem(self.staging.fd)
             else:
                 for _, _, staged in smalls:
-                    fd = os.open(staged, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self.staging.fd)  # type: ignore[arg-type]
-                    try:
-                        os.fsync(fd)
-                    finally:
-                        os.close(fd)
+                    self._sync_small(staged)
         except OSError as error:
             raise local_error(error, "cannot sync", b"the target") from error
 
@@ -798,26 +885,45 @@ class Landing:
             self.fail(directory, entry.name, "link", f"its first name {show_path(entry.link)} did not land")
             return False
         staged = self.staging.small_name()
+        parent, _, name = entry.link.rpartition(b"/")
+        flags = os.O_RDONLY | os.O_DIRECTORY
         try:
-            os.link(
-                entry.link,
-                staged,
-                src_dir_fd=self._root_fd,
-                dst_dir_fd=self.staging.fd,
-                follow_symlinks=False,
-            )
+            # Component by component: the kernel would follow a link in the middle out of the root.
+            fd = open_beneath(self._root_fd, parent, flags) if parent else os.dup(self._root_fd)
+            try:
+                before = os.stat(name, dir_fd=fd, follow_symlinks=False)
+                if not stat.S_ISREG(before.st_mode):
+                    raise OSError(errno.EINVAL, "it is not a file")
+                os.link(
+                    name, staged.encode(), src_dir_fd=fd, dst_dir_fd=self.staging.fd, follow_symlinks=False
+                )
+            finally:
+                os.close(fd)
         except OSError as error:
             self.fail(
                 directory, entry.name, "link", f"cannot link to {show_path(entry.link)}: {error.strerror}"
             )
             return False
         placed = self._rename(staged, directory, entry)
+        if placed:
+            self._relinked(entry, before, directory)
         if placed:  # rename(2) between two names of one inode does nothing and leaves the first
             try:
                 os.unlink(staged, dir_fd=self.staging.fd)
             except FileNotFoundError:
                 pass
         return placed
+
+    def _relinked(self, entry: Entry, before: os.stat_result, directory: TargetDirectory) -> None:
+        """Another name moved the inode's ctime: what the cache knows of it is still true."""
+        now = os.stat(entry.name, dir_fd=directory.fd, follow_symlinks=False)
+        if self._cache is not None and before.st_size >= LARGE_OBJECT_BYTES:
+            self._cache.settle_pieces(Identity.of(now), before.st_ctime_ns)
+        parent, _, name = entry.link.rpartition(b"/")
+        first = self.directories.get(parent)
+        for index, row in enumerate(first.rows if first is not None else ()):
+            if row[0] == name and first is not None:
+                first.rows[index] = (name, now, row[2])
 
     def _remember(self, landed: list[tuple[TargetDirectory, Entry]]) -> None:
         """Tell the scan cache what now lies at the target."""
@@ -919,6 +1025,7 @@ class Landing:
         finally:
             with self.lock:
                 self.directories.pop(directory.path, None)
+                self._room.notify_all()
             os.close(directory.fd)
             directory.rows = []
             parent = directory.parent

@@ -208,6 +208,7 @@ class SendingLane:
         clock: stage timing.
         streams: how many lanes share the link.
         lost: told of a run whose bytes can no longer be read.
+        carried: told of each unit that this lane is done with.
     """
 
     def __init__(
@@ -220,8 +221,10 @@ class SendingLane:
         clock: StageClock,
         streams: int,
         lost: Callable[[Run, ChunkGone], None],
+        carried: Callable[[Unit], None],
     ) -> None:
         self._lost = lost
+        self._carried = carried
         self._sock = sock
         self._sealer = sealer
         self._units = units
@@ -283,6 +286,7 @@ class SendingLane:
             for parts in unit.parts:
                 for part in parts:
                     part.release()
+            self._carried(unit)
 
     def _load(self, unit: Unit) -> tuple[list[Run], list[memoryview]]:
         """Runs and plaintext of a unit, without what can no longer be read."""

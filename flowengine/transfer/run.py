@@ -37,7 +37,7 @@ from flowengine.transfer.control import STALL_S
 from flowengine.transfer.serve import SelectionServer
 from flowengine.transfer.session import Counters, Observer, Session
 from flowengine.transfer.source import run_source
-from flowengine.transfer.target import TargetRoot, run_target
+from flowengine.transfer.target import NOWHERE, TargetRoot, run_target
 from flowengine.wire.messages import Listed, Open, Opened, Options
 from flowengine.wire.ticket import Ticket
 
@@ -370,7 +370,7 @@ def remote_manifest(
                 )
                 done = await run_target(
                     session,
-                    TargetRoot(b"/nonexistent/flow-nothing", None, sink),
+                    TargetRoot(NOWHERE, None, sink),
                     caches=(None, None),
                     counters=Counters(),
                     observe=observe,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from flowengine.store.selection import Root, Selection
 from flowengine.transfer.connect import Incoming, session_errors
 from flowengine.transfer.session import Counters
 from flowengine.transfer.source import run_source
-from flowengine.transfer.target import TargetRoot, run_target
+from flowengine.transfer.target import NOWHERE, TargetRoot, run_target
 from flowengine.units import show_path
 from flowengine.wire.messages import Listed, Options
 from flowengine.wire.paths import STAGING_NAME, check_name, check_relative_path
@@ -212,33 +213,40 @@ class ServedRoot:
             request.options,
             links="keep" if self.links == "keep" and request.options.links == "keep" else "inside",
         )
-        fd = self._make(path)
+        if options.publish == "atomic" and not path:
+            raise Denied(
+                "the served folder itself cannot be replaced at once",
+                hint="push to a folder below it, or without --publish atomic",
+            )
+        fd = self._make(path, make=not options.dry_run)
         try:
             self.on_event(f"{incoming.peer} writes {show_path(path) or 'the root'}")
             async with session_errors(incoming.channel):
                 session = await incoming.accept(options)
                 name = session.profile.name
-                root = b"/proc/self/fd/%d" % fd
+                root = b"/proc/self/fd/%d" % fd if fd >= 0 else NOWHERE
                 outcome = await run_target(
                     session,
-                    TargetRoot(root, LandedManifest(root)),
+                    TargetRoot(root, LandedManifest(root) if fd >= 0 else None),
                     caches=(ScanCache(name), ScanCache(name)),
                     counters=Counters(),
                 )
             self.on_event(f"{incoming.peer} has written {show_path(path) or 'the root'}: {outcome.state}")
         finally:
-            os.close(fd)
+            if fd >= 0:
+                os.close(fd)
 
-    def _make(self, path: bytes) -> int:
-        """The target directory, made where missing."""
+    def _make(self, path: bytes, *, make: bool) -> int:
+        """The target directory, made where missing; without `make`, -1 where it is missing."""
         fd = os.dup(self._fd)
         for part in path.split(b"/") if path else []:
             try:
-                try:
-                    os.mkdir(part, 0o777, dir_fd=fd)
-                except FileExistsError:
-                    pass
+                if make:
+                    with contextlib.suppress(FileExistsError):
+                        os.mkdir(part, 0o777, dir_fd=fd)
                 below = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
+            except FileNotFoundError:
+                return -1
             except OSError as error:
                 raise Denied(
                     f"{show_path(path)} cannot be made in the served folder: {error.strerror}"
