@@ -66,8 +66,9 @@ def read_source(path: str, content: bytes, problems: list[Problem]) -> Source | 
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         match = _AT_LINE.search(str(error))
-        line = int(match[1]) if match else text.count("\n") + 1
-        around = text.splitlines()[line - 1].strip() if 0 < line <= text.count("\n") + 1 and text else ""
+        lines = text.rstrip().split("\n")
+        line = min(int(match[1]), len(lines)) if match else len(lines)
+        around = lines[line - 1].strip()
         message = _AT_LINE.sub("", str(error)).strip().rstrip(".")
         hint = "texts stand in quotes, lists in [ ], every [ and quote needs its closing one"
         problems.append(
