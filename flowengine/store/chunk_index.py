@@ -223,7 +223,7 @@ class ChunkIndex:
 def _still_there(root_fd: int, path: bytes, size: int, mtime_ns: int) -> bytes | None:
     """The path, if an object of this size and time is there."""
     try:
-        fd = open_beneath(root_fd, path, os.O_RDONLY | os.O_NONBLOCK)
+        fd = open_beneath(root_fd, path, os.O_PATH)
     except OSError:
         return None
     try:

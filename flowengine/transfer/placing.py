@@ -438,7 +438,7 @@ class Placer:
         landing = self._landing
         usable = directory.fd >= 0
         jobs: list[CopyJob] = []
-        hints = self._index.find(self._root_fd, b"".join([e.chunks for e in entries])) if self._index else {}
+        new: list[int] = []
         for index, entry in enumerate(entries):
             if entry.name == STAGING_NAME:
                 check_name(entry.name, reserved=(STAGING_NAME,))
@@ -450,13 +450,17 @@ class Placer:
                 continue
             directory.entries += 1
             if entry.kind == FILE:
-                self._small_file(directory, offer, index, entry, jobs, hints)
+                if not self._is_in_place(directory, entry):
+                    new.append(index)
             elif entry.kind == SYMLINK:
                 self._symlink(directory, entry)
             elif entry.kind == HARDLINK:
                 self._hard_link(directory, entry)
             else:
                 raise ProtocolError(f"an entry of kind {entry.kind} was offered among objects")
+        hints = self._hints(offer, new)
+        for index in new:
+            self._small_file(directory, offer, index, entries[index], jobs, hints)
         wanted = offer.wanted
         total = wanted.count(1)
         if total:
@@ -465,6 +469,34 @@ class Placer:
         self._answer(wanted, total)
         for job in jobs:
             self._copier.jobs.put(job)
+
+    def _hints(self, offer: SmallOffer, new: list[int]) -> dict[int, tuple[bytes, int]]:
+        """What the index knows of the chunks of those entries, by chunk of the offer; one look-up for all."""
+        if not self._index or not new:
+            return {}
+        packed = b"".join([offer.entries[index].chunks for index in new])
+        chunks = [
+            offer.first[index] + number
+            for index in new
+            for number in range(len(offer.entries[index].chunks) // CHUNK_BYTES)
+        ]
+        return {
+            chunks[position]: place for position, place in self._index.find(self._root_fd, packed).items()
+        }
+
+    def _is_in_place(self, directory: TargetDirectory, entry: Entry) -> bool:
+        """Whether a small object is right where it stands; if so, its mode and time are seen to."""
+        st = directory.existing.get(entry.name) if directory.existing else None
+        if (
+            st is not None
+            and st.st_size == entry.size
+            and st.st_mode & 0o170000 == 0o100000
+            and not self._must_not_touch(entry, st)
+            and self._same_content(directory, entry, st)
+        ):
+            self._keep(directory, entry, st)
+            return True
+        return False
 
     def _count_wanted(self, entry: Entry) -> None:
         self._counters.bytes_payload += entry.size
@@ -488,16 +520,6 @@ class Placer:
         jobs: list[CopyJob],
         hints: dict[int, tuple[bytes, int]],
     ) -> None:
-        st = directory.existing.get(entry.name) if directory.existing else None
-        if (
-            st is not None
-            and st.st_size == entry.size
-            and st.st_mode & 0o170000 == 0o100000
-            and not self._must_not_touch(entry, st)
-            and self._same_content(directory, entry, st)
-        ):
-            self._keep(directory, entry, st)
-            return
         if self._dry:
             self._count_wanted(entry)
             return
