@@ -202,10 +202,12 @@ def explain(
 @click.option("--label", "labels", multiple=True, help="Data with this label instead of a data set.")
 @click.option("--use", "uses", type=click.Choice(_USES), multiple=True, help="Only this use.")
 @click.option("--site", "only", multiple=True, help="Only this site.")
+@click.option("--auditor", is_flag=True, help="Show secret facts and lists too.")
 @_world
 def where(
     directory: Path, as_json: bool, at: str | None, facts: tuple[str, ...], datasets: Path | None, sites: Path | None,
     also: tuple[str, ...], dataset: str | None, labels: tuple[str, ...], uses: tuple[str, ...], only: tuple[str, ...],
+    auditor: bool,
 ) -> int:  # fmt: skip
     """Where may this data be?
 
@@ -218,6 +220,7 @@ def where(
     from flowengine.cli.policy_files import data_facts, engine_of, given_facts, load_policies, moment, site_of
     from flowengine.cli.policy_show import outcome_record, show_outcome
     from flowengine.policy.cases import close_labels
+    from flowengine.policy.explain import without_secrets
     from flowengine.policy.outcomes import where as ask
 
     policies = load_policies(directory, sites, datasets)
@@ -231,7 +234,8 @@ def where(
         for name in names:
             pinned = policies.sites[name]
             known = close_labels(policies, {**data, **pinned.facts, "time.now": now, **given})
-            answers[use, name] = ask(engine, use, known, pinned.can)
+            found = ask(engine, use, known, pinned.can)
+            answers[use, name] = found if auditor else without_secrets(found, policies)
     if as_json:
         rows = [{"use": use, "site": name, **outcome_record(found)} for (use, name), found in answers.items()]
         print_json({"data": dataset or list(labels), "answers": rows})

@@ -6,7 +6,7 @@ For the requester, facts and lists marked secret show neither value nor truth; a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from flowengine.policy.evaluate import CompiledPolicy, CompiledRule, Decision, Engine, PolicyTrace, judge
@@ -21,12 +21,23 @@ from flowengine.policy.model import (
     Literal,
     PolicySet,
     Value,
+    leaves,
 )
-from flowengine.policy.outcomes import negated, outcome, product
+from flowengine.policy.outcomes import Outcome, negated, outcome, product
 from flowengine.policy.phrases import KINDS, LANGUAGES, USE_NAMES, duty_text, line_text, moment_text
 from flowengine.policy.reasons import failing_lines, nearest_permit, reasons, unknown_lines
 
-__all__ = ["ENGINE", "Remedy", "duty_record", "explain", "is_secret", "record", "remedies", "valid_until"]
+__all__ = [
+    "ENGINE",
+    "Remedy",
+    "duty_record",
+    "explain",
+    "is_secret",
+    "record",
+    "remedies",
+    "valid_until",
+    "without_secrets",
+]
 
 ENGINE: Final = "flowengine-policy/1.0"
 _MAX_REMEDIES: Final = 3
@@ -56,6 +67,26 @@ def is_secret(line: Line, policies: PolicySet) -> bool:
         and line.right.name in policies.lists
         and policies.lists[line.right.name].secret
     )
+
+
+def without_secrets(found: Outcome, policies: PolicySet) -> Outcome:
+    """An outcome as a requester may see it: lines over secret facts and lists are not spelled out."""
+    secret: set[str] = set()
+    for policy in policies.policies:
+        for part in (*policy.scope, *(part for rule in policy.rules for part in (*rule.when, *rule.unless))):
+            for line in leaves(part):
+                if is_secret(line, policies):
+                    secret.update((line.text, negated(line)))
+
+    def shown(texts: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(_HIDDEN[0] if text in secret else text for text in texts))
+
+    needs = tuple(
+        replace(need, alternatives=tuple(dict.fromkeys(shown(way) for way in need.alternatives)))
+        for need in found.needs
+    )
+    never = tuple(replace(one, lines=shown(one.lines)) for one in found.never)
+    return replace(found, needs=needs, never=never)
 
 
 def remedies(engine: Engine, decision: Decision) -> list[Remedy]:

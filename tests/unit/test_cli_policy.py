@@ -37,6 +37,7 @@ def copy(tmp_path: pathlib.Path) -> pathlib.Path:
     return tmp_path / "policies"
 
 
+@pytest.mark.slow
 def test_check_passes_on_what_is_shipped_and_strict_does_not(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = flow(capsys, "check", "-p", ROOT, "--at", AT)
     assert code == 0
@@ -91,6 +92,7 @@ def test_test_passes_and_fails_with_a_reason(capsys: pytest.CaptureFixture[str],
     assert "itar/never: no test where it decides" in out
 
 
+@pytest.mark.slow
 def test_where_answers(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = flow(capsys, "where", "-p", ROOT, "--label", "personal.eu", "--use", "relay", "--at", AT)
     assert code == 0
@@ -110,6 +112,28 @@ def test_where_answers(capsys: pytest.CaptureFixture[str]) -> None:
     assert flow(capsys, "where", "-p", ROOT / "nowhere", "--label", "personal.eu")[0] == 3
 
 
+def test_where_keeps_secret_lists_from_the_requester(capsys: pytest.CaptureFixture[str]) -> None:
+    ask = (
+        "where",
+        "--label",
+        "public",
+        "-p",
+        ROOT,
+        "--with",
+        "sanctions",
+        "--with",
+        "public-data",
+        "--at",
+        AT,
+    )
+    _, out, _ = flow(capsys, *ask)
+    assert "sanctioned_parties" not in out
+    assert "a condition only auditors see; recipient.sanctioned_share < 50 %" in out
+    _, out, _ = flow(capsys, *ask, "--auditor")
+    assert "recipient.org not in @sanctioned_parties" in out
+
+
+@pytest.mark.slow
 def test_explain_denies_with_five_and_says_what_would_permit(capsys: pytest.CaptureFixture[str]) -> None:
     ask = ("explain", "cohort7", "-p", ROOT, "--site", "virginia", "--use", "land", "--at", AT)
     code, out, _ = flow(capsys, *ask)
@@ -127,6 +151,7 @@ def test_explain_denies_with_five_and_says_what_would_permit(capsys: pytest.Capt
     assert flow(capsys, "explain", "cohort7", "-p", ROOT, "--site", "virgina", "--use", "land")[0] == 3
 
 
+@pytest.mark.slow
 def test_can_reach(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = flow(capsys, "can-reach", "itar", "moscow-relay", "-p", ROOT, "--at", AT)
     assert code == 0

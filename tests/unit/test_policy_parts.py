@@ -18,10 +18,11 @@ from flowengine.policy.evaluate import Engine
 from flowengine.policy.explain import record, remedies
 from flowengine.policy.ledger import Ledger, Movement, counters_of, window_start
 from flowengine.policy.lint import lint, overdue
-from flowengine.policy.model import NamedList
+from flowengine.policy.model import NamedList, Site
 from flowengine.policy.parse import load
 from flowengine.policy.reach import can_reach
 from flowengine.policy.reasons import reasons
+from flowengine.policy.tables import table
 from flowengine.policy.vocabulary import ATTRIBUTES
 
 ROOT = pathlib.Path(__file__).parents[2] / "policies"
@@ -377,3 +378,23 @@ def test_a_decision_stays_cheap() -> None:
     for _ in range(5000):
         engine.decide("land", known, None)
     assert (time.process_time() - began) / 5000 < 200e-6
+
+
+@pytest.mark.slow
+def test_a_table_of_many_sites_and_labels_stays_cheap() -> None:
+    """300 x 200 x 5 cells take a few tenths of a second; a thousand by a thousand take one."""
+    sites = {
+        f"s{number}": Site(
+            f"s{number}", {**list(POLICIES.sites.values())[number % 7].facts, "site.id": f"s{number}"}
+        )
+        for number in range(300)
+    }
+    names = sorted(POLICIES.labels)
+    data = {
+        f"d{number}": {"data.labels": frozenset([names[number % len(names)], names[number * 7 % len(names)]])}
+        for number in range(200)
+    }
+    began = time.process_time()
+    found = table(Engine(POLICIES), data, sites, {"time.now": AT})
+    assert time.process_time() - began < 5
+    assert len(found.cells) == 1000

@@ -32,6 +32,7 @@ def report(policies: PolicySet) -> Report:
     return run(policies, [file for file in files if file is not None])
 
 
+@pytest.mark.slow
 def test_all_their_tests_pass(report: Report) -> None:
     assert [(result.file, result.name, result.problems) for result in report.failed] == []
     assert len(report.results) > 150
