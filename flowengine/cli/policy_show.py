@@ -135,12 +135,16 @@ def outcome_record(found: Outcome) -> dict[str, object]:
 
 
 def show_decision(engine: Engine, decision: Decision, languages: Sequence[str], auditor: bool) -> None:
-    """One decision line by line: what was decided, each rule with its lines, what is missing, what would permit."""
+    """One decision line by line: what was decided, each rule with its lines, what is missing, what would permit.
+
+    With Chinese alone, lines are sentences in Chinese; otherwise they stand as the files have them.
+    """
     from flowengine.policy.explain import explain, record
 
     plain = record(engine, decision, auditor)
     for language in languages:
         click.echo(click.style(explain(engine, decision, language), fg="green" if decision.permit else "red"))
+    words = _Words(engine, chinese=tuple(languages) == ("zh",))
     policies = plain["policies"]
     assert isinstance(policies, list)
     silent = []
@@ -149,18 +153,54 @@ def show_decision(engine: Engine, decision: Decision, languages: Sequence[str], 
             silent.append(policy["id"])
             continue
         click.echo()
-        click.echo(f"{click.style(policy['id'], bold=True)} {policy['version']}: {policy['result']}")
+        click.echo(
+            f"{click.style(policy['id'], bold=True)} {policy['version']}: {words.of(policy['result'])}"
+        )
         for line, truth in policy["scope"]:
             if truth != "true":
-                _show_line(line, truth, "  scope ")
+                _show_line(words.line(line), truth, f"  {words.of('scope')} ")
         for rule in policy["rules"]:
-            fires = "fires" if rule["fires"] else "does not fire"
-            click.echo(f"  {rule['effect']} {rule['rule'].split('/', 1)[1]}: {fires}")
+            fires = words.of("fires" if rule["fires"] else "does not fire")
+            click.echo(f"  {words.of(rule['effect'])} {rule['rule'].split('/', 1)[1]}: {fires}")
             for index, (line, truth) in enumerate(rule["lines"]):
-                _show_line(line, truth, "    unless " if index >= rule["unless_from"] else "    ")
+                before = f"    {words.of('unless')} " if index >= rule["unless_from"] else "    "
+                _show_line(words.line(line), truth, before)
     if silent:
-        click.echo(f"\nnot about this data: {', '.join(silent)}")
+        click.echo(f"\n{words.of('not about this data')}: {', '.join(silent)}")
     _show_rest(engine, plain)
+
+
+class _Words:
+    """Words and lines in the language of the answer."""
+
+    _CHINESE: Final = {
+        "permit": "允许", "deny": "拒绝", "forbid": "禁止", "require": "要求", "fires": "触发", "scope": "适用范围",
+        "does not fire": "未触发", "unless": "除非", "not about this data": "与该数据无关",
+    }  # fmt: skip
+
+    def __init__(self, engine: Engine, chinese: bool) -> None:
+        from flowengine.policy.model import leaves
+
+        self._engine = engine
+        self._chinese = chinese
+        self._lines = {
+            line.text: line
+            for policy in engine.enforced
+            for part in (
+                *policy.scope,
+                *(part for rule in policy.rules for part in (*rule.when, *rule.unless)),
+            )
+            for line in leaves(part)
+        }
+
+    def of(self, word: str) -> str:
+        return self._CHINESE.get(word, word) if self._chinese else word
+
+    def line(self, text: str) -> str:
+        from flowengine.policy.phrases import line_text
+
+        found = self._lines.get(text)
+        return line_text(found, self._engine.policies, "zh") if self._chinese and found is not None else text
 
 
 def _show_line(line: str, truth: str, before: str) -> None:

@@ -70,7 +70,8 @@ def test_check_shows_every_error_and_loads_nothing(
 def test_test_passes_and_fails_with_a_reason(capsys: pytest.CaptureFixture[str], copy: pathlib.Path) -> None:
     code, out, _ = flow(capsys, "test", "-p", ROOT)
     assert code == 0
-    assert "156 of 156 tests passed" in out
+    assert "187 of 187 tests passed" in out
+    assert "558 of 558 line truths seen" in out
     code, out, _ = flow(capsys, "test", "-p", ROOT, "--at", "2028-01-01", "-v")
     assert code == 1
     assert "US with clauses and TIA" in out

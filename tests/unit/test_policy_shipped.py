@@ -43,6 +43,7 @@ def test_every_rule_has_a_test_where_it_decides_and_one_where_not(
     policies: PolicySet, report: Report
 ) -> None:
     assert report.untested == []
+    assert report.unseen_lines == []  # every line was seen true, false and unknown
     rules = {rule.name for policy in policies.policies for rule in policy.rules}
     assert rules == report.coverage.decided & report.coverage.silent
 
