@@ -186,7 +186,9 @@ class AtomicTree:
                 os.rename(self.path, self.target)
                 self._sync()
             self._settle()
+            st = os.stat(self.target)
             shutil.rmtree(os.path.join(self.target, STAGING_NAME))
+            os.utime(self.target, ns=(st.st_atime_ns, st.st_mtime_ns))
         except OSError as error:
             raise local_error(error, "cannot publish the new version of", self.target) from error
 
