@@ -339,21 +339,29 @@ def diff(
     """
     from flowengine.cli.policy_files import engine_of, load_policies, moment
     from flowengine.cli.policy_show import outcome_record
+    from flowengine.policy.differences import differences, list_changes
     from flowengine.policy.tables import changes, table
 
     before, after = load_policies(old), load_policies(new)
     engines = [engine_of(before, [name for name in also if before.policy(name)]), engine_of(after, also)]
-    data = _label_sets(before, after, labels)
-    sites = {**before.sites, **after.sites}
+    sites = {name: after.sites.get(name) or before.sites[name] for name in {**before.sites, **after.sites}}
+    old_sites = {name: before.sites.get(name) or site for name, site in sites.items()}
     request = {"time.now": moment(at)}
-    tables = [table(engine, data, sites, request) for engine in engines]
-    found = list(changes(*tables))
-    unlawful = _unlawful_copies(engines[0], engines[1], sites, request)
+    # Each side with its own pins and its own idea of what a label implies: a change of those is a change too.
+    data = _label_sets(before, after, labels)
+    tables = (
+        table(engines[0], data[0], old_sites, request),
+        table(engines[1], data[1], sites, request),
+    )
+    found = list(changes(*tables, list_changes(before, after)))
+    declared = differences(before, after)
+    unlawful = _unlawful_copies((engines[0], old_sites), (engines[1], sites), request)
     weaker = [change for change in found if change.weaker]
+    cells = len(tables[0].data) * len(sites) * len(_USES)
     if as_json:
         print_json(
             {
-                "cells": len(data) * len(sites) * len(_USES),
+                "cells": cells,
                 "weaker": sum(len(change.sites) for change in weaker),
                 "changes": [
                     {
@@ -366,55 +374,70 @@ def diff(
                     }
                     for change in found
                 ],
+                "declarations": [{"what": item.what, "weaker": item.weaker} for item in declared],
                 "unlawful_copies": unlawful,
             }
         )
     else:
+        for item in declared:
+            word = click.style("weaker", fg="red") if item.weaker else click.style("other ", fg="green")
+            click.echo(f"{word}  {item.what}")
         _show_changes(found if show_all else weaker)
         for copy in unlawful:
             click.echo(
                 f"{click.style('unlawful', fg='red')}  {copy['data']} at {copy['site']} ({copy['use']}): {copy['why']}"
             )
-        cells = len(data) * len(sites) * len(_USES)
         counts = sum(len(change.sites) for change in found), sum(len(change.sites) for change in weaker)
         click.echo(
             f"{cells} cells: {counts[0]} changed, {counts[1]} got weaker; {len(unlawful)} copies became unlawful"
         )
-    return Exit.FAILED if weaker or unlawful else Exit.DONE
+    loosened = bool(weaker) or any(item.weaker for item in declared)
+    return Exit.FAILED if loosened or unlawful else Exit.DONE
 
 
-def _label_sets(before: PolicySet, after: PolicySet, labels: tuple[str, ...]) -> dict[str, dict[str, Value]]:
-    """What is compared: sets of labels, or each declared label, and data without any."""
+def _label_sets(
+    before: PolicySet, after: PolicySet, labels: tuple[str, ...]
+) -> tuple[dict[str, dict[str, Value]], dict[str, dict[str, Value]]]:
+    """What is compared, as each side understands it: sets of labels or each declared label, and none."""
     from flowengine.cli.policy_files import data_facts
+    from flowengine.policy.cases import close_labels
 
-    wider = after if set(after.labels) >= set(before.labels) else before
     names = labels or tuple({**before.labels, **after.labels})
-    found: dict[str, dict[str, Value]] = {}
+    stated: dict[str, dict[str, Value]] = {}
     for name in names:
-        known = after if all(part in after.labels for part in name.split(",")) else wider
-        found[name] = data_facts(known, None, [name])
+        if not all(part in after.labels or part in before.labels for part in name.split(",")):
+            data_facts(after, None, [name])  # says which label is not declared
+        stated[name] = {"data.labels": frozenset(name.split(",")), "data.contracts": frozenset()}
     if not labels:
-        found["(no label)"] = {"data.labels": frozenset(), "data.contracts": frozenset()}
-    return found
+        stated["(no label)"] = {"data.labels": frozenset(), "data.contracts": frozenset()}
+    both = [
+        {name: close_labels(policies, dict(facts)) for name, facts in stated.items()}
+        for policies in (before, after)
+    ]
+    return both[0], both[1]
 
 
 def _unlawful_copies(
-    old: Engine, new: Engine, sites: dict[str, Site], request: dict[str, int]
+    old: tuple[Engine, dict[str, Site]], new: tuple[Engine, dict[str, Site]], request: dict[str, int]
 ) -> list[dict[str, str]]:
-    """Copies that exist, were not excluded before and are now."""
+    """Copies that exist, were not excluded before and are now, or were allowed and now lack something."""
     from flowengine.cli.policy_show import outcome_text
     from flowengine.policy.cases import close_labels
     from flowengine.policy.outcomes import where as ask
 
+    known = {**old[0].policies.data, **new[0].policies.data}
     found = []
-    for data, site, use in new.policies.copies or old.policies.copies:
-        facts = (new.policies.data if data in new.policies.data else old.policies.data).get(data)
-        pinned = sites.get(site)
-        if facts is None or pinned is None:
+    for data, site, use in new[0].policies.copies or old[0].policies.copies:
+        if data not in known or site not in new[1]:
             continue
         was, now = (
-            ask(engine, use, close_labels(engine.policies, {**facts, **pinned.facts, **request}), pinned.can)
-            for engine in (old, new)
+            ask(
+                engine,
+                use,
+                close_labels(engine.policies, {**known[data], **sites[site].facts, **request}),
+                sites[site].can,
+            )
+            for engine, sites in (old, new)
         )
         if was.kind != "never" and now.kind == "never":
             found.append({"data": data, "site": site, "use": use, "why": "; ".join(outcome_text(now))})

@@ -145,7 +145,7 @@ def _remedies(
     if found.kind != "if":
         return []
     ways = product([need.alternatives for need in found.needs])
-    lines_of = {tuple(text for text in way if text not in holding) for way in ways if way != ("...",)}
+    lines_of = {tuple(text for text in way if text not in holding) for way in ways if "..." not in way}
     candidates = sorted(lines_of, key=lambda way: (len(way), way))
     good = [way for way in candidates if way and _would_permit(engine, decision, way)]
     smallest = [way for way in good if not any(set(other) < set(way) for other in good)]

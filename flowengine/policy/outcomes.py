@@ -375,7 +375,7 @@ def is_weaker(old: Outcome, new: Outcome) -> bool:
     if new.kind == "if":
         ours = product([need.alternatives for need in new.needs])
         before = product([need.alternatives for need in old.needs])
-        if ("...",) in ours or ("...",) in before:  # cut: only what is the same is surely no weaker
+        if any("..." in way for way in (*ours, *before)):  # cut: only what is the same is surely no weaker
             return old.needs != new.needs
         theirs = [frozenset(way) for way in before]
         return not all(any(other <= frozenset(way) for other in theirs) for way in ours)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from flowengine.policy.differences import ListChange, list_effect
 from flowengine.policy.evaluate import CompiledPolicy, Engine, PolicyTrace
 from flowengine.policy.model import FALSE, USES, Line, Site, Value
 from flowengine.policy.obligations import required_capabilities
@@ -237,8 +238,14 @@ def table(
     return Table(tuple(site.name for site in builder.sites), tuple(data), cells)
 
 
-def changes(old: Table, new: Table) -> Iterator[Change]:
-    """Cells whose outcome differs between two tables over the same sites and data sets."""
+def changes(old: Table, new: Table, lists: Mapping[str, ListChange] | None = None) -> Iterator[Change]:
+    """Cells whose outcome differs between two tables over the same names of sites and data sets.
+
+    Args:
+        old: Before.
+        new: After.
+        lists: Lists that hold other members now; lines over open facts that use them count as changed.
+    """
     verdicts: dict[tuple[int, int], tuple[bool, bool]] = {}
     for (use, data), before in old.cells.items():
         for was, was_sites in before:
@@ -247,15 +254,19 @@ def changes(old: Table, new: Table) -> Iterator[Change]:
                     continue
                 key = (id(was), id(now))
                 if key not in verdicts:
-                    same = _same(was, now)
-                    verdicts[key] = (same, not same and is_weaker(was, now))
+                    verdicts[key] = _compare(was, now, lists or {})
                 same, weaker = verdicts[key]
                 if not same:
                     yield Change(use, data, tuple(old.names(common)), was, now, weaker)
 
 
-def _same(old: Outcome, new: Outcome) -> bool:
-    """Whether two outcomes let the same happen; which rule said so does not matter."""
-    if old.kind != new.kind:
-        return False
-    return old.kind in ("never", "yes") or not (is_weaker(old, new) or is_weaker(new, old))
+def _compare(old: Outcome, new: Outcome, lists: Mapping[str, ListChange]) -> tuple[bool, bool]:
+    """Whether two outcomes let the same happen, whichever rule said so; if not, whether the new one lets more."""
+    if old.kind == new.kind and old.kind in ("never", "yes"):
+        return True, False
+    weaker = is_weaker(old, new)
+    same = old.kind == new.kind and not weaker and not is_weaker(new, old)
+    if old.kind == new.kind == "if":
+        changed, grown = list_effect(new, lists)
+        same, weaker = same and not changed, weaker or grown
+    return same, weaker

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flowengine.errors import AuthenticationError, Denied, Exit, IntegrityError, UsageError, exit_code
 from flowengine.policy.bundle import build, open_bundle, sign, verify
 from flowengine.policy.conditions import LineError, Scope, parse_line
+from flowengine.policy.differences import differences, list_changes
 from flowengine.policy.evaluate import Engine
 from flowengine.policy.explain import record, remedies
 from flowengine.policy.ledger import Ledger, Movement, counters_of, window_start
@@ -22,7 +23,7 @@ from flowengine.policy.model import NamedList, Site
 from flowengine.policy.parse import load
 from flowengine.policy.reach import can_reach
 from flowengine.policy.reasons import reasons
-from flowengine.policy.tables import table
+from flowengine.policy.tables import Change, changes, table
 from flowengine.policy.vocabulary import ATTRIBUTES
 
 ROOT = pathlib.Path(__file__).parents[2] / "policies"
@@ -398,3 +399,41 @@ def test_a_table_of_many_sites_and_labels_stays_cheap() -> None:
     found = table(Engine(POLICIES), data, sites, {"time.now": AT})
     assert time.process_time() - began < 5
     assert len(found.cells) == 1000
+
+
+def diff_of(extra: dict[str, bytes]) -> tuple[list[Change], list[str]]:
+    after = load({**FILES, **extra})
+    data = {
+        label: {"data.labels": frozenset([label]), "data.contracts": frozenset[str]()}
+        for label in POLICIES.labels
+    }
+    tables = [
+        table(Engine(policies), data, policies.sites, {"time.now": AT}) for policies in (POLICIES, after)
+    ]
+    weaker = [item.what for item in differences(POLICIES, after) if item.weaker]
+    return list(changes(tables[0], tables[1], list_changes(POLICIES, after))), weaker
+
+
+def test_a_list_that_grows_behind_an_open_fact_is_a_weaker_cell() -> None:
+    house = FILES["6-clinical-house.toml"]
+    found, _ = diff_of(
+        {"6-clinical-house.toml": house.replace(b'["ror:02catss52"]', b'["ror:02catss52", "ror:new"]')}
+    )
+    assert {(change.data, change.weaker) for change in found} == {("clinical", True)}
+    found, _ = diff_of({"6-clinical-house.toml": house.replace(b'["ror:02catss52"]', b"[]")})
+    assert {(change.data, change.weaker) for change in found} == {("clinical", False)}
+
+
+def test_pins_authority_and_leases_that_loosen_are_found() -> None:
+    sites = FILES["sites.toml"].replace(b'country            = "RU"', b'country            = "FI"')
+    found, _ = diff_of({"sites.toml": sites})
+    assert any("moscow-relay" in change.sites and change.use == "relay" and change.weaker for change in found)
+    _, weaker = diff_of(
+        {"attributes.toml": FILES["attributes.toml"].replace(b'["feed"]', b'["feed", "registry"]')}
+    )
+    assert weaker == ["recipient.certifications may now also be stated by registry"]
+    policy = FILES["1-eu-personal.toml"].replace(b"effective  =", b'max_offline = "1 hour"\neffective  =')
+    assert diff_of({"1-eu-personal.toml": policy})[1] == [
+        "policy eu-personal: max_offline 300 s becomes 3600 s"
+    ]
+    assert diff_of({}) == ([], [])
