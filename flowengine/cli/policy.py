@@ -316,9 +316,7 @@ def _about_label(found: Outcome) -> Outcome:
 @policy.command()
 @click.argument("old", type=click.Path(path_type=Path))
 @click.argument("new", type=click.Path(path_type=Path))
-@click.option(
-    "--label", "labels", multiple=True, metavar="A,B", help="A set of labels; every declared one, if none."
-)
+@click.option("--label", "labels", multiple=True, metavar="A,B", help="Only data with these labels.")
 @click.option("--with", "also", multiple=True, metavar="POLICY", help="Count this draft as in force too.")
 @click.option("--all", "show_all", is_flag=True, help="Show every change, not only what got weaker.")
 @at_option
@@ -334,7 +332,7 @@ def diff(
 ) -> int:
     """Compare two directories or bundles: who may do more than before?
 
-    The whole table of label, site and use before and after, for the sites of both. Whatever got weaker needs
+    The whole table of label, contract, data set, site and use before and after, for the sites of both. Whatever got weaker needs
     somebody's signature, so it is exit code 1; so are existing copies (datasets.toml) that became unlawful.
     """
     from flowengine.cli.policy_files import engine_of, load_policies, moment
@@ -398,9 +396,13 @@ def diff(
 def _label_sets(
     before: PolicySet, after: PolicySet, labels: tuple[str, ...]
 ) -> tuple[dict[str, dict[str, Value]], dict[str, dict[str, Value]]]:
-    """What is compared, as each side understands it: sets of labels or each declared label, and none."""
+    """What is compared, as each side understands it.
+
+    The sets of labels asked for; or each declared label, no label, each contract that rules name, each data set.
+    """
     from flowengine.cli.policy_files import data_facts
     from flowengine.policy.cases import close_labels
+    from flowengine.policy.differences import contracts_named
 
     names = labels or tuple({**before.labels, **after.labels})
     stated: dict[str, dict[str, Value]] = {}
@@ -410,6 +412,10 @@ def _label_sets(
         stated[name] = {"data.labels": frozenset(name.split(",")), "data.contracts": frozenset()}
     if not labels:
         stated["(no label)"] = {"data.labels": frozenset(), "data.contracts": frozenset()}
+        for contract in dict.fromkeys([*contracts_named(before), *contracts_named(after)]):
+            under: dict[str, Value] = {"data.labels": frozenset(), "data.contracts": frozenset([contract])}
+            stated[f"under {contract}"] = under
+        stated |= {name: dict(facts) for name, facts in {**before.data, **after.data}.items()}
     both = [
         {name: close_labels(policies, dict(facts)) for name, facts in stated.items()}
         for policies in (before, after)

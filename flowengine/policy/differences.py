@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from flowengine.policy.model import PolicySet
+from flowengine.policy.model import Line, ListRef, Literal, PolicySet, leaves
 from flowengine.policy.outcomes import Outcome
 
-__all__ = ["Difference", "ListChange", "differences", "list_changes", "list_effect"]
+__all__ = ["Difference", "ListChange", "contracts_named", "differences", "list_changes", "list_effect"]
 
 _USE_OF_LIST: Final = re.compile(
     r"(?P<not>not: )?.*?(?P<op>not in|includes any of|includes all of|subset of|in) @(?P<name>\S+)$"
@@ -104,3 +104,19 @@ def differences(before: PolicySet, after: PolicySet) -> list[Difference]:
         elif pinned.key != site.key:
             found.append(Difference(f"site {name} has another identity key", True))
     return found
+
+
+def contracts_named(policies: PolicySet) -> list[str]:
+    """The contracts that conditions speak of: data under one of them is a case of its own."""
+    found: dict[str, None] = {}
+    for policy in policies.policies:
+        parts = [*policy.scope, *(part for rule in policy.rules for part in (*rule.when, *rule.unless))]
+        lines: list[Line] = [line for part in parts for line in leaves(part)]
+        for line in lines:
+            if line.left.name != "data.contracts":
+                continue
+            if isinstance(line.right, Literal):
+                found[str(line.right.value)] = None
+            elif isinstance(line.right, ListRef):
+                found |= dict.fromkeys(sorted(policies.find_list(policy, line.right.name).members))
+    return list(found)

@@ -176,6 +176,12 @@ def test_diff_shows_what_got_weaker_and_which_copies_became_unlawful(
     assert code == 1
     assert "cohort7 at sao-paulo (land)" in out
     assert "0 got weaker; 1 copies became unlawful" in out
+    study = (copy / "4-ega-genomics.toml").read_text()
+    (copy / "4-ega-genomics.toml").write_text(
+        study.replace("approvals.valid_from_group('dac') >= 2", "approvals.valid_from_group('dac') >= 1")
+    )
+    code, out, _ = flow(capsys, "diff", ROOT, copy, "--at", AT)
+    assert "weaker  under EGA-DAA-1042: process at" in out
     code, answer = flow_json(capsys, "diff", copy, ROOT, "--at", AT, "--label", "personal.eu")
     assert code == 1
     assert answer["weaker"] == 4
