@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 from blake3 import blake3
 
+from flowengine.store.filesystem import local_error
 from flowengine.store.scan_cache import state_directory
 
 __all__ = ["LandedManifest", "index_exists", "index_folder"]
@@ -35,8 +36,9 @@ class LandedManifest:
 
     def __init__(self, target: bytes, directory: str | None = None) -> None:
         folder = os.path.join(directory or state_directory(), "landed")
-        os.makedirs(folder, mode=0o700, exist_ok=True)
         self.path = os.path.join(folder, blake3(os.path.realpath(target)).hexdigest(16) + ".flowmanifest")
+        with self._errors():
+            os.makedirs(folder, mode=0o700, exist_ok=True)
         self._part = f"{self.path}.{os.getpid()}.part"
         self._file: BinaryIO | None = None
 
@@ -46,9 +48,22 @@ class LandedManifest:
 
     def begin(self) -> Callable[[bytes], object]:
         """Start writing; gives the sink for the manifest's bytes."""
-        fd = os.open(self._part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        self._file = open(fd, "wb", buffering=1 << 20)  # noqa: SIM115 - closed by commit or abandon
-        return self._file.write
+        with self._errors():
+            fd = os.open(self._part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        file = self._file = open(fd, "wb", buffering=1 << 20)  # noqa: SIM115 - closed by commit or abandon
+
+        def write(data: bytes) -> None:
+            with self._errors():
+                file.write(data)
+
+        return write
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise local_error(error, "cannot keep the manifest in", os.fsencode(self.path)) from error
 
     def commit(self, *, beside: bool) -> None:
         """The version landed: make its manifest the one to verify against.
@@ -56,6 +71,10 @@ class LandedManifest:
         Args:
             beside: it consists of named items, which may stand beside others in the target.
         """
+        with self._errors():
+            self._commit(beside)
+
+    def _commit(self, beside: bool) -> None:
         assert self._file is not None
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -73,7 +92,8 @@ class LandedManifest:
     def abandon(self) -> None:
         """The version did not land whole; the one before stays."""
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # closing writes what is buffered, which may be what failed
+                self._file.close()
             self._file = None
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._part)

@@ -15,6 +15,8 @@ import sqlite3
 from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
+from flowengine.errors import LocalError
+
 __all__ = ["BLESSED", "PROVISIONAL", "DirectoryPart", "Identity", "ScanCache", "state_directory"]
 
 _SCHEMA: Final = """
@@ -62,7 +64,13 @@ def state_directory() -> str:
     path = os.environ.get("FLOW_STATE_DIR") or os.path.join(
         os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state"), "flowengine"
     )
-    os.makedirs(path, mode=0o700, exist_ok=True)
+    try:
+        os.makedirs(path, mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise LocalError(
+            f"cannot make the state folder {path}: {error.strerror}",
+            hint="set $FLOW_STATE_DIR to a folder that this account can write to",
+        ) from None
     return path
 
 

@@ -428,7 +428,9 @@ class _Target:
                 landing.report(b".", "delete-refused", refusal)
             else:
                 self._delete()
-        failures = [*self._source_failures, *landing.failures]
+        # Both ends may have a word on one object; the source's comes first and is kept.
+        told = {failure[0]: failure for failure in [*landing.failures, *self._source_failures]}
+        failures = list(told.values())
         state = "completed" if not failures and finish.complete else "incomplete"
         if not options.dry_run:
             if tree is not None:

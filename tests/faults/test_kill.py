@@ -28,7 +28,8 @@ from support import (  # fmt: skip
 
 pytestmark = [pytest.mark.slow, pytest.mark.root]
 
-LIMIT = 1.03
+LIMIT = 1.035
+"""Three in a hundred, and half a one for headers and acknowledgements, which the interface counts as well."""
 
 
 def big_temporary_folder() -> str | None:
