@@ -91,14 +91,31 @@ class Never:
 
 
 @dataclass(frozen=True, slots=True)
+class Behind:
+    """A rule that could fire, for comparing policies: its duties, and its ways.
+
+    Ways of a permit are those in which it comes to fire, of a require those in which it comes not to.
+    """
+
+    policy: str
+    effect: str
+    duties: tuple[Duty, ...]
+    ways: Alternatives
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
-    """The answer for one use at one site. `rules`: the permits taken; `needs` all have to be met."""
+    """The answer for one use at one site.
+
+    `rules`: the permits taken; `needs` all have to be met; `behind`: what could still fire, and with which duties.
+    """
 
     kind: str
     rules: tuple[str, ...] = ()
     duties: tuple[Duty, ...] = ()
     needs: tuple[Need, ...] = ()
     never: tuple[Never, ...] = ()
+    behind: tuple[Behind, ...] = ()
 
 
 def where(
@@ -190,13 +207,30 @@ def outcome(
         engine.choose(decision)
         if decision.permit:
             rules = tuple(rule.rule.name for rule in decision.chosen)
-            return Outcome("duties" if decision.duties else "yes", rules, decision.duties)
+            kind = "duties" if decision.duties else "yes"
+            return Outcome(kind, rules, decision.duties, behind=_behind(in_scope))
     if never := _never(engine, in_scope, can, now):
         return Outcome("never", never=tuple(never))
     needs = _needs(in_scope)
     if not needs:
         needs = [Need("obligations", (), ((f"duties that can be met ({_failure(decision.failure)})",),))]
-    return Outcome("if", needs=tuple(needs))
+    return Outcome("if", needs=tuple(needs), behind=_behind(in_scope))
+
+
+def _behind(traces: Sequence[PolicyTrace]) -> tuple[Behind, ...]:
+    return tuple(found for trace in traces for found in what_is_behind(trace))
+
+
+def what_is_behind(trace: PolicyTrace) -> tuple[Behind, ...]:
+    """The permits and requires of a policy that could fire, with their duties."""
+    outside = _ways_to(trace.policy.scope, trace.scope_truths, 0, FALSE) if trace.scope == UNKNOWN else ()
+    found = []
+    for rule in trace.rules:
+        effect = rule.rule.effect
+        if effect != "forbid" and rule.possible and (effect == "permit" or rule.rule.duties):
+            ways = _ways_to_permit(rule) if effect == "permit" else (*_ways_to_avoid(rule), *outside)
+            found.append(Behind(trace.policy.id, effect, tuple(_bare(rule.rule.duties)), _simplify(ways)))
+    return tuple(found)
 
 
 def _never(
@@ -370,16 +404,59 @@ def is_weaker(old: Outcome, new: Outcome) -> bool:
     if RANKS[new.kind] != RANKS[old.kind]:
         return RANKS[new.kind] > RANKS[old.kind]
     if new.kind == "duties":
-        both = merge([*_bare(old.duties), *_bare(new.duties)])
-        return both.collision is not None or _bare(both.duties) != _bare(new.duties)
+        return not _covers(new.duties, old.duties) or _requires_less(old, new)
     if new.kind == "if":
         ours = product([need.alternatives for need in new.needs])
         before = product([need.alternatives for need in old.needs])
         if any("..." in way for way in (*ours, *before)):  # cut: only what is the same is surely no weaker
             return old.needs != new.needs
         theirs = [frozenset(way) for way in before]
-        return not all(any(other <= frozenset(way) for other in theirs) for way in ours)
+        if not all(any(other <= frozenset(way) for other in theirs) for way in ours):
+            return True
+        return _requires_less(old, new) or _permits_more(old, new)
     return False
+
+
+def _covers(strict: Iterable[Duty], other: Iterable[Duty]) -> bool:
+    """Whether some duties demand all that others do."""
+    strict = list(strict)
+    both = merge([*_bare(strict), *_bare(other)])
+    return both.collision is None and _bare(both.duties) == _bare(merge(_bare(strict)).duties)
+
+
+def _asks_no_less(ways: Alternatives, than: Alternatives) -> bool:
+    """Whether each way includes all lines of one of the others."""
+    if any("..." in way for way in (*ways, *than)):
+        return ways == than
+    return all(any(set(other) <= set(way) for other in than) for way in ways)
+
+
+def _requires_less(old: Outcome, new: Outcome) -> bool:
+    """Whether a require became milder, easier to avoid, or is gone."""
+    return not all(
+        any(
+            now.policy == was.policy and now.effect == "require"
+            and _covers(now.duties, was.duties) and _asks_no_less(now.ways, was.ways)
+            for now in new.behind
+        )
+        for was in old.behind
+        if was.effect == "require"
+    )  # fmt: skip
+
+
+def _permits_more(old: Outcome, new: Outcome) -> bool:
+    """Whether a permit of a policy that was there before came in, easier to meet or with milder duties."""
+    known = {was.policy for was in old.behind}
+    return not all(
+        any(
+            was.policy == now.policy and was.effect == "permit"
+            and _covers(now.duties, was.duties) and _asks_no_less((way,), was.ways)
+            for was in old.behind
+        )
+        for now in new.behind
+        if now.effect == "permit" and now.policy in known
+        for way in now.ways
+    )  # fmt: skip
 
 
 def _bare(duties: Iterable[Duty]) -> list[Duty]:

@@ -16,7 +16,15 @@ from flowengine.policy.differences import ListChange, list_effect
 from flowengine.policy.evaluate import CompiledPolicy, Engine, PolicyTrace
 from flowengine.policy.model import FALSE, USES, Line, Site, Value
 from flowengine.policy.obligations import required_capabilities
-from flowengine.policy.outcomes import AtLeast, Outcome, is_weaker, outcome, policy_needs, soft_evaluate
+from flowengine.policy.outcomes import (
+    AtLeast,
+    Outcome,
+    is_weaker,
+    outcome,
+    policy_needs,
+    soft_evaluate,
+    what_is_behind,
+)
 
 __all__ = ["Change", "Table", "changes", "table"]
 
@@ -144,7 +152,14 @@ class _Builder:
         if trace.scope == FALSE:
             return trace
         fired = tuple((row[0].index, row[2], row[3]) for row in trace.rows)
-        key: Key = (trace.compiled.policy.id, id(trace.compiled), trace.scope, fired, policy_needs(trace))
+        key: Key = (
+            trace.compiled.policy.id,
+            id(trace.compiled),
+            trace.scope,
+            fired,
+            policy_needs(trace),
+            what_is_behind(trace),
+        )
         return self.signatures.setdefault(key, trace)
 
     def cells(

@@ -200,8 +200,8 @@ def test_the_table_says_what_where_says_one_by_one() -> None:
         for use, (name, facts), site in itertools.product(naive.USES, data.items(), sites.values()):
             expected = where(engine, use, {**request, **facts, **site.facts}, site.can)
             got = found.outcome(use, name, site.name)
-            assert (got.kind, got.rules, got.duties, got.needs) == (
-                expected.kind, expected.rules, expected.duties, expected.needs,
+            assert (got.kind, got.rules, got.duties, got.needs, got.behind) == (
+                expected.kind, expected.rules, expected.duties, expected.needs, expected.behind,
             )  # fmt: skip
             compared += 1
     assert compared == 25 * 5 * 36
