@@ -312,6 +312,10 @@ class _Target:
         """Run a lane's thread; when it fails, wake the other lanes, which nothing else can."""
         try:
             await trio.to_thread.run_sync(lane.run, limiter=limiter)
+        except TemporaryError:
+            self._session.shut_sockets()
+            if not self._concluded:  # all has landed: a source that leaves without a word does no harm
+                raise
         except BaseException:
             self._session.shut_sockets()
             raise

@@ -259,9 +259,10 @@ def decode(data: bytes | memoryview) -> Message:
         ProtocolError: the bytes are not one message of this protocol.
     """
     try:
-        return _decoder.decode(data)
+        message: Message = _decoder.decode(data)
     except (msgspec.DecodeError, msgspec.ValidationError, RecursionError, OverflowError) as error:
         raise ProtocolError(
             f"the peer sent a control message that does not decode: {error}",
             hint="check that both sides run compatible versions (flow --version)",
         ) from None
+    return message
