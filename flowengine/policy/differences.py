@@ -92,6 +92,14 @@ def differences(before: PolicySet, after: PolicySet) -> list[Difference]:
             found.append(Difference(f"{name} may no longer be stated by {', '.join(sorted(fewer))}", False))
     for policy in after.policies:
         was = before.policy(policy.id)
+        if was is not None and was.mode == "enforce" != policy.mode:
+            found.append(
+                Difference(f"policy {policy.id} is no longer enforced but in mode {policy.mode}", True)
+            )
+        if was is not None and (was.unlisted, policy.unlisted) == ("deny", "permit"):
+            found.append(
+                Difference(f"policy {policy.id} no longer has to permit what its rules do not list", True)
+            )
         if was is not None and policy.max_offline_s != was.max_offline_s:
             what = f"policy {policy.id}: max_offline {was.max_offline_s} s becomes {policy.max_offline_s} s"
             found.append(Difference(what, policy.max_offline_s > was.max_offline_s))

@@ -94,7 +94,8 @@ class Never:
 class Behind:
     """A rule that could fire, for comparing policies: its duties, and its ways.
 
-    Ways of a permit are those in which it comes to fire, of a require those in which it comes not to.
+    Ways of a permit are those in which it comes to fire, of a require those in which it comes not to. The effect
+    `asked` stands for a policy that has to permit too.
     """
 
     policy: str
@@ -225,6 +226,8 @@ def what_is_behind(trace: PolicyTrace) -> tuple[Behind, ...]:
     """The permits and requires of a policy that could fire, with their duties."""
     outside = _ways_to(trace.policy.scope, trace.scope_truths, 0, FALSE) if trace.scope == UNKNOWN else ()
     found = []
+    if trace.compiled.unlisted_deny:  # it has to be asked, unless the data turns out to be out of its scope
+        found.append(Behind(trace.policy.id, "asked", (), _simplify(outside)))
     for rule in trace.rules:
         effect = rule.rule.effect
         if effect != "forbid" and rule.possible and (effect == "permit" or rule.rule.duties):
@@ -432,15 +435,15 @@ def _asks_no_less(ways: Alternatives, than: Alternatives) -> bool:
 
 
 def _requires_less(old: Outcome, new: Outcome) -> bool:
-    """Whether a require became milder, easier to avoid, or is gone."""
+    """Whether a require became milder, easier to avoid, or is gone, or a policy need no longer be asked."""
     return not all(
         any(
-            now.policy == was.policy and now.effect == "require"
+            (now.policy, now.effect) == (was.policy, was.effect)
             and _covers(now.duties, was.duties) and _asks_no_less(now.ways, was.ways)
             for now in new.behind
         )
         for was in old.behind
-        if was.effect == "require"
+        if was.effect != "permit"
     )  # fmt: skip
 
 

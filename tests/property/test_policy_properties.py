@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import pathlib
 import random
@@ -14,7 +15,7 @@ from flowengine.policy.evaluate import Engine
 from flowengine.policy.merge import merge
 from flowengine.policy.model import Duty, PolicySet, Site
 from flowengine.policy.obligations import DutyScope, parse_duty
-from flowengine.policy.outcomes import where
+from flowengine.policy.outcomes import is_weaker, where
 from flowengine.policy.parse import load
 from flowengine.policy.tables import table
 
@@ -205,6 +206,68 @@ def test_the_table_says_what_where_says_one_by_one() -> None:
             )  # fmt: skip
             compared += 1
     assert compared == 25 * 5 * 36
+
+
+def mutated(rng: random.Random, policies: list[naive.Policy]) -> list[naive.Policy]:
+    """The same policies with one or two edits, looser or stricter."""
+    policies = copy.deepcopy(policies)
+    for _ in range(rng.randint(1, 2)):
+        policy = rng.choice(policies)
+        rule = rng.choice(policy.rules)
+        edit = rng.randrange(8)
+        if edit == 0 and rule.when:
+            rule.when.pop(rng.randrange(len(rule.when)))
+        elif edit == 1:
+            rule.when.append(naive.random_condition(rng))
+        elif edit == 2 and rule.unless:
+            rule.unless.pop()
+        elif edit == 3:
+            rule.unless.append(naive.random_condition(rng))
+        elif edit == 4 and len(policy.rules) > 1:
+            policy.rules.remove(rule)
+        elif edit == 5:
+            policy.unlisted = "permit" if policy.unlisted == "deny" else "deny"
+        elif edit == 6 and policy.scope:
+            policy.scope.pop()
+        elif edit == 7 and len(rule.then) > 1:
+            rule.then.pop()
+    return policies
+
+
+def compare_versions(seed: int, pairs: int) -> tuple[int, int]:
+    """No permit may be new where the comparison said that nothing got weaker."""
+    rng = random.Random(seed)
+    weaker = checked = 0
+    for _ in range(pairs):
+        old = naive.random_policies(rng)
+        new = mutated(rng, old)
+        before, after = Engine(load(naive.as_toml(old))), Engine(load(naive.as_toml(new)))
+        for _ in range(8):
+            use, can = rng.choice(naive.USES), naive.random_can(rng)
+            facts = {**naive.random_facts(rng), "time.now": naive.NOW}
+            known = {name: value for name, value in facts.items() if name == "time.now" or rng.random() < 0.5}
+            if is_weaker(where(before, use, known, can), where(after, use, known, can)):
+                weaker += 1
+                continue
+            for _ in range(10):
+                full = {**naive.random_facts(rng), **known}
+                checked += 1
+                assert before.decide(use, full, can).permit or not after.decide(use, full, can).permit, (
+                    old, new, use, full, can,
+                )  # fmt: skip
+    return weaker, checked
+
+
+@pytest.mark.slow
+def test_nothing_new_is_permitted_where_nothing_got_weaker() -> None:
+    weaker, checked = compare_versions(seed=7, pairs=80)
+    assert weaker > 20
+    assert checked > 4000
+
+
+@pytest.mark.full
+def test_nothing_new_is_permitted_in_many_comparisons() -> None:
+    compare_versions(seed=8, pairs=2000)
 
 
 def bare(duties: tuple[Duty, ...]) -> list[tuple[str, tuple[tuple[str, object], ...]]]:
