@@ -169,25 +169,6 @@ def test_a_full_state_folder_costs_only_memory_of_what_was_read(
             assert "No space left" in done.stderr
 
 
-@needs_root
-@pytest.mark.skipif(shutil.which("mkfs.vfat") is None, reason="there is no mkfs.vfat")
-def test_names_that_only_differ_in_case_are_reported_on_a_file_system_that_folds(
-    flow: Flow, tmp_path: Path
-) -> None:
-    source = tmp_path / "source"
-    source.mkdir()
-    for name in ("Name", "name", "other"):
-        (source / name).write_text(name)
-    image = tmp_path / "image"
-    with open(image, "wb") as file:
-        file.truncate(8 * MIB)
-    subprocess.run(["mkfs.vfat", image], check=True, capture_output=True)
-    with mounted(tmp_path / "target", "loop", kind="vfat", device=str(image)) as target:
-        done = flow("cp", f"{source}/", target, "--json", code=7)
-        assert [(row["path"], row["reason"]) for row in done.data["failures"]] == [("name", "collision")]
-        assert (target / "Name").read_text() == "Name"
-
-
 def test_a_state_folder_that_cannot_be_made_is_named(source: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     done = Flow(tmp_path / "file" / "state")("cp", f"{source}/", tmp_path / "target", code=1)

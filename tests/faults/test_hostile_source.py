@@ -296,6 +296,24 @@ def test_names_out_of_order_or_twice_are_refused(target: Path, names: list[bytes
     assert_refused(attack(target, act), target)
 
 
+def test_names_that_the_file_system_takes_for_one_are_reported(
+    target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flowengine.transfer.target._folds_names", lambda fd: True)
+    names = [b"Name", "caf\u00e9".encode(), b"name", "cafe\u0301".encode(), b"other"]
+
+    async def act(fake: FakeSource) -> None:
+        await fake.whole([Entry(name, FILE, 0o644, 1, 0) for name in sorted(names)])
+
+    ended = attack(target, act)
+    assert isinstance(ended, Report), ended
+    assert {(path, reason) for path, reason, _ in ended.failures} == {
+        (b"name", "collision"),
+        ("caf\u00e9".encode(), "collision"),
+    }
+    assert sorted(os.listdir(target)) >= ["Name", "cafe\u0301", "other"]
+
+
 # --- offers that contradict themselves --------------------------------------------------------------------------
 
 LARGE = Entry(b"large", FILE, 0o644, 1, 2 * MIB)
