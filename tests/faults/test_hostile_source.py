@@ -52,7 +52,7 @@ class FakeSource:
         self.wants: list[Want] = []
         self.failed: list[Failed] = []
         self.receipt: Receipt | None = None
-        self.heard = trio.Event()
+        self.heard = trio.lowlevel.ParkingLot()
 
     def say(self, *messages: Message) -> None:
         for message in messages:
@@ -67,19 +67,18 @@ class FakeSource:
             for message in batch:
                 if isinstance(message, Want):
                     self.wants.append(message)
-                    self.heard.set()
+                    self.heard.unpark_all()
                 elif isinstance(message, Failed):
                     self.failed.append(message)
-                    self.heard.set()
+                    self.heard.unpark_all()
                 elif isinstance(message, Receipt):
                     self.receipt = message
-                    self.heard.set()
+                    self.heard.unpark_all()
 
     async def wanted(self, count: int = 1) -> None:
         """Wait for so many answers to offers."""
         while len(self.wants) < count:
-            await self.heard.wait()
-            self.heard = trio.Event()
+            await self.heard.park()
 
     def send(self, plain: bytes) -> None:
         """Seal bytes into one frame of the first stream and send it."""
@@ -107,8 +106,7 @@ class FakeSource:
         self.say(DirectoryBegin(b""), Offer(entries), DirectoryEnd(0o755, 0))
         self.say(Finish(summary.version_id, summary.objects, summary.size_bytes, True))
         while self.receipt is None:
-            await self.heard.wait()
-            self.heard = trio.Event()
+            await self.heard.park()
         self.send_end()
 
 
@@ -238,8 +236,7 @@ def test_a_hard_link_through_a_symbolic_link_is_not_made(target: Path) -> None:
         await fake.wanted(2)
         fake.send_record([(1, 0, 1)], b"hello")
         while not fake.failed:
-            await fake.heard.wait()
-            fake.heard = trio.Event()
+            await fake.heard.park()
         fake.say(DirectoryEnd(0o755, 0))
 
     ended = attack(target, act)
