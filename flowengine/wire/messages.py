@@ -260,7 +260,7 @@ def decode(data: bytes | memoryview) -> Message:
     """
     try:
         message: Message = _decoder.decode(data)
-    except (msgspec.DecodeError, msgspec.ValidationError, RecursionError, OverflowError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError, OverflowError) as error:
         raise ProtocolError(
             f"the peer sent a control message that does not decode: {error}",
             hint="check that both sides run compatible versions (flow --version)",
