@@ -21,6 +21,9 @@ __all__ = ["STALL_S", "Control"]
 STALL_S: Final = 60.0
 """A peer that says nothing for so long is taken for dead; both ends send `Progress` every second."""
 
+MAX_WAITING_MESSAGES: Final = 8192
+"""Directories cost no credit and want no answer: this is what keeps a scan from running away from the network."""
+
 _RECEIVE_BYTES: Final = 256 * 1024
 _JOIN_BYTES: Final = 128 * 1024
 
@@ -40,6 +43,8 @@ class Control:
         self._loop_thread = threading.get_ident()
         self._closing = False
         self._signalled = False
+        self._room = threading.Event()
+        self._ended = False
         self.bytes_sent = 0
         self.bytes_received = 0
 
@@ -54,6 +59,13 @@ class Control:
         else:
             with contextlib.suppress(trio.RunFinishedError):
                 self._token.run_sync_soon(self._wake_up)
+
+    def wait_for_room(self) -> None:
+        """Hold a worker thread back while very many messages wait to be sent. Not for the loop's thread."""
+        while len(self._outgoing) > MAX_WAITING_MESSAGES and not self._ended:
+            self._room.clear()
+            if len(self._outgoing) > MAX_WAITING_MESSAGES and not self._ended:
+                self._room.wait(1.0)
 
     def _wake_up(self) -> None:
         self._wake.set()
@@ -71,6 +83,7 @@ class Control:
                         part = self._outgoing.popleft()
                         parts.append(part)
                         size += len(part)
+                    self._room.set()
                     await self._stream.send_all(b"".join(parts))
                     self.bytes_sent += size
                 if self._closing:
@@ -81,6 +94,9 @@ class Control:
             raise TemporaryError(
                 "the control connection to the peer broke", hint="it is dialled again", reason="disconnected"
             ) from error
+        finally:
+            self._ended = True
+            self._room.set()
 
     def finish_writing(self) -> None:
         """Let `run_writer` end once the queue is empty."""

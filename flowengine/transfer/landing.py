@@ -56,9 +56,10 @@ _RECENT_CHUNKS: Final = 200_000
 _WANTED: Final = 1
 _CLAIMED: Final = 2
 _MAX_BACKLOG: Final = 16_384
+_MAX_OPEN_OBJECTS: Final = 32_768
 """Objects that may wait for the publisher before lanes wait too."""
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-_INDEX_CHUNKS: Final = 200_000
+_INDEX_CHUNKS: Final = 50_000
 _INDEX_LEAST: Final = 16
 
 
@@ -308,6 +309,8 @@ class Landing:
                 return
             directory.open_names.discard(name)
             self._open_objects -= 1
+            if self._open_objects == _MAX_OPEN_OBJECTS:
+                self._room.notify_all()
             if directory.end is not None and not directory.open_names:
                 self._ready.put(("directory", directory, _NO_ENTRY, None))
             idle = self._closing and self._open_objects == 0
@@ -351,6 +354,12 @@ class Landing:
             self._stopped = True
             self._room.notify_all()
         self._ready.put(None)
+
+    def wait_for_objects(self) -> None:
+        """Hold the placer back while very many objects are open: tiny ones cost no credit, but each costs memory."""
+        with self.lock:
+            while self._open_objects > _MAX_OPEN_OBJECTS and not self._stopped:
+                self._room.wait()
 
     def wait_for_directories(self, in_use: int) -> None:
         """Hold the placer back while too many directories are open: each costs a descriptor.

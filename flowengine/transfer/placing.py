@@ -422,6 +422,7 @@ class Placer:
             raise ProtocolError(f"an offer of {len(entries)} entries; 1 to {MAX_OFFER_ENTRIES} are allowed")
         if self._large_entry is not None:
             raise ProtocolError("the source offered entries inside a large object")
+        self._landing.wait_for_objects()
         # The recorder checks page by page, later; nothing may reach the file system before it was checked.
         check_entries(entries, directory.path, directory.last_name, self._header)
         directory.last_name = entries[-1].name

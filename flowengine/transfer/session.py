@@ -21,11 +21,13 @@ from flowengine.wire.frames import FrameOpener, FrameSealer
 from flowengine.wire.keys import Direction, SessionSecrets
 from flowengine.wire.messages import Options, Progress
 
-__all__ = ["MIN_WINDOW_BYTES", "Counters", "Observer", "Session"]
+__all__ = ["MAX_OPEN_OFFERS", "MIN_WINDOW_BYTES", "Counters", "Observer", "Session"]
 
 MIN_WINDOW_BYTES: Final = 16 * 1024 * 1024
 """Least credit window; a longer link gets two bandwidth-delay products."""
 PROGRESS_S: Final = 0.5
+MAX_OPEN_OFFERS: Final = 512
+"""Offers that a source may have unanswered."""
 
 
 @dataclass

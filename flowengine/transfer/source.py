@@ -45,7 +45,7 @@ from flowengine.store.selection import Selection
 from flowengine.transfer.holds import BatchHold, Hold, PieceHold, UnitPacker, wanted_runs
 from flowengine.transfer.lanes import ChunkGone, CompressionChooser, Credit, SendingLane, Unit
 from flowengine.transfer.recorder import ManifestRecorder
-from flowengine.transfer.session import Counters, Observer, Session
+from flowengine.transfer.session import MAX_OPEN_OFFERS, Counters, Observer, Session
 from flowengine.wire.filters import FilterSet
 from flowengine.wire.messages import (
     DirectoryBegin,
@@ -67,9 +67,8 @@ from flowengine.wire.messages import (
 )
 from flowengine.wire.records import Run
 
-__all__ = ["MAX_OPEN_OFFERS", "SourceOutcome", "run_source"]
+__all__ = ["SourceOutcome", "run_source"]
 
-MAX_OPEN_OFFERS: Final = 512
 MAX_WANTED_BYTES: Final = 64 * 1024 * 1024
 """Bytes that may be wanted and not yet sent before the scan waits. A warm scan cache reads nothing, so nothing else
 would hold it back, and both ends remember what is wanted."""
@@ -300,6 +299,7 @@ class _Source:
                 recorder.large_end(keep=not reason)
                 post(ObjectEnd(reason, message))
             case DirectoryEntered(name, _):
+                self._control.wait_for_room()
                 recorder.enter(name)
                 post(DirectoryBegin(name))
             case DirectoryLeft(mode, mtime_ns, extra, complete, apply):

@@ -29,7 +29,7 @@ from flowengine.transfer.landing import Landing
 from flowengine.transfer.lanes import ReceivingLane
 from flowengine.transfer.placing import Copier, Placer
 from flowengine.transfer.recorder import ManifestRecorder
-from flowengine.transfer.session import Counters, Observer, Session
+from flowengine.transfer.session import MAX_OPEN_OFFERS, Counters, Observer, Session
 from flowengine.transfer.timing import bottleneck_line
 from flowengine.units import show_path
 from flowengine.wire.filters import FilterSet
@@ -47,6 +47,7 @@ from flowengine.wire.messages import (
     Progress,
     Receipt,
     Totals,
+    Want,
 )
 from flowengine.wire.records import record_limit
 
@@ -55,8 +56,8 @@ if TYPE_CHECKING:
 
 __all__ = ["NOWHERE", "TargetOutcome", "TargetRoot", "run_target"]
 
-MAX_QUEUED_MESSAGES: Final = 65_536
-"""Messages that may wait for the placer. The source keeps far below by its bound on unanswered offers."""
+MAX_QUEUED_MESSAGES: Final = 8192
+"""Messages that may wait for the placer before no more are received."""
 _COPIERS: Final = 2
 NOWHERE: Final = b"/nonexistent/flow-nowhere"
 """A target that is not there, for a dry run that only looks."""
@@ -200,7 +201,7 @@ class _Target:
             open_index=self._open_index if self._remembers else None,
         )
         self._settled = trio.Event()
-        token = trio.lowlevel.current_trio_token()
+        token = self._token = trio.lowlevel.current_trio_token()
         self._landing.settled = lambda: token.run_sync_soon(self._settled.set)
         if options.delete:
             filters = FilterSet.from_wire(options.filters)
@@ -224,7 +225,7 @@ class _Target:
             caches[0],
             counters,
             self._recorder,
-            self._control.post,
+            self._answer,
             lambda path, names: self._extras.append((path, names)),
             index=self._open_index() if has_index else None,
             folds_names=staging is not None and _folds_names(staging.fd),
@@ -235,6 +236,10 @@ class _Target:
         self._source_progress: Progress | None = None
         self._lanes: list[ReceivingLane] = []
         self._concluded = False
+        self._offers = 0
+        self._answers = 0
+        self._room = trio.Event()
+        self._held = False
 
     def _open_index(self) -> ChunkIndex:
         """The chunk index of the target root; loaded when first needed, because numpy takes its time."""
@@ -346,6 +351,10 @@ class _Target:
             async for batch in batches:
                 for message in batch:
                     self._handle(message)
+                if self._inbox.qsize() > MAX_QUEUED_MESSAGES:
+                    self._room, self._held = trio.Event(), True
+                    if self._inbox.qsize() > MAX_QUEUED_MESSAGES // 2:
+                        await self._room.wait()  # what is not received holds the source back
         if not self._concluded:
             raise TemporaryError(
                 "the source closed the control connection before it was done",
@@ -364,8 +373,10 @@ class _Target:
                 | DirectoryEnd()
                 | Finish()
             ):
-                if self._inbox.qsize() > MAX_QUEUED_MESSAGES:
-                    raise ProtocolError("the source offers without waiting for answers")
+                if isinstance(message, Offer | ObjectRun):
+                    self._offers += 1
+                    if self._offers - self._answers > MAX_OPEN_OFFERS:
+                        raise ProtocolError("the source offers without waiting for answers")
                 self._inbox.put(message)
             case Totals(objects, size_bytes, final):
                 self._counters.objects, self._counters.size_bytes = objects, size_bytes
@@ -383,6 +394,10 @@ class _Target:
                     hint="check that both sides run compatible versions",
                 )
 
+    def _answer(self, want: Want) -> None:
+        self._answers += 1
+        self._control.post(want)
+
     def _place(self) -> None:
         """Body of the placer's thread."""
         stage = self._session.clock.stage("place")
@@ -395,6 +410,9 @@ class _Target:
                 self._finished(message)
                 return
             self._placer.handle(message)
+            if self._held and self._inbox.qsize() <= MAX_QUEUED_MESSAGES // 2:
+                self._held = False
+                self._token.run_sync_soon(self._room.set)
             stage.since(begin)
 
     def _finished(self, message: Finish) -> None:
