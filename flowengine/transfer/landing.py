@@ -47,7 +47,8 @@ if TYPE_CHECKING:
 __all__ = ["Landing", "LargeObject", "RunOffer", "Sink", "SmallObject", "SmallOffer", "TargetDirectory"]
 
 _BATCH_OBJECTS: Final = 2048
-_BATCH_BYTES: Final = 64 * 1024 * 1024
+_BATCH_BYTES: Final = 8 * 1024 * 1024
+"""What is written and not published when the process dies is sent again: keep it little."""
 _BATCH_WAIT_S: Final = 0.05
 _SYNC_EACH: Final = 8
 """Up to so many files of a batch are synced one by one; more of them with one syncfs."""
@@ -56,8 +57,9 @@ _RECENT_CHUNKS: Final = 200_000
 _WANTED: Final = 1
 _CLAIMED: Final = 2
 _MAX_BACKLOG: Final = 16_384
-_MAX_OPEN_OBJECTS: Final = 32_768
 """Objects that may wait for the publisher before lanes wait too."""
+_MAX_OPEN_OBJECTS: Final = 32_768
+"""Objects that may be on their way before the placer takes no more offers."""
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL
 _INDEX_CHUNKS: Final = 50_000
 _INDEX_LEAST: Final = 16
