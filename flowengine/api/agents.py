@@ -1,0 +1,229 @@
+"""What an agent and the coordinator tell each other over HTTP /v1/agent, beside the public resources.
+
+An agent is known by its TLS client certificate. Unknown fields are ignored on both sides, so that agent and
+coordinator may be of different versions; what a receiver *must* understand is named in `required`, and refused with
+the reason "incompatible" where it does not.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from flowengine.api.resources import Counters, Endpoint, LandedObject, Limit, Name, Root, TransferOptions
+
+__all__ = [
+    "Answer", "Claim", "Claimed", "Command", "DrainCommand", "Enrolled", "Greeting", "Heartbeat", "HeartbeatReply",
+    "Join", "LimitsCommand", "LookCommand", "Renewal", "Report", "ReportReply", "RevocationsCommand", "TaskCommand",
+    "TaskGrant", "WorkCommand",
+]  # fmt: skip
+
+
+class _Told(msgspec.Struct, kw_only=True, omit_defaults=True):
+    required: list[str] = []
+
+
+class Join(_Told):
+    """First contact: the one-time token and a certificate request (PEM) for the agent's own key. Site names come from the token."""
+
+    token: str
+    request_pem: str
+    software: str = ""
+
+
+class Renewal(_Told):
+    """A new certificate request with the same identity key, over a connection with the current certificate."""
+
+    request_pem: str
+
+
+class Enrolled(_Told):
+    """The certificate and what to trust from now on.
+
+    Attributes:
+        certificate_pem: the site's chain, leaf first.
+        ca_pem: trust anchors.
+        grant_keys: public Ed25519 keys (raw, hex) by key id that sign grants.
+    """
+
+    site: Name
+    certificate_pem: str
+    ca_pem: str
+    grant_keys: dict[str, str]
+
+
+class Heartbeat(_Told):
+    """Sent every 10 s, and at once when something in it changed.
+
+    Attributes:
+        boot: random id of this process's run.
+        addresses: where the data port answers; empty: outbound only.
+        seen_fence: highest fencing token ever seen, so that a restored coordinator does not fall behind.
+        now: the agent's clock.
+        holding: tasks that it believes to hold, with their fences.
+    """
+
+    boot: str
+    software: str
+    addresses: list[str]
+    roots: list[Root]
+    seen_fence: int
+    now: datetime
+    draining: bool = False
+    free_slots: int = 0
+    holding: dict[str, int] = {}
+
+
+class HeartbeatReply(_Told):
+    """What the agent must hold to.
+
+    Attributes:
+        revoked: serials (hex) of certificates that are revoked and not yet expired; the whole list.
+        limits: all limits that concern this site.
+    """
+
+    now: datetime
+    epoch: int
+    grant_keys: dict[str, str]
+    revoked: list[str] = []
+    limits: list[Limit] = []
+    draining: bool = False
+    renew: bool = False
+
+
+class Claim(_Told):
+    """Ask for work: at most `count` tasks that this site drives (it dials)."""
+
+    boot: str
+    count: int
+
+
+class TaskGrant(_Told):
+    """A task that the agent holds until `lease_until`, with the grant that proves it to the peer.
+
+    Attributes:
+        grant: base64 of the signed grant (`flowengine.trust`).
+        role: what this agent is: "target" pulls, "source" pushes.
+        peer_address: where to dial; the peer's agent listens there.
+        lease_s: term; report within half of it.
+        mode: copy, sync or verify.
+    """
+
+    task: str
+    transfer: str
+    fence: int
+    role: Literal["target", "source"]
+    mode: Literal["copy", "sync", "verify"]
+    source: Endpoint
+    target: Endpoint
+    peer_address: str
+    grant: str
+    lease_s: int
+    options: TransferOptions
+    tenant: str = ""
+    priority: str = "normal"
+
+
+class Claimed(_Told):
+    """The tasks that were given; none when there is nothing to do."""
+
+    tasks: list[TaskGrant]
+
+
+class Report(_Told):
+    """How a task stands. The holder reports every few seconds; the target also reports what landed.
+
+    Attributes:
+        seq: counts this agent's reports on the task's fence: one that was sent twice is taken once.
+        state: "running", or how it ended.
+        landed: objects durable since the last report, in order (seq ignored).
+        receipt: base64 of the signed receipt, with state "done".
+        stages: busy share of each stage since the last report, 0 to 1.
+    """
+
+    fence: int
+    seq: int
+    state: Literal["running", "done", "failed", "released"]
+    counters: Counters
+    landed: list[LandedObject] = []
+    rate_bits_per_s: float = 0.0
+    bottleneck: str = ""
+    stages: dict[str, float] = {}
+    reason: str = ""
+    message: str = ""
+    hint: str = ""
+    retryable: bool = False
+    version_id: str = ""
+    receipt: str = ""
+    wait: str = ""
+
+
+class ReportReply(_Told):
+    """Whether to go on; a new grant when the old one nears its end."""
+
+    directive: Literal["go", "pause", "stop"]
+    lease_s: int
+    reason: str = ""
+    grant: str = ""
+
+
+class Greeting(msgspec.Struct, kw_only=True, tag="hello"):
+    """First event of a stream: the coordinator's epoch; a heartbeat should follow at once."""
+
+    epoch: int
+
+
+class WorkCommand(msgspec.Struct, kw_only=True, tag="work"):
+    """There may be work: claim."""
+
+
+class TaskCommand(msgspec.Struct, kw_only=True, tag="task"):
+    """A held task must pause, stop, or be given back; the sooner the better (the next report would tell as well)."""
+
+    task: str
+    fence: int
+    directive: Literal["pause", "stop"]
+    reason: str = ""
+
+
+class LimitsCommand(msgspec.Struct, kw_only=True, tag="limits"):
+    """All limits that concern this site, as they are now."""
+
+    limits: list[Limit]
+
+
+class RevocationsCommand(msgspec.Struct, kw_only=True, tag="revocations"):
+    """All revoked serials."""
+
+    revoked: list[str]
+
+
+class DrainCommand(msgspec.Struct, kw_only=True, tag="drain"):
+    """Take no new work (`on`), or take it again."""
+
+    on: bool
+
+
+class LookCommand(msgspec.Struct, kw_only=True, tag="look"):
+    """A user wants to see a folder: answer within `within_s` by POST /v1/agent/answers/{id}."""
+
+    id: str
+    path: str
+    within_s: float
+
+
+Command: TypeAlias = (
+    Greeting | WorkCommand | TaskCommand | LimitsCommand | RevocationsCommand | DrainCommand | LookCommand
+)
+
+
+class Answer(_Told):
+    """Answer to a `LookCommand`: the listing, or a reason why not."""
+
+    entries: list[tuple[str, str, int, int]] = []
+    """(name, kind, size_bytes, mtime_ns)"""
+    complete: bool = True
+    reason: str = ""
+    message: str = ""

@@ -1,0 +1,476 @@
+"""The resources of the public API: sites, links, limits, transfers and their tasks, events, users, tokens.
+
+What a client sends is checked strictly (an unknown field is a typing error that must not be obeyed in part); what the
+coordinator answers may gain fields, so clients ignore those that they do not know.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Final, Literal, TypeAlias
+
+import msgspec
+from msgspec import Meta
+
+__all__ = [
+    "PRIORITIES",
+    "Certificate",
+    "Counters",
+    "Decision",
+    "Endpoint",
+    "Event",
+    "Fact",
+    "Health",
+    "JoinToken",
+    "JoinTokenRequest",
+    "LandedObject",
+    "Limit",
+    "LimitRequest",
+    "LimitWindow",
+    "Link",
+    "LinkRequest",
+    "Listing",
+    "ListingEntry",
+    "Name",
+    "Page",
+    "Plan",
+    "PlanRequest",
+    "Problem",
+    "Root",
+    "Site",
+    "SiteRequest",
+    "Task",
+    "Tenant",
+    "TenantRequest",
+    "Token",
+    "TokenRequest",
+    "Transfer",
+    "TransferOptions",
+    "TransferRequest",
+    "User",
+    "UserRequest",
+    "Wait",
+    "Why",
+]  # fmt: skip
+
+Name: TypeAlias = Annotated[str, Meta(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+"""Name of a site, tenant or user: as a DNS label."""
+SitePath: TypeAlias = Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^/[^\x00]*$")]
+Text: TypeAlias = Annotated[str, Meta(max_length=1000)]
+Word: TypeAlias = Annotated[str, Meta(max_length=128)]
+Size: TypeAlias = Annotated[int, Meta(ge=0)]
+Rate: TypeAlias = Annotated[int, Meta(ge=1, le=10**15)]
+Role: TypeAlias = Literal["admin", "operator", "user", "auditor"]
+TransferState: TypeAlias = Literal[
+    "requested", "started", "suspended", "completed", "terminated", "quarantined", "purged"
+]
+"""The states of the Dataspace Protocol's transfer process, and what becomes of data that may no longer stay."""
+TaskState: TypeAlias = Literal["waiting", "running", "done", "failed", "cancelled"]
+Priority: TypeAlias = Literal["low", "normal", "high", "urgent"]
+PRIORITIES: Final[tuple[Priority, ...]] = ("low", "normal", "high", "urgent")
+
+
+class _Request(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Something that a client sends."""
+
+
+class _Resource(msgspec.Struct, kw_only=True):
+    """Something that the coordinator answers."""
+
+
+class Problem(_Resource):
+    """An error as RFC 9457 problem details. `reason` is the stable word of docs/reference/reasons.md."""
+
+    title: str
+    status: int
+    reason: str
+    detail: str
+    hint: str = ""
+    type: str = "about:blank"
+    instance: str = ""
+    retryable: bool = False
+    context: dict[str, Any] = {}
+
+
+class Page(_Resource):
+    """What every listing has: `next` is the cursor of the next page, empty on the last."""
+
+    items: list[Any]
+    next: str = ""
+
+
+class Health(_Resource):
+    """The coordinator's state: its version, database, clock, and whether it leads the planning."""
+
+    status: Literal["ok", "starting", "stopping"]
+    version: str
+    api: Literal["v1"]
+    database: Literal["sqlite", "postgresql"]
+    leader: bool
+    epoch: int
+    now: datetime
+
+
+class Fact(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """An attribute's value, who says so, and as of when. Attributes are those that policies name."""
+
+    value: bool | int | str | list[str]
+    source: Word
+    as_of: datetime
+
+
+class Root(_Resource):
+    """A folder that a site offers: its name in paths, and what may be done below it."""
+
+    name: SitePath
+    access: Literal["read", "write", "read-write"]
+    budget_bytes: Size | None = None
+    used_bytes: Size | None = None
+    free_bytes: Size | None = None
+
+
+class Certificate(_Resource):
+    """A site's current certificate; `key_sha256` names its identity key (SHA-256 of the SubjectPublicKeyInfo)."""
+
+    serial: str
+    key_sha256: str
+    not_before: datetime
+    not_after: datetime
+
+
+class Site(_Resource):
+    """A place with storage: what it offers, how to reach it, what is known about it.
+
+    `addresses` are where its agent's data port answers ("host:port"); empty for one that only dials out.
+    """
+
+    name: Name
+    state: Literal["expected", "online", "offline", "draining", "revoked"]
+    since: datetime
+    facts: dict[str, Fact] = {}
+    roots: list[Root] = []
+    addresses: list[str] = []
+    software: str = ""
+    last_seen: datetime | None = None
+    certificate: Certificate | None = None
+    max_tasks: int = 4
+    running_tasks: int = 0
+
+
+class SiteRequest(_Request):
+    """A new site, or changes to one: what is left out stays. Facts replace those of the same name; null removes one."""
+
+    name: Name | None = None
+    facts: dict[Word, Fact | None] = {}
+    max_tasks: Annotated[int, Meta(ge=1, le=1000)] | None = None
+    draining: bool | None = None
+
+
+class JoinTokenRequest(_Request):
+    """A one-time token with which the agent of `site` enrols."""
+
+    site: Name
+    valid_s: Annotated[int, Meta(ge=60, le=86400)] = 900
+
+
+class JoinToken(_Resource):
+    """Shown once: carries the coordinator's address and the CA's fingerprint."""
+
+    token: str
+    site: Name
+    expires: datetime
+
+
+class Endpoint(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A path at a site, below one of its roots. As with rsync, `/data/` is what is in it, `/data` the folder itself."""
+
+    site: Name
+    path: SitePath
+
+
+class Link(_Resource):
+    """A measured, directed path between two sites."""
+
+    source: Name
+    target: Name
+    capacity_bits_per_s: Rate | None = None
+    rtt_ms: float | None = None
+    loss: float | None = None
+    cost_per_gb: float = 0.0
+    as_of: datetime | None = None
+    source_of_values: Word = ""
+
+
+class LinkRequest(_Request):
+    """What is declared about a link."""
+
+    capacity_bits_per_s: Rate | None = None
+    rtt_ms: Annotated[float, Meta(ge=0, le=100000)] | None = None
+    loss: Annotated[float, Meta(ge=0, le=1)] | None = None
+    cost_per_gb: Annotated[float, Meta(ge=0)] = 0.0
+
+
+class LimitWindow(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A rate for some hours: `days` of "mon tue wed thu fri sat sun", `start` and `end` as HH:MM in `zone`."""
+
+    rate_bits_per_s: Annotated[int, Meta(ge=0, le=10**15)]
+    start: Annotated[str, Meta(pattern=r"^([01]\d|2[0-3]):[0-5]\d$")]
+    end: Annotated[str, Meta(pattern=r"^(([01]\d|2[0-3]):[0-5]\d|24:00)$")]
+    days: list[Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]] = []
+    zone: Word = "UTC"
+
+
+class LimitRequest(_Request):
+    """Bandwidth for a scope; `rate_bits_per_s` holds outside all windows (null: no limit)."""
+
+    rate_bits_per_s: Annotated[int, Meta(ge=0, le=10**15)] | None = None
+    windows: Annotated[list[LimitWindow], Meta(max_length=50)] = []
+
+
+class Limit(_Resource):
+    """A bandwidth limit. `scope` is "link:A>B", "site:A" (what leaves it), "tenant:T" or "transfer:ID"."""
+
+    scope: str
+    rate_bits_per_s: int | None
+    windows: list[LimitWindow]
+    now_bits_per_s: int | None
+    changed: datetime
+    changed_by: str
+
+
+class TransferOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """How to move; the meaning of each is that of the option of `flow cp` with its name."""
+
+    delete: bool = False
+    dry_run: bool = False
+    publish: Literal["object", "atomic"] = "object"
+    xattrs: bool = False
+    owner: bool = False
+    links: Literal["keep", "inside"] = "keep"
+    filters: Annotated[list[tuple[bool, Word]], Meta(max_length=1000)] = []
+    profile: Word | None = None
+    streams: Annotated[int, Meta(ge=0, le=64)] = 0
+    reread: bool = False
+
+
+class TransferRequest(_Request):
+    """Move one path of one site to one or several targets."""
+
+    source: Endpoint
+    targets: Annotated[list[Endpoint], Meta(min_length=1, max_length=100)]
+    mode: Literal["copy", "sync", "verify"] = "copy"
+    labels: Annotated[list[Word], Meta(max_length=100)] = []
+    purpose: Word = ""
+    priority: Priority = "normal"
+    deadline: datetime | None = None
+    comment: Text = ""
+    options: TransferOptions = TransferOptions()
+
+
+class Counters(_Resource):
+    """How far it is; over all targets of a transfer, or of one task."""
+
+    objects: int = 0
+    size_bytes: int = 0
+    scan_done: bool = False
+    objects_done: int = 0
+    bytes_done: int = 0
+    objects_unchanged: int = 0
+    objects_failed: int = 0
+    objects_deleted: int = 0
+    bytes_sent: int = 0
+    bytes_reused: int = 0
+    bytes_unchanged: int = 0
+
+
+class Wait(_Resource):
+    """What somebody waits for, by name: since when, and what would end it."""
+
+    name: str
+    text: str
+    since: datetime
+    ends_when: str
+
+
+class Decision(_Resource):
+    """What policy says to one use of the data at one site."""
+
+    use: str
+    site: Name
+    verdict: Literal["permit", "deny", "none"]
+    rule: str = ""
+    text: str = ""
+    policy_digest: str = ""
+    duties: list[str] = []
+
+
+class Task(_Resource):
+    """One range of a transfer's work: from the source to one target. `fence` grows with every claim."""
+
+    id: str
+    transfer: str
+    source: Endpoint
+    target: Endpoint
+    state: TaskState
+    holder: str = ""
+    fence: int = 0
+    attempts: int = 0
+    lease_until: datetime | None = None
+    route: list[Name] = []
+    counters: Counters = Counters()
+    rate_bits_per_s: float = 0.0
+    bottleneck: str = ""
+    wait: Wait | None = None
+    reason: str = ""
+    message: str = ""
+    hint: str = ""
+    version_id: str = ""
+
+
+class Transfer(_Resource):
+    """What a user asked to move, with its state and the reason of the last change."""
+
+    id: str
+    request: TransferRequest
+    state: TransferState
+    reason: str
+    message: str
+    since: datetime
+    created: datetime
+    user: str
+    tenant: str
+    counters: Counters = Counters()
+    tasks: list[Task] = []
+    decisions: list[Decision] = []
+    ended: datetime | None = None
+    eta: datetime | None = None
+
+
+class Why(_Resource):
+    """One line on what a transfer waits for or what makes it no faster, and the facts behind the line."""
+
+    transfer: str
+    state: TransferState
+    line: str
+    waits: list[Wait] = []
+    bottlenecks: dict[str, str] = {}
+
+
+class PlanRequest(_Request):
+    """Ask what a transfer would be: nothing moves. `size_bytes` spares the scan where it is known."""
+
+    request: TransferRequest
+    size_bytes: Size | None = None
+
+
+class Plan(_Resource):
+    """Verdict of policy, routes and estimate for a request."""
+
+    permitted: bool
+    decisions: list[Decision]
+    routes: list[list[Name]] = []
+    size_bytes: int | None = None
+    rate_bits_per_s: float | None = None
+    duration_s: float | None = None
+    text: str = ""
+
+
+class LandedObject(_Resource):
+    """An object that is durable at a target. `seq` is the cursor within the transfer."""
+
+    seq: int
+    target: Name
+    path: str
+    size_bytes: int
+
+
+class ListingEntry(_Resource):
+    """One entry of a folder at a site."""
+
+    name: str
+    kind: Literal["file", "directory", "link", "other"]
+    size_bytes: int
+    mtime: datetime
+
+
+class Listing(_Resource):
+    """A folder at a site as its agent sees it now."""
+
+    site: Name
+    path: str
+    entries: list[ListingEntry]
+    complete: bool = True
+
+
+class Event(_Resource):
+    """Something that happened; `seq` is the cursor of the stream (the SSE id)."""
+
+    seq: int
+    at: datetime
+    type: str
+    transfer: str = ""
+    site: str = ""
+    user: str = ""
+    data: dict[str, Any] = {}
+
+
+class TenantRequest(_Request):
+    """A party with its share: weight in the fair queue, and bounds (null: none)."""
+
+    name: Name | None = None
+    weight: Annotated[float, Meta(gt=0, le=1000)] = 1.0
+    max_running: Annotated[int, Meta(ge=1)] | None = None
+    max_queued: Annotated[int, Meta(ge=1)] | None = None
+    max_bytes_per_day: Size | None = None
+
+
+class Tenant(_Resource):
+    """A party with its share and what it uses now."""
+
+    name: Name
+    weight: float
+    max_running: int | None
+    max_queued: int | None
+    max_bytes_per_day: int | None
+    running: int = 0
+    queued: int = 0
+    bytes_today: int = 0
+
+
+class UserRequest(_Request):
+    """A new user, or changes to one."""
+
+    name: Name | None = None
+    role: Role = "user"
+    tenant: Name = "default"
+    disabled: bool = False
+
+
+class User(_Resource):
+    """Who may ask for what."""
+
+    name: Name
+    role: Role
+    tenant: Name
+    disabled: bool
+    created: datetime
+
+
+class TokenRequest(_Request):
+    """A new API token for a user (admins: for any)."""
+
+    user: Name | None = None
+    valid_s: Annotated[int, Meta(ge=60, le=366 * 86400)] = 90 * 86400
+    comment: Text = ""
+
+
+class Token(_Resource):
+    """An API token; `secret` is there once, when it was made."""
+
+    id: str
+    user: Name
+    created: datetime
+    expires: datetime
+    comment: str = ""
+    last_used: datetime | None = None
+    secret: str = ""
