@@ -18,7 +18,7 @@ from perf import data
 __all__ = ["SCENARIOS", "SIZES", "Built", "Scenario"]
 
 MIB, GIB = 1 << 20, 1 << 30
-SIZES = ("tiny", "small", "full")
+SIZES = ("tiny", "small", "medium", "full")
 RELEASES = ["Django==5.1", "Django==5.1.1", "Django==5.2"]
 
 
@@ -41,8 +41,10 @@ class Scenario:
     kill_at_half: bool = False
 
 
-def pick(size: str, tiny: int, small: int, full: int) -> int:
-    return {"tiny": tiny, "small": small, "full": full}[size]
+def pick(size: str, tiny: int, small: int, full: int, medium: int = 0) -> int:
+    """The figure for a size; medium, where not given, is a quarter of full for bytes and a tenth for counts."""
+    medium = medium or max(small, full // 4 if full >= MIB else full // 10)
+    return {"tiny": tiny, "small": small, "medium": medium, "full": full}[size]
 
 
 def one_large(root: Path, size: str, seed: int) -> Built:
@@ -58,7 +60,7 @@ def many_large(root: Path, size: str, seed: int) -> Built:
 
 
 def compressible(root: Path, size: str, seed: int) -> Built:
-    data.tables(root / "source", pick(size, 4 * MIB, 64 * MIB, 2 * GIB), seed)
+    data.tables(root / "source", pick(size, 4 * MIB, 64 * MIB, 2 * GIB, medium=GIB), seed)
     return Built([root / "source"])
 
 

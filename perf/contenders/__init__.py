@@ -5,7 +5,7 @@ from __future__ import annotations
 from perf.contenders.base import Contender
 from perf.contenders.flow import Flow, FlowLocal
 from perf.contenders.grid import GridFtp, XRootD
-from perf.contenders.plain import Casync, Copy, TarSocat
+from perf.contenders.plain import Casync, Copy, Iperf, TarSocat
 from perf.contenders.ssh import Rclone, RsyncDaemon, RsyncDaemonZ, RsyncSsh, RsyncSshZ, Scp
 
 __all__ = ["CONTENDERS", "Contender"]
@@ -26,5 +26,6 @@ CONTENDERS: dict[str, type[Contender]] = {
         Scp,
         TarSocat,
         Copy,
+        Iperf,
     )
 }

@@ -37,6 +37,8 @@ class Contender(ABC):
     verifies: ClassVar[str] = "no"
     syncs: ClassVar[str] = "no"
     local_only: ClassVar[bool] = False
+    reference: ClassVar[bool] = False
+    """It only shows what the network carries: it writes no target, so none is compared."""
     version_argv: ClassVar[tuple[str, ...]] = ()
 
     @classmethod

@@ -1,15 +1,17 @@
-"""Peers without a protocol of their own: cp, tar through a socket, and casync over HTTP."""
+"""Peers without a protocol of their own: cp, tar through a socket, and casync over HTTP; iperf3 as a reference."""
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from pathlib import Path
 
 from perf.contenders.base import Contender
-from perf.session import Session
+from perf.data import total_size
+from perf.session import RunFailedError, Session
 
-__all__ = ["Casync", "Copy", "TarSocat"]
+__all__ = ["Casync", "Copy", "Iperf", "TarSocat"]
 
 
 class Copy(Contender):
@@ -69,3 +71,29 @@ class Casync(Contender):
         extract = ["casync", "extract", "--with=unix", f"--store={remote}/store.castr", *seeds]
         session.run("b", [*extract, f"{remote}/tree.caidx", str(target)])
         return {}
+
+
+class Iperf(Contender):
+    """iperf3 with eight streams for as many bytes as the tree has: what TCP carries, no file read or written."""
+
+    name = "iperf3"
+    programs = ("iperf3",)
+    verifies = "nothing lands"
+    reference = True
+
+    def transfer(self, session: Session, source: Path, target: Path) -> dict[str, object]:
+        del target
+        port, address = session.port(), session.network.addresses["b"]
+        server = session.start("b", ["iperf3", "-s", "-1", "-p", str(port)], "server")
+        session.wait_listening(server, port, "server")
+        size = str(total_size(source)[0])
+        output = session.run("a", ["iperf3", "-c", address, "-p", str(port), "-P", "8", "-n", size, "-J"])
+        session.finish(server, "server")
+        try:
+            end = json.loads(output)["end"]
+            return {
+                "received_bits_per_s": round(end["sum_received"]["bits_per_second"]),
+                "retransmits": end["sum_sent"]["retransmits"],
+            }
+        except (ValueError, KeyError) as error:
+            raise RunFailedError(f"iperf3 gave no report: {error!r}") from None
