@@ -264,7 +264,7 @@ class TransferRequest(_Request):
     priority: Priority = "normal"
     deadline: datetime | None = None
     comment: Text = ""
-    options: TransferOptions = TransferOptions()
+    options: TransferOptions = msgspec.field(default_factory=TransferOptions)
 
 
 class Counters(_Resource):
@@ -317,7 +317,7 @@ class Task(_Resource):
     attempts: int = 0
     lease_until: datetime | None = None
     route: list[Name] = []
-    counters: Counters = Counters()
+    counters: Counters = msgspec.field(default_factory=Counters)
     rate_bits_per_s: float = 0.0
     bottleneck: str = ""
     wait: Wait | None = None
@@ -339,7 +339,7 @@ class Transfer(_Resource):
     created: datetime
     user: str
     tenant: str
-    counters: Counters = Counters()
+    counters: Counters = msgspec.field(default_factory=Counters)
     tasks: list[Task] = []
     decisions: list[Decision] = []
     ended: datetime | None = None
