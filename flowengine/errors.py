@@ -156,6 +156,7 @@ EXIT_CODES: Final[dict[str, Exit]] = {
     "disk-full": Exit.TEMPORARY,
     "stalled": Exit.TEMPORARY,
     "disconnected": Exit.TEMPORARY,
+    "timeout": Exit.TEMPORARY,
     "busy": Exit.TEMPORARY,
     "interrupted": Exit.INTERRUPTED,
 }

@@ -1,0 +1,18 @@
+"""The Python API of a federation: ask a coordinator from plain Python, asyncio, trio or a notebook.
+
+>>> import flowengine
+>>> client = flowengine.connect("https://coordinator.example.org:7440", token="flowt_…", ca_pem="")
+>>> client.url
+'https://coordinator.example.org:7440'
+
+`connect` is the one entrance. `with connect() as client` and a client used as it is are synchronous; `async with
+connect() as client` gives the same methods to `await`. One implementation stands behind both (`asynchronous`); the
+synchronous face runs it on a thread of its own, so that it also works where an event loop already runs.
+"""
+
+from __future__ import annotations
+
+from flowengine.client.asynchronous import AsyncClient, AsyncTransfer
+from flowengine.client.synchronous import Client, Transfer, connect
+
+__all__ = ["AsyncClient", "AsyncTransfer", "Client", "Transfer", "connect"]

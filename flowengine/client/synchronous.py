@@ -1,0 +1,495 @@
+"""The API for plain Python and notebooks: the same methods, run on a thread with an event loop of its own."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from types import TracebackType
+from typing import Generic, Literal, ParamSpec, TypeVar
+
+import anyio
+from anyio.from_thread import BlockingPortal
+
+from flowengine.api import resources as api
+from flowengine.client.access import Access, find_access
+from flowengine.client.asynchronous import AsyncClient, AsyncTransfer, Batches
+from flowengine.client.requests import Deadline, Place
+from flowengine.client.transport import EventStream
+from flowengine.errors import UsageError
+
+__all__ = ["Client", "Transfer", "connect"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def connect(
+    url: str | None = None,
+    token: str | None = None,
+    *,
+    ca_pem: str | None = None,
+    ca_file: str | Path | None = None,
+    retry_for_s: float = 30.0,
+    note: Callable[[str], object] | None = None,
+) -> Client:
+    """A client of the coordinator: use it as it is, `with` it, or `async with` it for the methods to await.
+
+    What is not given comes from FLOW_COORDINATOR, FLOW_TOKEN or FLOW_TOKEN_FILE, FLOW_CA_FILE, then from what
+    `flow login` stored. No connection is made before the first question.
+
+    Args:
+        url: the coordinator's address, "https://host:port".
+        token: an API token.
+        ca_pem: the federation's CA, as text; or `ca_file`, where it stands.
+        retry_for_s: how long an unreachable or busy coordinator is asked again.
+        note: told with a line for people when asking again begins.
+
+    Raises:
+        AuthenticationError: no coordinator is known here.
+    """
+    if ca_file is not None:
+        try:
+            ca_pem = Path(ca_file).read_text(encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"cannot read ca_file {ca_file}: {error.strerror}") from None
+    return Client(find_access(url, token, ca_pem), retry_for_s=retry_for_s, note=note)
+
+
+class _Loop:
+    """A thread that runs an event loop, from the first call until `close` or the end of the process."""
+
+    def __init__(self) -> None:
+        self._ready: Future[BlockingPortal] = Future()
+        # A daemon: a client that nobody closed, as notebooks have them, must not keep the interpreter.
+        self._thread = threading.Thread(target=self._run, name="flowengine client", daemon=True)
+        self._thread.start()
+        self._portal = self._ready.result()
+
+    def _run(self) -> None:
+        async def main() -> None:
+            async with BlockingPortal() as portal:
+                self._ready.set_result(portal)
+                await portal.sleep_until_stopped()
+
+        try:
+            anyio.run(main, backend="asyncio")
+        except BaseException as error:
+            if not self._ready.done():
+                self._ready.set_exception(error)
+            raise
+
+    def call(self, function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run to the end. Interrupting the caller (Ctrl-C) cancels the call."""
+
+        async def run() -> T:
+            return await function(*args, **kwargs)
+
+        future = self._portal.start_task_soon(run)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def close(self) -> None:
+        self._portal.start_task_soon(self._portal.stop)
+        self._thread.join()
+
+
+class _Items(Iterator[T], Generic[T]):
+    """Items of an asynchronous source, one by one; asks for them in batches."""
+
+    def __init__(self, client: Client, batches: Batches[T]) -> None:
+        self._client = client
+        self._batches = batches
+        self._items: list[T] = []
+        self._at = 0
+
+    def __iter__(self) -> _Items[T]:
+        return self
+
+    def __next__(self) -> T:
+        while self._at >= len(self._items):
+            batch = self._client._run(self._batches.next_batch)
+            if batch is None:
+                raise StopIteration
+            self._items, self._at = batch, 0
+        self._at += 1
+        return self._items[self._at - 1]
+
+
+class Events(Iterator[api.Event]):
+    """Events as they happen; leave the loop, or close it, to end the stream."""
+
+    def __init__(self, client: Client, stream: EventStream[api.Event]) -> None:
+        self._client = client
+        self._stream = stream
+
+    def __iter__(self) -> Events:
+        return self
+
+    def __next__(self) -> api.Event:
+        event = self._client._run(self._stream.next_event)
+        if event is None:
+            raise StopIteration
+        return event
+
+    def __enter__(self) -> Events:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the stream."""
+        self._client._run(self._stream.aclose)
+
+
+class Transfer:
+    """One transfer: watch it, use what has landed, steer it. Forgetting it leaves the transfer running."""
+
+    def __init__(self, client: Client, inner: AsyncTransfer) -> None:
+        self._client = client
+        self._inner = inner
+
+    def __repr__(self) -> str:
+        return repr(self._inner)
+
+    @property
+    def id(self) -> str:
+        return self._inner.id
+
+    @property
+    def record(self) -> api.Transfer:
+        """The transfer as it was last seen."""
+        return self._inner.record
+
+    @property
+    def state(self) -> api.TransferState:
+        """The state as last seen."""
+        return self._inner.state
+
+    @property
+    def ended(self) -> bool:
+        """Whether it had ended when it was last seen."""
+        return self._inner.ended
+
+    def refresh(self, wait_s: float = 0.0) -> api.Transfer:
+        """The transfer as it is now; with `wait_s`, as soon as it has ended, at latest after so long."""
+        return self._client._run(self._inner.refresh, wait_s)
+
+    def wait(self, timeout_s: float | None = None) -> api.Transfer:
+        """The transfer once it is complete; Ctrl-C leaves it running.
+
+        Raises:
+            FlowError: it ended otherwise; its reason says how.
+            TemporaryError: it still runs after `timeout_s` (reason "timeout").
+        """
+        return self._client._run(self._inner.wait, timeout_s)
+
+    def updates(self, every_s: float = 1.0) -> Iterator[api.Transfer]:
+        """The transfer about every `every_s` seconds, and at once when it ended: that is the last one."""
+        return _Items(self._client, self._inner.updates(every_s))
+
+    def landed(self, after: int = 0) -> Iterator[api.LandedObject]:
+        """Each object as it becomes durable at a target, until the transfer has ended.
+
+        Raises (while iterating, after the last object):
+            FlowError: the transfer did not complete; what was named has landed nevertheless.
+        """
+        return _Items(self._client, self._inner.landed(after))
+
+    def why(self) -> api.Why:
+        """One line on what it waits for, or what makes it no faster."""
+        return self._client._run(self._inner.why)
+
+    def cancel(self) -> api.Transfer:
+        """End it. What has landed stays."""
+        return self._client._run(self._inner.cancel)
+
+    def pause(self) -> api.Transfer:
+        """Stop moving until `resume`; nothing that was done is lost."""
+        return self._client._run(self._inner.pause)
+
+    def resume(self) -> api.Transfer:
+        """Go on after `pause`."""
+        return self._client._run(self._inner.resume)
+
+    def retry(self) -> api.Transfer:
+        """Try again what ended incomplete: only what is missing moves."""
+        return self._client._run(self._inner.retry)
+
+
+class Client:
+    """A coordinator, seen by one user. Made by `connect`; what its methods mean stands at `AsyncClient`.
+
+    May be used by several threads. Also works where an event loop already runs, as in a notebook, and then blocks it.
+    """
+
+    def __init__(
+        self, access: Access, *, retry_for_s: float = 30.0, note: Callable[[str], object] | None = None
+    ) -> None:
+        self.url = access.url
+        self._access, self._retry_for_s, self._note = access, retry_for_s, note
+        self._lock = threading.Lock()
+        self._loop: _Loop | None = None
+        self._async: AsyncClient | None = None
+        self._entered: list[AsyncClient] = []
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<client of {self.url}>"
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> AsyncClient:
+        client = self._make()
+        self._entered.append(client)
+        return client
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._entered.pop().aclose()
+
+    def _make(self) -> AsyncClient:
+        return AsyncClient(self._access, retry_for_s=self._retry_for_s, note=self._note)
+
+    def close(self) -> None:
+        """Close all connections. Transfers go on."""
+        with self._lock:
+            loop, client, self._closed = self._loop, self._async, True
+            self._loop = self._async = None
+        if loop is not None and client is not None:
+            loop.call(client.aclose)
+            loop.close()
+
+    def _inner(self) -> tuple[_Loop, AsyncClient]:
+        with self._lock:
+            if self._closed:
+                raise UsageError("this client was closed", hint="make a new one with flowengine.connect()")
+            if self._loop is None or self._async is None:
+                self._loop, self._async = _Loop(), self._make()
+            return self._loop, self._async
+
+    @property
+    def _api(self) -> AsyncClient:
+        return self._inner()[1]
+
+    def _run(self, function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        return self._inner()[0].call(function, *args, **kwargs)
+
+    # --- transfers ---
+
+    def copy(
+        self,
+        source: Place,
+        targets: Place | Sequence[Place],
+        *,
+        labels: Iterable[str] = (),
+        purpose: str = "",
+        priority: api.Priority = "normal",
+        deadline: Deadline = None,
+        comment: str = "",
+        options: api.TransferOptions | None = None,
+    ) -> Transfer:
+        """Start to copy a path of one site to others, straight from site to site."""
+        inner = self._run(
+            self._api.copy, source, targets, labels=labels, purpose=purpose, priority=priority,
+            deadline=deadline, comment=comment, options=options,
+        )  # fmt: skip
+        return Transfer(self, inner)
+
+    def sync(
+        self,
+        source: Place,
+        targets: Place | Sequence[Place],
+        *,
+        delete: bool | None = None,
+        labels: Iterable[str] = (),
+        purpose: str = "",
+        priority: api.Priority = "normal",
+        deadline: Deadline = None,
+        comment: str = "",
+        options: api.TransferOptions | None = None,
+    ) -> Transfer:
+        """Start to make targets hold what the source holds; with `delete` nothing else."""
+        inner = self._run(
+            self._api.sync, source, targets, delete=delete, labels=labels, purpose=purpose, priority=priority,
+            deadline=deadline, comment=comment, options=options,
+        )  # fmt: skip
+        return Transfer(self, inner)
+
+    def verify(
+        self,
+        source: Place,
+        targets: Place | Sequence[Place],
+        *,
+        labels: Iterable[str] = (),
+        purpose: str = "",
+        priority: api.Priority = "normal",
+        comment: str = "",
+        options: api.TransferOptions | None = None,
+    ) -> Transfer:
+        """Start to compare targets with the source, reading every byte on both sides; nothing changes."""
+        inner = self._run(
+            self._api.verify, source, targets, labels=labels, purpose=purpose, priority=priority,
+            comment=comment, options=options,
+        )  # fmt: skip
+        return Transfer(self, inner)
+
+    def submit(self, request: api.TransferRequest, *, key: str = "") -> Transfer:
+        """Start a transfer from a request. The same `key` again, within a day, gives the same transfer."""
+        return Transfer(self, self._run(self._api.submit, request, key=key))
+
+    def plan(
+        self,
+        source: Place,
+        targets: Place | Sequence[Place],
+        *,
+        mode: Literal["copy", "sync", "verify"] = "copy",
+        labels: Iterable[str] = (),
+        purpose: str = "",
+        priority: api.Priority = "normal",
+        deadline: Deadline = None,
+        options: api.TransferOptions | None = None,
+        size_bytes: int | None = None,
+    ) -> api.Plan:
+        """What such a transfer would be: the verdict of policy, routes, an estimate. Nothing moves."""
+        return self._run(
+            self._api.plan, source, targets, mode=mode, labels=labels, purpose=purpose, priority=priority,
+            deadline=deadline, options=options, size_bytes=size_bytes,
+        )  # fmt: skip
+
+    def transfer(self, transfer_id: str) -> Transfer:
+        """A transfer by its id."""
+        return Transfer(self, self._run(self._api.transfer, transfer_id))
+
+    def transfers(
+        self,
+        *,
+        state: api.TransferState | None = None,
+        site: str | None = None,
+        user: str | None = None,
+        tenant: str | None = None,
+    ) -> Iterator[api.Transfer]:
+        """Transfers that this user may see, the newest first."""
+        return _Items(self, self._api.transfers(state=state, site=site, user=user, tenant=tenant))
+
+    def events(
+        self, *, after: int | None = None, transfer: str = "", site: str = "", types: Iterable[str] = ()
+    ) -> Events:
+        """What happens, as it happens; a context manager that ends the stream."""
+        return Events(self, self._api.events(after=after, transfer=transfer, site=site, types=types))
+
+    # --- sites, links, limits ---
+
+    def ls(self, place: Place) -> api.Listing:
+        """A folder at a site as its agent sees it now."""
+        return self._run(self._api.ls, place)
+
+    def sites(self) -> list[api.Site]:
+        """All sites."""
+        return self._run(self._api.sites)
+
+    def site(self, name: str) -> api.Site:
+        """One site."""
+        return self._run(self._api.site, name)
+
+    def add_site(self, request: api.SiteRequest) -> api.Site:
+        """Enter a new site; its agent joins with a `join_token`."""
+        return self._run(self._api.add_site, request)
+
+    def change_site(self, name: str, request: api.SiteRequest) -> api.Site:
+        """Change what is given in `request`: facts, bounds, whether it drains."""
+        return self._run(self._api.change_site, name, request)
+
+    def remove_site(self, name: str) -> None:
+        """Revoke the site's certificate and forget its rights. Its data stays where it is."""
+        self._run(self._api.remove_site, name)
+
+    def join_token(self, site: str, valid_s: int = 900) -> api.JoinToken:
+        """A one-time token with which the agent of `site` enrols."""
+        return self._run(self._api.join_token, site, valid_s)
+
+    def links(self) -> list[api.Link]:
+        """All links between sites."""
+        return self._run(self._api.links)
+
+    def set_link(self, source: str, target: str, request: api.LinkRequest) -> api.Link:
+        """Declare what a link can do and costs."""
+        return self._run(self._api.set_link, source, target, request)
+
+    def remove_link(self, source: str, target: str) -> None:
+        """Forget what was declared about a link."""
+        self._run(self._api.remove_link, source, target)
+
+    def limits(self) -> list[api.Limit]:
+        """All bandwidth limits."""
+        return self._run(self._api.limits)
+
+    def set_limit(
+        self, scope: str, rate_bits_per_s: int | None, windows: Iterable[api.LimitWindow] = ()
+    ) -> api.Limit:
+        """Limit a scope ("link:a>b", "site:a", "tenant:t", "transfer:ID"), also for what runs now."""
+        return self._run(self._api.set_limit, scope, rate_bits_per_s, windows)
+
+    def remove_limit(self, scope: str) -> None:
+        """Take a limit away."""
+        self._run(self._api.remove_limit, scope)
+
+    # --- people ---
+
+    def me(self) -> api.User:
+        """Who asks."""
+        return self._run(self._api.me)
+
+    def health(self) -> api.Health:
+        """The coordinator's state and version."""
+        return self._run(self._api.health)
+
+    def users(self) -> list[api.User]:
+        """All users."""
+        return self._run(self._api.users)
+
+    def add_user(self, request: api.UserRequest) -> api.User:
+        """Enter a user."""
+        return self._run(self._api.add_user, request)
+
+    def change_user(self, name: str, request: api.UserRequest) -> api.User:
+        """Change role, tenant, or whether the user may come in."""
+        return self._run(self._api.change_user, name, request)
+
+    def tokens(self) -> list[api.Token]:
+        """API tokens, without their secrets."""
+        return self._run(self._api.tokens)
+
+    def add_token(self, request: api.TokenRequest) -> api.Token:
+        """Make an API token; its secret is in the answer and nowhere else."""
+        return self._run(self._api.add_token, request)
+
+    def remove_token(self, token_id: str) -> None:
+        """Make a token worthless."""
+        self._run(self._api.remove_token, token_id)
+
+    def tenants(self) -> list[api.Tenant]:
+        """All tenants and what they use now."""
+        return self._run(self._api.tenants)
+
+    def add_tenant(self, request: api.TenantRequest) -> api.Tenant:
+        """Enter a tenant."""
+        return self._run(self._api.add_tenant, request)
+
+    def change_tenant(self, name: str, request: api.TenantRequest) -> api.Tenant:
+        """Change a tenant's weight and bounds."""
+        return self._run(self._api.change_tenant, name, request)
