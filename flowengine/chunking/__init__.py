@@ -34,6 +34,7 @@ __all__ = [
     "chunk_id",
     "is_compiled",
     "pack_chunks",
+    "packed_size",
     "profile_named",
     "zero_chunk_id",
 ]
@@ -105,6 +106,11 @@ def chunk_id(data: bytes | bytearray | memoryview) -> bytes:
 def pack_chunks(chunks: Iterable[tuple[int, bytes]]) -> bytes:
     """(length, id) pairs as the packed list that manifests and messages carry, 36 bytes a chunk."""
     return b"".join([_PACK(length, identity) for length, identity in chunks])
+
+
+def packed_size(packed: bytes) -> int:
+    """Bytes of the chunks of a packed list."""
+    return sum([int.from_bytes(packed[at : at + 4], "little") for at in range(0, len(packed), CHUNK_BYTES)])
 
 
 @cache

@@ -1,16 +1,14 @@
-"""Where delivered chunks go: verified, written to every place that needs them, journalled, synced, published.
+"""Where delivered chunks go: verified, written to every place that needs them, journalled.
 
 Goal
-    Nothing unverified is ever visible under its final name, nothing is called landed before it is durable, and a
-    small object costs a handful of system calls.
+    Nothing unverified is ever visible under its final name, and a small object costs a handful of system calls.
 Plan
     Lanes call `deliver` with a record's plaintext. Every chunk is hashed against what was offered, then written: small
     objects whole, from the lane's buffer, to a staging file each; large ones into their journalled staging file. What
-    is complete goes to the publisher thread, which works in batches: sync data, rename, sync directories, report.
+    is complete goes to the publisher (`transfer.publishing`).
 Invariants
     - A chunk is accepted once, and only if it was wanted.
-    - `Landed` counts only what was synced before and after its rename.
-    - A directory gets its mode and mtime after the last object in it was published.
+    - Whoever sees that nothing of a directory is open finds its end in the publisher's queue already.
 """
 
 from __future__ import annotations
@@ -19,39 +17,35 @@ import errno
 import os
 import queue
 import resource
-import stat
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from time import perf_counter_ns
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from flowengine.chunking import CHUNK_BYTES, chunk_id
 from flowengine.errors import IntegrityError, ProtocolError
-from flowengine.manifest import FILE, SYMLINK, Entry
-from flowengine.store.filesystem import local_error, open_beneath, sync_filesystem
-from flowengine.store.scan import encode_entries, stats_proof
-from flowengine.store.scan_cache import DirectoryPart, Identity, ScanCache
-from flowengine.store.staging import StagedObject, Staging
-from flowengine.transfer.basis import Basis
+from flowengine.manifest import FILE, Entry
+from flowengine.store.filesystem import local_error
+from flowengine.store.staging import Staging
 from flowengine.transfer.control import Control
 from flowengine.transfer.session import Counters
+from flowengine.transfer.sinks import (
+    LargeObject,
+    Location,
+    RunOffer,
+    Sink,
+    SmallObject,
+    SmallOffer,
+    TargetDirectory,
+    Waiter,
+)
 from flowengine.transfer.timing import Stage, StageClock
 from flowengine.units import show_path
-from flowengine.wire.messages import LARGE_OBJECT_BYTES, DirectoryEnd, Failed, Landed, Received
+from flowengine.wire.messages import DirectoryEnd, Failed, Received
 from flowengine.wire.records import Run
 
-if TYPE_CHECKING:
-    from flowengine.store.chunk_index import ChunkIndex
+__all__ = ["Landing"]
 
-__all__ = ["Landing", "LargeObject", "RunOffer", "Sink", "SmallObject", "SmallOffer", "TargetDirectory"]
-
-_BATCH_OBJECTS: Final = 2048
-_BATCH_BYTES: Final = 8 * 1024 * 1024
-"""What is written and not published when the process dies is sent again: keep it little."""
-_BATCH_WAIT_S: Final = 0.05
-_SYNC_EACH: Final = 8
-"""Up to so many files of a batch are synced one by one; more of them with one syncfs."""
 _CHECKPOINT_BYTES: Final = 256 * 1024 * 1024
 _RECENT_CHUNKS: Final = 200_000
 _WANTED: Final = 1
@@ -61,173 +55,33 @@ _MAX_BACKLOG: Final = 16_384
 _MAX_OPEN_OBJECTS: Final = 32_768
 """Objects that may be on their way before the placer takes no more offers."""
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-_INDEX_CHUNKS: Final = 50_000
-_INDEX_LEAST: Final = 16
-
-
-class TargetDirectory:
-    """One directory at the target while objects of it are on their way."""
-
-    __slots__ = (
-        "created", "end", "entries", "existing", "fd", "keys", "known", "last_name", "linked", "name", "offered", "open_names", "parent", "path",
-        "rows", "unchanged_all",
-    )  # fmt: skip
-
-    def __init__(
-        self, path: bytes, name: bytes, fd: int, parent: TargetDirectory | None, *, created: bool
-    ) -> None:
-        self.path = path
-        self.name = name
-        self.fd = fd
-        self.parent = parent
-        self.created = created
-        self.existing: dict[bytes, os.stat_result] = {}
-        self.known: dict[bytes, Entry] = {}
-        self.open_names: set[bytes] = set()
-        self.end: DirectoryEnd | None = None
-        self.rows: list[tuple[bytes, os.stat_result, Entry]] = []
-        self.offered: set[bytes] | None = None
-        self.keys: dict[bytes, bytes] | None = None
-        self.linked = False
-        self.last_name = b""
-        self.unchanged_all = True
-        self.entries = 0
-
-    def child(self, name: bytes) -> bytes:
-        """The path of an entry, from the target's root."""
-        return self.path + b"/" + name if self.path else name
-
-
-class Sink:
-    """Something that chunks are put into; complete when `remaining` is 0 and nothing more will be offered."""
-
-    __slots__ = ("directory", "entry", "failed", "remaining", "sealed")
-
-    def __init__(self, directory: TargetDirectory, entry: Entry, remaining: int) -> None:
-        self.directory = directory
-        self.entry = entry
-        self.remaining = remaining
-        self.sealed = True
-        self.failed = False
-
-    def put(self, offset: int, data: memoryview, packed: bytes) -> None:
-        """Write verified bytes."""
-        raise NotImplementedError
-
-
-class SmallObject(Sink):
-    """A small object of which chunks arrive apart. Its staging file is made by the first of them."""
-
-    __slots__ = ("_lock", "fd", "staged", "staging")
-
-    def __init__(self, directory: TargetDirectory, entry: Entry, staging: Staging) -> None:
-        super().__init__(directory, entry, entry.size)
-        self.staging = staging
-        self.staged = staging.small_name()
-        self.fd = -1
-        self._lock = threading.Lock()
-
-    def open(self) -> None:
-        """Make the staging file, if it is not there yet."""
-        with self._lock:
-            if self.fd < 0:
-                self.fd = os.open(
-                    self.staged, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=self.staging.fd
-                )
-
-    def put(self, offset: int, data: memoryview, packed: bytes) -> None:
-        self.open()
-        _write_all(self.fd, data, offset)
-
-
-class LargeObject(Sink):
-    """A large object in its staging file."""
-
-    __slots__ = ("basis", "position", "same_until", "staged", "unsynced")
-
-    def __init__(self, directory: TargetDirectory, entry: Entry) -> None:
-        super().__init__(directory, entry, entry.size)
-        self.sealed = False
-        self.staged: StagedObject | None = None
-        self.position = 0
-        self.same_until: list[tuple[int, bytes]] = []
-        self.unsynced = 0
-        self.basis: Basis | None = None
-
-    def put(self, offset: int, data: memoryview, packed: bytes) -> None:
-        assert self.staged is not None
-        _write_all(self.staged.fd, data, offset)
-        self.staged.journal(offset, packed)
-        self.unsynced += len(data)
-
-
-def _write_all(fd: int, data: memoryview, offset: int) -> None:
-    done = os.pwrite(fd, data, offset)
-    while done < len(data):
-        done += os.pwrite(fd, data[done:], offset + done)
-
-
-@dataclass(slots=True)
-class RunOffer:
-    """An offered run of a large object, as far as it is wanted."""
-
-    target: LargeObject
-    packed: bytes
-    offsets: list[int]
-    wanted: bytearray
-    open: int
-
-
-class SmallOffer:
-    """An offered batch of small objects, as far as it is wanted."""
-
-    __slots__ = ("directory", "entries", "first", "open", "owners", "sinks", "wanted")
-
-    def __init__(self, directory: TargetDirectory, entries: list[Entry]) -> None:
-        self.directory = directory
-        self.entries = entries
-        self.owners: list[int] = []
-        self.first: list[int] = []
-        for index, entry in enumerate(entries):
-            self.first.append(len(self.owners))
-            count = len(entry.chunks) // CHUNK_BYTES
-            self.owners += [index] * count if count != 1 else (index,)
-        self.wanted = bytearray(len(self.owners))
-        self.open = 0
-        self.sinks: dict[int, SmallObject] = {}
-
-
-Waiter = tuple[Sink, int]
-Location = tuple[bytes, str, int]
-"""(final path, staging name, offset): where a chunk that arrived in this session can be read."""
 
 
 class Landing:
-    """Delivery and publication for one session at the target."""
+    """Delivery for one session at the target, and the account of what is open.
+
+    Attributes:
+        publishable: what is complete, for the publisher: (kind, directory, entry, staging name or sink).
+        links: hard links that wait for their first name; kept by the publisher.
+        closing: nothing more will be offered.
+        settled: called once all that was opened has landed or failed.
+    """
 
     def __init__(
         self,
         staging: Staging,
-        root_fd: int,
         control: Control,
         counters: Counters,
         clock: StageClock,
-        cache: ScanCache | None,
         *,
         apply_extra: Callable[[int, bytes], None] | None,
-        open_index: Callable[[], ChunkIndex] | None = None,
     ) -> None:
-        self._open_index = open_index
-        self._to_index: list[tuple[bytes, os.stat_result, int, bytes]] = []
-        self._chunks_to_index = 0
-        self.index_is_wrong = False
         self.staging = staging
-        self._root_fd = root_fd
-        self._control = control
         self.counters = counters
+        self._control = control
         self._clock = clock
-        self._cache = cache
-        self._apply_extra = apply_extra
+        self.apply_extra = apply_extra
+        self.index_is_wrong = False
         self.lock = threading.Lock()
         self._room = threading.Condition(self.lock)
         self._stopped = False
@@ -237,24 +91,19 @@ class Landing:
         self.directories: dict[bytes, TargetDirectory] = {}
         self.failures: list[tuple[bytes, str, str]] = []
         self.failed_paths: set[bytes] = set()
-        self._ready: queue.SimpleQueue[tuple[str, TargetDirectory, Entry, object] | None] = (
+        self.publishable: queue.SimpleQueue[tuple[str, TargetDirectory, Entry, object] | None] = (
             queue.SimpleQueue()
         )
-        self._parts: dict[bytes, int] = {}
-        self._links: list[tuple[TargetDirectory, Entry]] = []
-        self._open_objects = 0
-        self._closing = False
+        self.links: list[tuple[TargetDirectory, Entry]] = []
+        self.closing = False
         self.settled: Callable[[], None] = lambda: None
+        self._open_objects = 0
         self._local = threading.local()
         self._sinks: set[Sink] = set()
         umask = os.umask(0o077)
         os.umask(umask)
         self._masked = umask | 0o7000
         self._max_directories = max(64, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
-        self._finished_directories = 0
-        self.needs_final_sync = False
-        # Removes a folder that stands where an object must be; None where nothing may be removed.
-        self.make_way: Callable[[TargetDirectory, bytes], bool] | None = None
 
     # --- bookkeeping, any thread --------------------------------------------------------------------------------
 
@@ -273,18 +122,18 @@ class Landing:
                     self._open_objects -= 1
                     if directory.end is not None and not directory.open_names:
                         # Inside the lock: whoever sees that nothing is open finds this in the queue already.
-                        self._ready.put(("directory", directory, _NO_ENTRY, None))
-            idle = self._closing and self._open_objects == 0
+                        self.publishable.put(("directory", directory, _NO_ENTRY, None))
+            idle = self.closing and self._open_objects == 0
             self._room.notify_all()
-        if self._links and objects:
-            self._ready.put(("links", objects[0][0], _NO_ENTRY, None))
+        if self.links and objects:
+            self.publishable.put(("links", objects[0][0], _NO_ENTRY, None))
         if idle and objects:
             self.settled()
 
     def close_offering(self) -> None:
         """Nothing more will be opened; `settled` is called once all that is open is done."""
         with self.lock:
-            self._closing = True
+            self.closing = True
             idle = self._open_objects == 0
         if idle:
             self.settled()
@@ -314,10 +163,10 @@ class Landing:
             if self._open_objects == _MAX_OPEN_OBJECTS:
                 self._room.notify_all()
             if directory.end is not None and not directory.open_names:
-                self._ready.put(("directory", directory, _NO_ENTRY, None))
-            idle = self._closing and self._open_objects == 0
-        if self._links:  # one of them may have waited for just this
-            self._ready.put(("links", directory, _NO_ENTRY, None))
+                self.publishable.put(("directory", directory, _NO_ENTRY, None))
+            idle = self.closing and self._open_objects == 0
+        if self.links:  # one of them may have waited for just this
+            self.publishable.put(("links", directory, _NO_ENTRY, None))
         if idle:
             self.settled()
 
@@ -344,18 +193,24 @@ class Landing:
         with self.lock:
             directory.end = end
             if not directory.open_names:
-                self._ready.put(("directory", directory, _NO_ENTRY, None))
+                self.publishable.put(("directory", directory, _NO_ENTRY, None))
+
+    def directory_closed(self, directory: TargetDirectory) -> None:
+        """A directory was finished; its descriptor is about to be closed."""
+        with self.lock:
+            self.directories.pop(directory.path, None)
+            self._room.notify_all()
 
     def ready(self, kind: str, directory: TargetDirectory, entry: Entry, what: object) -> None:
         """Hand an object that is complete to the publisher."""
-        self._ready.put((kind, directory, entry, what))
+        self.publishable.put((kind, directory, entry, what))
 
     def stop(self) -> None:
         """Let the publisher end after what is queued, and nobody wait for it any more."""
         with self.lock:
             self._stopped = True
             self._room.notify_all()
-        self._ready.put(None)
+        self.publishable.put(None)
 
     def wait_for_objects(self) -> None:
         """Hold the placer back while very many objects are open: tiny ones cost no credit, but each costs memory."""
@@ -401,7 +256,7 @@ class Landing:
                     del self.offers[number]
             with self.lock:
                 # The publisher needs nothing from here, so waiting for it cannot stop it.
-                while self._ready.qsize() > _MAX_BACKLOG and not self._stopped:
+                while self.publishable.qsize() > _MAX_BACKLOG and not self._stopped:
                     self._room.wait()
         if at != len(plain):
             raise ProtocolError(f"a record holds {len(plain)} bytes, its chunks are {at} bytes")
@@ -496,7 +351,7 @@ class Landing:
                 if refused:
                     self.fail(directory, entry.name, "attributes", refused)
                 else:
-                    self._ready.put(("small", directory, entry, staged))
+                    self.publishable.put(("small", directory, entry, staged))
             else:
                 sink = self._small_sink(offer, owner)
                 before = sum(_lengths(packed[: (number - first) * CHUNK_BYTES]))
@@ -533,18 +388,18 @@ class Landing:
             if plain_mode and not entry.extra:
                 os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
                 return ""
-            return self._dress(fd, entry)
+            return self.dress(fd, entry)
         finally:
             os.close(fd)
 
-    def _dress(self, fd: int, entry: Entry) -> str:
+    def dress(self, fd: int, entry: Entry) -> str:
         """Give a staging file its attributes; what the system refused, if it did.
 
         Owner before mode: chown(2) takes the set-user-id bit away. Time last: the others move it.
         """
         try:
-            if entry.extra and self._apply_extra is not None:
-                self._apply_extra(fd, entry.extra)
+            if entry.extra and self.apply_extra is not None:
+                self.apply_extra(fd, entry.extra)
             os.fchmod(fd, entry.mode)
             os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
         except OSError as error:
@@ -591,7 +446,7 @@ class Landing:
             self._complete(sink)
         elif isinstance(sink, LargeObject) and sink.unsynced >= _CHECKPOINT_BYTES:
             sink.unsynced = 0
-            self._ready.put(("checkpoint", sink.directory, sink.entry, sink))
+            self.publishable.put(("checkpoint", sink.directory, sink.entry, sink))
 
     def seal(self, sink: LargeObject) -> None:
         """All chunks of a large object were offered."""
@@ -606,15 +461,15 @@ class Landing:
             return
         if isinstance(sink, SmallObject):
             sink.open()
-            refused = self._dress(sink.fd, sink.entry)
+            refused = self.dress(sink.fd, sink.entry)
             os.close(sink.fd)
             self.disown(sink)
             if refused:
                 self.fail(sink.directory, sink.entry.name, "attributes", refused)
             else:
-                self._ready.put(("small", sink.directory, sink.entry, sink.staged))
+                self.publishable.put(("small", sink.directory, sink.entry, sink.staged))
         else:
-            self._ready.put(("large", sink.directory, sink.entry, sink))
+            self.publishable.put(("large", sink.directory, sink.entry, sink))
 
     def lose(self, number: int, index: int, count: int, reason: str, message: str) -> None:
         """The source cannot serve chunks that were wanted: their objects, and all that wait for them, fail."""
@@ -683,379 +538,9 @@ class Landing:
                 os.close(directory.fd)
         self.directories.clear()
 
-    # --- publishing, its own thread -----------------------------------------------------------------------------
-
-    def run_publisher(self) -> None:
-        """Publish what is ready, in batches, until `stop`; blocks."""
-        stage = self._clock.stage("sync")
-        while True:
-            first = self._ready.get()
-            if first is None:
-                return
-            batch = [first]
-            size = first[2].size
-            ended = False
-            while len(batch) < _BATCH_OBJECTS and size < _BATCH_BYTES:
-                try:
-                    item = self._ready.get(timeout=_BATCH_WAIT_S if not self._closing else 0)
-                except queue.Empty:
-                    break
-                if item is None:
-                    ended = True
-                    break
-                batch.append(item)
-                size += item[2].size
-            begin = perf_counter_ns()
-            self._publish(batch)
-            stage.since(begin)
-            if ended:
-                return
-
-    def _publish(self, batch: list[tuple[str, TargetDirectory, Entry, object]]) -> None:
-        smalls = [(d, e, w) for kind, d, e, w in batch if kind == "small"]
-        larges = [
-            large
-            for kind, _, _, large in batch
-            if kind == "large" and isinstance(large, LargeObject) and self._may_publish(large)
-        ]
-        links = [(d, e) for kind, d, e, _ in batch if kind == "symlink"]
-        hard = self._links + [(d, e) for kind, d, e, _ in batch if kind == "hardlink"]
-        for kind, _, _, what in batch:
-            if kind == "checkpoint":
-                assert isinstance(what, LargeObject)
-                if not what.failed and what.staged is not None and what.remaining:
-                    try:
-                        what.staged.sync()
-                    except OSError as error:
-                        raise local_error(
-                            error, "cannot sync", what.directory.child(what.entry.name)
-                        ) from error
-        self._sync_data(smalls, larges)
-        touched: dict[int, TargetDirectory] = {}
-        landed: list[tuple[TargetDirectory, Entry]] = []
-        for directory, entry, staged in smalls:
-            assert isinstance(staged, str)
-            if self._rename(staged, directory, entry):
-                landed.append((directory, entry))
-                touched[directory.fd] = directory
-        for large in larges:
-            assert large.staged is not None
-            if self._rename(large.staged.name, large.directory, large.entry):
-                landed.append((large.directory, large.entry))
-                touched[large.directory.fd] = large.directory
-        for directory, entry in links:
-            if self._make_link(directory, entry):
-                landed.append((directory, entry))
-                touched[directory.fd] = directory
-        self._links = []
-        for directory, entry in hard:
-            verdict = self._make_hard_link(directory, entry)
-            if verdict is None:
-                self._links.append((directory, entry))
-            elif verdict:
-                landed.append((directory, entry))
-                touched[directory.fd] = directory
-        try:
-            self._sync_directories(self._with_new_parents(list(touched.values())))
-        except OSError as error:
-            raise local_error(error, "cannot sync", next(iter(touched.values())).path or b".") from error
-        for large in larges:
-            assert large.staged is not None
-            if not large.failed:
-                large.staged.forget_journal()
-                large.staged.close()
-                if large.basis is not None:
-                    large.basis.close()
-                self.disown(large)
-        self._remember(landed)
-        self.counters.objects_done += len(landed)
-        self.counters.bytes_done += sum([entry.size for _, entry in landed])
-        self._control.post(Landed(self.counters.objects_done, self.counters.bytes_done))
-        self.landed(landed)
-        for kind, directory, _, _ in batch:
-            if kind == "directory" and self.directories.get(directory.path) is directory:
-                self._finish_directory(directory)
-        if self._links and not landed:
-            self._drop_links()
-
-    def _drop_links(self) -> None:
-        """Hard links whose first name is not on its way any more and never came: they fail."""
-        waiting, self._links = self._links, []
-        for directory, entry in waiting:
-            if self._is_open(entry.link):
-                self._links.append((directory, entry))
-            else:
-                self.fail(
-                    directory, entry.name, "link", f"its first name {show_path(entry.link)} did not land"
-                )
-
-    def _is_open(self, path: bytes) -> bool:
-        parent, _, name = path.rpartition(b"/")
-        with self.lock:
-            directory = self.directories.get(parent)
-            return directory is not None and name in directory.open_names
-
-    def _may_publish(self, large: LargeObject) -> bool:
-        """Dress a complete large object; False where it failed after all."""
-        assert large.staged is not None
-        if large.basis is not None and large.basis.trusted and not large.basis.unchanged():
-            # What was copied from it was hashed before it changed, or after: nobody knows.
-            large.staged.discard()
-            self.fail_sink(large, "stale", "the file it replaces was written to while it was copied from")
-            return False
-        refused = self._dress(large.staged.fd, large.entry)
-        if refused:
-            self.fail_sink(large, "attributes", refused)
-        return not refused
-
-    def _sync_small(self, staged: object) -> None:
-        assert isinstance(staged, str)
-        try:
-            fd = os.open(staged, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self.staging.fd)
-        except PermissionError:  # its own mode forbids reading, to everybody but root
-            sync_filesystem(self.staging.fd)
-            return
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-
-    def _sync_data(
-        self, smalls: list[tuple[TargetDirectory, Entry, object]], larges: list[LargeObject]
-    ) -> None:
-        try:
-            for large in larges:
-                assert large.staged is not None
-                os.fsync(large.staged.fd)
-            if len(smalls) > _SYNC_EACH:
-                sync_filesystem(self.staging.fd)
-            else:
-                for _, _, staged in smalls:
-                    self._sync_small(staged)
-        except OSError as error:
-            raise local_error(error, "cannot sync", b"the target") from error
-
-    def _sync_directories(self, directories: list[TargetDirectory]) -> None:
-        if len(directories) > _SYNC_EACH:
-            sync_filesystem(self.staging.fd)
-        else:
-            for directory in directories:
-                os.fsync(directory.fd)
-
-    def _with_new_parents(self, directories: list[TargetDirectory]) -> list[TargetDirectory]:
-        """The directories and those in which they, or directories above them, were made and not yet synced."""
-        found = {id(directory): directory for directory in directories}
-        for directory in directories:
-            below = directory
-            while below.created and not below.linked and below.parent is not None:
-                below.linked = True
-                below = below.parent
-                found[id(below)] = below
-        return list(found.values())
-
-    def _rename(self, staged: str, directory: TargetDirectory, entry: Entry) -> bool:
-        places = {"src_dir_fd": self.staging.fd, "dst_dir_fd": directory.fd}
-        try:
-            try:
-                os.rename(staged, entry.name, **places)
-            except IsADirectoryError:
-                if self.make_way is None or not self.make_way(directory, entry.name):
-                    raise
-                os.rename(staged, entry.name, **places)
-            return True
-        except OSError as error:
-            self._raise_if_full(error, directory, entry)
-            self.fail(directory, entry.name, "local", _why_not_placed(error, directory, entry))
-            return False
-
-    @staticmethod
-    def _raise_if_full(error: OSError, directory: TargetDirectory, entry: Entry) -> None:
-        """A full disk is no fault of one object: it suspends the transfer."""
-        wrapped = local_error(error, "cannot place", directory.child(entry.name))
-        if wrapped.retryable:
-            raise wrapped from error
-
-    def _make_link(self, directory: TargetDirectory, entry: Entry) -> bool:
-        staged = self.staging.small_name()
-        try:
-            os.symlink(entry.link, staged.encode(), dir_fd=self.staging.fd)
-            os.utime(
-                staged, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=self.staging.fd, follow_symlinks=False
-            )
-        except OSError as error:
-            self._raise_if_full(error, directory, entry)
-            self.fail(directory, entry.name, "local", error.strerror or str(error))
-            return False
-        return self._rename(staged, directory, entry)
-
-    def _make_hard_link(self, directory: TargetDirectory, entry: Entry) -> bool | None:
-        """Link to the first name; None while that is still on its way."""
-        if self._is_open(entry.link):
-            return None
-        if entry.link in self.failed_paths:
-            self.fail(directory, entry.name, "link", f"its first name {show_path(entry.link)} did not land")
-            return False
-        staged = self.staging.small_name()
-        parent, _, name = entry.link.rpartition(b"/")
-        flags = os.O_RDONLY | os.O_DIRECTORY
-        try:
-            # Component by component: the kernel would follow a link in the middle out of the root.
-            fd = open_beneath(self._root_fd, parent, flags) if parent else os.dup(self._root_fd)
-            try:
-                before = os.stat(name, dir_fd=fd, follow_symlinks=False)
-                if not stat.S_ISREG(before.st_mode):
-                    raise OSError(errno.EINVAL, "it is not a file")
-                os.link(
-                    name, staged.encode(), src_dir_fd=fd, dst_dir_fd=self.staging.fd, follow_symlinks=False
-                )
-            finally:
-                os.close(fd)
-        except OSError as error:
-            self.fail(
-                directory, entry.name, "link", f"cannot link to {show_path(entry.link)}: {error.strerror}"
-            )
-            return False
-        placed = self._rename(staged, directory, entry)
-        if placed:
-            self._relinked(entry, before, directory)
-        if placed:  # rename(2) between two names of one inode does nothing and leaves the first
-            try:
-                os.unlink(staged, dir_fd=self.staging.fd)
-            except FileNotFoundError:
-                pass
-        return placed
-
-    def _relinked(self, entry: Entry, before: os.stat_result, directory: TargetDirectory) -> None:
-        """Another name moved the inode's ctime: what the cache knows of it is still true."""
-        now = os.stat(entry.name, dir_fd=directory.fd, follow_symlinks=False)
-        if self._cache is not None and before.st_size >= LARGE_OBJECT_BYTES:
-            self._cache.settle_pieces(Identity.of(now), before.st_ctime_ns)
-        parent, _, name = entry.link.rpartition(b"/")
-        first = self.directories.get(parent)
-        for index, row in enumerate(first.rows if first is not None else ()):
-            if row[0] == name and first is not None:
-                first.rows[index] = (name, now, row[2])
-
-    def _remember(self, landed: list[tuple[TargetDirectory, Entry]]) -> None:
-        """Tell the scan cache what now lies at the target."""
-        by_directory: dict[int, tuple[TargetDirectory, list[tuple[bytes, os.stat_result]], list[Entry]]] = {}
-        for directory, entry in landed:
-            if entry.kind not in (FILE, SYMLINK) or entry.extra:
-                directory.unchanged_all = False
-                continue
-            try:
-                st = os.stat(entry.name, dir_fd=directory.fd, follow_symlinks=False)
-            except OSError:
-                continue
-            directory.unchanged_all = False
-            if entry.size >= LARGE_OBJECT_BYTES:
-                if self._cache is not None:
-                    self._cache.settle_pieces(Identity.of(st))
-                    for offset, packed in self._cache.pieces(Identity.of(st)):
-                        self._index(directory.child(entry.name), st, offset, packed)
-                continue
-            directory.rows.append((entry.name, st, entry))
-            self._index(directory.child(entry.name), st, 0, entry.chunks)
-            _, rows, entries = by_directory.setdefault(directory.fd, (directory, [], []))
-            rows.append((entry.name, st))
-            entries.append(entry)
-        if self._cache is None:
-            return
-        for directory, rows, entries in by_directory.values():
-            if directory.end is not None and not (directory.open_names - {name for name, _ in rows}):
-                continue  # written whole when the directory is finished, in a moment
-            st_dir = os.fstat(directory.fd)
-            number = self._parts[directory.path] = self._parts.get(directory.path, 0) + 1
-            self._cache.add_directory_part(
-                st_dir.st_dev,
-                st_dir.st_ino,
-                number,
-                DirectoryPart(stats_proof(rows), encode_entries(entries)),
-            )
-
-    def _index(self, path: bytes, st: os.stat_result, offset: int, packed: bytes) -> None:
-        """Note where chunks lie now; they reach the index many at a time."""
-        if self._open_index is None or not packed:
-            return
-        self._to_index.append((path, st, offset, packed))
-        self._chunks_to_index += len(packed) // CHUNK_BYTES
-        if self._chunks_to_index >= _INDEX_CHUNKS:
-            self.flush_index()
-
-    def flush_index(self, *, last: bool = False) -> None:
-        """Write what was noted to the chunk index.
-
-        A few chunks are not worth it: sending them again takes less time than loading what searches the index.
-        """
-        if self._open_index is None or (last and self._chunks_to_index < _INDEX_LEAST) or self.index_is_wrong:
-            return
-        index = self._open_index()
-        for row in self._to_index:
-            index.add(*row)
-        self._to_index = []
-        self._chunks_to_index = 0
-        index.commit(merge=last)
-
-    def _sync_finished(self, directory: TargetDirectory) -> None:
-        """A few directories are synced one by one; more of them at the end, with one syncfs."""
-        self._finished_directories += 1
-        if self._finished_directories <= _SYNC_EACH:
-            for one in self._with_new_parents([directory]):
-                os.fsync(one.fd)
-        else:
-            self.needs_final_sync = True
-
-    def _finish_directory(self, directory: TargetDirectory) -> None:
-        end = directory.end
-        assert end is not None
-        try:
-            if end.apply:
-                st = os.fstat(directory.fd)
-                if end.extra and self._apply_extra is not None:
-                    self._apply_extra(directory.fd, end.extra)
-                if stat.S_IMODE(st.st_mode) != end.mode:
-                    os.fchmod(directory.fd, end.mode)
-                if st.st_mtime_ns != end.mtime_ns:
-                    os.utime(directory.fd, ns=(end.mtime_ns, end.mtime_ns))
-                if (
-                    directory.created
-                    or stat.S_IMODE(st.st_mode) != end.mode
-                    or st.st_mtime_ns != end.mtime_ns
-                ):
-                    self._sync_finished(directory)
-            if self._cache is not None and directory.rows and not directory.unchanged_all:
-                st = os.fstat(directory.fd)
-                directory.rows.sort(key=lambda row: row[0])
-                part = DirectoryPart(
-                    stats_proof([(name, row) for name, row, _ in directory.rows]),
-                    encode_entries([entry for _, _, entry in directory.rows]),
-                )
-                self._cache.save_directory(st.st_dev, st.st_ino, [part])
-        except OSError as error:
-            self.report(directory.path or b".", "local", f"cannot set mode or time: {error.strerror}")
-        finally:
-            with self.lock:
-                self.directories.pop(directory.path, None)
-                self._room.notify_all()
-            os.close(directory.fd)
-            directory.rows = []
-            parent = directory.parent
-            if parent is not None:
-                with self.lock:
-                    parent.open_names.discard(directory.name + b"/")
-                    ready = parent.end is not None and not parent.open_names
-                if ready:
-                    self._finish_directory(parent)
-
 
 _NO_ENTRY: Final = Entry(b"-", FILE, 0, 0)
 
 
 def _lengths(packed: bytes) -> list[int]:
     return [int.from_bytes(packed[at : at + 4], "little") for at in range(0, len(packed), CHUNK_BYTES)]
-
-
-def _why_not_placed(error: OSError, directory: TargetDirectory, entry: Entry) -> str:
-    if isinstance(error, IsADirectoryError):
-        return "a folder of this name is in the way at the target; remove it or sync with --delete"
-    return error.strerror or str(error)

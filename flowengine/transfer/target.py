@@ -25,9 +25,12 @@ from flowengine.store.filesystem import local_error, open_beneath, raise_descrip
 from flowengine.store.landed import LandedManifest, index_exists
 from flowengine.store.scan_cache import ScanCache
 from flowengine.store.staging import Staging
+from flowengine.transfer.copying import Copier
 from flowengine.transfer.landing import Landing
 from flowengine.transfer.lanes import ReceivingLane
-from flowengine.transfer.placing import Copier, Placer
+from flowengine.transfer.placement import Placement
+from flowengine.transfer.placing import Placer
+from flowengine.transfer.publishing import Publisher
 from flowengine.transfer.recorder import ManifestRecorder
 from flowengine.transfer.session import MAX_OPEN_OFFERS, Counters, Observer, Session
 from flowengine.transfer.timing import bottleneck_line
@@ -192,12 +195,17 @@ class _Target:
             apply = apply_extra
         self._landing = Landing(
             staging,  # type: ignore[arg-type]  # a dry run never reaches it
-            root_fd,
             session.control,
             counters,
             session.clock,
-            caches[1],
             apply_extra=apply,
+        )
+        self._publisher = Publisher(
+            self._landing,
+            root_fd,
+            session.control,
+            session.clock,
+            caches[1],
             open_index=self._open_index if self._remembers else None,
         )
         self._settled = trio.Event()
@@ -205,7 +213,7 @@ class _Target:
         self._landing.settled = lambda: token.run_sync_soon(self._settled.set)
         if options.delete:
             filters = FilterSet.from_wire(options.filters)
-            self._landing.make_way = lambda directory, name: remove_tree(
+            self._publisher.make_way = lambda directory, name: remove_tree(
                 directory.fd, name, directory.child(name), filters
             )
         self._copier = Copier(self._landing, root_fd, session.clock)
@@ -216,7 +224,7 @@ class _Target:
             ManifestBuilder(sink, Header(session.profile, xattrs=options.xattrs, owner=options.owner))
         )
         self._extras: list[tuple[bytes, list[bytes]]] = []
-        self._placer = Placer(
+        placement = Placement(
             self._landing,
             self._copier,
             root_fd,
@@ -226,8 +234,11 @@ class _Target:
             counters,
             self._recorder,
             self._answer,
-            lambda path, names: self._extras.append((path, names)),
             index=self._open_index() if has_index else None,
+        )
+        self._placer = Placer(
+            placement,
+            lambda path, names: self._extras.append((path, names)),
             folds_names=staging is not None and _folds_names(staging.fd),
         )
         self._inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
@@ -277,7 +288,7 @@ class _Target:
                         nursery.start_soon(self._until_concluded, self._control.run_writer)
                         nursery.start_soon(session.heartbeat, self._counters, self._observed, lambda: "")
                         publisher_done = trio.Event()
-                        nursery.start_soon(self._publisher, limiter, publisher_done)
+                        nursery.start_soon(self._run_publisher, limiter, publisher_done)
                         try:
                             await self._settled.wait()
                             landing.stop()
@@ -340,8 +351,8 @@ class _Target:
             if not self._concluded:
                 raise
 
-    async def _publisher(self, limiter: trio.CapacityLimiter, done: trio.Event) -> None:
-        await trio.to_thread.run_sync(self._landing.run_publisher, limiter=limiter)
+    async def _run_publisher(self, limiter: trio.CapacityLimiter, done: trio.Event) -> None:
+        await trio.to_thread.run_sync(self._publisher.run, limiter=limiter)
         done.set()
 
     # --- control ------------------------------------------------------------------------------------------------
@@ -458,9 +469,9 @@ class _Target:
             if tree is not None:
                 if state == "completed":
                     tree.publish(None if self._placer.root_is_one_directory else 0o755)
-            elif landing.needs_final_sync or extras:
+            elif self._publisher.needs_final_sync or extras:
                 sync_filesystem(self._root_fd)
-            landing.flush_index(last=True)
+            self._publisher.flush_index(last=True)
             if self._root.record is not None:
                 if state == "completed":
                     self._root.record.commit(beside=not self._placer.root_is_one_directory)

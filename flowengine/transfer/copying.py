@@ -1,0 +1,149 @@
+"""Copies what is at hand at the target into what is on its way, each chunk hashed unless it was in this session."""
+
+from __future__ import annotations
+
+import os
+import queue
+from time import perf_counter_ns
+from typing import Final
+
+from flowengine.chunking import CHUNK_BYTES, chunk_id, packed_size
+from flowengine.errors import FlowError
+from flowengine.store.filesystem import copy_range, local_error, open_beneath
+from flowengine.transfer.basis import Basis
+from flowengine.transfer.landing import Landing
+from flowengine.transfer.sinks import LargeObject, Sink
+from flowengine.transfer.timing import StageClock
+
+__all__ = ["Copier", "CopyJob", "append_copy"]
+
+_MAX_COPY_BYTES: Final = 4 << 20
+
+
+class CopyJob:
+    """Verified bytes to be taken from a local file into a sink."""
+
+    __slots__ = ("basis", "fallback", "offset", "packed", "path", "sink", "source_offset")
+
+    def __init__(
+        self,
+        sink: Sink,
+        offset: int,
+        packed: bytes,
+        *,
+        basis: Basis | None,
+        path: tuple[bytes, str] | None,
+        source_offset: int,
+    ) -> None:
+        self.sink = sink
+        self.offset = offset
+        self.packed = packed
+        self.basis = basis
+        self.path = path
+        self.source_offset = source_offset
+
+
+class Copier:
+    """Copies what is at hand; its `run` is the body of a thread, of which there may be several."""
+
+    def __init__(self, landing: Landing, root_fd: int, clock: StageClock) -> None:
+        self._landing = landing
+        self._root_fd = root_fd
+        self._clock = clock
+        self.jobs: queue.SimpleQueue[CopyJob | None] = queue.SimpleQueue()
+
+    def run(self) -> None:
+        """Work until the end mark; blocks."""
+        stage = self._clock.stage("copy")
+        while True:
+            job = self.jobs.get()
+            if job is None:
+                return
+            begin = perf_counter_ns()
+            self._copy(job)
+            stage.since(begin)
+
+    def _copy(self, job: CopyJob) -> None:
+        sink = job.sink
+        size = packed_size(job.packed)
+        if not sink.failed:
+            try:
+                if job.basis is not None and job.basis.trusted and isinstance(sink, LargeObject):
+                    assert sink.staged is not None
+                    copy_range(job.basis.fd, job.source_offset, sink.staged.fd, job.offset, size)
+                    sink.staged.journal(job.offset, job.packed)
+                else:
+                    self._copy_checked(job, size)
+            except FlowError as error:
+                if job.path is not None and not job.path[1]:
+                    self._landing.index_is_wrong = True
+                self._landing.fail_sink(sink, error.reason, error.message)
+                return
+            except OSError as error:
+                wrapped = local_error(
+                    error, "cannot copy local chunks into", sink.directory.child(sink.entry.name)
+                )
+                if wrapped.retryable:
+                    raise wrapped from error
+                reason = "stale" if isinstance(error, FileNotFoundError) else "local"
+                self._landing.fail_sink(sink, reason, wrapped.message)
+                return
+            self._landing.counters.bytes_reused += size
+        self._landing.add(sink, size)
+
+    def _copy_checked(self, job: CopyJob, size: int) -> None:
+        """Read, hash, write: for sources that were not hashed in this session."""
+        fd = job.basis.fd if job.basis is not None else self._open(job)
+        try:
+            data = memoryview(bytearray(size))
+            got = os.preadv(fd, [data], job.source_offset)
+        finally:
+            if job.basis is None:
+                os.close(fd)
+        at = 0
+        for start in range(0, len(job.packed), CHUNK_BYTES):
+            length = int.from_bytes(job.packed[start : start + 4], "little")
+            if (
+                at + length > got
+                or chunk_id(data[at : at + length]) != job.packed[start + 4 : start + CHUNK_BYTES]
+            ):
+                raise FlowError(
+                    "a local chunk that was to be reused is not what it was; it is fetched from the source instead",
+                    reason="stale",
+                )
+            at += length
+        job.sink.put(job.offset, data, job.packed)
+
+    def _open(self, job: CopyJob) -> int:
+        assert job.path is not None
+        path, staged = job.path
+        if not staged:
+            return open_beneath(self._root_fd, path, os.O_RDONLY)
+        try:
+            return os.open(staged, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self._landing.staging.fd)
+        except FileNotFoundError:
+            return open_beneath(self._root_fd, path, os.O_RDONLY)
+
+
+def append_copy(
+    jobs: list[CopyJob],
+    sink: Sink,
+    offset: int,
+    one: bytes,
+    basis: Basis | None,
+    path: bytes | None,
+    source_offset: int,
+) -> None:
+    """Add a copy of one chunk, as part of the copy before it where both sides go on."""
+    last = jobs[-1] if jobs else None
+    if last is not None and last.sink is sink and last.basis is basis and (last.path or (None,))[0] == path:
+        size = packed_size(last.packed)
+        if (
+            last.offset + size == offset
+            and last.source_offset + size == source_offset
+            and size < _MAX_COPY_BYTES
+        ):
+            last.packed += one
+            return
+    where = (path, "") if path is not None else None
+    jobs.append(CopyJob(sink, offset, one, basis=basis, path=where, source_offset=source_offset))

@@ -1,0 +1,188 @@
+"""What the placing of small and of large objects share: numbering, answers, what is kept, what is taken from elsewhere."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from flowengine.chunking import Profile
+from flowengine.manifest import Entry
+from flowengine.store.attributes import apply_extra, extra_reader
+from flowengine.store.scan_cache import ScanCache
+from flowengine.transfer.copying import Copier, CopyJob
+from flowengine.transfer.landing import Landing
+from flowengine.transfer.recorder import ManifestRecorder
+from flowengine.transfer.session import Counters
+from flowengine.transfer.sinks import Sink, TargetDirectory
+from flowengine.units import show_path
+from flowengine.wire.messages import (
+    LARGE_OBJECT_BYTES,
+    WANT_ALL,
+    WANT_NONE,
+    WANT_SOME,
+    Options,
+    Want,
+)
+from flowengine.wire.paths import collision_key
+
+if TYPE_CHECKING:
+    from flowengine.store.chunk_index import ChunkIndex
+
+__all__ = ["Placement"]
+
+_MISSING: Final = object()
+_TO_DIGITS: Final = bytes(48 + (value != 0) for value in range(256))
+
+
+class Placement:
+    """The state of one session's placing. For use by the placer's thread.
+
+    Args:
+        landing: where wanted chunks will arrive; its staging is used too.
+        copier: takes the copies of what is at hand.
+        want: posts an answer.
+        recorder: builds the manifest of what is offered.
+        index: what else lies below the root; None where that is not remembered.
+    """
+
+    def __init__(
+        self,
+        landing: Landing,
+        copier: Copier,
+        root_fd: int,
+        profile: Profile,
+        options: Options,
+        cache: ScanCache | None,
+        counters: Counters,
+        recorder: ManifestRecorder,
+        want: Callable[[Want], None],
+        *,
+        index: ChunkIndex | None = None,
+    ) -> None:
+        self.landing = landing
+        self.copier = copier
+        self.root_fd = root_fd
+        self.profile = profile
+        self.options = options
+        self.cache = cache
+        self.counters = counters
+        self.recorder = recorder
+        self.index = index
+        self.dry = options.dry_run
+        self.atomic = options.publish == "atomic" and not options.dry_run
+        self._want = want
+        self._offers = 0
+        self._read_extra = (
+            extra_reader(xattrs=options.xattrs, owner=options.owner)
+            if options.xattrs or options.owner
+            else None
+        )
+
+    def next_number(self) -> int:
+        """The number of the offer that has just come."""
+        number = self._offers
+        self._offers += 1
+        return number
+
+    def count_wanted(self, entry: Entry) -> None:
+        """A dry run would want all of an object."""
+        self.counters.bytes_payload += entry.size
+
+    def answer_none(self) -> None:
+        """Want nothing of an offer."""
+        self._want(Want(WANT_NONE))
+
+    def answer(self, wanted: bytearray, total: int) -> None:
+        """Want the chunks whose flag is set; `total` of them are."""
+        if not total:
+            self._want(Want(WANT_NONE))
+        elif total == len(wanted):
+            self._want(Want(WANT_ALL))
+        else:
+            # int("0101…", 2) turns flags to bits at C speed; bit 0 is the first chunk.
+            text = wanted[::-1].translate(_TO_DIGITS)
+            self._want(Want(WANT_SOME, int(text, 2).to_bytes((len(wanted) + 7) // 8, "little")))
+
+    def reuse(self, sink: Sink, offset: int, identity: bytes, one: bytes, jobs: list[CopyJob]) -> None:
+        """Get a chunk from another object of this session: one on its way, or one that arrived."""
+        landing = self.landing
+        with landing.lock:
+            waiters = landing.inflight.get(identity, _MISSING)
+            if waiters is None:
+                landing.inflight[identity] = [(sink, offset)]
+                return
+            if isinstance(waiters, list):
+                waiters.append((sink, offset))
+                return
+            location = landing.recent.get(identity)
+        if (
+            location is None
+        ):  # forgotten meanwhile: rare, and cheaper to fail and come again than to ask out of turn
+            landing.fail_sink(
+                sink, "stale", "a chunk that was at hand is not any more; it is fetched in the next pass"
+            )
+            return
+        path, staged, source_offset = location
+        jobs.append(CopyJob(sink, offset, one, basis=None, path=(path, staged), source_offset=source_offset))
+
+    def collides(self, directory: TargetDirectory, name: bytes) -> bool:
+        """Whether the target's file system would take this name for another one of the same directory."""
+        if directory.keys is None:
+            return False
+        key = collision_key(name)
+        first = directory.keys.setdefault(key, name)
+        if first == name:
+            return False
+        self.landing.report(
+            directory.child(name),
+            "collision",
+            f"the target's file system takes it for {show_path(first)}, which the source has as well; only that one lands",
+        )
+        return True
+
+    def must_not_touch(self, entry: Entry, st: os.stat_result) -> bool:
+        """Whether keeping this file would change an inode that the published tree has too."""
+        return (
+            self.atomic
+            and st.st_nlink > 1
+            and (
+                stat.S_IMODE(st.st_mode) != entry.mode
+                or st.st_mtime_ns != entry.mtime_ns
+                or bool(entry.extra)
+            )
+        )
+
+    def keep(self, directory: TargetDirectory, entry: Entry, st: os.stat_result) -> None:
+        """The content is right: see to mode and time, and leave it."""
+        counters = self.counters
+        counters.objects_unchanged += 1
+        counters.bytes_unchanged += entry.size
+        counters.objects_done += 1
+        counters.bytes_done += entry.size
+        if self.dry:
+            return
+        if stat.S_IMODE(st.st_mode) != entry.mode or st.st_mtime_ns != entry.mtime_ns or entry.extra:
+            try:
+                fd = os.open(entry.name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=directory.fd)
+                try:
+                    if (
+                        entry.extra
+                        and self._read_extra is not None
+                        and self._read_extra(fd, st) != entry.extra
+                    ):
+                        apply_extra(fd, entry.extra)
+                    os.fchmod(fd, entry.mode)
+                    os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
+                    st = os.fstat(fd)
+                finally:
+                    os.close(fd)
+            except OSError as error:
+                self.landing.report(
+                    directory.child(entry.name), "local", f"cannot set mode or time: {error.strerror}"
+                )
+                return
+            directory.unchanged_all = False
+        if entry.size < LARGE_OBJECT_BYTES and not entry.extra:
+            directory.rows.append((entry.name, st, entry))

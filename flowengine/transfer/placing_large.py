@@ -1,0 +1,272 @@
+"""Places large objects: chunk by chunk from the file in place, from staging, from elsewhere at hand; the rest is wanted."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from flowengine.chunking import CHUNK_BYTES, packed_size, zero_chunk_id
+from flowengine.errors import ProtocolError
+from flowengine.manifest import FILE, Entry
+from flowengine.store.filesystem import local_error
+from flowengine.store.scan_cache import PROVISIONAL, Identity
+from flowengine.transfer.basis import Basis
+from flowengine.transfer.copying import CopyJob, append_copy
+from flowengine.transfer.placement import Placement
+from flowengine.transfer.sinks import LargeObject, RunOffer, TargetDirectory
+from flowengine.units import show_path
+from flowengine.wire.messages import MAX_OFFER_CHUNKS, ObjectEnd, ObjectRun
+from flowengine.wire.paths import STAGING_NAME, check_name
+
+__all__ = ["LargePlacer"]
+
+
+class LargePlacer:
+    """Answers the runs of one large object after the other. For use by the placer's thread."""
+
+    def __init__(self, placement: Placement) -> None:
+        self._placement = placement
+        self._attempts: dict[bytes, int] = {}
+        self._large: LargeObject | None = None
+        self._entry: Entry | None = None
+        self._zero = zero_chunk_id(placement.profile.maximum)
+
+    @property
+    def inside(self) -> bool:
+        """Whether a large object has begun and not ended."""
+        return self._entry is not None
+
+    def begin(self, directory: TargetDirectory, entry: Entry) -> None:
+        """A large object is being read by the source."""
+        if self._entry is not None:
+            raise ProtocolError("a large object began inside another")
+        if entry.kind != FILE or entry.chunks or entry.runs or entry.size < 1:
+            raise ProtocolError("a large object was announced that is none")
+        check_name(entry.name, reserved=(STAGING_NAME,))
+        # The same object once more is one that could not be read to its end before.
+        if entry.name < directory.last_name:
+            raise ProtocolError(f"{show_path(directory.child(entry.name))} was offered out of order")
+        directory.last_name = entry.name
+        self._placement.recorder.large_begin(entry)
+        self._entry = entry
+        if directory.offered is not None:
+            directory.offered.add(entry.name)
+        self._large = None
+        if directory.fd < 0:
+            if not self._placement.dry:
+                self._placement.landing.report(
+                    directory.child(entry.name), "local", "its folder could not be made"
+                )
+            else:
+                self._placement.count_wanted(entry)
+            return
+        if self._placement.collides(directory, entry.name):
+            return
+        directory.entries += 1
+        large = LargeObject(directory, entry)
+        st = directory.existing.get(entry.name) if directory.existing else None
+        if st is not None and stat.S_ISREG(st.st_mode) and st.st_size >= self._placement.profile.minimum:
+            try:
+                fd = os.open(entry.name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=directory.fd)
+            except OSError:
+                pass
+            else:
+                large.basis = Basis(fd, os.fstat(fd), self._placement.profile, self._placement.cache)
+                if not large.basis.known_without_reading:
+                    self._placement.counters.objects_read += 1
+        self._large = large
+        self._placement.landing.adopt(large)
+        if not self._placement.dry:
+            self._placement.landing.opened(directory, entry.name)
+            if (
+                large.basis is None
+                or large.basis.size_bytes != entry.size
+                or self._placement.must_not_touch(entry, large.basis.st)
+            ):
+                self._stage(large)
+
+    def _stage(self, large: LargeObject) -> None:
+        """Make (or find again) the staging file, and bring in what was the same so far."""
+        path = large.directory.child(large.entry.name)
+        try:
+            large.staged = self._placement.landing.staging.open_object(
+                path, large.entry.size, self._attempts.get(path, 0)
+            )
+        except OSError as error:
+            raise local_error(error, "cannot stage", path) from error
+        same, large.same_until = large.same_until, []
+        for offset, packed in same:
+            self._take_run(large, offset, packed, None)
+
+    def run(self, message: ObjectRun) -> None:
+        """Answer the next chunks of the object."""
+        packed = message.chunks
+        entry, large = self._entry, self._large
+        if entry is None:
+            raise ProtocolError("a run of chunks was offered outside a large object")
+        count = len(packed) // CHUNK_BYTES
+        if not packed or len(packed) % CHUNK_BYTES or count > MAX_OFFER_CHUNKS:
+            raise ProtocolError(
+                f"a run of {len(packed)} bytes was offered; 1 to {MAX_OFFER_CHUNKS} whole chunks are allowed"
+            )
+        lengths = [int.from_bytes(packed[at : at + 4], "little") for at in range(0, len(packed), CHUNK_BYTES)]
+        if not 0 < min(lengths) <= max(lengths) <= self._placement.profile.maximum:
+            raise ProtocolError(
+                f"a chunk of {max(lengths)} bytes was offered; the profile's largest is {self._placement.profile.maximum}"
+            )
+        self._placement.recorder.large_chunks(packed)
+        number = self._placement.next_number()
+        if large is None:
+            self._placement.answer_none()
+            return
+        offset = large.position
+        large.position += packed_size(packed)
+        if large.position > entry.size:
+            raise ProtocolError(
+                f"{show_path(large.directory.child(entry.name))} has more chunks than its size of {entry.size}"
+            )
+        if large.staged is None and self._same_in_place(large, offset, packed):
+            large.same_until.append((offset, packed))
+            self._placement.answer_none()
+            return
+        if self._placement.dry:
+            self._dry_run(large, offset, packed)
+            self._placement.answer_none()
+            return
+        if large.staged is None:
+            self._stage(large)
+        self._take_run(large, offset, packed, number)
+
+    def _same_in_place(self, large: LargeObject, offset: int, packed: bytes) -> bool:
+        """Whether the file in place has just these chunks just here."""
+        basis = large.basis
+        if basis is None or basis.size_bytes != large.entry.size:
+            return False
+        return basis.goes_on_with(offset, packed)
+
+    def _dry_run(self, large: LargeObject, offset: int, packed: bytes) -> None:
+        for at in range(0, len(packed), CHUNK_BYTES):
+            length = int.from_bytes(packed[at : at + 4], "little")
+            if (
+                large.basis is not None
+                and large.basis.find(packed[at : at + CHUNK_BYTES], offset) is not None
+            ):
+                self._placement.counters.bytes_reused += length
+            else:
+                self._placement.counters.bytes_payload += length
+            offset += length
+
+    def _take_run(self, large: LargeObject, offset: int, packed: bytes, number: int | None) -> None:
+        """Find each chunk of a run, or want it (where `number` is given)."""
+        staged, basis, landing = large.staged, large.basis, self._placement.landing
+        assert staged is not None
+        if self._placement.cache is not None:
+            st = os.fstat(staged.fd)
+            key = Identity(st.st_dev, st.st_ino, large.entry.size, large.entry.mtime_ns, PROVISIONAL)
+            self._placement.cache.add_pieces(key, [(offset, packed)], replace=offset == 0)
+        count = len(packed) // CHUNK_BYTES
+        wanted = bytearray(count)
+        offsets: list[int] = []
+        jobs: list[CopyJob] = []
+        there = 0
+        hints: dict[int, tuple[bytes, int]] | None = None
+        elsewhere: list[tuple[int, bytes, bytes]] = []
+        for index in range(count):
+            one = packed[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES]
+            length = int.from_bytes(one[:4], "little")
+            identity = one[4:]
+            offsets.append(offset)
+            if number is None:  # the file in place was found to have it just here
+                jobs.append(CopyJob(large, offset, one, basis=basis, path=None, source_offset=offset))
+            elif staged.have and staged.have.get(offset) == (length, identity):
+                there += length
+                self._placement.counters.bytes_reused += length
+            elif identity == self._zero and length == self._placement.profile.maximum and not staged.have:
+                there += length  # a hole in the staging file is just that
+            else:
+                found = basis.find(one, offset) if basis is not None else None
+                if found is not None:
+                    append_copy(jobs, large, offset, one, basis, None, found)
+                else:
+                    with landing.lock:
+                        near = identity in landing.inflight or identity in landing.recent
+                    if near:
+                        elsewhere.append((offset, identity, one))
+                    else:
+                        if hints is None:
+                            hints = (
+                                self._placement.index.find(self._placement.root_fd, packed)
+                                if self._placement.index
+                                else {}
+                            )
+                        hint = hints.get(index)
+                        if hint is not None:
+                            append_copy(jobs, large, offset, one, None, hint[0], hint[1])
+                        else:
+                            with landing.lock:
+                                landing.inflight[identity] = None
+                            wanted[index] = 1
+            offset += length
+        total = wanted.count(1)
+        if number is not None:
+            if total:
+                landing.offers[number] = RunOffer(large, packed, offsets, wanted, total)
+            self._placement.answer(wanted, total)
+        for place, identity, one in elsewhere:
+            self._placement.reuse(large, place, identity, one, jobs)
+        for job in jobs:
+            self._placement.copier.jobs.put(job)
+        if there:
+            landing.add(large, there)
+
+    def end(self, message: ObjectEnd) -> None:
+        """All of the object was offered, or it could not be read."""
+        entry, large = self._entry, self._large
+        if entry is None:
+            raise ProtocolError("a large object ended that had not begun")
+        self._entry = self._large = None
+        if not message.reason and large is not None and large.position != entry.size:
+            raise ProtocolError(
+                f"{show_path(large.directory.child(entry.name))} ended after {large.position} bytes; {entry.size} were announced"
+            )
+        self._placement.recorder.large_end(keep=not message.reason)
+        if large is None:
+            return
+        directory = large.directory
+        if message.reason:
+            self._give_up(large, message)
+        elif large.staged is not None:
+            self._placement.landing.seal(large)
+        elif not self._placement.dry:
+            self._large_unchanged(large)
+        elif sum([packed_size(packed) for _, packed in large.same_until]) == entry.size:
+            self._placement.keep(directory, entry, directory.existing[entry.name])
+        if large.basis is not None and not large.failed and (large.staged is None or self._placement.dry):
+            large.basis.close()
+            large.basis = None
+            self._placement.landing.disown(large)
+
+    def _large_unchanged(self, large: LargeObject) -> None:
+        basis, directory, entry = large.basis, large.directory, large.entry
+        assert basis is not None
+        if not basis.unchanged():
+            self._placement.landing.fail(
+                directory, entry.name, "stale", "changed at the target while it was compared"
+            )
+            return
+        self._placement.keep(directory, entry, os.fstat(basis.fd))
+        if self._placement.cache is not None:
+            st = os.stat(entry.name, dir_fd=directory.fd, follow_symlinks=False)
+            if not basis.known_without_reading or Identity.of(st) != basis.identity:
+                self._placement.cache.add_pieces(Identity.of(st), large.same_until, replace=True)
+        self._placement.landing.done(directory, entry.name)
+
+    def _give_up(self, large: LargeObject, message: ObjectEnd) -> None:
+        """The source could not read it to the end, and will say so (or offer it anew)."""
+        if self._placement.dry:
+            return
+        path = large.directory.child(large.entry.name)
+        self._attempts[path] = self._attempts.get(path, 0) + 1
+        with self._placement.landing.lock:
+            large.failed = True  # what was wanted may still arrive; it is checked and thrown away
+        self._placement.landing.done(large.directory, large.entry.name)

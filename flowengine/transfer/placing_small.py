@@ -1,0 +1,245 @@
+"""Places small objects: those in place are left, chunks at hand are copied, the rest is wanted."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from flowengine.chunking import CHUNK_BYTES, Cutter, chunk_id, pack_chunks
+from flowengine.errors import ProtocolError
+from flowengine.manifest import FILE, HARDLINK, SYMLINK, Entry, Header
+from flowengine.manifest.entries import check_entries
+from flowengine.store.filesystem import open_beneath
+from flowengine.transfer.copying import CopyJob, append_copy
+from flowengine.transfer.placement import Placement
+from flowengine.transfer.sinks import SmallObject, SmallOffer, TargetDirectory
+from flowengine.units import show_path
+from flowengine.wire.messages import LARGE_OBJECT_BYTES, MAX_OFFER_CHUNKS, MAX_OFFER_ENTRIES, Offer
+from flowengine.wire.paths import STAGING_NAME, check_link_target, check_name, check_relative_path
+
+__all__ = ["SmallPlacer"]
+
+
+class SmallPlacer:
+    """Answers offers of small objects and links. For use by the placer's thread."""
+
+    def __init__(self, placement: Placement) -> None:
+        options = placement.options
+        self._placement = placement
+        self._header = Header(placement.profile, xattrs=options.xattrs, owner=options.owner)
+        self._cutter = Cutter(placement.profile)
+
+    def offer(self, directory: TargetDirectory, message: Offer) -> None:
+        """Answer an offer of entries of a directory."""
+        entries = message.entries
+        if not entries or len(entries) > MAX_OFFER_ENTRIES:
+            raise ProtocolError(f"an offer of {len(entries)} entries; 1 to {MAX_OFFER_ENTRIES} are allowed")
+        self._placement.landing.wait_for_objects()
+        # The recorder checks page by page, later; nothing may reach the file system before it was checked.
+        check_entries(entries, directory.path, directory.last_name, self._header)
+        directory.last_name = entries[-1].name
+        self._placement.recorder.entries(entries)
+        number = self._placement.next_number()
+        offer = SmallOffer(directory, entries)
+        if len(offer.owners) > MAX_OFFER_CHUNKS:
+            raise ProtocolError(
+                f"an offer of {len(offer.owners)} chunks; at most {MAX_OFFER_CHUNKS} are allowed"
+            )
+        if directory.offered is not None:
+            directory.offered.update([entry.name for entry in entries])
+        landing = self._placement.landing
+        usable = directory.fd >= 0
+        jobs: list[CopyJob] = []
+        new: list[int] = []
+        for index, entry in enumerate(entries):
+            if entry.name == STAGING_NAME:
+                check_name(entry.name, reserved=(STAGING_NAME,))
+            if not usable or (directory.keys is not None and self._placement.collides(directory, entry.name)):
+                if usable is False and not self._placement.dry:
+                    landing.report(directory.child(entry.name), "local", "its folder could not be made")
+                elif self._placement.dry and not usable:
+                    self._placement.count_wanted(entry)
+                continue
+            directory.entries += 1
+            if entry.kind == FILE:
+                if not self._is_in_place(directory, entry):
+                    new.append(index)
+            elif entry.kind == SYMLINK:
+                self._symlink(directory, entry)
+            elif entry.kind == HARDLINK:
+                self._hard_link(directory, entry)
+            else:
+                raise ProtocolError(f"an entry of kind {entry.kind} was offered among objects")
+        hints = self._hints(offer, new)
+        for index in new:
+            self._small_file(directory, offer, index, entries[index], jobs, hints)
+        wanted = offer.wanted
+        total = wanted.count(1)
+        if total:
+            offer.open = total
+            landing.offers[number] = offer
+        self._placement.answer(wanted, total)
+        for job in jobs:
+            self._placement.copier.jobs.put(job)
+
+    def _hints(self, offer: SmallOffer, new: list[int]) -> dict[int, tuple[bytes, int]]:
+        """What the index knows of the chunks of those entries, by chunk of the offer; one look-up for all."""
+        if not self._placement.index or not new:
+            return {}
+        packed = b"".join([offer.entries[index].chunks for index in new])
+        chunks = [
+            offer.first[index] + number
+            for index in new
+            for number in range(len(offer.entries[index].chunks) // CHUNK_BYTES)
+        ]
+        return {
+            chunks[position]: place
+            for position, place in self._placement.index.find(self._placement.root_fd, packed).items()
+        }
+
+    def _is_in_place(self, directory: TargetDirectory, entry: Entry) -> bool:
+        """Whether a small object is right where it stands; if so, its mode and time are seen to."""
+        st = directory.existing.get(entry.name) if directory.existing else None
+        if (
+            st is not None
+            and st.st_size == entry.size
+            and st.st_mode & 0o170000 == 0o100000
+            and not self._placement.must_not_touch(entry, st)
+            and self._same_content(directory, entry, st)
+        ):
+            self._placement.keep(directory, entry, st)
+            return True
+        return False
+
+    def _small_file(
+        self,
+        directory: TargetDirectory,
+        offer: SmallOffer,
+        index: int,
+        entry: Entry,
+        jobs: list[CopyJob],
+        hints: dict[int, tuple[bytes, int]],
+    ) -> None:
+        if self._placement.dry:
+            self._placement.count_wanted(entry)
+            return
+        landing = self._placement.landing
+        if entry.size >= LARGE_OBJECT_BYTES:
+            raise ProtocolError(f"{show_path(directory.child(entry.name))} is too large to be offered whole")
+        landing.opened(directory, entry.name)
+        packed = entry.chunks
+        if not packed:
+            sink = SmallObject(directory, entry, landing.staging)
+            landing.adopt(sink)
+            landing.add(sink, 0)
+            return
+        first = offer.first[index]
+        count = len(packed) // CHUNK_BYTES
+        elsewhere: list[tuple[int, int, bytes]] = []
+        offset = 0
+        with landing.lock:
+            inflight, recent = landing.inflight, landing.recent
+            for number in range(count):
+                identity = packed[number * CHUNK_BYTES + 4 : (number + 1) * CHUNK_BYTES]
+                length = int.from_bytes(packed[number * CHUNK_BYTES : number * CHUNK_BYTES + 4], "little")
+                if identity in inflight or identity in recent or first + number in hints:
+                    elsewhere.append((number, offset, identity))
+                else:
+                    inflight[identity] = None
+                    offer.wanted[first + number] = 1
+                offset += length
+        if not elsewhere:
+            return  # a sink is made only when its chunks arrive apart
+        sink = SmallObject(directory, entry, landing.staging)
+        landing.adopt(sink)
+        offer.sinks[index] = sink
+        for number, offset, identity in elsewhere:
+            one = packed[number * CHUNK_BYTES : (number + 1) * CHUNK_BYTES]
+            hint = hints.get(first + number)
+            if hint is not None:
+                append_copy(jobs, sink, offset, one, None, hint[0], hint[1])
+            else:
+                self._placement.reuse(sink, offset, identity, one, jobs)
+
+    def _same_content(self, directory: TargetDirectory, entry: Entry, st: os.stat_result) -> bool:
+        known = directory.known.get(entry.name)
+        if known is not None:
+            return known.kind == FILE and known.chunks == entry.chunks
+        if not entry.size:
+            return True
+        try:
+            fd = os.open(entry.name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=directory.fd)
+        except OSError:
+            return False
+        try:
+            data = os.pread(fd, entry.size + 1, 0)
+        finally:
+            os.close(fd)
+        self._placement.counters.objects_read += 1
+        self._placement.counters.bytes_read += len(data)
+        directory.unchanged_all = False  # what was just learned is worth keeping
+        if len(data) != entry.size:
+            return False
+        view = memoryview(data)
+        at = 0
+        chunks = []
+        for length in self._cutter.lengths(view):
+            chunks.append((length, chunk_id(view[at : at + length])))
+            at += length
+        return pack_chunks(chunks) == entry.chunks
+
+    def _symlink(self, directory: TargetDirectory, entry: Entry) -> None:
+        path = directory.child(entry.name)
+        try:
+            check_link_target(
+                path, entry.link, links="keep" if self._placement.options.links == "keep" else "inside"
+            )
+        except ProtocolError as error:
+            self._placement.landing.report(path, "link", error.message)
+            return
+        st = directory.existing.get(entry.name) if directory.existing else None
+        if st is not None and stat.S_ISLNK(st.st_mode):
+            try:
+                same = os.readlink(entry.name, dir_fd=directory.fd) == entry.link
+            except OSError:
+                same = False
+            if same and not (self._placement.atomic and st.st_nlink > 1 and st.st_mtime_ns != entry.mtime_ns):
+                if st.st_mtime_ns != entry.mtime_ns and not self._placement.dry:
+                    os.utime(
+                        entry.name,
+                        ns=(entry.mtime_ns, entry.mtime_ns),
+                        dir_fd=directory.fd,
+                        follow_symlinks=False,
+                    )
+                    st = os.stat(entry.name, dir_fd=directory.fd, follow_symlinks=False)
+                    directory.unchanged_all = False
+                self._placement.counters.objects_unchanged += 1
+                self._placement.counters.objects_done += 1
+                directory.rows.append((entry.name, st, entry))
+                return
+        if not self._placement.dry:
+            self._placement.landing.opened(directory, entry.name)
+            self._placement.landing.ready("symlink", directory, entry, None)
+
+    def _hard_link(self, directory: TargetDirectory, entry: Entry) -> None:
+        check_relative_path(entry.link, reserved=(STAGING_NAME,))
+        st = directory.existing.get(entry.name) if directory.existing else None
+        if st is not None and st.st_nlink > 1:
+            try:
+                fd = open_beneath(self._placement.root_fd, entry.link, os.O_RDONLY)
+                try:
+                    first = os.fstat(fd)
+                finally:
+                    os.close(fd)
+                parent, _, name = entry.link.rpartition(b"/")
+                owner = self._placement.landing.directories.get(parent)
+                busy = owner is not None and name in owner.open_names
+                if not busy and (first.st_ino, first.st_dev) == (st.st_ino, st.st_dev):
+                    self._placement.counters.objects_unchanged += 1
+                    self._placement.counters.objects_done += 1
+                    return
+            except OSError:
+                pass
+        if not self._placement.dry:
+            self._placement.landing.opened(directory, entry.name)
+            self._placement.landing.ready("hardlink", directory, entry, None)

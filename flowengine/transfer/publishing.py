@@ -1,0 +1,458 @@
+"""The publisher: makes durable and visible what has been written whole.
+
+Goal
+    Nothing is called landed before it is durable under its final name, and a small object costs few system calls.
+Plan
+    One thread takes what is complete in batches: sync data, rename, sync directories, report. Then it finishes
+    directories, and tells the scan cache and the chunk index what lies where now.
+Invariants
+    - `Landed` counts only what was synced before and after its rename.
+    - A directory gets its mode and mtime after the last object in it was published.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import queue
+import stat
+from collections.abc import Callable
+from time import perf_counter_ns
+from typing import TYPE_CHECKING, Final
+
+from flowengine.chunking import CHUNK_BYTES
+from flowengine.manifest import FILE, SYMLINK, Entry
+from flowengine.store.filesystem import local_error, open_beneath, sync_filesystem
+from flowengine.store.scan import encode_entries, stats_proof
+from flowengine.store.scan_cache import DirectoryPart, Identity, ScanCache
+from flowengine.transfer.control import Control
+from flowengine.transfer.landing import Landing
+from flowengine.transfer.sinks import LargeObject, TargetDirectory
+from flowengine.transfer.timing import StageClock
+from flowengine.units import show_path
+from flowengine.wire.messages import LARGE_OBJECT_BYTES, Landed
+
+if TYPE_CHECKING:
+    from flowengine.store.chunk_index import ChunkIndex
+
+__all__ = ["Publisher"]
+
+_BATCH_OBJECTS: Final = 2048
+_BATCH_BYTES: Final = 8 * 1024 * 1024
+"""What is written and not published when the process dies is sent again: keep it little."""
+_BATCH_WAIT_S: Final = 0.05
+_SYNC_EACH: Final = 8
+"""Up to so many files of a batch are synced one by one; more of them with one syncfs."""
+_INDEX_CHUNKS: Final = 50_000
+_INDEX_LEAST: Final = 16
+
+
+class Publisher:
+    """Publishes what a `Landing` has complete; its `run` is the body of a thread.
+
+    Attributes:
+        make_way: removes a folder that stands where an object must be; None where nothing may be removed.
+        needs_final_sync: some finished directories wait for one sync of the file system at the end.
+    """
+
+    def __init__(
+        self,
+        landing: Landing,
+        root_fd: int,
+        control: Control,
+        clock: StageClock,
+        cache: ScanCache | None,
+        *,
+        open_index: Callable[[], ChunkIndex] | None = None,
+    ) -> None:
+        self._landing = landing
+        self._staging = landing.staging
+        self._ready = landing.publishable
+        self._counters = landing.counters
+        self._root_fd = root_fd
+        self._control = control
+        self._clock = clock
+        self._cache = cache
+        self._open_index = open_index
+        self._to_index: list[tuple[bytes, os.stat_result, int, bytes]] = []
+        self._chunks_to_index = 0
+        self._parts: dict[bytes, int] = {}
+        self._finished_directories = 0
+        self.needs_final_sync = False
+        self.make_way: Callable[[TargetDirectory, bytes], bool] | None = None
+
+    def run(self) -> None:
+        """Publish what is ready, in batches, until `stop`; blocks."""
+        stage = self._clock.stage("sync")
+        while True:
+            first = self._ready.get()
+            if first is None:
+                return
+            batch = [first]
+            size = first[2].size
+            ended = False
+            while len(batch) < _BATCH_OBJECTS and size < _BATCH_BYTES:
+                try:
+                    item = self._ready.get(timeout=_BATCH_WAIT_S if not self._landing.closing else 0)
+                except queue.Empty:
+                    break
+                if item is None:
+                    ended = True
+                    break
+                batch.append(item)
+                size += item[2].size
+            begin = perf_counter_ns()
+            self._publish(batch)
+            stage.since(begin)
+            if ended:
+                return
+
+    def _publish(self, batch: list[tuple[str, TargetDirectory, Entry, object]]) -> None:
+        smalls = [(d, e, w) for kind, d, e, w in batch if kind == "small"]
+        larges = [
+            large
+            for kind, _, _, large in batch
+            if kind == "large" and isinstance(large, LargeObject) and self._may_publish(large)
+        ]
+        links = [(d, e) for kind, d, e, _ in batch if kind == "symlink"]
+        hard = self._landing.links + [(d, e) for kind, d, e, _ in batch if kind == "hardlink"]
+        for kind, _, _, what in batch:
+            if kind == "checkpoint":
+                assert isinstance(what, LargeObject)
+                if not what.failed and what.staged is not None and what.remaining:
+                    try:
+                        what.staged.sync()
+                    except OSError as error:
+                        raise local_error(
+                            error, "cannot sync", what.directory.child(what.entry.name)
+                        ) from error
+        self._sync_data(smalls, larges)
+        touched: dict[int, TargetDirectory] = {}
+        landed: list[tuple[TargetDirectory, Entry]] = []
+        for directory, entry, staged in smalls:
+            assert isinstance(staged, str)
+            if self._rename(staged, directory, entry):
+                landed.append((directory, entry))
+                touched[directory.fd] = directory
+        for large in larges:
+            assert large.staged is not None
+            if self._rename(large.staged.name, large.directory, large.entry):
+                landed.append((large.directory, large.entry))
+                touched[large.directory.fd] = large.directory
+        for directory, entry in links:
+            if self._make_link(directory, entry):
+                landed.append((directory, entry))
+                touched[directory.fd] = directory
+        self._landing.links = []
+        for directory, entry in hard:
+            verdict = self._make_hard_link(directory, entry)
+            if verdict is None:
+                self._landing.links.append((directory, entry))
+            elif verdict:
+                landed.append((directory, entry))
+                touched[directory.fd] = directory
+        try:
+            self._sync_directories(self._with_new_parents(list(touched.values())))
+        except OSError as error:
+            raise local_error(error, "cannot sync", next(iter(touched.values())).path or b".") from error
+        for large in larges:
+            assert large.staged is not None
+            if not large.failed:
+                large.staged.forget_journal()
+                large.staged.close()
+                if large.basis is not None:
+                    large.basis.close()
+                self._landing.disown(large)
+        self._remember(landed)
+        self._counters.objects_done += len(landed)
+        self._counters.bytes_done += sum([entry.size for _, entry in landed])
+        self._control.post(Landed(self._counters.objects_done, self._counters.bytes_done))
+        self._landing.landed(landed)
+        for kind, directory, _, _ in batch:
+            if kind == "directory" and self._landing.directories.get(directory.path) is directory:
+                self._finish_directory(directory)
+        if self._landing.links and not landed:
+            self._drop_links()
+
+    def _drop_links(self) -> None:
+        """Hard links whose first name is not on its way any more and never came: they fail."""
+        waiting, self._landing.links = self._landing.links, []
+        for directory, entry in waiting:
+            if self._is_open(entry.link):
+                self._landing.links.append((directory, entry))
+            else:
+                self._landing.fail(
+                    directory, entry.name, "link", f"its first name {show_path(entry.link)} did not land"
+                )
+
+    def _is_open(self, path: bytes) -> bool:
+        parent, _, name = path.rpartition(b"/")
+        with self._landing.lock:
+            directory = self._landing.directories.get(parent)
+            return directory is not None and name in directory.open_names
+
+    def _may_publish(self, large: LargeObject) -> bool:
+        """Dress a complete large object; False where it failed after all."""
+        assert large.staged is not None
+        if large.basis is not None and large.basis.trusted and not large.basis.unchanged():
+            # What was copied from it was hashed before it changed, or after: nobody knows.
+            large.staged.discard()
+            self._landing.fail_sink(
+                large, "stale", "the file it replaces was written to while it was copied from"
+            )
+            return False
+        refused = self._landing.dress(large.staged.fd, large.entry)
+        if refused:
+            self._landing.fail_sink(large, "attributes", refused)
+        return not refused
+
+    def _sync_small(self, staged: object) -> None:
+        assert isinstance(staged, str)
+        try:
+            fd = os.open(staged, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self._staging.fd)
+        except PermissionError:  # its own mode forbids reading, to everybody but root
+            sync_filesystem(self._staging.fd)
+            return
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def _sync_data(
+        self, smalls: list[tuple[TargetDirectory, Entry, object]], larges: list[LargeObject]
+    ) -> None:
+        try:
+            for large in larges:
+                assert large.staged is not None
+                os.fsync(large.staged.fd)
+            if len(smalls) > _SYNC_EACH:
+                sync_filesystem(self._staging.fd)
+            else:
+                for _, _, staged in smalls:
+                    self._sync_small(staged)
+        except OSError as error:
+            raise local_error(error, "cannot sync", b"the target") from error
+
+    def _sync_directories(self, directories: list[TargetDirectory]) -> None:
+        if len(directories) > _SYNC_EACH:
+            sync_filesystem(self._staging.fd)
+        else:
+            for directory in directories:
+                os.fsync(directory.fd)
+
+    def _with_new_parents(self, directories: list[TargetDirectory]) -> list[TargetDirectory]:
+        """The directories and those in which they, or directories above them, were made and not yet synced."""
+        found = {id(directory): directory for directory in directories}
+        for directory in directories:
+            below = directory
+            while below.created and not below.linked and below.parent is not None:
+                below.linked = True
+                below = below.parent
+                found[id(below)] = below
+        return list(found.values())
+
+    def _rename(self, staged: str, directory: TargetDirectory, entry: Entry) -> bool:
+        places = {"src_dir_fd": self._staging.fd, "dst_dir_fd": directory.fd}
+        try:
+            try:
+                os.rename(staged, entry.name, **places)
+            except IsADirectoryError:
+                if self.make_way is None or not self.make_way(directory, entry.name):
+                    raise
+                os.rename(staged, entry.name, **places)
+            return True
+        except OSError as error:
+            self._raise_if_full(error, directory, entry)
+            self._landing.fail(directory, entry.name, "local", _why_not_placed(error, directory, entry))
+            return False
+
+    @staticmethod
+    def _raise_if_full(error: OSError, directory: TargetDirectory, entry: Entry) -> None:
+        """A full disk is no fault of one object: it suspends the transfer."""
+        wrapped = local_error(error, "cannot place", directory.child(entry.name))
+        if wrapped.retryable:
+            raise wrapped from error
+
+    def _make_link(self, directory: TargetDirectory, entry: Entry) -> bool:
+        staged = self._staging.small_name()
+        try:
+            os.symlink(entry.link, staged.encode(), dir_fd=self._staging.fd)
+            os.utime(
+                staged, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=self._staging.fd, follow_symlinks=False
+            )
+        except OSError as error:
+            self._raise_if_full(error, directory, entry)
+            self._landing.fail(directory, entry.name, "local", error.strerror or str(error))
+            return False
+        return self._rename(staged, directory, entry)
+
+    def _make_hard_link(self, directory: TargetDirectory, entry: Entry) -> bool | None:
+        """Link to the first name; None while that is still on its way."""
+        if self._is_open(entry.link):
+            return None
+        if entry.link in self._landing.failed_paths:
+            self._landing.fail(
+                directory, entry.name, "link", f"its first name {show_path(entry.link)} did not land"
+            )
+            return False
+        staged = self._staging.small_name()
+        parent, _, name = entry.link.rpartition(b"/")
+        flags = os.O_RDONLY | os.O_DIRECTORY
+        try:
+            # Component by component: the kernel would follow a link in the middle out of the root.
+            fd = open_beneath(self._root_fd, parent, flags) if parent else os.dup(self._root_fd)
+            try:
+                before = os.stat(name, dir_fd=fd, follow_symlinks=False)
+                if not stat.S_ISREG(before.st_mode):
+                    raise OSError(errno.EINVAL, "it is not a file")
+                os.link(
+                    name, staged.encode(), src_dir_fd=fd, dst_dir_fd=self._staging.fd, follow_symlinks=False
+                )
+            finally:
+                os.close(fd)
+        except OSError as error:
+            self._landing.fail(
+                directory, entry.name, "link", f"cannot link to {show_path(entry.link)}: {error.strerror}"
+            )
+            return False
+        placed = self._rename(staged, directory, entry)
+        if placed:
+            self._relinked(entry, before, directory)
+        if placed:  # rename(2) between two names of one inode does nothing and leaves the first
+            try:
+                os.unlink(staged, dir_fd=self._staging.fd)
+            except FileNotFoundError:
+                pass
+        return placed
+
+    def _relinked(self, entry: Entry, before: os.stat_result, directory: TargetDirectory) -> None:
+        """Another name moved the inode's ctime: what the cache knows of it is still true."""
+        now = os.stat(entry.name, dir_fd=directory.fd, follow_symlinks=False)
+        if self._cache is not None and before.st_size >= LARGE_OBJECT_BYTES:
+            self._cache.settle_pieces(Identity.of(now), before.st_ctime_ns)
+        parent, _, name = entry.link.rpartition(b"/")
+        first = self._landing.directories.get(parent)
+        for index, row in enumerate(first.rows if first is not None else ()):
+            if row[0] == name and first is not None:
+                first.rows[index] = (name, now, row[2])
+
+    def _remember(self, landed: list[tuple[TargetDirectory, Entry]]) -> None:
+        """Tell the scan cache what now lies at the target."""
+        by_directory: dict[int, tuple[TargetDirectory, list[tuple[bytes, os.stat_result]], list[Entry]]] = {}
+        for directory, entry in landed:
+            if entry.kind not in (FILE, SYMLINK) or entry.extra:
+                directory.unchanged_all = False
+                continue
+            try:
+                st = os.stat(entry.name, dir_fd=directory.fd, follow_symlinks=False)
+            except OSError:
+                continue
+            directory.unchanged_all = False
+            if entry.size >= LARGE_OBJECT_BYTES:
+                if self._cache is not None:
+                    self._cache.settle_pieces(Identity.of(st))
+                    for offset, packed in self._cache.pieces(Identity.of(st)):
+                        self._index(directory.child(entry.name), st, offset, packed)
+                continue
+            directory.rows.append((entry.name, st, entry))
+            self._index(directory.child(entry.name), st, 0, entry.chunks)
+            _, rows, entries = by_directory.setdefault(directory.fd, (directory, [], []))
+            rows.append((entry.name, st))
+            entries.append(entry)
+        if self._cache is None:
+            return
+        for directory, rows, entries in by_directory.values():
+            if directory.end is not None and not (directory.open_names - {name for name, _ in rows}):
+                continue  # written whole when the directory is finished, in a moment
+            st_dir = os.fstat(directory.fd)
+            number = self._parts[directory.path] = self._parts.get(directory.path, 0) + 1
+            self._cache.add_directory_part(
+                st_dir.st_dev,
+                st_dir.st_ino,
+                number,
+                DirectoryPart(stats_proof(rows), encode_entries(entries)),
+            )
+
+    def _index(self, path: bytes, st: os.stat_result, offset: int, packed: bytes) -> None:
+        """Note where chunks lie now; they reach the index many at a time."""
+        if self._open_index is None or not packed:
+            return
+        self._to_index.append((path, st, offset, packed))
+        self._chunks_to_index += len(packed) // CHUNK_BYTES
+        if self._chunks_to_index >= _INDEX_CHUNKS:
+            self.flush_index()
+
+    def flush_index(self, *, last: bool = False) -> None:
+        """Write what was noted to the chunk index.
+
+        A few chunks are not worth it: sending them again takes less time than loading what searches the index.
+        """
+        if (
+            self._open_index is None
+            or (last and self._chunks_to_index < _INDEX_LEAST)
+            or self._landing.index_is_wrong
+        ):
+            return
+        index = self._open_index()
+        for row in self._to_index:
+            index.add(*row)
+        self._to_index = []
+        self._chunks_to_index = 0
+        index.commit(merge=last)
+
+    def _sync_finished(self, directory: TargetDirectory) -> None:
+        """A few directories are synced one by one; more of them at the end, with one syncfs."""
+        self._finished_directories += 1
+        if self._finished_directories <= _SYNC_EACH:
+            for one in self._with_new_parents([directory]):
+                os.fsync(one.fd)
+        else:
+            self.needs_final_sync = True
+
+    def _finish_directory(self, directory: TargetDirectory) -> None:
+        end = directory.end
+        assert end is not None
+        try:
+            if end.apply:
+                st = os.fstat(directory.fd)
+                if end.extra and self._landing.apply_extra is not None:
+                    self._landing.apply_extra(directory.fd, end.extra)
+                if stat.S_IMODE(st.st_mode) != end.mode:
+                    os.fchmod(directory.fd, end.mode)
+                if st.st_mtime_ns != end.mtime_ns:
+                    os.utime(directory.fd, ns=(end.mtime_ns, end.mtime_ns))
+                if (
+                    directory.created
+                    or stat.S_IMODE(st.st_mode) != end.mode
+                    or st.st_mtime_ns != end.mtime_ns
+                ):
+                    self._sync_finished(directory)
+            if self._cache is not None and directory.rows and not directory.unchanged_all:
+                st = os.fstat(directory.fd)
+                directory.rows.sort(key=lambda row: row[0])
+                part = DirectoryPart(
+                    stats_proof([(name, row) for name, row, _ in directory.rows]),
+                    encode_entries([entry for _, _, entry in directory.rows]),
+                )
+                self._cache.save_directory(st.st_dev, st.st_ino, [part])
+        except OSError as error:
+            self._landing.report(
+                directory.path or b".", "local", f"cannot set mode or time: {error.strerror}"
+            )
+        finally:
+            self._landing.directory_closed(directory)
+            os.close(directory.fd)
+            directory.rows = []
+            parent = directory.parent
+            if parent is not None:
+                with self._landing.lock:
+                    parent.open_names.discard(directory.name + b"/")
+                    ready = parent.end is not None and not parent.open_names
+                if ready:
+                    self._finish_directory(parent)
+
+
+def _why_not_placed(error: OSError, directory: TargetDirectory, entry: Entry) -> str:
+    if isinstance(error, IsADirectoryError):
+        return "a folder of this name is in the way at the target; remove it or sync with --delete"
+    return error.strerror or str(error)
