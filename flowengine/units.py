@@ -14,9 +14,11 @@ __all__ = [
     "GIB",
     "KIB",
     "MIB",
+    "NAME_PATTERN",
     "format_bytes",
     "format_duration",
     "format_rate",
+    "is_name",
     "parse_bytes",
     "parse_duration_s",
     "parse_rate_bits_per_s",
@@ -26,6 +28,8 @@ __all__ = [
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
 GIB: Final = 1024 * MIB
+NAME_PATTERN: Final = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
+"""Name of a site, tenant or user: as a DNS label (RFC 1123)."""
 
 _BYTES: Final = {
     "": 1, "b": 1,
@@ -141,6 +145,15 @@ def format_duration(seconds: float) -> str:
     if whole < 86400:
         return f"{whole // 3600}h {whole % 3600 // 60}min"
     return f"{whole // 86400}d {whole % 86400 // 3600}h"
+
+
+def is_name(text: str) -> bool:
+    r"""Whether `text` can name a site, tenant or user.
+
+    >>> is_name("berlin-2"), is_name("Berlin"), is_name("a\n")
+    (True, False, False)
+    """
+    return re.fullmatch(NAME_PATTERN[1:-1], text) is not None
 
 
 def show_path(path: bytes) -> str:

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 import msgspec
 from msgspec import Meta
 
+from flowengine.units import NAME_PATTERN
+
 __all__ = [
     "PRIORITIES",
     "Certificate",
@@ -53,7 +55,7 @@ __all__ = [
     "Why",
 ]  # fmt: skip
 
-Name: TypeAlias = Annotated[str, Meta(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+Name: TypeAlias = Annotated[str, Meta(pattern=NAME_PATTERN)]
 """Name of a site, tenant or user: as a DNS label."""
 SitePath: TypeAlias = Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^/[^\x00]*$")]
 Text: TypeAlias = Annotated[str, Meta(max_length=1000)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import sys
@@ -94,7 +93,9 @@ def serve(
         advertise = socket.gethostname()
     ticket = listener.ticket(advertise).format_secret_url()
     if ticket_file:
-        _write_secret(ticket_file, ticket + "\n")
+        from flowengine.store.secret_files import write_secret
+
+        write_secret(ticket_file, f"{ticket}\n".encode())
     print(ticket, flush=True)
     return _serve_until_signal(listener, served)
 
@@ -112,17 +113,3 @@ def _serve_until_signal(listener: Any, served: Any) -> int:
 
     trio.run(main)
     return Exit.DONE
-
-
-def _write_secret(path: str, text: str) -> None:
-    """Write a file that only this user can read, in one step."""
-    part = f"{path}.{os.getpid()}.part"
-    try:
-        fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-        with open(fd, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(part, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            os.unlink(part)
-        raise LocalError(f"cannot write {path}: {error.strerror}", hint="choose another file") from None

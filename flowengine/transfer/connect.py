@@ -24,13 +24,13 @@ from flowengine.chunking import profile_named
 from flowengine.errors import (
     AuthenticationError,
     FlowError,
-    LocalError,
     NotFound,
     ProtocolError,
     TemporaryError,
     UsageError,
 )
 from flowengine.store.filesystem import local_error
+from flowengine.store.secret_files import read_secret, write_secret
 from flowengine.transfer.control import STALL_S, Control, refusal
 from flowengine.transfer.lanes import prepare_socket
 from flowengine.transfer.session import MIN_WINDOW_BYTES, Session
@@ -124,22 +124,11 @@ class Identity:
             UsageError: it is no identity file.
         """
         try:
-            try:
-                fd = os.open(path, os.O_RDONLY)
-            except FileNotFoundError:
-                made = cls.fresh()
-                made._save(path)
-                return made
-            with open(fd, "rb") as file:
-                if os.fstat(fd).st_mode & 0o077:
-                    raise LocalError(
-                        f"{path} holds a secret and others can read it", hint=f"chmod 600 {path}"
-                    )
-                data = file.read()
-        except OSError as error:
-            raise LocalError(
-                f"cannot use the identity file {path}: {error.strerror}", hint="choose another file"
-            ) from None
+            data = read_secret(path)
+        except NotFound:
+            made = cls.fresh()
+            made._save(path)
+            return made
         first, _, pem = data.partition(b"\n")
         try:
             secret = bytes.fromhex(first.decode().removeprefix("flowengine-secret "))
@@ -154,9 +143,8 @@ class Identity:
             ) from None
 
     def _save(self, path: str) -> None:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        with open(fd, "wb") as file:
-            file.write(b"flowengine-secret " + self.secret.hex().encode() + b"\n" + self._pem)
+        data = b"flowengine-secret " + self.secret.hex().encode() + b"\n" + self._pem
+        write_secret(path, data, replace=False)
 
 
 def _client_context() -> ssl.SSLContext:

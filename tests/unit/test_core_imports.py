@@ -9,8 +9,10 @@ import pytest
 import flowengine
 
 PACKAGE = Path(flowengine.__file__).parent
-CORE = ("errors", "units", "wire", "manifest", "policy", "plan")
+CORE = ("errors", "units", "wire", "manifest", "policy", "plan", "api", "trust")
 FORBIDDEN = ("trio", "aiohttp", "sqlite3", "socket")
+THROUGH_OTHERS = {"socket": "cryptography.x509 takes email.utils, which takes socket"}
+"""What trust loads without ever using it."""
 
 
 def modules_of(name: str) -> list[str]:
@@ -28,4 +30,5 @@ def test_a_core_module_loads_nothing_that_does_io(module: str) -> None:
     code = f"import sys, {module}; print(*(set({FORBIDDEN!r}) & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.split() == []
+    allowed = THROUGH_OTHERS if module.startswith("flowengine.trust.") else {}
+    assert set(done.stdout.split()) <= set(allowed)

@@ -1,0 +1,136 @@
+"""What an agent remembers of grants: the highest fence of each task, and which tasks ended here.
+
+Goal
+    A grant that was superseded or used up is refused, also after a crash and by whichever process asks.
+Plan
+    One SQLite file, one row a task. What is admitted or spent is committed, and synced, before the answer is given
+    (`synchronous=FULL`). Rows outlive the longest grant, then they are pruned.
+Invariants
+    - A task's fence never falls. `spent` is never taken back for the fence it was said of.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from types import TracebackType
+from typing import Final
+
+from flowengine.errors import AuthenticationError, LocalError
+from flowengine.trust.grant import MAX_VALID_S, Grant
+
+__all__ = ["GrantLedger"]
+
+_KEEP_S: Final = 2 * MAX_VALID_S
+"""Rows are kept for so long: no grant of their fence is valid any more then, however the clocks differ."""
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS task (
+    task TEXT PRIMARY KEY, fence INTEGER NOT NULL, spent INTEGER NOT NULL, until INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS task_until ON task (until);
+CREATE TABLE IF NOT EXISTS high (one INTEGER PRIMARY KEY CHECK (one = 1), fence INTEGER NOT NULL);
+INSERT OR IGNORE INTO high VALUES (1, 0);
+"""
+
+
+class GrantLedger:
+    """A site's memory of grants; safe to use from any thread, and by several processes.
+
+    Args:
+        path: of the file; ":memory:" for one that ends with the process.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._lock = threading.Lock()
+        try:
+            self._db = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
+            self._db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;" + _SCHEMA)
+        except sqlite3.Error as error:
+            raise LocalError(
+                f"cannot use the grant ledger {path}: {error}",
+                hint="a damaged ledger must not be replaced by an empty one while grants are valid: wait a day, or "
+                "enrol the site anew, then remove it",
+            ) from error
+
+    def __enter__(self) -> GrantLedger:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; everything that was answered is in it already."""
+        with self._lock:
+            self._db.close()
+
+    def standing(self, task: str) -> tuple[int, bool]:
+        """Highest fence seen of a task (0 for none), and whether the task ended here under it."""
+        with self._lock:
+            row = self._db.execute("SELECT fence, spent FROM task WHERE task = ?", (task,)).fetchone()
+        return (int(row[0]), bool(row[1])) if row else (0, False)
+
+    def admit(self, grant: Grant) -> None:
+        """Remember a grant's fence before anything is done under it.
+
+        Raises:
+            AuthenticationError: a higher fence was seen meanwhile ("grant-superseded"), or the task ended here under this
+                one ("grant-replayed").
+        """
+        with self._lock, self._transaction():
+            row = self._db.execute("SELECT fence, spent FROM task WHERE task = ?", (grant.task,)).fetchone()
+            fence, spent = row or (0, 0)
+            if grant.fence < fence:
+                raise AuthenticationError(
+                    f"the grant for {grant.shown} was superseded by fence {fence}", reason="grant-superseded"
+                )
+            if grant.fence == fence and spent:
+                raise AuthenticationError(
+                    f"the grant for {grant.shown} was used up: its task ended here", reason="grant-replayed"
+                )
+            self._put(grant, spent=False)
+
+    def spend(self, grant: Grant) -> None:
+        """The task ended here under this grant's fence: no grant of that fence lets anybody in again."""
+        with self._lock, self._transaction():
+            row = self._db.execute("SELECT fence FROM task WHERE task = ?", (grant.task,)).fetchone()
+            if row is None or row[0] <= grant.fence:
+                self._put(grant, spent=True)
+
+    def highest_fence(self) -> int:
+        """Highest fence ever seen of any task: what a heartbeat tells the coordinator."""
+        with self._lock:
+            row = self._db.execute("SELECT fence FROM high").fetchone()
+        return int(row[0])
+
+    def prune(self, now: float) -> int:
+        """Forget tasks whose grants ended long ago; gives how many. Call it now and then."""
+        with self._lock:
+            return self._db.execute("DELETE FROM task WHERE until < ?", (int(now) - _KEEP_S,)).rowcount
+
+    def _put(self, grant: Grant, *, spent: bool) -> None:
+        self._db.execute(
+            "INSERT INTO task VALUES (?, ?, ?, ?) ON CONFLICT (task) DO UPDATE SET fence = excluded.fence, "
+            "spent = excluded.spent, until = max(until, excluded.until)",
+            (grant.task, grant.fence, spent, grant.expires),
+        )
+        self._db.execute("UPDATE high SET fence = max(fence, ?)", (grant.fence,))
+
+    def _transaction(self) -> _Immediate:
+        return _Immediate(self._db)
+
+
+class _Immediate:
+    """A transaction that takes the write lock first: it never fails half way for want of it."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    def __enter__(self) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._db.execute("COMMIT" if kind is None else "ROLLBACK")
