@@ -107,7 +107,7 @@ def _transfer(ctx: click.Context, sources: list[str], target: str, *, delete: bo
 
 
 def _settings(ctx: click.Context, given: dict[str, Any], *, delete: bool, remote: bool) -> Any:
-    from flowengine.transfer.run import TransferSettings
+    from flowengine.transfer.passes import TransferSettings
     from flowengine.wire.filters import FilterSet
     from flowengine.wire.messages import Options
 
@@ -180,10 +180,10 @@ def _run(froms: list[Location], to: Location, settings: Any, files_from: str | N
 
 
 def _copy_local(selection: Any, target: bytes, settings: Any, progress: Any) -> Any:
-    from flowengine.transfer.run import copy_local, renamed
+    from flowengine.transfer.local import copy_local
 
     if selection.single_file and not target.endswith(b"/") and not os.path.isdir(target):
-        selection = renamed(selection, os.path.basename(target))
+        selection = selection.renamed(os.path.basename(target))
         target = os.path.dirname(target) or b"."
     target = os.path.abspath(target)
     for root in selection.roots:
@@ -202,7 +202,7 @@ def _push(selection: Any, to: Remote, settings: Any, progress: Any) -> Any:
 
     import trio
 
-    from flowengine.transfer.run import push, renamed, stat_remote
+    from flowengine.transfer.run import push, stat_remote
 
     async def main() -> Any:
         chosen, path = selection, to.path
@@ -210,7 +210,7 @@ def _push(selection: Any, to: Remote, settings: Any, progress: Any) -> Any:
             found = await stat_remote(to.ticket, path)
             if found is None or not stat.S_ISDIR(found[1]):
                 parent, _, name = path.rpartition(b"/")
-                chosen, path = renamed(chosen, name), parent
+                chosen, path = chosen.renamed(name), parent
         return await push(
             chosen, to.ticket, path.rstrip(b"/"), settings, observe=progress.update, note=progress.note
         )

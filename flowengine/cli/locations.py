@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from flowengine.errors import NotFound, UsageError
-from flowengine.wire.ticket import Ticket
+
+if TYPE_CHECKING:
+    from flowengine.wire.ticket import Ticket
 
 __all__ = ["Local", "Location", "Remote", "parse_location"]
 
@@ -44,6 +47,8 @@ def parse_location(text: str, ticket_file: str | None) -> Location:
         if not text:
             raise UsageError("an empty path was given", hint="write . for the current folder")
         return Local(os.fsencode(text))
+    from flowengine.wire.ticket import Ticket
+
     location, mark, _ = text.partition("#")
     if mark:
         ticket = Ticket.parse(text)
@@ -72,6 +77,8 @@ def _join(base: bytes, below: bytes) -> bytes:
 
 
 def _stored_ticket(ticket_file: str | None) -> Ticket:
+    from flowengine.wire.ticket import Ticket
+
     path = ticket_file or os.environ.get("FLOW_TICKET_FILE")
     if path:
         try:

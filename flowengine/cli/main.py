@@ -8,9 +8,13 @@ import os
 import sys
 from typing import Any, Final
 
-import click
-
 import flowengine
+
+# Many small, short-lived objects and few cycles: looking for garbage rarely costs a tenth less time, and none of it
+# arises while modules load.
+gc.set_threshold(50_000, 20, 50)
+
+import click  # noqa: E402
 
 __all__ = ["main"]
 
@@ -72,8 +76,6 @@ def main(args: list[str] | None = None) -> None:
     """Run the command line and exit with one of the codes of `flowengine.errors.Exit`."""
     from flowengine.errors import Exit, FlowError, exit_code
 
-    # Many small, short-lived objects and few cycles: looking for garbage rarely costs a tenth less time.
-    gc.set_threshold(50_000, 20, 50)
     # numpy sorts and searches here; threads for linear algebra would only spin on the cores that move data.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
@@ -109,7 +111,7 @@ def _show(error: Exception) -> None:
 
 def _grouped(group: BaseExceptionGroup[BaseException]) -> int:
     from flowengine.errors import Exit, exit_code
-    from flowengine.transfer.connect import first_flow_error
+    from flowengine.transfer.channel import first_flow_error
 
     if group.subgroup(KeyboardInterrupt) is not None:
         print("flow: interrupted; the same command continues where this one stopped", file=sys.stderr)

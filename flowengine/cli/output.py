@@ -7,10 +7,12 @@ import sys
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from flowengine.transfer.session import Counters
 from flowengine.units import format_bytes, format_duration, format_rate, show_path
+
+if TYPE_CHECKING:
+    from flowengine.transfer.session import Counters
 
 __all__ = ["PROGRESS_MODES", "Progress", "print_failures", "print_json"]
 

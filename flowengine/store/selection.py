@@ -45,6 +45,12 @@ class Selection:
         """Whether just one thing that is not a directory was named."""
         return len(self.roots) == 1 and bool(self.roots[0].name) and not os.path.isdir(self.roots[0].path)
 
+    def renamed(self, name: bytes) -> Selection:
+        """The selection with its one file under another name."""
+        if not self.single_file:
+            raise UsageError("only a single file can get another name at the target")
+        return Selection([Root(self.roots[0].path, name)], self.files_from)
+
 
 def select(paths: list[bytes], files_from: list[bytes] | None = None) -> Selection:
     """The selection that a command line means.

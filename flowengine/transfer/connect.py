@@ -12,7 +12,7 @@ import secrets
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Final
@@ -29,25 +29,22 @@ from flowengine.errors import (
     TemporaryError,
     UsageError,
 )
-from flowengine.store.filesystem import local_error
 from flowengine.store.secret_files import read_secret, write_secret
-from flowengine.transfer.control import STALL_S, Control, refusal
+from flowengine.transfer.channel import Channel, disconnected
 from flowengine.transfer.lanes import prepare_socket
 from flowengine.transfer.session import MIN_WINDOW_BYTES, Session
-from flowengine.wire import messages
 from flowengine.wire.control import MAX_HANDSHAKE_BYTES, ControlDecoder
 from flowengine.wire.control import encode as frame
 from flowengine.wire.handshake import ClientHandshake, Established, ServerHandshake, Software, TicketProof
 from flowengine.wire.handshake import refusal as handshake_refusal
-from flowengine.wire.keys import SessionSecrets, Side
-from flowengine.wire.messages import Open, Opened, Options, Refuse
+from flowengine.wire.keys import Side
+from flowengine.wire.messages import Open, Opened, Options
 from flowengine.wire.preamble import PREAMBLE_BYTES, Preamble, PreambleRegistry, is_data_connection
 from flowengine.wire.ticket import Ticket
 
 __all__ = [
     "DEFAULT_STREAMS",
     "MAX_STREAMS",
-    "Channel",
     "Identity",
     "Incoming",
     "Listener",
@@ -159,87 +156,6 @@ def _software() -> Software:
     return Software("flowengine", flowengine.__version__)
 
 
-class Channel:
-    """An authenticated control connection before a session runs on it."""
-
-    def __init__(
-        self, stream: trio.SSLStream[trio.SocketStream], decoder: ControlDecoder, established: Established
-    ) -> None:
-        self.stream = stream
-        self.decoder = decoder
-        self.established = established
-        self.rtt_s = 0.0
-        self._pending: list[bytes] = []
-        self._secrets: SessionSecrets | None = None
-
-    @property
-    def secrets(self) -> SessionSecrets:
-        """Key material of this connection; derived once."""
-        if self._secrets is None:
-            self._secrets = self.established.secrets()
-        return self._secrets
-
-    async def send(self, message: messages.Message) -> None:
-        """Send one message."""
-        try:
-            await self.stream.send_all(frame(messages.encode(message)))
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            raise _disconnected() from error
-
-    async def receive(self, stall_s: float = STALL_S) -> messages.Message | None:
-        """The next message; None when the peer closed.
-
-        Raises:
-            TemporaryError: the connection broke, or nothing arrived for `stall_s` (reason "stalled").
-            FlowError: the peer refused, with its reason.
-        """
-        while not self._pending:
-            try:
-                with trio.fail_after(stall_s):
-                    data = await self.stream.receive_some(65536)
-            except trio.TooSlowError:
-                raise TemporaryError(
-                    f"the peer said nothing for {stall_s:g} s",
-                    hint="look at the peer and the network; the same command continues where it stopped",
-                    reason="stalled",
-                ) from None
-            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-                raise _disconnected() from error
-            if not data:
-                return None
-            self._pending = self.decoder.feed(data)
-        message = messages.decode(self._pending.pop(0))
-        if isinstance(message, Refuse):
-            raise refusal(message)
-        return message
-
-    def control(self) -> Control:
-        """Go over to the engine's use of the connection."""
-        if self._pending:
-            raise ProtocolError("the peer sent messages before the session began")
-        return Control(self.stream, self.decoder)
-
-    async def refuse(self, error: FlowError) -> None:
-        """Tell the peer why this side will not go on, if it still listens, and close."""
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + 2):
-            with contextlib.suppress(FlowError, trio.BusyResourceError, OSError, ValueError):
-                await self.send(
-                    Refuse(error.reason, error.message[:2000], error.hint[:1000], error.retryable)
-                )
-        await self.aclose()
-
-    async def aclose(self) -> None:
-        """Close without waiting for the peer."""
-        with trio.CancelScope(shield=True):
-            await trio.aclose_forcefully(self.stream)
-
-
-def _disconnected() -> TemporaryError:
-    return TemporaryError(
-        "the connection to the peer broke", hint="it is dialled again", reason="disconnected"
-    )
-
-
 async def dial(ticket: Ticket) -> Channel:
     """An authenticated control connection to where a ticket points.
 
@@ -269,7 +185,7 @@ async def dial(ticket: Ticket) -> Channel:
         ) from None
     except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
         await trio.aclose_forcefully(stream)
-        raise _disconnected() from error
+        raise disconnected() from error
     except BaseException:
         await trio.aclose_forcefully(stream)
         raise
@@ -300,15 +216,13 @@ async def _client_handshake(stream: trio.SSLStream[trio.SocketStream], ticket: T
     while True:
         for item in outgoing:
             if isinstance(item, Established):
-                channel = Channel(stream, ControlDecoder(), item)
-                channel.rtt_s = min(rtts)
-                return channel
+                return Channel(stream, item.secrets(), min(rtts))
             await stream.send_all(frame(item))
             sent_at = time.monotonic()
         data = await stream.receive_some(MAX_HANDSHAKE_BYTES)
         rtts.append(time.monotonic() - sent_at)
         if not data:
-            raise _disconnected()
+            raise disconnected()
         outgoing = [out for message in decoder.feed(data) for out in handshake.receive(message)]
 
 
@@ -605,14 +519,12 @@ class Listener:
             data = await stream.receive_some(MAX_HANDSHAKE_BYTES)
             rtt = time.monotonic() - sent_at
             if not data:
-                raise _disconnected()
+                raise disconnected()
             try:
                 for message in decoder.feed(data):
                     for item in handshake.receive(message):
                         if isinstance(item, Established):
-                            channel = Channel(stream, ControlDecoder(), item)
-                            channel.rtt_s = rtt
-                            return channel
+                            return Channel(stream, item.secrets(), rtt)
                         await stream.send_all(frame(item))
                         sent_at = time.monotonic()
             except FlowError as error:
@@ -625,46 +537,3 @@ def _innermost(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
-
-
-@contextlib.asynccontextmanager
-async def session_errors(channel: Channel) -> AsyncIterator[None]:
-    """Tell the peer of an error that ends the session here, then raise it on."""
-    try:
-        yield
-    except BaseExceptionGroup as group:
-        error = first_flow_error(group)
-        if error is None:
-            raise
-        await channel.refuse(error)
-        raise error from group
-    except FlowError as error:
-        await channel.refuse(error)
-        raise
-
-
-def first_flow_error(error: BaseException) -> FlowError | None:
-    """The most telling of our errors in a tree of exception groups: what is not temporary goes first.
-
-    None where something else is among them: a bug must not hide behind a broken connection.
-    """
-    found: list[FlowError] = []
-
-    def walk(node: BaseException) -> bool:
-        if isinstance(node, BaseExceptionGroup):
-            verdicts = [walk(child) for child in node.exceptions]  # all are visited, whatever the first says
-            return all(verdicts)
-        if isinstance(node, FlowError):
-            found.append(node)
-            return True
-        if isinstance(node, OSError):
-            found.append(
-                local_error(node, "the system refused something at", os.fsencode(node.filename or b"."))
-            )
-            return True
-        return isinstance(node, trio.Cancelled)
-
-    if not walk(error) or not found:
-        return None
-    found.sort(key=lambda item: (item.retryable, item.reason == "disconnected"))
-    return found[0]

@@ -16,7 +16,8 @@ from flowengine.store.filesystem import open_beneath
 from flowengine.store.landed import LandedManifest
 from flowengine.store.scan_cache import ScanCache
 from flowengine.store.selection import Root, Selection
-from flowengine.transfer.connect import Incoming, session_errors
+from flowengine.transfer.channel import session_errors
+from flowengine.transfer.connect import Incoming
 from flowengine.transfer.session import Counters
 from flowengine.transfer.source import run_source
 from flowengine.transfer.target import NOWHERE, TargetRoot, run_target
@@ -24,34 +25,10 @@ from flowengine.units import show_path
 from flowengine.wire.messages import Listed, Options
 from flowengine.wire.paths import STAGING_NAME, check_name, check_relative_path
 
-__all__ = ["SelectionServer", "ServedRoot"]
+__all__ = ["ServedRoot"]
 
 LIST_LIMIT: Final = 1000
 """Names in one `Listed` message."""
-
-
-class SelectionServer:
-    """Serves one selection, whatever path is asked for: the source process of a local copy."""
-
-    def __init__(
-        self, selection: Selection, *, use_cache: bool, threads: int, compression: int | None
-    ) -> None:
-        self._selection = selection
-        self._use_cache = use_cache
-        self._threads = threads
-        self._compression = compression
-
-    async def handle(self, incoming: Incoming) -> None:
-        """Serve one client."""
-        if incoming.request.role != "target":
-            raise ProtocolError(f"this source was asked to be {incoming.request.role!r}")
-        options = incoming.request.options
-        async with session_errors(incoming.channel):
-            session = await incoming.accept(options, self._compression)
-            cache = ScanCache(session.profile.name) if self._use_cache else None
-            await run_source(
-                session, self._selection, cache=cache, counters=Counters(), threads=self._threads
-            )
 
 
 @dataclass

@@ -20,9 +20,11 @@ from support import MIB, snapshot
 from flowengine.chunking import chunk_id, pack_chunks, profile_named
 from flowengine.errors import Exit, FlowError, exit_code
 from flowengine.manifest import FILE, HARDLINK, SYMLINK, Entry, Header, ManifestBuilder
-from flowengine.transfer.connect import Incoming, Listener, session_errors
+from flowengine.transfer.channel import session_errors
+from flowengine.transfer.connect import Incoming, Listener
+from flowengine.transfer.passes import Report, TransferSettings
 from flowengine.transfer.recorder import ManifestRecorder
-from flowengine.transfer.run import Report, TransferSettings, pull
+from flowengine.transfer.run import pull
 from flowengine.transfer.session import Session
 from flowengine.wire.frames import MAX_FRAME_BYTES, MAX_PLAINTEXT_BYTES
 from flowengine.wire.messages import (

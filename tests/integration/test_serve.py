@@ -12,8 +12,10 @@ from support import MIB, Flow, assert_same, bytes_on, random_file, rich_tree, sn
 
 from flowengine.errors import Denied, Exit, FlowError, exit_code
 from flowengine.manifest import Entry
-from flowengine.transfer.connect import Channel, Listener, dial, join_streams
-from flowengine.transfer.run import TransferSettings, list_remote, pull, stat_remote
+from flowengine.transfer.channel import Channel
+from flowengine.transfer.connect import Listener, dial, join_streams
+from flowengine.transfer.passes import TransferSettings
+from flowengine.transfer.run import list_remote, pull, stat_remote
 from flowengine.transfer.serve import ServedRoot
 from flowengine.wire.messages import DirectoryBegin, Message, Offer, Open, Opened, Options
 from flowengine.wire.ticket import Ticket

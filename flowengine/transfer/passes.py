@@ -1,0 +1,159 @@
+"""A transfer from its first session to its last, with retries.
+
+Goal
+    One command ends with everything in place or with a named reason, whatever breaks in between.
+Plan
+    Passes: each opens a session and runs it to its end. A broken session is followed by another after a backoff;
+    what landed or is journalled is not sent again, what was scanned is not read again. Objects that failed for a
+    passing reason get another pass too.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+import trio
+
+from flowengine.chunking import DEFAULT_PROFILE
+from flowengine.errors import FlowError
+from flowengine.store.scan_cache import ScanCache
+from flowengine.transfer.channel import first_flow_error
+from flowengine.transfer.control import STALL_S
+from flowengine.transfer.session import Counters
+from flowengine.wire.messages import Options
+
+__all__ = ["OnePass", "PassResult", "Report", "TransferSettings", "run_passes"]
+
+PASSING_REASONS: Final = frozenset({"stale", "changed", "vanished"})
+"""Reasons for which an object that failed is tried once more."""
+MAX_PASSES: Final = 3
+_FIRST_BACKOFF_S: Final = 0.2
+_LAST_BACKOFF_S: Final = 10.0
+
+
+@dataclass(frozen=True)
+class TransferSettings:
+    """How a transfer is run, apart from what it moves.
+
+    Attributes:
+        profile: chunking profile's name.
+        options: what is kept, left out and removed.
+        streams: data streams; 0 chooses.
+        threads: threads that read one large object; 0 chooses.
+        compression: zstd level, 0 none, None adapts.
+        use_cache: whether the scan cache is read and written.
+        retry_for_s: how long to go on after the connection broke without any progress.
+        stall_s: how long the peer may say nothing before the connection is taken for broken.
+    """
+
+    profile: str = DEFAULT_PROFILE.name
+    options: Options = field(default_factory=Options)
+    streams: int = 0
+    threads: int = 0
+    compression: int | None = None
+    use_cache: bool = True
+    retry_for_s: float = 60.0
+    stall_s: float = STALL_S
+
+    @property
+    def reader_threads(self) -> int:
+        """Threads that read one large object."""
+        return self.threads or max(1, (os.cpu_count() or 1) // 2)
+
+    def caches(self) -> tuple[ScanCache | None, ScanCache | None]:
+        """Two connections to the scan cache, for two threads; none where it is not used."""
+        if not self.use_cache:
+            return None, None
+        return ScanCache(self.profile), ScanCache(self.profile)
+
+
+@dataclass
+class Report:
+    """How a transfer ended: the numbers of its last pass, bytes over the wire of all passes."""
+
+    state: str
+    version_id: bytes
+    counters: Counters
+    failures: list[tuple[bytes, str, str]]
+    extras: list[bytes]
+    bottleneck: str
+    seconds: float
+    bytes_sent: int
+    passes: int
+
+
+PassResult = tuple[str, bytes, list[tuple[bytes, str, str]], list[bytes], str]
+OnePass = Callable[[Counters], Awaitable[PassResult]]
+
+
+async def run_passes(
+    one_pass: OnePass,
+    settings: TransferSettings,
+    note: Callable[[str], None],
+    alive: Callable[[], bool] = lambda: True,
+) -> Report:
+    """Run passes until one ends by itself with nothing left that another could mend.
+
+    Args:
+        one_pass: opens a session and runs it to its end, with the counters it is given.
+        note: told what a person should know, one line at a time.
+        alive: asked before another session is tried.
+
+    Raises:
+        FlowError: the transfer cannot go on; what landed stays, and the same call continues.
+    """
+    started = time.monotonic()
+    sent = 0
+    backoff = _FIRST_BACKOFF_S
+    progress_at = started
+    passes = 0
+    good_passes = 0
+    noted = ""
+    while True:
+        counters = Counters()
+        passes += 1
+        try:
+            state, version_id, failures, extras, bottleneck = await one_pass(counters)
+        except (FlowError, BaseExceptionGroup) as raised:
+            error = raised if isinstance(raised, FlowError) else first_flow_error(raised)
+            if error is None:
+                raise
+            sent += counters.bytes_sent
+            now = time.monotonic()
+            if counters.objects_done - counters.objects_unchanged > 0 or counters.bytes_sent > 1 << 20:
+                progress_at, backoff = now, _FIRST_BACKOFF_S
+            if error.reason not in ("disconnected", "stalled", "busy") or not alive():
+                raise error from raised
+            if now - progress_at > settings.retry_for_s and error.reason != "busy":
+                raise error from raised
+            if error.message != noted:  # what it waits for is said once, not at every try
+                note(
+                    f"{error.message}; trying again until it works"
+                    if error.reason == "busy"
+                    else f"{error.message}; trying again in {backoff:.1f} s"
+                )
+                noted = error.message
+            await trio.sleep(backoff)
+            backoff = min(backoff * 2, _LAST_BACKOFF_S)
+            continue
+        sent += counters.bytes_sent
+        good_passes += 1
+        passing = bool(failures) and all(reason in PASSING_REASONS for _, reason, _ in failures)
+        if passing and good_passes < MAX_PASSES:
+            note(f"{len(failures)} objects changed meanwhile; going over them again")
+            continue
+        return Report(
+            state,
+            version_id,
+            counters,
+            failures,
+            extras,
+            bottleneck,
+            time.monotonic() - started,
+            sent,
+            passes,
+        )
