@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
+import functools
 import hashlib
 import json
 import os
@@ -13,6 +15,7 @@ import stat
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -59,6 +62,15 @@ class Result:
         return f"exit {self.code}\n{self.stdout}\n{self.stderr}"
 
 
+@functools.cache
+def _bytecode() -> str:
+    """Where the commands of this run keep compiled modules: not in the checkout, and not compiled every time."""
+    folder = tempfile.TemporaryDirectory(prefix="flow-bytecode-", ignore_cleanup_errors=True)
+    atexit.register(folder.cleanup)
+    os.chmod(folder.name, 0o755)  # some commands run as an account without rights
+    return folder.name
+
+
 @dataclass
 class Flow:
     """The `flow` command with a state directory of its own.
@@ -73,8 +85,9 @@ class Flow:
     env: dict[str, str] = field(default_factory=dict)
 
     def _environment(self) -> dict[str, str]:
-        kept = {key: value for key, value in os.environ.items() if not key.startswith("FLOW_")}
-        return kept | {"FLOW_STATE_DIR": str(self.state), "PYTHONDONTWRITEBYTECODE": "1"} | self.env
+        left_out = ("FLOW_", "PYTHONDONTWRITEBYTECODE")
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(left_out)}
+        return kept | {"FLOW_STATE_DIR": str(self.state), "PYTHONPYCACHEPREFIX": _bytecode()} | self.env
 
     def command(self, *args: object) -> list[str | bytes]:
         words: list[str | bytes] = [*self.prefix, *FLOW]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -26,7 +27,7 @@ from support import (  # fmt: skip
     wait_until,
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.root]
+pytestmark = pytest.mark.slow
 
 LIMIT = 1.035
 """Three in a hundred, and half a one for headers and acknowledgements, which the interface counts as well."""
@@ -59,34 +60,38 @@ def mixed(root: Path, total: int) -> int:
 
 
 def kill_and_rerun(place: Path, source: Path, size: int, seed: int) -> float:
-    """One run that is killed and one that finishes: bytes on the wire over bytes of data."""
+    """A pull that is killed, at either end, and one that finishes: bytes on the wire over bytes of data."""
     rng = random.Random(seed)
     victim = ("source", "target")[seed % 2]
     after = rng.randrange(size * 95 // 100)
     target = place / "target"
     shutil.rmtree(target, ignore_errors=True)
     with loopback_namespace() as prefix:
+        server = Flow(place / f"server-{seed}", prefix)
         flow = Flow(place / f"state-{seed}", prefix)
         before = bytes_on(prefix, "lo")
 
         def passed() -> int:
             return bytes_on(prefix, "lo") - before
 
-        command: list[Any] = ["cp", f"{source}/", target, "--compress", "none"]
-        with flow.started(*command) as running:
-            wait_until(
-                lambda: passed() >= after or running.process.poll() is not None, "bytes on the wire", 120
-            )
-            main = running.pid
-            (child,) = wait_until(
-                lambda: children(main) or (running.process.poll() is not None and [0]), "a child"
-            )
-            with_pid = child if victim == "source" else main
-            if with_pid:
-                os.kill(with_pid, signal.SIGKILL)
-            ended = running.finish()
-            if child:
-                wait_until(lambda: gone(child), "the source process to end with the target's")
+        serve = [
+            "serve",
+            source,
+            "--read-only",
+            "--listen",
+            "127.0.0.1:7171",
+            "--identity",
+            place / "identity",
+        ]
+        with server.started(*serve) as serving:
+            ticket = serving.first_line()
+            command: list[Any] = ["cp", ticket, target, "--compress", "none", "--retry-for", "1"]
+            with flow.started(*command) as running:
+                wait_until(
+                    lambda: passed() >= after or running.process.poll() is not None, "bytes on the wire", 120
+                )
+                os.kill((serving if victim == "source" else running).pid, signal.SIGKILL)
+                ended = running.finish()
         if victim == "source" and ended.code != 0:
             assert ended.code == 75, str(ended)
             assert "next:" in ended.stderr
@@ -94,13 +99,44 @@ def kill_and_rerun(place: Path, source: Path, size: int, seed: int) -> float:
         for path in target.rglob("*"):
             if path.is_file() and ".flow-staging" not in path.parts:
                 assert path.stat().st_size == (source / path.relative_to(target)).stat().st_size
-        flow(*command)
+        with server.started(*serve) as serving:
+            assert serving.first_line() == ticket
+            flow(*command)
         ratio = passed() / size
     assert_same(source, target)
     assert not (target / ".flow-staging").exists()
     return ratio
 
 
+@pytest.mark.parametrize("victim", ["source", "target"])
+def test_a_killed_end_of_a_local_copy_takes_the_other_along(place: Path, victim: str) -> None:
+    source, target = place / "source", place / "target"
+    size = mixed(source, GIB // 8)
+    flow = Flow(place / "state")
+
+    def landed() -> int:
+        total = 0
+        for folder, _, names in os.walk(target):
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):
+                    total += os.lstat(os.path.join(folder, name)).st_blocks * 512
+        return total
+
+    with flow.started("cp", f"{source}/", target) as running:
+        (child,) = wait_until(lambda: children(running.pid), "the source process")
+        wait_until(lambda: landed() > size // 4, "bytes at the target")
+        os.kill(child if victim == "source" else running.pid, signal.SIGKILL)
+        ended = running.finish()
+        wait_until(lambda: gone(child), "the source process to end with the target's")
+    if victim == "source":
+        assert ended.code == 75, str(ended)
+        assert "the source process ended" in ended.stderr
+    report = flow("cp", "--json", f"{source}/", target).data
+    assert report["bytes_sent"] < size
+    assert_same(source, target)
+
+
+@pytest.mark.root
 def test_killed_at_a_random_moment_the_rerun_finishes(place: Path) -> None:
     source = place / "source"
     size = mixed(source, GIB // 2)
@@ -112,6 +148,7 @@ def test_killed_at_a_random_moment_the_rerun_finishes(place: Path) -> None:
 
 
 @pytest.mark.full
+@pytest.mark.root
 def test_killed_at_twenty_random_moments(place: Path) -> None:
     source = place / "source"
     size = mixed(source, GIB)
