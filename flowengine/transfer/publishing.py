@@ -64,8 +64,10 @@ class Publisher:
         cache: ScanCache | None,
         *,
         open_index: Callable[[], ChunkIndex] | None = None,
+        tell: Callable[[list[tuple[bytes, int]]], None] | None = None,
     ) -> None:
         self._landing = landing
+        self._tell = tell
         self._staging = landing.staging
         self._ready = landing.publishable
         self._counters = landing.counters
@@ -164,6 +166,8 @@ class Publisher:
                     large.basis.close()
                 self._landing.disown(large)
         self._remember(landed)
+        if self._tell is not None and landed:
+            self._tell([(directory.child(entry.name), entry.size) for directory, entry in landed])
         self._counters.objects_done += len(landed)
         self._counters.bytes_done += sum([entry.size for _, entry in landed])
         self._control.post(Landed(self._counters.objects_done, self._counters.bytes_done))

@@ -73,6 +73,7 @@ class Session:
         rtt_s: round-trip time seen in the handshake.
         window_bytes: credit window.
         stall_s: how long the peer may say nothing.
+        peer_progress: what the peer said last about itself.
     """
 
     control: Control
@@ -86,6 +87,7 @@ class Session:
     compression: int | None = None
     stall_s: float = STALL_S
     clock: StageClock = field(default_factory=StageClock)
+    peer_progress: Progress | None = None
 
     def sealer(self, stream: int) -> FrameSealer:
         """The sealer of a stream that carries data from source to target; once per stream."""
@@ -121,6 +123,10 @@ class Session:
             if now - last >= PROGRESS_S:
                 self.control.post(Progress(counters.as_dict() | self.clock_counters(), bottleneck()))
                 last = now
+
+    def peer_counters(self) -> dict[str, int]:
+        """The numbers of the peer's last word, its stage times as in `clock_counters`."""
+        return self.peer_progress.counters if self.peer_progress is not None else {}
 
     def clock_counters(self) -> dict[str, int]:
         """Stage times (ms) and thread counts under prefixed names, for the peer's bottleneck line."""

@@ -155,7 +155,6 @@ class _Source:
         self._summary: Summary | None = None
         self._receipt: Receipt | None = None
         self._lanes: list[SendingLane] = []
-        self.peer_progress: Progress | None = None
 
     async def run(self) -> SourceOutcome:
         session = self._session
@@ -349,7 +348,7 @@ class _Source:
             case Landed(objects, size_bytes):
                 self._counters.objects_done, self._counters.bytes_done = objects, size_bytes
             case Progress():
-                self.peer_progress = message
+                self._session.peer_progress = message
                 for name in ("objects_unchanged", "bytes_reused", "bytes_unchanged", "objects_deleted"):
                     setattr(self._counters, name, message.counters.get(name, 0))
             case Failed(path, reason, text):

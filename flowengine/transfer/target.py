@@ -92,11 +92,14 @@ class TargetRoot:
         path: absolute; made where missing, parents too.
         record: where the manifest of what landed is kept; None keeps none.
         sink: given the bytes of the manifest of what is offered, where there is no record.
+        landed: told (path, size) of objects once they are durable under their names, in the publisher's thread. Not
+            where the version is published at once: its objects have their names only when all of it has landed.
     """
 
     path: bytes
     record: LandedManifest | None = None
     sink: Callable[[bytes], object] | None = None
+    landed: Callable[[list[tuple[bytes, int]]], None] | None = None
 
 
 async def run_target(
@@ -207,6 +210,7 @@ class _Target:
             session.clock,
             caches[1],
             open_index=self._open_index if self._remembers else None,
+            tell=root.landed if options.publish != "atomic" else None,
         )
         self._settled = trio.Event()
         token = self._token = trio.lowlevel.current_trio_token()
@@ -244,7 +248,6 @@ class _Target:
         self._inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self._finish: Finish | None = None
         self._source_failures: list[tuple[bytes, str, str]] = []
-        self._source_progress: Progress | None = None
         self._lanes: list[ReceivingLane] = []
         self._concluded = False
         self._offers = 0
@@ -398,7 +401,7 @@ class _Target:
             case Lost(offer, index, count, reason, text):
                 self._landing.lose(offer, index, count, reason, text)
             case Progress():
-                self._source_progress = message
+                self._session.peer_progress = message
             case _:
                 raise ProtocolError(
                     f"the source sent {type(message).__name__}, which only a target sends",
@@ -517,12 +520,11 @@ class _Target:
     def _bottleneck(self) -> str:
         source: dict[str, int] = {}
         threads = self._session.clock.threads()
-        if self._source_progress is not None:
-            for name, value in self._source_progress.counters.items():
-                if name.startswith("busy."):
-                    source[name[5:]] = value
-                elif name.startswith("threads."):
-                    threads[name[8:]] = value
+        for name, value in self._session.peer_counters().items():
+            if name.startswith("busy."):
+                source[name[5:]] = value
+            elif name.startswith("threads."):
+                threads[name[8:]] = value
         return bottleneck_line(
             source, self._session.clock.busy_ms(), self._session.clock.elapsed_s(), threads
         )
