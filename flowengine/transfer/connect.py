@@ -15,7 +15,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Final
+from typing import Final, Protocol, TypeAlias
 
 import trio
 
@@ -33,11 +33,22 @@ from flowengine.store.secret_files import read_secret, write_secret
 from flowengine.transfer.channel import Channel, disconnected
 from flowengine.transfer.lanes import prepare_socket
 from flowengine.transfer.session import MIN_WINDOW_BYTES, Session
+from flowengine.transfer.sites import Guest, SitePeer, SiteTrust, tls_refusal
+from flowengine.trust.certificates import CertificateFacts
+from flowengine.trust.grant import Grant
 from flowengine.wire.control import MAX_HANDSHAKE_BYTES, ControlDecoder
 from flowengine.wire.control import encode as frame
-from flowengine.wire.handshake import ClientHandshake, Established, ServerHandshake, Software, TicketProof
+from flowengine.wire.handshake import (
+    ClientHandshake,
+    Established,
+    Proof,
+    ServerHandshake,
+    Software,
+    TicketProof,
+    among,
+)
 from flowengine.wire.handshake import refusal as handshake_refusal
-from flowengine.wire.keys import Side
+from flowengine.wire.keys import NO_FINGERPRINT, Side
 from flowengine.wire.messages import Open, Opened, Options
 from flowengine.wire.preamble import PREAMBLE_BYTES, Preamble, PreambleRegistry, is_data_connection
 from flowengine.wire.ticket import Ticket
@@ -61,6 +72,23 @@ DEFAULT_STREAMS: Final = 8
 _NEAR_RTT_S: Final = 0.001
 _ASSUMED_BYTES_PER_S: Final = 312_500_000
 """2.5 Gbit/s: what a long link is taken for until it was measured."""
+
+
+class _TicketGuest:
+    """Whoever connected to a listener that made tickets: nothing is known of it but that it knows the secret."""
+
+    grant: Grant | None = None
+    facts: CertificateFacts | None = None
+    fingerprint = NO_FINGERPRINT
+
+    def __init__(self, own: Identity) -> None:
+        self.context = own.context
+        self.own_fingerprint = own.fingerprint
+        self.certificate: bytes | None = None
+        self.resolver = among([TicketProof(own.secret)])
+
+    def check_request(self, request: Open) -> None:
+        """A ticket lets its holder ask for everything that is served."""
 
 
 class Identity:
@@ -139,6 +167,10 @@ class Identity:
                 f"{path} is no identity file", hint="name one that flow serve --identity wrote, or a new one"
             ) from None
 
+    def guest(self) -> _TicketGuest:
+        """Whoever connects now, before it has proved anything."""
+        return _TicketGuest(self)
+
     def _save(self, path: str) -> None:
         data = b"flowengine-secret " + self.secret.hex().encode() + b"\n" + self._pem
         write_secret(path, data, replace=False)
@@ -156,59 +188,100 @@ def _software() -> Software:
     return Software("flowengine", flowengine.__version__)
 
 
-async def dial(ticket: Ticket) -> Channel:
-    """An authenticated control connection to where a ticket points.
+class Dialled(Protocol):
+    """How one whole connection to a peer is made: where it is, who it must be, what to prove to it."""
+
+    @property
+    def context(self) -> ssl.SSLContext:
+        """For this side of TLS."""
+
+    @property
+    def client_fingerprint(self) -> bytes:
+        """SHA-256 of the certificate that this side shows in TLS; zeros for none."""
+
+    def recognise(self, certificate: bytes | None) -> Proof:
+        """What to prove to whoever showed this certificate (DER); raises `AuthenticationError` for anybody else."""
+
+
+class _TicketDialled:
+    """A ticket names its listener by the fingerprint of a certificate that nobody signed."""
+
+    client_fingerprint = NO_FINGERPRINT
+
+    def __init__(self, ticket: Ticket) -> None:
+        self._ticket = ticket
+        self.context = _client_context()
+
+    def recognise(self, certificate: bytes | None) -> Proof:
+        if not certificate or sha256(certificate).digest() != self._ticket.fingerprint:
+            raise AuthenticationError(
+                f"whoever answers at {self._ticket.location} is not the one that made the ticket: another certificate",
+                hint="flow serve was started anew (ask for the new ticket), or somebody is in between",
+            )
+        return TicketProof(self._ticket.secret)
+
+
+Peer: TypeAlias = Ticket | SitePeer
+"""Whom to dial: whoever a ticket names, or another site under a grant."""
+
+
+def _dialled(peer: Peer) -> Dialled:
+    return _TicketDialled(peer) if isinstance(peer, Ticket) else peer.dialled()
+
+
+async def dial(peer: Peer) -> Channel:
+    """An authenticated control connection to a peer.
 
     Raises:
         TemporaryError: nobody answers there (reason "disconnected").
-        AuthenticationError: whoever answers is not who the ticket names, or does not accept its secret.
+        AuthenticationError: whoever answers is not who the ticket or grant names, or does not accept it.
     """
     try:
         with trio.fail_after(CONNECT_S):
-            tcp = await trio.open_tcp_stream(ticket.host, ticket.port)
+            tcp = await trio.open_tcp_stream(peer.host, peer.port)
     except (OSError, trio.TooSlowError) as error:
+        runs = "flow serve" if isinstance(peer, Ticket) else "the site's agent"
         raise TemporaryError(
-            f"cannot reach {ticket.location}: {error.__cause__ or error or 'no answer'}",
-            hint="check that flow serve runs there and that no firewall stands between",
+            f"cannot reach {peer.location}: {error.__cause__ or error or 'no answer'}",
+            hint=f"check that {runs} runs there and that no firewall stands between",
             reason="disconnected",
         ) from error
-    stream = trio.SSLStream(tcp, _client_context(), server_side=False)
+    dialled = _dialled(peer)
+    stream = trio.SSLStream(tcp, dialled.context, server_side=False)
     try:
         with trio.fail_after(HANDSHAKE_S):
-            return await _client_handshake(stream, ticket)
+            return await _client_handshake(stream, peer.location, dialled)
     except trio.TooSlowError:
         await trio.aclose_forcefully(stream)
         raise TemporaryError(
-            f"{ticket.location} accepted the connection and then said nothing for {HANDSHAKE_S:.0f} s",
+            f"{peer.location} accepted the connection and then said nothing for {HANDSHAKE_S:.0f} s",
             hint="look at the other side; is it flowengine that listens there?",
             reason="stalled",
         ) from None
     except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
         await trio.aclose_forcefully(stream)
-        raise disconnected() from error
+        # With TLS 1.3 a server's refusal of this side's certificate comes behind its own handshake.
+        raise tls_refusal(error, peer.location) or disconnected() from error
     except BaseException:
         await trio.aclose_forcefully(stream)
         raise
 
 
-async def _client_handshake(stream: trio.SSLStream[trio.SocketStream], ticket: Ticket) -> Channel:
+async def _client_handshake(
+    stream: trio.SSLStream[trio.SocketStream], location: str, dialled: Dialled
+) -> Channel:
     try:
         await stream.do_handshake()
     except trio.BrokenResourceError as error:
         if not isinstance(error.__cause__, ssl.SSLError) or isinstance(error.__cause__, ssl.SSLEOFError):
             raise  # the connection was cut
-        raise ProtocolError(
-            f"{ticket.location} does not speak TLS 1.3", hint="is it flow serve that listens there?"
+        raise tls_refusal(error, location) or ProtocolError(
+            f"{location} does not speak TLS 1.3", hint="is it flowengine that listens there?"
         ) from error
-    der = stream.getpeercert(binary_form=True)
-    if not der or sha256(der).digest() != ticket.fingerprint:
-        raise AuthenticationError(
-            f"whoever answers at {ticket.location} is not the one that made the ticket: another certificate",
-            hint="flow serve was started anew (ask for the new ticket), or somebody is in between",
-        )
-    handshake = ClientHandshake(
-        TicketProof(ticket.secret), ticket.fingerprint, os.urandom(32), software=_software()
-    )
+    certificate = stream.getpeercert(binary_form=True)
+    proof = await trio.to_thread.run_sync(dialled.recognise, certificate)
+    fingerprint = sha256(certificate or b"").digest()
+    handshake = ClientHandshake(proof, fingerprint, os.urandom(32), software=_software())
     decoder = ControlDecoder(MAX_HANDSHAKE_BYTES)
     outgoing: list[bytes | Established] = list(handshake.start())
     sent_at = 0.0
@@ -216,7 +289,7 @@ async def _client_handshake(stream: trio.SSLStream[trio.SocketStream], ticket: T
     while True:
         for item in outgoing:
             if isinstance(item, Established):
-                return Channel(stream, item.secrets(), min(rtts))
+                return Channel(stream, item.secrets(dialled.client_fingerprint), min(rtts))
             await stream.send_all(frame(item))
             sent_at = time.monotonic()
         data = await stream.receive_some(MAX_HANDSHAKE_BYTES)
@@ -228,7 +301,7 @@ async def _client_handshake(stream: trio.SSLStream[trio.SocketStream], ticket: T
 
 async def join_streams(
     channel: Channel,
-    ticket: Ticket,
+    peer: Peer,
     opened: Opened,
     profile_name: str,
     options: Options,
@@ -240,14 +313,14 @@ async def join_streams(
     try:
         with trio.fail_after(STREAMS_S):
             for number in range(opened.streams):
-                tcp = await trio.open_tcp_stream(ticket.host, ticket.port)
+                tcp = await trio.open_tcp_stream(peer.host, peer.port)
                 await tcp.send_all(Preamble(opened.session_id, number, 0).encode(key))
                 sockets.append(_blocking(tcp))
     except (OSError, trio.TooSlowError, trio.BrokenResourceError) as error:
         for sock in sockets:
             sock.close()
         raise TemporaryError(
-            f"cannot open data connections to {ticket.location}: {error or 'no answer in time'}",
+            f"cannot open data connections to {peer.location}: {error or 'no answer in time'}",
             hint="the control connection works, so look for a limit on connections in between",
             reason="disconnected",
         ) from error
@@ -298,12 +371,16 @@ class Incoming:
         channel: to answer on.
         request: what it asked for.
         peer: its address, for messages.
+        grant: under which it is let in; None for a ticket's client.
+        site: what its certificate says; None for a ticket's client.
     """
 
     channel: Channel
     request: Open
     peer: str
     _listener: Listener
+    grant: Grant | None = None
+    site: CertificateFacts | None = None
 
     async def accept(self, options: Options, compression: int | None = None) -> Session:
         """Agree, wait for the data connections, and give the session.
@@ -359,11 +436,12 @@ Handler = Callable[[Incoming], Awaitable[None]]
 
 
 class Listener:
-    """Accepts tickets' clients on one port.
+    """Accepts tickets' clients, or other sites under grants, on one port.
 
     Args:
         host, port: where to listen; port 0 takes a free one.
-        identity: certificate and secret; a fresh one where None.
+        identity: certificate and secret that let tickets' clients in, a fresh one where None; or whom a site
+            believes, to let sites in.
         log: told of what was refused, in one line without secrets.
     """
 
@@ -372,7 +450,7 @@ class Listener:
         host: str,
         port: int,
         *,
-        identity: Identity | None = None,
+        identity: Identity | SiteTrust | None = None,
         log: Callable[[str], None] | None = None,
     ) -> None:
         self._host = host
@@ -403,7 +481,14 @@ class Listener:
 
     def ticket(self, host: str | None = None, path: bytes = b"") -> Ticket:
         """The ticket that lets a client in."""
+        if not isinstance(self._identity, Identity):
+            raise UsageError("a site lets nobody in by a ticket")
         return Ticket(host or self._host, self._port, path, self._identity.fingerprint, self._identity.secret)
+
+    @property
+    def port(self) -> int:
+        """The port, once it is bound."""
+        return self._port
 
     def close_bound(self) -> None:
         """Close the listening sockets in this process (after a fork, in the one that does not serve)."""
@@ -447,7 +532,7 @@ class Listener:
             else:
                 await self._control_connection(tcp, peer, handler)
         except FlowError as error:
-            self._log(f"{peer}: {error.message}")
+            self._log(f"{peer}: {_logged(error)}")
             await trio.aclose_forcefully(tcp)
         except (
             OSError,
@@ -478,10 +563,15 @@ class Listener:
         waiting.add(preamble.stream, _blocking(tcp))
 
     async def _control_connection(self, tcp: trio.SocketStream, peer: str, handler: Handler) -> None:
-        stream = trio.SSLStream(tcp, self._identity.context, server_side=True)
+        guest = self._identity.guest()
+        stream = trio.SSLStream(tcp, guest.context, server_side=True)
         with trio.fail_after(HANDSHAKE_S):
-            await stream.do_handshake()
-            channel = await self._server_handshake(stream)
+            try:
+                await stream.do_handshake()
+            except trio.BrokenResourceError as error:
+                raise tls_refusal(error, "whoever connected") or error from error
+            guest.certificate = stream.getpeercert(binary_form=True)
+            channel = await self._server_handshake(stream, guest)
         try:
             while True:
                 request = await channel.receive()
@@ -491,11 +581,12 @@ class Listener:
                     raise ProtocolError(
                         f"the client began with {type(request).__name__} instead of a request"
                     )
-                await handler(Incoming(channel, request, peer, self))
+                guest.check_request(request)
+                await handler(Incoming(channel, request, peer, self, guest.grant, guest.facts))
                 if request.role not in ("stat", "list"):
                     return
         except FlowError as error:
-            self._log(f"{peer}: {error.message}")
+            self._log(f"{peer}: {_logged(error)}")
             await channel.refuse(error)
         except OSError as error:
             self._log(f"{peer}: {error}")
@@ -505,12 +596,11 @@ class Listener:
         finally:
             await channel.aclose()
 
-    async def _server_handshake(self, stream: trio.SSLStream[trio.SocketStream]) -> Channel:
+    async def _server_handshake(
+        self, stream: trio.SSLStream[trio.SocketStream], guest: _TicketGuest | Guest
+    ) -> Channel:
         handshake = ServerHandshake(
-            [TicketProof(self._identity.secret)],
-            self._identity.fingerprint,
-            os.urandom(32),
-            software=_software(),
+            guest.resolver, guest.own_fingerprint, os.urandom(32), software=_software()
         )
         decoder = ControlDecoder(MAX_HANDSHAKE_BYTES)
         handshake.start()
@@ -522,15 +612,22 @@ class Listener:
                 raise disconnected()
             try:
                 for message in decoder.feed(data):
-                    for item in handshake.receive(message):
+                    for item in await trio.to_thread.run_sync(handshake.receive, message):
                         if isinstance(item, Established):
-                            return Channel(stream, item.secrets(), rtt)
+                            return Channel(stream, item.secrets(guest.fingerprint), rtt)
                         await stream.send_all(frame(item))
                         sent_at = time.monotonic()
             except FlowError as error:
                 with contextlib.suppress(trio.BrokenResourceError):
                     await stream.send_all(frame(handshake_refusal(error)))
                 raise
+
+
+def _logged(error: FlowError) -> str:
+    """An error as a line of the log; what was refused is found there by its reason."""
+    if isinstance(error, AuthenticationError) and error.reason != AuthenticationError.reason:
+        return f"refused ({error.reason}): {error.message}"
+    return error.message
 
 
 def _innermost(error: BaseException) -> BaseException:

@@ -1,4 +1,4 @@
-"""Transfers between this host and one behind a ticket: pull, push, and looking without moving."""
+"""Transfers between this host and a peer: pull, push, and looking without moving."""
 
 from __future__ import annotations
 
@@ -12,34 +12,31 @@ from flowengine.errors import ProtocolError
 from flowengine.store.landed import LandedManifest
 from flowengine.store.selection import Selection
 from flowengine.transfer.channel import Channel, session_errors
-from flowengine.transfer.connect import dial, join_streams, stream_count
+from flowengine.transfer.connect import Peer, dial, join_streams, stream_count
 from flowengine.transfer.passes import PassResult, Report, TransferSettings, run_passes
 from flowengine.transfer.session import Counters, Observer, Session
 from flowengine.transfer.source import run_source
 from flowengine.transfer.target import NOWHERE, TargetRoot, run_target
 from flowengine.wire.messages import Listed, Open, Opened, Options
-from flowengine.wire.ticket import Ticket
 
 __all__ = ["list_remote", "pull", "push", "remote_manifest", "stat_remote"]
 
 
-async def _open(
-    channel: Channel, ticket: Ticket, role: str, path: bytes, settings: TransferSettings
-) -> Session:
+async def _open(channel: Channel, peer: Peer, role: str, path: bytes, settings: TransferSettings) -> Session:
     streams = stream_count(channel.rtt_s, settings.streams)
     await channel.send(Open(role, path, os.urandom(16), streams, settings.profile, settings.options))
     answer = await channel.receive(settings.stall_s)
     if not isinstance(answer, Opened):
         raise ProtocolError("the other side did not answer the request", reason="disconnected")
     session = await join_streams(
-        channel, ticket, answer, settings.profile, settings.options, settings.compression
+        channel, peer, answer, settings.profile, settings.options, settings.compression
     )
     session.stall_s = settings.stall_s
     return session
 
 
 async def pull(
-    ticket: Ticket,
+    peer: Peer,
     path: bytes,
     target: bytes,
     settings: TransferSettings,
@@ -47,7 +44,7 @@ async def pull(
     observe: Observer | None = None,
     note: Callable[[str], None] = lambda line: None,
 ) -> Report:
-    """Bring what a ticket offers to a local directory.
+    """Bring what a peer offers to a local directory.
 
     Args:
         path: below the served root; a trailing slash means the contents.
@@ -61,10 +58,10 @@ async def pull(
     caches = settings.caches()
 
     async def one_pass(counters: Counters) -> PassResult:
-        channel = await dial(ticket)
+        channel = await dial(peer)
         try:
             async with session_errors(channel):
-                session = await _open(channel, ticket, "target", path, settings)
+                session = await _open(channel, peer, "target", path, settings)
                 record = LandedManifest(target) if not settings.options.dry_run else None
                 done = await run_target(
                     session, TargetRoot(target, record), caches=caches, counters=counters, observe=observe
@@ -78,7 +75,7 @@ async def pull(
 
 async def push(
     selection: Selection,
-    ticket: Ticket,
+    peer: Peer,
     path: bytes,
     settings: TransferSettings,
     *,
@@ -89,10 +86,10 @@ async def push(
     cache, _ = settings.caches()
 
     async def one_pass(counters: Counters) -> PassResult:
-        channel = await dial(ticket)
+        channel = await dial(peer)
         try:
             async with session_errors(channel):
-                session = await _open(channel, ticket, "source", path, settings)
+                session = await _open(channel, peer, "source", path, settings)
                 done = await run_source(
                     session,
                     selection,
@@ -115,7 +112,7 @@ async def push(
 
 
 def remote_manifest(
-    ticket: Ticket,
+    peer: Peer,
     path: bytes,
     sink: Callable[[bytes], object],
     profile: str,
@@ -132,11 +129,11 @@ def remote_manifest(
     async def main() -> list[tuple[bytes, str, str]]:
         options = Options(dry_run=True, reread=reread)
         settings = TransferSettings(profile=profile, options=options, use_cache=False)
-        channel = await dial(ticket)
+        channel = await dial(peer)
         try:
             async with session_errors(channel):
                 session = await _open(
-                    channel, ticket, "target", path.rstrip(b"/") + b"/" if path else path, settings
+                    channel, peer, "target", path.rstrip(b"/") + b"/" if path else path, settings
                 )
                 done = await run_target(
                     session,
@@ -152,23 +149,23 @@ def remote_manifest(
     return trio.run(main)
 
 
-async def stat_remote(ticket: Ticket, path: bytes) -> tuple[bytes, int, int, int] | None:
+async def stat_remote(peer: Peer, path: bytes) -> tuple[bytes, int, int, int] | None:
     """(path, mode, size, mtime_ns) of a path below a served root; None where nothing is."""
-    rows = await _look(ticket, "stat", path)
+    rows = await _look(peer, "stat", path)
     return rows[0] if rows else None
 
 
-async def list_remote(ticket: Ticket, path: bytes) -> list[tuple[bytes, int, int, int]]:
+async def list_remote(peer: Peer, path: bytes) -> list[tuple[bytes, int, int, int]]:
     """(name, mode, size, mtime_ns) of a directory's entries, or of the one file.
 
     Raises:
         NotFound: there is no such path.
     """
-    return await _look(ticket, "list", path)
+    return await _look(peer, "list", path)
 
 
-async def _look(ticket: Ticket, role: str, path: bytes) -> list[tuple[bytes, int, int, int]]:
-    channel = await dial(ticket)
+async def _look(peer: Peer, role: str, path: bytes) -> list[tuple[bytes, int, int, int]]:
+    channel = await dial(peer)
     rows: list[tuple[bytes, int, int, int]] = []
     try:
         await channel.send(Open(role, path, bytes(16), 0, DEFAULT_PROFILE.name, Options()))

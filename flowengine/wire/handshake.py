@@ -21,7 +21,7 @@ Invariants
 from __future__ import annotations
 
 import hmac
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from hashlib import sha256
@@ -29,7 +29,7 @@ from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
 import msgspec
 
-from flowengine.errors import AuthenticationError, FlowError, PeerError, ProtocolError
+from flowengine.errors import EXIT_CODES, AuthenticationError, Exit, FlowError, PeerError, ProtocolError
 from flowengine.wire.control import MAX_HANDSHAKE_BYTES
 from flowengine.wire.keys import (
     FINGERPRINT_BYTES,
@@ -46,11 +46,14 @@ __all__ = [
     "SUPPORTED_VERSIONS",
     "ClientHandshake",
     "Established",
+    "GrantProof",
     "PeerInfo",
     "Proof",
+    "Resolver",
     "ServerHandshake",
     "Software",
     "TicketProof",
+    "among",
     "refusal",
 ]
 
@@ -95,6 +98,7 @@ class _ClientProof(_Message, tag="proof"):
     kind: str
     identity: bytes
     mac: bytes
+    document: bytes = b""
 
 
 class _Welcome(_Message, tag="welcome"):
@@ -147,6 +151,10 @@ class Proof(Protocol):
     def identity(self) -> bytes:
         """Which proof of its kind it is; not secret, at most 32 bytes."""
 
+    @property
+    def document(self) -> bytes:
+        """What the client shows along, so that the server can find the proof; empty where that is not needed."""
+
     def client_mac(self, transcript: bytes) -> bytes:
         """What the client shows for a transcript: 32 bytes."""
 
@@ -157,18 +165,13 @@ class Proof(Protocol):
         """Secret that goes into the session's keys: 32 bytes that only holders of the right can compute."""
 
 
-class TicketProof(Secret):
-    """Knowledge of a ticket's secret."""
+class _KeyedProof(Secret):
+    """Knowledge of a secret key."""
 
     __slots__ = ("_secret",)
-    kind = "ticket"
 
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
-
-    @property
-    def identity(self) -> bytes:
-        return self._mac(_IDENTITY_LABEL, b"")[:8]
 
     def client_mac(self, transcript: bytes) -> bytes:
         return self._mac(_CLIENT_LABEL, transcript)
@@ -181,6 +184,49 @@ class TicketProof(Secret):
 
     def _mac(self, label: bytes, transcript: bytes) -> bytes:
         return hmac.digest(self._secret, label + transcript, "sha256")
+
+
+class TicketProof(_KeyedProof):
+    """Knowledge of a ticket's secret."""
+
+    __slots__ = ()
+    kind = "ticket"
+    document = b""
+
+    @property
+    def identity(self) -> bytes:
+        return self._mac(_IDENTITY_LABEL, b"")[:8]
+
+
+class GrantProof(_KeyedProof):
+    """A signed grant, which travels along, and knowledge of the secret that is in it.
+
+    It is shown only over TLS in which both sides' certificates were checked: those prove who the sides are.
+    """
+
+    __slots__ = ("document",)
+    kind = "grant"
+
+    def __init__(self, secret: bytes, document: bytes) -> None:
+        super().__init__(secret)
+        self.document = document
+
+    @property
+    def identity(self) -> bytes:
+        return sha256(self.document).digest()[:16]
+
+
+Resolver: TypeAlias = Callable[[str, bytes, bytes], Proof | None]
+"""Finds the proof for a kind, identity and document that a client shows; None where there is none.
+
+It may raise `AuthenticationError` with a reason of its own, which the client is then told.
+"""
+
+
+def among(proofs: Sequence[Proof]) -> Resolver:
+    """A resolver that knows these proofs, at most one per kind and identity."""
+    known = {(proof.kind, proof.identity): proof for proof in proofs}
+    return lambda kind, identity, document: known.get((kind, identity))
 
 
 @dataclass(frozen=True, slots=True)
@@ -375,14 +421,16 @@ class ClientHandshake(_Handshake):
             self._server_random = hello.random
             self._hellos.append(message)
             self._state = _State.WELCOME
-            mac = self._proof.client_mac(self._transcript())
-            return [_encode(_ClientProof(kind=self._proof.kind, identity=self._proof.identity, mac=mac))]
+            proof = self._proof
+            mac = proof.client_mac(self._transcript())
+            shown = _ClientProof(kind=proof.kind, identity=proof.identity, mac=mac, document=proof.document)
+            return [_encode(shown)]
         if self._state is _State.WELCOME:
             welcome = _decode(message, _Welcome)
             transcript = self._transcript()
             if not hmac.compare_digest(welcome.mac, self._proof.server_mac(transcript)):
                 raise AuthenticationError(
-                    "the server did not prove that it knows the ticket's secret",
+                    f"the server did not prove that it knows the {self._proof.kind}'s secret",
                     hint="somebody else may answer at this address; ask whoever gave you the ticket",
                 )
             peer = self._check_peer(welcome)
@@ -405,7 +453,7 @@ class ServerHandshake(_Handshake):
     """The side that was dialled.
 
     Args:
-        proofs: The rights that let a client in; at most one per kind and identity.
+        resolve: Finds the right that lets a client in; `among(proofs)` where they are known before.
         fingerprint: SHA-256 of the certificate that this side shows in TLS.
         random: 32 fresh random bytes.
         software: What to say about this side, to a client that proved its right.
@@ -415,7 +463,7 @@ class ServerHandshake(_Handshake):
 
     def __init__(
         self,
-        proofs: Sequence[Proof],
+        resolve: Resolver,
         fingerprint: bytes,
         random: bytes,
         *,
@@ -424,7 +472,7 @@ class ServerHandshake(_Handshake):
         known: Sequence[str] = (),
     ) -> None:
         super().__init__(fingerprint, random, software, versions, known)
-        self._proofs = {(proof.kind, proof.identity): proof for proof in proofs}
+        self._resolve = resolve
         # An unknown identity is answered after the same work, with a key that nobody holds.
         self._nobody = TicketProof(sha256(b"flowengine nobody\x00" + random).digest())
         self._client: _ClientHello | None = None
@@ -449,11 +497,11 @@ class ServerHandshake(_Handshake):
             assert self._client is not None
             shown = _decode(message, _ClientProof)
             transcript = self._transcript()
-            proof = self._proofs.get((shown.kind, shown.identity))
+            proof = self._resolve(shown.kind, shown.identity, shown.document)
             expected = (proof or self._nobody).client_mac(transcript)
             if not hmac.compare_digest(shown.mac, expected) or proof is None:
                 raise AuthenticationError(
-                    "a client could not prove that it knows a ticket's secret",
+                    "a client could not prove that it knows the secret that lets in",
                     hint="give it the ticket that is printed now; older tickets are no longer valid",
                 )
             # Only now: a refusal for other reasons would tell a stranger what this side is.
@@ -474,9 +522,9 @@ class ServerHandshake(_Handshake):
 
 
 def refusal(error: FlowError) -> bytes:
-    """The message that tells the peer why the handshake ends; a failed authentication says nothing more."""
+    """The message that tells the peer why the handshake ends; a failed authentication says one word."""
     if isinstance(error, AuthenticationError):
-        return _encode(_Refusal(reason=AuthenticationError.reason))
+        return _encode(_Refusal(reason=error.reason))
     return _encode(_Refusal(reason=error.reason, message=error.message[:512]))
 
 
@@ -509,6 +557,12 @@ def _decode(message: bytes, expected: type[_M]) -> _M:
 def _refused_by_peer(message: _Refusal) -> FlowError:
     if message.reason == AuthenticationError.reason:
         return AuthenticationError(_NOT_LET_IN, hint="ask for a new ticket, and paste it whole")
+    if EXIT_CODES.get(message.reason) is Exit.AUTHENTICATION:
+        return AuthenticationError(
+            f"the other side refused: {message.reason}",
+            hint="its log says why in full; the reason is explained in docs/reference/errors.md",
+            reason=message.reason,
+        )
     said = "".join(c if c.isprintable() else "?" for c in message.message[:512]) or "no explanation"
     if message.reason == "incompatible":
         return ProtocolError(

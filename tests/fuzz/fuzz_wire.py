@@ -19,7 +19,7 @@ from flowengine.wire import messages as wire_messages
 from flowengine.wire.control import ControlDecoder
 from flowengine.wire.filters import FilterSet
 from flowengine.wire.frames import HEADER_BYTES, FrameOpener, FrameSealer
-from flowengine.wire.handshake import ClientHandshake, ServerHandshake, TicketProof
+from flowengine.wire.handshake import ClientHandshake, ServerHandshake, TicketProof, among
 from flowengine.wire.keys import NO_FINGERPRINT, Direction, SessionSecrets, StreamKeys
 from flowengine.wire.paths import check_link_target, check_relative_path, collision_key
 from flowengine.wire.preamble import PREAMBLE_BYTES, Preamble, PreambleRegistry
@@ -86,7 +86,7 @@ def handshake(data: bytes) -> None:
     proof = TicketProof(b"k" * 24)
     for state in range(4):
         client = ClientHandshake(proof, b"F" * 32, b"c" * 32)
-        server = ServerHandshake([proof], b"F" * 32, b"s" * 32)
+        server = ServerHandshake(among([proof]), b"F" * 32, b"s" * 32)
         server.start()
         # The right message after `state` messages, and who waits for it.
         right, machine = client.start()[0], server if state % 2 == 0 else client

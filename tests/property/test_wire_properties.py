@@ -26,7 +26,7 @@ from flowengine.wire.frames import (
     FrameOpener,
     FrameSealer,
 )
-from flowengine.wire.handshake import ClientHandshake, ServerHandshake, TicketProof
+from flowengine.wire.handshake import ClientHandshake, ServerHandshake, TicketProof, among
 from flowengine.wire.keys import NO_FINGERPRINT, Direction, SessionSecrets, StreamKeys
 from flowengine.wire.paths import check_link_target, check_relative_path, collision_key
 from flowengine.wire.preamble import PREAMBLE_BYTES, Preamble, PreambleRegistry
@@ -161,12 +161,12 @@ def test_garbage_on_the_control_connection_stays_bounded(pieces: list[bytes]) ->
 @example(b"\x81\xa4type\xa5proof")
 def test_garbage_in_the_handshake_gives_only_known_errors(message: bytes) -> None:
     client = ClientHandshake(TicketProof(b"k" * 24), b"F" * 32, b"c" * 32)
-    server = ServerHandshake([TicketProof(b"k" * 24)], b"F" * 32, b"s" * 32)
+    server = ServerHandshake(among([TicketProof(b"k" * 24)]), b"F" * 32, b"s" * 32)
     server.start()
     hello = client.start()[0]
     for prepare in (False, True):
         if prepare:
-            server = ServerHandshake([TicketProof(b"k" * 24)], b"F" * 32, b"s" * 32)
+            server = ServerHandshake(among([TicketProof(b"k" * 24)]), b"F" * 32, b"s" * 32)
             server.start()
             server.receive(hello)
         for machine in (client, server):

@@ -13,6 +13,7 @@ from flowengine.wire.handshake import (
     ServerHandshake,
     Software,
     TicketProof,
+    among,
     refusal,
 )
 from flowengine.wire.keys import Direction, Side
@@ -26,7 +27,7 @@ def client(secret: bytes = SECRET, fingerprint: bytes = FINGERPRINT, **more: obj
 
 def server(*secrets: bytes, **more: object) -> ServerHandshake:
     proofs = [TicketProof(secret) for secret in secrets or (SECRET,)]
-    made = ServerHandshake(proofs, FINGERPRINT, b"s" * 32, **more)  # type: ignore[arg-type]
+    made = ServerHandshake(among(proofs), FINGERPRINT, b"s" * 32, **more)  # type: ignore[arg-type]
     assert made.start() == []
     return made
 

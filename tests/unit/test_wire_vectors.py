@@ -21,7 +21,7 @@ from flowengine.wire.frames import (
     FrameOpener,
     FrameSealer,
 )
-from flowengine.wire.handshake import ClientHandshake, ServerHandshake, Software, TicketProof
+from flowengine.wire.handshake import ClientHandshake, ServerHandshake, Software, TicketProof, among
 from flowengine.wire.keys import FRAMES_PER_GENERATION, Direction, SessionSecrets, Side
 from flowengine.wire.preamble import Kind, Preamble, PreambleRegistry
 from flowengine.wire.ticket import Ticket
@@ -124,7 +124,9 @@ def test_handshake() -> None:
     proof = TicketProof(GIVEN["ticket_secret"])
     software = Software("flowengine", "0.1.0", {"streams": 16}, ("zstd",))
     client = ClientHandshake(proof, GIVEN["server_fingerprint"], GIVEN["client_random"], software=software)
-    server = ServerHandshake([proof], GIVEN["server_fingerprint"], GIVEN["server_random"], software=software)
+    server = ServerHandshake(
+        among([proof]), GIVEN["server_fingerprint"], GIVEN["server_random"], software=software
+    )
     server.start()
     messages = client.start()
     for machine in (server, client, server, client):
