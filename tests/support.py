@@ -84,7 +84,8 @@ class Flow:
     prefix: list[str] = field(default_factory=list)
     env: dict[str, str] = field(default_factory=dict)
 
-    def _environment(self) -> dict[str, str]:
+    def environment(self) -> dict[str, str]:
+        """What the command finds as its environment."""
         left_out = ("FLOW_", "PYTHONDONTWRITEBYTECODE")
         kept = {key: value for key, value in os.environ.items() if not key.startswith(left_out)}
         return kept | {"FLOW_STATE_DIR": str(self.state), "PYTHONPYCACHEPREFIX": _bytecode()} | self.env
@@ -98,7 +99,7 @@ class Flow:
     ) -> Result:
         """Run to the end; the exit code must be `code` unless that is None."""
         done = subprocess.run(
-            self.command(*args), env=self._environment(), input=stdin, capture_output=True, timeout=timeout
+            self.command(*args), env=self.environment(), input=stdin, capture_output=True, timeout=timeout
         )
         result = Result(done.returncode, done.stdout.decode(), done.stderr.decode())
         assert code is None or result.code == code, str(result)
@@ -110,7 +111,7 @@ class Flow:
         """A command that runs meanwhile; killed at the end of the block if it still does."""
         process = subprocess.Popen(
             self.command(*args),
-            env=self._environment(),
+            env=self.environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             **popen,
