@@ -40,7 +40,7 @@ from flowengine.transfer.sinks import (
     Waiter,
 )
 from flowengine.transfer.timing import Stage, StageClock
-from flowengine.units import show_path
+from flowengine.units import MIB, show_path
 from flowengine.wire.messages import DirectoryEnd, Failed, Received
 from flowengine.wire.records import Run
 
@@ -50,6 +50,8 @@ _CHECKPOINT_BYTES: Final = 256 * 1024 * 1024
 _RECENT_CHUNKS: Final = 200_000
 _WANTED: Final = 1
 _CLAIMED: Final = 2
+_ACKNOWLEDGE_BYTES: Final = 2 * MIB
+"""Credit goes back in steps of this size, an eighth of the least window: each message wakes both ends' loops."""
 _MAX_BACKLOG: Final = 16_384
 """Objects that may wait for the publisher before lanes wait too."""
 _MAX_OPEN_OBJECTS: Final = 32_768
@@ -85,6 +87,7 @@ class Landing:
         self.lock = threading.Lock()
         self._room = threading.Condition(self.lock)
         self._stopped = False
+        self._unacknowledged = 0
         self.offers: dict[int, SmallOffer | RunOffer] = {}
         self.inflight: dict[bytes, list[Waiter] | None] = {}
         self.recent: dict[bytes, Location] = {}
@@ -260,7 +263,18 @@ class Landing:
                     self._room.wait()
         if at != len(plain):
             raise ProtocolError(f"a record holds {len(plain)} bytes, its chunks are {at} bytes")
-        self._control.post(Received(stored_bytes))
+        with self.lock:
+            self._unacknowledged += stored_bytes
+            due = self._unacknowledged >= _ACKNOWLEDGE_BYTES
+        if due:
+            self.acknowledge()
+
+    def acknowledge(self) -> None:
+        """Give back the credit of what was received since the last time."""
+        with self.lock:
+            size_bytes, self._unacknowledged = self._unacknowledged, 0
+        if size_bytes:
+            self._control.post(Received(size_bytes))
 
     def _claim(self, number: int, index: int, count: int) -> SmallOffer | RunOffer:
         """The offer whose chunks arrived; from here on nobody else delivers these."""

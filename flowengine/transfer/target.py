@@ -323,6 +323,7 @@ class _Target:
         return outcome
 
     def _observed(self, counters: Counters) -> None:
+        self._landing.acknowledge()  # what is too little to be told at once is told with the progress
         counters.bytes_sent = sum(lane.bytes_received for lane in self._lanes) + self._control.bytes_received
         if self._observe is not None:
             self._observe(counters)
