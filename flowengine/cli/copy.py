@@ -9,7 +9,9 @@ from typing import Any, Final
 
 import click
 
-from flowengine.cli.locations import Local, Location, Remote, parse_location
+from flowengine.cli.federation import complete_place
+from flowengine.cli.locations import Local, Location, Remote, all_at_sites, parse_location
+from flowengine.cli.third_party import order, order_options, refuse_order_options
 from flowengine.errors import Exit, UsageError
 from flowengine.units import format_bytes, format_duration, format_rate, show_path
 
@@ -62,30 +64,41 @@ def _common(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command(cls=_OrderedCommand)
-@click.argument("sources", nargs=-1, required=True, metavar="SRC…")
-@click.argument("target", metavar="DST")
+@click.argument("sources", nargs=-1, required=True, metavar="SRC…", shell_complete=complete_place)
+@click.argument("target", metavar="DST", shell_complete=complete_place)
 @_common
+@order_options
 @click.pass_context
 def cp(ctx: click.Context, /, sources: tuple[str, ...], target: str, **settings: Any) -> int:
     """Copy each SRC to DST, which is made where missing.
 
     SRC/ means what is in SRC, SRC the folder or file itself. What is already there is not sent again; after an
     interruption the same command continues.
+
+    Between sites, `flow cp A:/path B:/path [C:/path …]` copies the first place to all others; bytes go straight from
+    site to site, and the command may be stopped: the transfer goes on.
     """
+    if all_at_sites([*sources, target]):
+        return order(ctx, "copy", sources[0], [*sources[1:], target], settings)
+    refuse_order_options(ctx)
     return _transfer(ctx, list(sources), target, delete=False, **settings)
 
 
 @click.command(cls=_OrderedCommand)
-@click.argument("source", metavar="SRC")
-@click.argument("target", metavar="DST")
+@click.argument("source", metavar="SRC", shell_complete=complete_place)
+@click.argument("target", metavar="DST", shell_complete=complete_place)
 @click.option("--delete", is_flag=True, help="Remove at the target what the source does not have.")
 @_common
+@order_options
 @click.pass_context
 def sync(ctx: click.Context, /, source: str, target: str, delete: bool, **settings: Any) -> int:
     """Make DST hold what SRC holds, moving only what changed.
 
     SRC/ means what is in SRC, SRC the folder itself, as in `flow cp`. Without --delete nothing is removed.
     """
+    if all_at_sites([source, target]):
+        return order(ctx, "sync", source, [target], settings, delete=delete)
+    refuse_order_options(ctx)
     return _transfer(ctx, [source], target, delete=delete, **settings)
 
 

@@ -11,7 +11,9 @@ from typing import Any
 
 import click
 
-from flowengine.cli.locations import Local, Remote, parse_location
+from flowengine.cli.federation import complete_place
+from flowengine.cli.locations import Local, Remote, all_at_sites, parse_location
+from flowengine.cli.third_party import order, order_options, refuse_order_options
 from flowengine.errors import Exit, NotFound
 from flowengine.units import show_path
 
@@ -40,11 +42,16 @@ _PROFILE = click.option(
 
 
 @click.command()
-@click.argument("location")
+@click.argument("location", shell_complete=complete_place)
 @_TICKET
 @_JSON
 def ls(location: str, ticket_file: str | None, as_json: bool) -> int:
-    """List a folder: mode, size, time, name."""
+    """List a folder: mode, size, time, name.
+
+    LOCATION is a local path, a ticket or a folder at a site, SITE:/PATH, as its agent sees it now.
+    """
+    if all_at_sites([location]):
+        return _list_site(location, as_json)
     place = parse_location(location, ticket_file)
     if isinstance(place, Local):
         rows = _list_local(place.path)
@@ -75,6 +82,25 @@ def ls(location: str, ticket_file: str | None, as_json: bool) -> int:
     for name, mode, size, mtime_ns in rows:
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(mtime_ns / 1e9))
         print(f"{stat.filemode(mode)} {size:>14} {when} {show_path(name)}{'/' if stat.S_ISDIR(mode) else ''}")
+    return Exit.DONE
+
+
+def _list_site(location: str, as_json: bool) -> int:
+    from flowengine.cli.federation import note, open_client, plain
+    from flowengine.cli.output import print_json
+
+    with open_client() as client:
+        listing = client.ls(location)
+    if as_json:
+        print_json(plain(listing))
+        return Exit.DONE
+    letters = {"directory": "d", "file": "-", "link": "l"}
+    for entry in listing.entries:
+        when = entry.mtime.astimezone().strftime("%Y-%m-%d %H:%M")
+        slash = "/" if entry.kind == "directory" else ""
+        print(f"{letters.get(entry.kind, '?')} {entry.size_bytes:>14} {when} {entry.name}{slash}")
+    if not listing.complete:
+        note(f"{location} holds more than these {len(listing.entries)} entries")
     return Exit.DONE
 
 
@@ -264,23 +290,47 @@ def diff(
 
 
 @click.command()
-@click.argument("path", metavar="DST")
+@click.argument("path", metavar="DST", shell_complete=complete_place)
 @click.option(
     "--against",
     metavar="MANIFEST|SRC",
     help="What DST must equal: a manifest file, a folder or a ticket. [default: what last landed there]",
+    shell_complete=complete_place,
 )
 @_PROFILE
 @_TICKET
 @_PROGRESS
 @_JSON
+@order_options
+@click.pass_context
 def verify(
-    path: str, against: str | None, profile: str, ticket_file: str | None, progress: str, as_json: bool
+    ctx: click.Context,
+    /,
+    path: str,
+    against: str | None,
+    profile: str,
+    ticket_file: str | None,
+    progress: str,
+    as_json: bool,
+    **asked: Any,
 ) -> int:
     """Read every byte of DST and name each object that is wrong, missing or extra.
 
-    Exit code 0 when all is right, 6 when not, 3 when there is nothing to verify against.
+    Exit code 0 when all is right, 6 when not, 3 when there is nothing to verify against. Between sites,
+    `flow verify B:/path --against A:/path` has both sites read and compare.
     """
+    if all_at_sites([path] if against is None else [path, against]):
+        if against is None:
+            raise NotFound("nothing says what it must equal", hint="say it with --against SITE:/PATH")
+        shown = {"profile": profile, "progress": progress, "as_json": as_json}
+        return order(ctx, "verify", against, [path], asked | shown)
+    refuse_order_options(ctx)
+    return _verify(path, against, profile, ticket_file, progress, as_json)
+
+
+def _verify(
+    path: str, against: str | None, profile: str, ticket_file: str | None, progress: str, as_json: bool
+) -> int:
     from flowengine.cli.output import Progress, print_failures, print_json
     from flowengine.transfer.manifests import differences
 

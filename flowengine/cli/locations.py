@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,7 +13,9 @@ from flowengine.errors import NotFound, UsageError
 if TYPE_CHECKING:
     from flowengine.wire.ticket import Ticket
 
-__all__ = ["Local", "Location", "Remote", "parse_location"]
+__all__ = ["Local", "Location", "Remote", "all_at_sites", "parse_location"]
+
+_SITE = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?:/")
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,22 @@ class Remote:
 
 
 Location = Local | Remote
+
+
+def all_at_sites(texts: Sequence[str]) -> bool:
+    """Whether the arguments name places at sites, `SITE:/PATH`. A local path that looks so is written `./SITE:/PATH`.
+
+    Raises:
+        UsageError: some do and some do not.
+    """
+    at_sites = [_SITE.match(text) is not None for text in texts]
+    if any(at_sites) and not all(at_sites):
+        other = texts[at_sites.index(False)]
+        raise UsageError(
+            f"{other!r} is not at a site, {texts[at_sites.index(True)]!r} is: bytes go from site to site, not through here",
+            hint="run an agent where the data is (flow site token), or flow serve and a ticket between two hosts",
+        )
+    return all(at_sites)
 
 
 def parse_location(text: str, ticket_file: str | None) -> Location:

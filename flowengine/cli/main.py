@@ -16,19 +16,49 @@ gc.set_threshold(50_000, 20, 50)
 
 import click  # noqa: E402
 
-__all__ = ["main"]
+__all__ = ["command", "main"]
 
-_COMMANDS: Final = {
-    "cp": ("flowengine.cli.copy:cp", "Copy files and folders to another path or site."),
-    "sync": ("flowengine.cli.copy:sync", "Make a target equal to a source, moving only what changed."),
-    "serve": ("flowengine.cli.serve:serve", "Offer a folder to other hosts; prints a ticket."),
-    "ls": ("flowengine.cli.inspect:ls", "List a local or served folder."),
-    "verify": ("flowengine.cli.inspect:verify", "Read every byte and name what is wrong, missing or extra."),
-    "manifest": ("flowengine.cli.inspect:manifest", "Write the manifest of a folder."),
-    "diff": ("flowengine.cli.inspect:diff", "Show what differs between two versions."),
-    "policy": ("flowengine.cli.policy:policy", "Check, test and explain residency policies."),
-    "plan": ("flowengine.cli.plan:plan", "Plan routes and bandwidth; simulate a federation."),
+_SECTIONS: Final = {
+    "Move data": {
+        "cp": ("flowengine.cli.copy:cp", "Copy files and folders to another path or site."),
+        "sync": ("flowengine.cli.copy:sync", "Make a target equal to a source, moving only what changed."),
+        "verify": (
+            "flowengine.cli.inspect:verify",
+            "Read every byte and name what is wrong, missing or extra.",
+        ),
+        "ls": ("flowengine.cli.inspect:ls", "List a folder: local, served, or at a site."),
+        "serve": ("flowengine.cli.serve:serve", "Offer a folder to another host; prints a ticket."),
+        "manifest": ("flowengine.cli.inspect:manifest", "Write the manifest of a folder."),
+        "diff": ("flowengine.cli.inspect:diff", "Show what differs between two versions."),
+    },
+    "Between sites": {
+        "transfer": ("flowengine.cli.transfers:transfer", "List, watch and steer transfers."),
+        "why": ("flowengine.cli.transfers:why", "Say what a transfer waits for, or what makes it no faster."),
+        "site": ("flowengine.cli.site:site", "The sites: what they offer, how they join and leave."),
+        "limit": ("flowengine.cli.limit:limit", "Bandwidth limits, by link, site, tenant and time of day."),
+        "events": ("flowengine.cli.events:events", "Print what happens, as it happens."),
+        "policy": ("flowengine.cli.policy:policy", "Check, test and explain residency policies."),
+        "plan": ("flowengine.cli.plan:plan", "Plan routes and bandwidth; simulate a federation."),
+    },
+    "People and machines": {
+        "login": ("flowengine.cli.login:login", "Store who you are at a coordinator."),
+        "logout": ("flowengine.cli.login:logout", "Forget it."),
+        "whoami": ("flowengine.cli.login:whoami", "Say who you are, and where."),
+        "user": ("flowengine.cli.people:user", "Who may come in, and as what."),
+        "token": ("flowengine.cli.people:token", "API tokens for scripts and more machines."),
+        "tenant": ("flowengine.cli.people:tenant", "Parties with a share of the federation."),
+        "doctor": ("flowengine.cli.doctor:doctor", "Look for what is wrong here and say what to do."),
+        "completion": ("flowengine.cli.completion:completion", "Make the shell complete commands and sites."),
+    },
+    "Run a federation": {
+        "demo": (
+            "flowengine.cli.demo:demo",
+            "Three sites on this machine, with data and a policy, in a minute.",
+        ),
+        "up": ("flowengine.cli.up:up", "Run a federation on this machine from one file."),
+    },
 }
+_COMMANDS: Final = {name: entry for section in _SECTIONS.values() for name, entry in section.items()}
 
 
 class _LazyGroup(click.Group):
@@ -45,8 +75,10 @@ class _LazyGroup(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, line) in _COMMANDS.items()])
+        width = max(len(name) for name in _COMMANDS)
+        for title, section in _SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(width), line) for name, (_, line) in section.items()])
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -66,10 +98,15 @@ class _LazyGroup(click.Group):
 def _flow() -> None:
     """Move datasets between compute sites: verified, sealed, resumable, under policy.
 
-    SRC/ means what is in SRC, SRC the folder itself. A location is a local path or a ticket that `flow serve`
-    printed. Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 authentication, 5 denied, 6 integrity, 7 some
+    SRC/ means what is in SRC, SRC the folder itself. A place is a local path, SITE:/PATH at a site of the federation,
+    or a ticket that `flow serve` printed. Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 authentication, 5 denied, 6 integrity, 7 some
     objects failed, 75 try again, 130 interrupted.
     """
+
+
+def command() -> click.Command:
+    """The whole command, for what describes it."""
+    return _flow
 
 
 def main(args: list[str] | None = None) -> None:

@@ -7,19 +7,29 @@ import sys
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 from flowengine.units import format_bytes, format_duration, format_rate, show_path
 
-if TYPE_CHECKING:
-    from flowengine.transfer.session import Counters
-
-__all__ = ["PROGRESS_MODES", "Progress", "print_failures", "print_json"]
+__all__ = ["PROGRESS_MODES", "Numbers", "Progress", "print_failures", "print_json"]
 
 PROGRESS_MODES: Final = ("auto", "bar", "lines", "json", "none")
 LINE_EVERY_S: Final = 30.0
 MAX_SHOWN: Final = 50
 """Failures named on stderr; all of them are in --json."""
+
+
+class Numbers(Protocol):
+    """What progress is made of: `transfer.session.Counters`, or what a coordinator reports."""
+
+    objects: int
+    size_bytes: int
+    scan_done: bool
+    objects_done: int
+    bytes_done: int
+    bytes_read: int
+    bytes_sent: int
+    bytes_reused: int
 
 
 class Progress:
@@ -74,7 +84,7 @@ class Progress:
             else:
                 print(f"flow: {line}", file=sys.stderr, flush=True)
 
-    def update(self, counters: Counters) -> None:
+    def update(self, counters: Numbers) -> None:
         """New numbers; called about twice a second."""
         now = time.monotonic()
         done = counters.bytes_done + max(
@@ -114,7 +124,7 @@ class Progress:
             print(json.dumps(row), file=sys.stderr, flush=True)
 
     @staticmethod
-    def _text(counters: Counters, done: int, rate: float, eta: float | None) -> str:
+    def _text(counters: Numbers, done: int, rate: float, eta: float | None) -> str:
         scanning = "" if counters.scan_done else "+"
         parts = [
             f"{format_bytes(done)} of {format_bytes(counters.size_bytes)}{scanning}",

@@ -12,7 +12,27 @@ synchronous face runs it on a thread of its own, so that it also works where an 
 
 from __future__ import annotations
 
-from flowengine.client.asynchronous import AsyncClient, AsyncTransfer
-from flowengine.client.synchronous import Client, Transfer, connect
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flowengine.client.asynchronous import AsyncClient, AsyncTransfer
+    from flowengine.client.synchronous import Client, Transfer, connect
 
 __all__ = ["AsyncClient", "AsyncTransfer", "Client", "Transfer", "connect"]
+
+# Loaded when named: the shell's completion and the credentials file need no HTTP.
+_HOMES = {
+    "AsyncClient": "flowengine.client.asynchronous",
+    "AsyncTransfer": "flowengine.client.asynchronous",
+    "Client": "flowengine.client.synchronous",
+    "Transfer": "flowengine.client.synchronous",
+    "connect": "flowengine.client.synchronous",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'flowengine.client' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOMES[name]), name)

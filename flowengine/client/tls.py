@@ -12,23 +12,29 @@ __all__ = ["COORDINATOR_NAME", "client_context", "unchecked_context"]
 COORDINATOR_NAME: Final = "flow://coordinator"
 
 
-class _CoordinatorOnly(ssl.SSLObject):
-    """Ends the handshake unless the server is the coordinator.
+def _must_be_the_coordinator(certificate: Any) -> None:
+    """End the handshake unless the server is the coordinator.
 
     The federation's CA also certifies agents, and each of them may listen: without this check one of them could
     stand in for the coordinator and be sent a user's token. It runs before the first byte of a request leaves.
     """
+    entries = (certificate or {}).get("subjectAltName", ())  # pairs of kind and value
+    names = [value for kind, value in entries if kind == "URI"]
+    if names != [COORDINATOR_NAME]:
+        shown = ", ".join(map(str, names)) or "nothing"
+        raise ssl.SSLCertVerificationError(f"the certificate stands for {shown}, not for {COORDINATOR_NAME}")
 
+
+class _CoordinatorOnly(ssl.SSLObject):
     def do_handshake(self) -> None:
         super().do_handshake()
-        certificate = self.getpeercert() or {}
-        entries: Any = certificate.get("subjectAltName", ())  # pairs of kind and value
-        names = [value for kind, value in entries if kind == "URI"]
-        if names != [COORDINATOR_NAME]:
-            shown = ", ".join(map(str, names)) or "nothing"
-            raise ssl.SSLCertVerificationError(
-                f"the certificate stands for {shown}, not for {COORDINATOR_NAME}"
-            )
+        _must_be_the_coordinator(self.getpeercert())
+
+
+class _CoordinatorOnlySocket(ssl.SSLSocket):
+    def do_handshake(self, block: bool = False) -> None:
+        super().do_handshake(block)
+        _must_be_the_coordinator(self.getpeercert())
 
 
 def client_context(
@@ -50,6 +56,7 @@ def client_context(
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
         context.sslobject_class = _CoordinatorOnly
+        context.sslsocket_class = _CoordinatorOnlySocket
         try:
             context.load_verify_locations(cadata=ca_pem)
         except (ssl.SSLError, ValueError) as error:

@@ -1,0 +1,216 @@
+"""`flow transfer` and `flow why`: what was asked for, how it stands, and steering it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from flowengine.cli.federation import (
+    ago,
+    complete_site,
+    json_option,
+    note,
+    open_client,
+    plain,
+    print_table,
+    show_time,
+)
+from flowengine.cli.third_party import describe, follow, summary
+from flowengine.errors import Exit
+from flowengine.units import format_bytes, format_rate
+
+if TYPE_CHECKING:
+    from flowengine.api import resources as api
+
+__all__ = ["transfer", "why"]
+
+_STATES = ("requested", "started", "suspended", "completed", "terminated", "quarantined", "purged")
+
+
+@click.group()
+def transfer() -> None:
+    """Transfers between sites: list, watch, steer."""
+
+
+@transfer.command("ls")
+@click.option("--state", type=click.Choice(_STATES), default=None, help="Only those in this state.")
+@click.option(
+    "--site", default=None, metavar="SITE", shell_complete=complete_site, help="Only from or to this site."
+)
+@click.option("--user", default=None, metavar="USER", help="Only this user's.")
+@click.option("--tenant", default=None, metavar="TENANT", help="Only this tenant's.")
+@click.option(
+    "--limit", type=click.IntRange(1, 100_000), default=50, show_default=True, help="How many at most."
+)
+@json_option
+def ls(
+    state: api.TransferState | None,
+    site: str | None,
+    user: str | None,
+    tenant: str | None,
+    limit: int,
+    as_json: bool,
+) -> int:
+    """List transfers, the newest first."""
+    from itertools import islice
+
+    from flowengine.cli.output import print_json
+
+    with open_client() as client:
+        found = list(islice(client.transfers(state=state, site=site, user=user, tenant=tenant), limit + 1))
+    more, found = len(found) > limit, found[:limit]
+    if as_json:
+        print_json({"transfers": plain(found), "more": more})
+        return Exit.DONE
+    rows = [
+        (
+            record.id,
+            record.state,
+            _share(record.counters),
+            record.user,
+            ago(record.created),
+            describe(record)
+            + (f"  ({record.message})" if record.state in ("suspended", "terminated") else ""),
+        )
+        for record in found
+    ]
+    print_table(("TRANSFER", "STATE", "DONE", "USER", "ASKED", "WHAT"), rows)
+    if more:
+        note("there are more; --limit shows them")
+    return Exit.DONE
+
+
+def _share(counters: api.Counters) -> str:
+    if not counters.size_bytes:
+        return f"{counters.objects_done} obj" if counters.objects_done else "-"
+    return f"{100 * counters.bytes_done // counters.size_bytes} %{'' if counters.scan_done else '+'}"
+
+
+@transfer.command("show")
+@click.argument("transfer_id", metavar="ID")
+@json_option
+def show(transfer_id: str, as_json: bool) -> int:
+    """Show a transfer: state and reason, each target's task, what policy said."""
+    from flowengine.cli.output import print_json
+
+    with open_client() as client:
+        record = client.transfer(transfer_id).record
+    if as_json:
+        print_json(plain(record))
+        return Exit.DONE
+    request = record.request
+    print(f"{record.id}: {record.state} since {show_time(record.since)}")
+    if record.message:
+        print(f"  because   {record.message}" + (f" ({record.reason})" if record.reason else ""))
+    print(f"  {request.mode:<8}  {describe(record)}")
+    print(
+        f"  asked     {show_time(record.created)} by {record.user}, tenant {record.tenant}, {request.priority} priority"
+    )
+    if request.labels or request.purpose:
+        print(
+            f"  data      {', '.join(request.labels) or 'no label'}"
+            + (f", for {request.purpose}" * bool(request.purpose))
+        )
+    if request.deadline is not None:
+        print(f"  deadline  {show_time(request.deadline)}")
+    if record.eta is not None and record.ended is None:
+        print(f"  expected  {show_time(record.eta)}")
+    print(f"  so far    {summary(record).partition(': ')[2]}")
+    for task in record.tasks:
+        _show_task(task)
+    for decision in record.decisions:
+        if decision.verdict != "none":
+            duties = f"; duties: {', '.join(decision.duties)}" if decision.duties else ""
+            print(
+                f"  policy    {decision.use} at {decision.site}: {decision.verdict}, {decision.rule or decision.text}{duties}"
+            )
+    return Exit.DONE
+
+
+def _show_task(task: api.Task) -> None:
+    counters = task.counters
+    facts = [f"{counters.objects_done} of {counters.objects} objects", f"{format_bytes(counters.bytes_done)}"]
+    if task.state == "running":
+        facts.append(format_rate(task.rate_bits_per_s / 8))
+        if task.bottleneck:
+            facts.append(task.bottleneck)
+    if task.attempts > 1:
+        facts.append(f"attempt {task.attempts}")
+    print(f"  task      {task.target.site}:{task.target.path}  {task.state}  {', '.join(facts)}")
+    if task.wait is not None:
+        print(
+            f"            waits {ago(task.wait.since).removesuffix(' ago')}: {task.wait.text}; ends when {task.wait.ends_when}"
+        )
+    if task.message and task.state != "done":
+        print(f"            {task.message} ({task.reason})" + (f"; next: {task.hint}" if task.hint else ""))
+    if task.version_id:
+        print(f"            version {task.version_id}")
+
+
+@transfer.command("watch")
+@click.argument("transfer_id", metavar="ID")
+@click.option(
+    "--progress",
+    type=click.Choice(["auto", "bar", "lines", "json", "none"]),
+    default="auto",
+    show_default=True,
+)
+@json_option
+def watch(transfer_id: str, progress: str, as_json: bool) -> int:
+    """Follow a transfer to its end, whoever started it. Exit codes as for `flow cp`."""
+    with open_client() as client:
+        return follow(client.transfer(transfer_id), progress, as_json=as_json)
+
+
+@transfer.command("pause")
+@click.argument("transfer_id", metavar="ID")
+def pause(transfer_id: str) -> int:
+    """Stop moving until `flow transfer resume`; nothing that was done is lost."""
+    with open_client() as client:
+        return _told(client.transfer(transfer_id).pause())
+
+
+@transfer.command("resume")
+@click.argument("transfer_id", metavar="ID")
+def resume(transfer_id: str) -> int:
+    """Go on after `flow transfer pause`."""
+    with open_client() as client:
+        return _told(client.transfer(transfer_id).resume())
+
+
+@transfer.command("cancel")
+@click.argument("transfer_id", metavar="ID")
+def cancel(transfer_id: str) -> int:
+    """End a transfer. What has landed stays."""
+    with open_client() as client:
+        return _told(client.transfer(transfer_id).cancel())
+
+
+@transfer.command("retry")
+@click.argument("transfer_id", metavar="ID")
+def retry(transfer_id: str) -> int:
+    """Try again what ended incomplete: only what is missing moves."""
+    with open_client() as client:
+        return _told(client.transfer(transfer_id).retry())
+
+
+def _told(record: api.Transfer) -> int:
+    note(f"transfer {record.id} is {record.state}" + (f": {record.message}" if record.message else ""))
+    return Exit.DONE
+
+
+@click.command()
+@click.argument("transfer_id", metavar="ID")
+@json_option
+def why(transfer_id: str, as_json: bool) -> int:
+    """Say in one line what a transfer waits for, since when and what ends it; or what makes it no faster."""
+    from flowengine.cli.output import print_json
+
+    with open_client() as client:
+        answer = client.transfer(transfer_id).why()
+    if as_json:
+        print_json(plain(answer))
+    else:
+        print(answer.line)
+    return Exit.DONE
