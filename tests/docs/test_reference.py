@@ -93,7 +93,9 @@ def test_the_usage_line_is_clicks_own(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(set(COMMANDS) & set(SECTIONS)))
 def test_the_options_of_a_command_are_those_of_its_table(name: str) -> None:
     options = {
-        frozenset(option.opts): option for option in COMMANDS[name].params if isinstance(option, click.Option)
+        frozenset(option.opts + option.secondary_opts): option
+        for option in COMMANDS[name].params
+        if isinstance(option, click.Option)
     }
     rows = _rows(SECTIONS[name])
     missing = [_example_row(option) for names, option in options.items() if names not in rows]
