@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -18,6 +14,8 @@ import click
 from flowengine.errors import UsageError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from flowengine.api import resources as api
     from flowengine.client import Client
 
@@ -113,6 +111,8 @@ def _names_path() -> Path:
 
 def remember_sites(sites: Iterable[api.Site]) -> None:
     """Keep the names and roots for completion; failing to is no reason to disturb."""
+    import json
+
     rows = {site.name: [root.name for root in site.roots] for site in sites}
     try:
         path = _names_path()
@@ -126,6 +126,10 @@ def remember_sites(sites: Iterable[api.Site]) -> None:
 
 def _known_sites() -> dict[str, list[str]]:
     """What is remembered; a refresh is started when it is old, at most one a minute."""
+    import json
+    import subprocess
+    import time
+
     try:
         path = _names_path()
         rows: dict[str, list[str]] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import stat
 import tomllib
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ __all__ = ["Access", "Credentials", "config_dir", "find_access", "normal_url"]
 
 _FILE: Final = "credentials.toml"
 _MOST_BYTES: Final = 1 << 20
+_HOST: Final = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.%a-z]+\])(:[0-9]{1,5})?")
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,12 @@ def normal_url(text: str) -> str:
     >>> normal_url("coordinator.example.org:7440/")
     'https://coordinator.example.org:7440'
     """
-    url = text.strip().rstrip("/")
+    url = text.strip()
+    url = url[:-1] if url.endswith("/") else url
     if "://" not in url:
         url = f"https://{url}"
     scheme, _, rest = url.partition("://")
-    if scheme.lower() != "https" or not rest or "/" in rest or "@" in rest or rest.startswith(":"):
+    if scheme.lower() != "https" or _HOST.fullmatch(rest) is None:
         raise UsageError(
             f"{text!r} is not the address of a coordinator", hint="write it like https://HOST:PORT"
         )

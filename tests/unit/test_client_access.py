@@ -51,7 +51,9 @@ def test_the_environment_goes_before_the_file_and_arguments_before_the_environme
     }  # fmt: skip
     assert find_access(environ=environ) == Access(B.url, "flowt_file", "CA-ENV")
     assert find_access(environ=environ | {"FLOW_TOKEN": "flowt_env"}).token == "flowt_env"
-    assert find_access(A.url, "flowt_argument", "CA", environ=environ) == Access(A.url, "flowt_argument", "CA")
+    assert find_access(A.url, "flowt_argument", "CA", environ=environ) == Access(
+        A.url, "flowt_argument", "CA"
+    )
 
 
 def test_a_stored_token_goes_to_no_other_coordinator(tmp_path: Path) -> None:

@@ -39,7 +39,9 @@ def test_a_request_from_words() -> None:
     )
 
 
-@pytest.mark.parametrize("place", ["", "x", "/x", "A:/x", "a:x", "a:/\0", "-a:/x", "a_b:/x", "a" * 64 + ":/x"])
+@pytest.mark.parametrize(
+    "place", ["", "x", "/x", "A:/x", "a:x", "a:/\0", "-a:/x", "a_b:/x", "a" * 64 + ":/x"]
+)
 def test_what_is_no_place(place: str) -> None:
     with pytest.raises(UsageError, match="SITE:/PATH"):
         parse_place(place)
@@ -72,7 +74,9 @@ def test_what_makes_no_sense_is_refused_here(changes: dict[str, object]) -> None
         (503, "busy", TemporaryError, Exit.TEMPORARY),
     ],
 )
-def test_a_problem_becomes_an_error_with_its_reason(status: int, reason: str, kind: type[FlowError], code: Exit) -> None:
+def test_a_problem_becomes_an_error_with_its_reason(
+    status: int, reason: str, kind: type[FlowError], code: Exit
+) -> None:
     problem = api.Problem(
         title="t", status=status, reason=reason, detail="d", hint="h", retryable=True, context={"message": 1}
     )
