@@ -1,0 +1,348 @@
+"""The running agent: enrolled, listening, in touch with the coordinator, until it is told to stop.
+
+Loops of one nursery: commands (the event stream), heartbeat, claims, the data port, renewal of the certificate, signals.
+None waits for another; they meet in `HeldTasks` and in a few events.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from contextlib import aclosing
+from datetime import UTC, datetime
+from typing import Final
+
+import trio
+
+import flowengine
+from flowengine.api.agents import (
+    Answer,
+    Claim,
+    Claimed,
+    Command,
+    DrainCommand,
+    Greeting,
+    Heartbeat,
+    HeartbeatReply,
+    LimitsCommand,
+    LookCommand,
+    RevocationsCommand,
+    TaskCommand,
+    WorkCommand,
+)
+from flowengine.client.tls import client_context
+from flowengine.errors import Exit, FlowError, LocalError
+from flowengine.store.grants import GrantLedger
+from flowengine.transfer.sites import SiteTrust
+from flowengine_agent.config import SiteConfig
+from flowengine_agent.coordinator_link import open_link
+from flowengine_agent.identity import Identity, enrol, keep_grant_keys, load_identity, renew
+from flowengine_agent.journal import Journal
+from flowengine_agent.limits import LimitBook
+from flowengine_agent.logs import Log
+from flowengine_agent.reporting import tell_left_over
+from flowengine_agent.roots import Roots
+from flowengine_agent.serving import DataPort
+from flowengine_agent.site import Site
+from flowengine_agent.tasks import HeldTasks
+
+__all__ = ["run_agent"]
+
+HEARTBEAT_S: Final = 10.0
+CLOCK_SKEW_S: Final = 30.0
+"""A clock that differs by more from the coordinator's is told to whoever reads the log."""
+_RENEWAL_CHECK_S: Final = 60.0
+_COUNT_EVERY_S: Final = 600.0
+_DRAIN_GRACE: Final = 0.25
+"""Share of the time for a stop in which tasks may still come to their own end."""
+
+
+async def run_agent(config: SiteConfig, log: Log, *, join_token: str, ready: Callable[[str], None]) -> Exit:
+    """Run until a signal stops it.
+
+    Args:
+        join_token: used where the site has not enrolled yet.
+        ready: told once, in a line, that the data port answers and the coordinator was reached.
+
+    Raises:
+        FlowError: the agent cannot run: not enrolled, not permitted, nothing to offer.
+    """
+    os.environ["FLOW_STATE_DIR"] = os.path.join(config.state, "cache")  # where the engine keeps its caches
+    identity = load_identity(os.path.join(config.state, "identity"))
+    if identity is None:
+        identity = await _enrol(config, log, join_token)
+    if identity.site != config.site:
+        raise LocalError(
+            f"the state folder {config.state} belongs to site {identity.site!r}, not {config.site!r}",
+            hint="give each site its own state folder",
+        )
+    urls = config.coordinators or (identity.url,)
+    context = client_context(identity.ca_pem, cert_file=identity.chain_file, key_file=identity.key_file)
+
+    def retried(error: FlowError) -> None:
+        log.warning("coordinator away", why=error.message)
+
+    async with open_link(urls, context, retried=retried) as link:
+        ledger = GrantLedger(os.path.join(config.state, "grants.sqlite"))
+        site = Site(
+            config,
+            log,
+            Journal(os.path.join(config.state, "journal.sqlite")),
+            Roots(config.roots),
+            identity,
+            SiteTrust(identity.for_engine(), identity.grant_keys, ledger),
+            link,
+            LimitBook(config.site, config.site_limit_bits_per_s),
+        )
+        return await _Agent(site, ready).run()
+
+
+async def _enrol(config: SiteConfig, log: Log, join_token: str) -> Identity:
+    if not join_token:
+        raise LocalError(
+            f"site {config.site!r} has not enrolled yet and no join token was given",
+            hint=f"ask an operator for `flow site token {config.site}`, then start with --join-token-file FILE",
+            reason="not-enrolled",
+        )
+    log.info("enrolling")
+    identity = await enrol(
+        os.path.join(config.state, "identity"), join_token, config.site, config.coordinators
+    )
+    log.info("enrolled", until=identity.facts.not_after.isoformat())
+    return identity
+
+
+class _Agent:
+    def __init__(self, site: Site, ready: Callable[[str], None]) -> None:
+        self._site = site
+        self._log = site.log
+        self._ready: Callable[[str], None] | None = ready
+        self._draining = False  # this agent stops
+        self._drained = False  # the coordinator wants no new work here
+        self._work = trio.Event()
+        self._beat = trio.Event()
+        self._greeted = False
+        self._exit = Exit.DONE
+        self._rng = random.Random()  # noqa: S311 - spreads claims after a failure
+
+    async def run(self) -> Exit:
+        site = self._site
+        port = DataPort(site)
+        port.bind()
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                self._tasks = HeldTasks(site, nursery, self._changed)
+                self._port = port
+                nursery.start_soon(self._signals)
+                nursery.start_soon(port.serve)
+                nursery.start_soon(self._count_roots)
+                self._resume()
+                nursery.start_soon(self._commands)
+                nursery.start_soon(self._heartbeats)
+                nursery.start_soon(self._claims)
+                nursery.start_soon(self._renewals)
+        finally:
+            site.journal.close()
+            site.ledger.close()
+        return self._exit
+
+    def _changed(self) -> None:
+        """A task began or ended."""
+        self._beat.set()
+        self._work.set()
+
+    def _resume(self) -> None:
+        """Go on with what an earlier life of this agent held."""
+        for held in self._site.journal.held():
+            if held.lease_until > time.time():
+                self._tasks.start(held.granted, held.lease_until, resumed=True)
+            else:
+                self._site.journal.let_go(held.granted.task, held.granted.fence)
+
+    # --- the coordinator ----------------------------------------------------------------------------------------
+
+    async def _commands(self) -> None:
+        async with aclosing(self._site.link.commands()) as commands:  # type: ignore[type-var]
+            async for command in commands:
+                await self._obey(command)
+
+    async def _obey(self, command: Command) -> None:
+        match command:
+            case Greeting(epoch=epoch):
+                self._log.info("coordinator reached", epoch=epoch, url=self._site.link.url)
+                self._greeted = True
+                self._beat.set()
+            case WorkCommand():
+                self._work.set()
+            case TaskCommand(task=task, fence=fence, directive=directive, reason=reason):
+                self._tasks.tell(task, fence, directive, reason or directive)
+                self._port.tell(task, fence, reason or directive)
+            case LimitsCommand(limits=limits):
+                self._site.limits.set(limits)
+            case RevocationsCommand(revoked=revoked):
+                self._revoke(revoked)
+            case DrainCommand(on=on):
+                self._drained = on
+                self._changed()
+            case LookCommand():
+                self._nursery.start_soon(self._look, command)
+
+    def _revoke(self, serials: list[str]) -> None:
+        self._site.trust.revoked = frozenset(serials)
+        self._port.drop_revoked()
+
+    async def _look(self, command: LookCommand) -> None:
+        answer: Answer = await trio.to_thread.run_sync(self._site.roots.look, command.path)
+        with trio.move_on_after(command.within_s):
+            try:
+                await self._site.link.post(f"/v1/agent/answers/{command.id}", answer, type(None))
+            except FlowError as error:
+                self._log.warning("answer not taken", path=command.path, why=error.message)
+
+    async def _heartbeats(self) -> None:
+        while True:
+            if self._greeted:
+                try:
+                    await self._heartbeat()
+                except FlowError as error:
+                    self._log.warning("heartbeat not taken", why=error.message)
+                    if not error.retryable:
+                        raise
+            with trio.move_on_after(HEARTBEAT_S):
+                await self._beat.wait()
+
+    async def _heartbeat(self) -> None:
+        self._beat = trio.Event()
+        site = self._site
+        config = site.config
+        advertised = list(config.advertise)
+        if site.listening is not None and not advertised:
+            host, port = site.listening
+            advertised = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}"]
+        reply = await site.link.post(
+            "/v1/agent/heartbeat",
+            Heartbeat(
+                boot=site.boot,
+                software=flowengine.__version__,
+                addresses=advertised,
+                roots=site.roots.described(),
+                seen_fence=site.ledger.highest_fence(),
+                now=datetime.now(UTC),
+                draining=self._draining,
+                free_slots=max(0, config.max_tasks - len(self._tasks)),
+                holding=self._tasks.holding(),
+            ),
+            HeartbeatReply,
+        )
+        await self._heard(reply)
+
+    async def _heard(self, reply: HeartbeatReply) -> None:
+        site = self._site
+        site.use(keep_grant_keys(site.identity, reply.grant_keys))
+        self._revoke(reply.revoked)
+        site.limits.set(reply.limits)
+        self._drained = reply.draining
+        skew = abs((datetime.now(UTC) - reply.now).total_seconds())
+        if skew > CLOCK_SKEW_S:
+            self._log.warning("clocks differ", seconds=round(skew), next="set this host's clock (NTP)")
+        if reply.renew:
+            await self._renew()
+        if self._ready is not None:
+            self._ready(
+                "data port {}:{}".format(*site.listening)
+                if site.listening
+                else "dials out only, no data port"
+            )
+            self._ready = None
+            self._work.set()
+        await tell_left_over(
+            site.link, site.journal, site.name, set(self._tasks.holding()) | self._port.tasks()
+        )
+
+    async def _claims(self) -> None:
+        while True:
+            await self._work.wait()
+            self._work = trio.Event()
+            room = self._site.config.max_tasks - len(self._tasks)
+            if room <= 0 or self._ready is not None or self._draining or self._drained:
+                continue
+            sent_at = time.time()
+            try:
+                claimed = await self._site.link.post(
+                    "/v1/agent/claim", Claim(boot=self._site.boot, count=room), Claimed
+                )
+            except FlowError as error:
+                if not error.retryable:
+                    self._log.warning("claim refused", why=error.message)
+                await trio.sleep(self._rng.uniform(0.5, 2.0))
+                self._work.set()
+                continue
+            for granted in claimed.tasks:
+                self._tasks.start(granted, sent_at + granted.lease_s)
+            if len(claimed.tasks) == room:
+                self._work.set()
+
+    # --- housekeeping -------------------------------------------------------------------------------------------
+
+    async def _renewals(self) -> None:
+        while True:
+            left = self._site.identity.facts.renew_at.timestamp() - time.time()
+            await trio.sleep(min(max(left, 0.0), _RENEWAL_CHECK_S))
+            if left <= 0:
+                try:
+                    await self._renew()
+                except FlowError as error:
+                    self._log.warning("certificate not renewed", why=error.message)
+                    await trio.sleep(_RENEWAL_CHECK_S)
+
+    async def _renew(self) -> None:
+        site = self._site
+        identity = await renew(site.identity, site.link)
+        site.use(identity)
+        site.link.renew(
+            client_context(identity.ca_pem, cert_file=identity.chain_file, key_file=identity.key_file)
+        )
+        self._log.info("certificate renewed", until=identity.facts.not_after.isoformat())
+
+    async def _count_roots(self) -> None:
+        """Know how full roots with a budget are."""
+        while True:
+            for root in self._site.roots.roots:
+                if root.folder.budget_bytes is not None:
+                    await trio.to_thread.run_sync(root.count)
+            await trio.sleep(_COUNT_EVERY_S)
+
+    async def _signals(self) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for _ in signals:
+                if self._draining:
+                    self._log.warning("stopping at once")
+                    self._exit = Exit.INTERRUPTED
+                    self._nursery.cancel_scope.cancel()
+                    return
+                self._draining = True
+                self._nursery.start_soon(self._drain)
+
+    async def _drain(self) -> None:
+        bound = self._site.config.drain_s
+        self._log.info("stopping: takes no new work and gives back what it holds", within_s=bound)
+        self._beat.set()
+        with trio.move_on_after(bound) as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._tasks.drain, bound * _DRAIN_GRACE)
+                nursery.start_soon(self._port.drain, bound * _DRAIN_GRACE)
+            await self._last_heartbeat()
+        if scope.cancelled_caught:
+            self._log.warning("not all was given back in time; leases will end by themselves")
+        self._nursery.cancel_scope.cancel()
+
+    async def _last_heartbeat(self) -> None:
+        with trio.move_on_after(2.0):
+            try:
+                await self._heartbeat()
+            except FlowError as error:
+                self._log.warning("the coordinator does not know of the stop", why=error.message)

@@ -1,0 +1,308 @@
+"""Tasks on the engine: pull or push a held task, with this site's folders, limits and memory around it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import stat
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+from flowengine.api.agents import TaskGrant
+from flowengine.api.resources import TransferOptions
+from flowengine.errors import Denied, FlowError, IntegrityError, ProtocolError
+from flowengine.store.landed import LandedManifest
+from flowengine.transfer.channel import session_errors
+from flowengine.transfer.connect import dial, join_streams, stream_count
+from flowengine.transfer.passes import PassResult, Report, TransferSettings, run_passes
+from flowengine.transfer.run import stat_remote
+from flowengine.transfer.session import Counters, Session
+from flowengine.transfer.sites import SitePeer
+from flowengine.transfer.source import run_source
+from flowengine.transfer.target import NOWHERE, TargetRoot, run_target
+from flowengine.trust.grant import Grant, wire_path
+from flowengine.trust.receipt import SignedReceipt
+from flowengine.units import show_path
+from flowengine.wire.messages import Open, Opened, Options
+from flowengine_agent.meter import Meter
+from flowengine_agent.reporting import TaskReporter
+from flowengine_agent.roots import Place
+from flowengine_agent.site import Site
+
+__all__ = ["Finished", "drive", "make_receipt"]
+
+_RETRY_FOR_S = 30.0
+"""How long a broken link is dialled again before the coordinator may decide anew."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A task came to its end: what landed, and the target's signed word on it (empty at the source)."""
+
+    version_id: bytes
+    receipt: bytes
+
+
+async def drive(
+    site: Site, granted: TaskGrant, grant: Grant, peer: SitePeer, reporter: TaskReporter
+) -> Finished:
+    """Run a held task to its end.
+
+    Args:
+        peer: to be dialled; its grant may be replaced by a newer one while this runs.
+
+    Raises:
+        FlowError: it cannot be brought to its end now; the same call continues.
+    """
+    options = wire_options(granted.options, granted.mode)
+    if options.delete and not grant.may_delete:
+        raise Denied("the grant does not permit to delete", reason="grant-other-path")
+    settings = TransferSettings(
+        profile=granted.options.profile or TransferSettings().profile,
+        options=options,
+        streams=granted.options.streams,
+        threads=site.reader_threads,
+        use_cache=not granted.options.reread and granted.mode != "verify",
+        retry_for_s=_RETRY_FOR_S,
+    )
+    if granted.role == "target":
+        return await _pull(site, granted, grant, peer, settings, reporter)
+    return await _push(site, granted, grant, peer, settings, reporter)
+
+
+def wire_options(options: TransferOptions, mode: str) -> Options:
+    """What the engine is to do for a transfer's options."""
+    return Options(
+        delete=options.delete,
+        dry_run=options.dry_run or mode == "verify",
+        publish=options.publish,
+        xattrs=options.xattrs,
+        owner=options.owner,
+        links=options.links,
+        filters=[(take, pattern.encode("utf-8", "surrogateescape")) for take, pattern in options.filters],
+        reread=options.reread or mode == "verify",
+    )
+
+
+async def _pull(
+    site: Site,
+    granted: TaskGrant,
+    grant: Grant,
+    peer: SitePeer,
+    settings: TransferSettings,
+    reporter: TaskReporter,
+) -> Finished:
+    source_path = wire_path(grant.source_path)
+    place = site.roots.find(grant.target_path, "write")
+    options = settings.options
+    found = place.lstat()
+    if (
+        place.path
+        and not place.contents
+        and not source_path.endswith(b"/")
+        and (found is None or not stat.S_ISDIR(found.st_mode))
+    ):
+        there = await stat_remote(peer, source_path)
+        if there is not None and not stat.S_ISDIR(there[1]):
+            place, name = place.parent()
+            settings = dataclasses.replace(settings, options=_renamed(options, name))
+    note = _notes(site, granted, reporter)
+    async with landing_at(site, place, grant, reporter, settings.options, wait=True) as (path, meter):
+
+        async def one_pass(counters: Counters) -> PassResult:
+            async with _session(peer, "target", source_path, settings) as session:
+                meter.begin(session)
+                caches = settings.caches()
+                done = await run_target(
+                    session,
+                    target_root(path, reporter, settings.options),
+                    caches=caches,
+                    counters=counters,
+                    observe=meter.observe,
+                )
+            return done.state, done.version_id, done.failures, done.extras, done.bottleneck
+
+        report = await run_passes(one_pass, settings, note)
+        meter.finish(report.counters, report.bottleneck)
+    check_ended(report, granted.mode)
+    return Finished(
+        report.version_id, make_receipt(site, grant, report.state, report.version_id, report.counters)
+    )
+
+
+async def _push(
+    site: Site,
+    granted: TaskGrant,
+    grant: Grant,
+    peer: SitePeer,
+    settings: TransferSettings,
+    reporter: TaskReporter,
+) -> Finished:
+    place = site.roots.find(grant.source_path, "read")
+    target_path = wire_path(grant.target_path)
+    name = target_path.rpartition(b"/")[2]
+    st = place.lstat()
+    if name and not place.contents and st is not None and not stat.S_ISDIR(st.st_mode):
+        there = await stat_remote(peer, target_path)
+        if there is None or not stat.S_ISDIR(there[1]):
+            settings = dataclasses.replace(settings, options=_renamed(settings.options, name))
+    meter = Meter(reporter.standing, byte_limit=grant.byte_limit)
+    note = _notes(site, granted, reporter)
+    with place.selection(settings.options.rename) as selection:
+
+        async def one_pass(counters: Counters) -> PassResult:
+            async with _session(peer, "source", target_path, settings) as session:
+                meter.begin(session)
+                done = await run_source(
+                    session,
+                    selection,
+                    cache=settings.caches()[0],
+                    counters=counters,
+                    threads=settings.reader_threads,
+                    observe=meter.observe,
+                )
+            receipt = done.receipt
+            return receipt.state, done.version_id, done.failures, [], receipt.bottleneck
+
+        report = await run_passes(one_pass, settings, note)
+    meter.finish(report.counters, report.bottleneck)
+    check_ended(report, granted.mode)
+    return Finished(report.version_id, b"")
+
+
+def _renamed(options: Options, name: bytes) -> Options:
+    import msgspec
+
+    return msgspec.structs.replace(options, rename=name)
+
+
+@contextlib.asynccontextmanager
+async def _session(
+    peer: SitePeer, role: str, path: bytes, settings: TransferSettings
+) -> AsyncIterator[Session]:
+    """A session with the peer for the length of the block; an error that ends it is told to the peer and raised on."""
+    channel = await dial(peer)
+    try:
+        async with session_errors(channel):
+            streams = stream_count(channel.rtt_s, settings.streams)
+            await channel.send(Open(role, path, os.urandom(16), streams, settings.profile, settings.options))
+            answer = await channel.receive(settings.stall_s)
+            if not isinstance(answer, Opened):
+                raise ProtocolError("the other side did not answer the request", reason="disconnected")
+            yield await join_streams(
+                channel, peer, answer, settings.profile, settings.options, settings.compression
+            )
+    finally:
+        await channel.aclose()
+
+
+def _notes(site: Site, granted: TaskGrant, reporter: TaskReporter) -> Callable[[str], None]:
+    def note(line: str) -> None:
+        site.log.info("task waits", task=granted.task, why=line)
+        reporter.standing.wait = line
+        reporter.changed()
+
+    return note
+
+
+@contextlib.asynccontextmanager
+async def landing_at(
+    site: Site, place: Place, grant: Grant, reporter: TaskReporter, options: Options, *, wait: bool
+) -> AsyncIterator[tuple[bytes, Meter]]:
+    """Be the one that writes to a place: gives the path to land in and the meter that holds to the budget.
+
+    Args:
+        wait: whether to wait for another writer, rather than to refuse (reason "busy").
+    """
+    reads_only = options.dry_run
+
+    def waits(text: str) -> None:
+        reporter.standing.wait = text
+        reporter.changed()
+
+    def check(counters: Counters) -> None:
+        reporter.standing.wait = ""
+        if not reads_only:
+            place.root.coming(grant.task, counters.bytes_done - counters.bytes_unchanged)
+
+    if not reads_only:
+        place.root.check_budget()
+    writing = (
+        contextlib.nullcontext()
+        if reads_only
+        else site.writers.write(place.real_path, grant.task, waits)
+        if wait
+        else site.writers.write_nowait(place.real_path, grant.task)
+    )
+    async with writing:
+        with place.target(make=not reads_only) as path:
+            try:
+                yield path or NOWHERE, Meter(reporter.standing, byte_limit=grant.byte_limit, check=check)
+            finally:
+                place.root.settled(grant.task)
+
+
+def target_root(path: bytes, reporter: TaskReporter, options: Options) -> TargetRoot:
+    """Where the engine lands, with what it tells as objects become durable."""
+
+    def landed(rows: list[tuple[bytes, int]]) -> None:
+        reporter.landed([(show_path(name), size) for name, size in rows])
+
+    if options.dry_run:
+        return TargetRoot(path)
+    return TargetRoot(path, LandedManifest(path), landed=landed)
+
+
+def check_ended(report: Report, mode: str) -> None:
+    """Raise unless all of it is right at the target.
+
+    Raises:
+        FlowError: some objects failed (reason "some-objects-failed").
+        IntegrityError: a verification found differences.
+    """
+    if report.failures or report.state != "completed":
+        path, reason, message = (
+            report.failures[0] if report.failures else (b"", "incomplete", "the source was not read whole")
+        )
+        raise FlowError(
+            f"{len(report.failures)} objects failed; the first: {show_path(path)}: {message} ({reason})",
+            hint="look at the objects that are named; retry continues with what is missing",
+            reason="some-objects-failed",
+            failures=[
+                {"path": show_path(path), "reason": reason, "message": message}
+                for path, reason, message in report.failures[:100]
+            ],
+        )
+    if mode == "verify":
+        counters = report.counters
+        wrong = counters.objects - counters.objects_unchanged
+        if wrong or report.extras:
+            raise IntegrityError(
+                f"{wrong} of {counters.objects} objects differ at the target or are missing there"
+                + (f", {len(report.extras)} are there besides" if report.extras else ""),
+                hint="flow cp of the same paths mends them",
+            )
+
+
+def make_receipt(site: Site, grant: Grant, state: str, version_id: bytes, counters: Counters) -> bytes:
+    """This site's signed word on what landed."""
+    return site.trust.identity.sign_receipt(
+        SignedReceipt(
+            site=site.name,
+            transfer=grant.transfer,
+            task=grant.task,
+            fence=grant.fence,
+            grant=grant.id,
+            source=grant.source.site,
+            path=grant.target_path,
+            version_id=version_id,
+            state=state,
+            objects=counters.objects,
+            size_bytes=counters.size_bytes,
+            objects_failed=counters.objects_failed,
+            landed=int(time.time()),
+            policy_digest=grant.policy_digest,
+        )
+    )

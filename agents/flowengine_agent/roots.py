@@ -1,0 +1,354 @@
+"""The folders that a site offers: which of them a path means, what is in them, how full they may get.
+
+A site path is "/NAME/rest" with the longest name that fits. Below a root every step is taken without following
+links (`store.filesystem.open_beneath`), so nothing outside can be reached, whatever links lie inside.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from flowengine.api.agents import Answer
+from flowengine.api.resources import Root
+from flowengine.errors import Denied, FlowError, LocalError, NotFound
+from flowengine.store.filesystem import open_beneath
+from flowengine.store.selection import Root as SelectedRoot
+from flowengine.store.selection import Selection
+from flowengine.units import format_bytes, show_path
+from flowengine.wire.paths import STAGING_NAME, check_relative_path
+from flowengine_agent.config import OfferedFolder
+
+__all__ = ["MAX_LISTED", "OfferedRoot", "Place", "Roots"]
+
+MAX_LISTED: Final = 10_000
+"""Entries of a folder that are shown at most."""
+
+
+class OfferedRoot:
+    """One offered folder, held open.
+
+    Raises:
+        LocalError: it is missing, no folder, or this account may not read (or write) it.
+    """
+
+    def __init__(self, folder: OfferedFolder) -> None:
+        self.folder = folder
+        try:
+            self.fd = os.open(folder.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise LocalError(
+                f"the root {folder.name} ({folder.path}) cannot be offered: {error.strerror}",
+                hint="make the folder, or give the agent's account the right to read it",
+            ) from None
+        wanted = (os.R_OK | os.X_OK if "read" in folder.access else 0) | (
+            os.W_OK | os.X_OK if "write" in folder.access else 0
+        )
+        if not os.access(folder.path, wanted):
+            os.close(self.fd)
+            raise LocalError(
+                f"the root {folder.name} is offered for {folder.access}, which this account may not do in "
+                f"{folder.path}",
+                hint="change its owner or mode, or offer less",
+            )
+        self._lock = threading.Lock()
+        self._used = 0
+        self._coming: dict[str, int] = {}
+
+    @property
+    def real_path(self) -> bytes:
+        """Where it lies, links resolved."""
+        return os.path.realpath(os.fsencode(self.folder.path))
+
+    def close(self) -> None:
+        """Let the folder go."""
+        os.close(self.fd)
+
+    def count(self) -> int:
+        """Walk the folder and count its bytes; for a thread."""
+        total = 0
+        pending = [os.fsencode(self.folder.path)]
+        while pending:
+            try:
+                with os.scandir(pending.pop()) as entries:
+                    for entry in entries:
+                        if entry.is_dir(follow_symlinks=False):
+                            pending.append(entry.path)
+                        else:
+                            total += entry.stat(follow_symlinks=False).st_size
+            except OSError:
+                continue  # it went meanwhile, or is not ours to count
+        with self._lock:
+            self._used = total
+        return total
+
+    def used_bytes(self) -> int:
+        """As counted last, with what has landed since."""
+        with self._lock:
+            return self._used + sum(self._coming.values())
+
+    def coming(self, task: str, landed_bytes: int) -> None:
+        """A task has landed so much so far.
+
+        Raises:
+            LocalError: the budget is used up (reason "budget").
+        """
+        with self._lock:
+            self._coming[task] = landed_bytes
+        self.check_budget()
+
+    def check_budget(self) -> None:
+        """Raise where nothing more may land (reason "budget")."""
+        budget = self.folder.budget_bytes
+        if budget is not None and self.used_bytes() >= budget:
+            raise LocalError(
+                f"the root {self.folder.name} is full: {format_bytes(self.used_bytes())} of its budget of "
+                f"{format_bytes(budget)}",
+                hint="remove what is not needed there, or raise the root's budget in site.toml",
+                reason="budget",
+            )
+
+    def settled(self, task: str) -> None:
+        """A task ended; what it landed counts on."""
+        with self._lock:
+            self._used += self._coming.pop(task, 0)
+
+    def described(self) -> Root:
+        """The root as the coordinator shows it."""
+        folder = self.folder
+        free = None
+        try:
+            st = os.fstatvfs(self.fd)
+            free = st.f_bavail * st.f_frsize
+        except OSError:
+            pass
+        used = self.used_bytes() if folder.budget_bytes is not None else None
+        return Root(
+            name=folder.name,
+            access=folder.access,
+            budget_bytes=folder.budget_bytes,
+            used_bytes=used,
+            free_bytes=free,
+        )
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a site path means here.
+
+    Attributes:
+        root: the offered folder that it lies in.
+        path: below the root, without slashes at its ends; empty: the root itself.
+        contents: whether the path ended with a slash: what is in it, not the folder itself.
+    """
+
+    root: OfferedRoot
+    path: bytes
+    contents: bool
+
+    @property
+    def real_path(self) -> bytes:
+        """Where it lies, links above the root resolved (below it none is followed)."""
+        return os.path.join(self.root.real_path, self.path) if self.path else self.root.real_path
+
+    @property
+    def shown(self) -> str:
+        """As a site path, for messages."""
+        name = self.root.folder.name.rstrip("/")
+        return f"{name}/{show_path(self.path)}" if self.path else name or "/"
+
+    def lstat(self) -> os.stat_result | None:
+        """What stands there; None where nothing does."""
+        parent, _, name = self.path.rpartition(b"/")
+        if not name:
+            return os.fstat(self.root.fd)
+        try:
+            with self._opened(parent, os.O_RDONLY | os.O_DIRECTORY) as fd:
+                return os.stat(name, dir_fd=fd, follow_symlinks=False)
+        except OSError:
+            return None
+
+    @contextmanager
+    def _opened(self, path: bytes, flags: int) -> Iterator[int]:
+        fd = open_beneath(self.root.fd, path, flags)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    @contextmanager
+    def selection(self, rename: bytes = b"") -> Iterator[Selection]:
+        """What a source offers of this place; reached through no link, and held open meanwhile.
+
+        Args:
+            rename: what a single file is to be called at the target; a folder keeps its name.
+
+        Raises:
+            NotFound: nothing is there.
+            Denied: it cannot be reached without following links.
+        """
+        fd = -1
+        try:
+            if self.contents:
+                fd = open_beneath(self.root.fd, self.path, os.O_RDONLY | os.O_DIRECTORY)
+                root = SelectedRoot(b"/proc/self/fd/%d" % fd, b"")
+            else:
+                parent, _, name = self.path.rpartition(b"/")
+                fd = open_beneath(self.root.fd, parent, os.O_RDONLY | os.O_DIRECTORY)
+                st = os.stat(name, dir_fd=fd, follow_symlinks=False)
+                shown = rename if rename and not stat.S_ISDIR(st.st_mode) else name
+                root = SelectedRoot(b"/proc/self/fd/%d/%s" % (fd, name), shown)
+            yield Selection([root])
+        except FileNotFoundError:
+            raise NotFound(f"{self.shown} does not exist", hint="flow ls lists what is there") from None
+        except NotADirectoryError:
+            raise NotFound(f"{self.shown} is not a folder", hint="leave out the final slash") from None
+        except OSError as error:
+            raise Denied(f"{self.shown} cannot be reached: {error.strerror}") from None
+        finally:
+            if fd >= 0:
+                os.close(fd)
+
+    @contextmanager
+    def target(self, *, make: bool) -> Iterator[bytes | None]:
+        """A path by which this folder is reached and nothing else, while the block lasts; made where missing.
+
+        Gives None where it is missing and `make` is not set.
+
+        Raises:
+            Denied: it cannot be reached without following links, or made.
+        """
+        fd = os.dup(self.root.fd)
+        try:
+            for part in self.path.split(b"/") if self.path else []:
+                if make:
+                    with suppress(FileExistsError):
+                        os.mkdir(part, 0o777, dir_fd=fd)
+                below = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
+                os.close(fd)
+                fd = below
+        except FileNotFoundError:
+            os.close(fd)
+            fd = -1
+        except OSError as error:
+            os.close(fd)
+            raise Denied(
+                f"{self.shown} cannot be written: {error.strerror}",
+                hint="it must be a folder, reached through folders and no links, that the agent's account may write",
+            ) from None
+        try:
+            yield b"/proc/self/fd/%d" % fd if fd >= 0 else None
+        finally:
+            if fd >= 0:
+                os.close(fd)
+
+    def parent(self) -> tuple[Place, bytes]:
+        """The folder that this path lies in, and its name there."""
+        folder, _, name = self.path.rpartition(b"/")
+        return Place(self.root, folder, True), name
+
+
+class Roots:
+    """All that a site offers."""
+
+    def __init__(self, folders: Sequence[OfferedFolder]) -> None:
+        self.roots = [OfferedRoot(folder) for folder in folders]
+        self.roots.sort(key=lambda root: -len(root.folder.name))
+
+    def described(self) -> list[Root]:
+        """For the heartbeat, in the order of their names."""
+        return sorted((root.described() for root in self.roots), key=lambda root: root.name)
+
+    def find(self, site_path: str, use: Literal["read", "write"]) -> Place:
+        """What a site path means, where that may be done.
+
+        Raises:
+            Denied: no root holds it, or the root is not offered for that.
+            ProtocolError: the path is not one that can be used.
+        """
+        for root in self.roots:
+            name = root.folder.name.rstrip("/")
+            if site_path == name or site_path.startswith(name + "/"):
+                rest = os.fsencode(site_path[len(name) :])
+                path = rest.strip(b"/")
+                if path:
+                    check_relative_path(path, reserved=(STAGING_NAME,))
+                if use not in root.folder.access:
+                    raise Denied(
+                        f"{site_path} lies in {root.folder.name}, which this site does not offer for "
+                        f"{'reading' if use == 'read' else 'writing'}",
+                        hint="choose another path; flow site show names what is offered",
+                        reason="not-offered",
+                    )
+                return Place(root, path, rest.endswith(b"/") or not path)
+        raise Denied(
+            f"{site_path} lies in no folder that this site offers",
+            hint=f"offered are {', '.join(sorted(root.folder.name for root in self.roots))}",
+            reason="not-offered",
+        )
+
+    def look(self, site_path: str) -> Answer:
+        """The answer to a look at a folder; what is wrong with it is in the answer. For a thread."""
+        try:
+            return self._look(site_path)
+        except FlowError as error:
+            return Answer(reason=error.reason, message=error.message, complete=False)
+
+    def _look(self, site_path: str) -> Answer:
+        if site_path.strip("/") == "" and not any(root.folder.name == "/" for root in self.roots):
+            names = sorted({root.folder.name.strip("/") for root in self.roots})
+            return Answer(entries=[(name, "directory", 0, 0) for name in names])
+        for root in self.roots:  # a look needs no right to read the bytes
+            name = root.folder.name.rstrip("/")
+            if site_path == name or site_path.startswith(name + "/"):
+                path = os.fsencode(site_path[len(name) :]).strip(b"/")
+                if path:
+                    check_relative_path(path)
+                return _listed(root, path, site_path)
+        raise NotFound(f"{site_path} lies in no folder that this site offers", reason="not-offered")
+
+
+def _listed(root: OfferedRoot, path: bytes, shown: str) -> Answer:
+    try:
+        fd = open_beneath(root.fd, path, os.O_RDONLY)
+    except FileNotFoundError:
+        raise NotFound(f"{shown} does not exist") from None
+    except OSError as error:
+        raise Denied(f"{shown} cannot be read: {error.strerror}") from None
+    try:
+        st = os.fstat(fd)
+        if not stat.S_ISDIR(st.st_mode):
+            name = show_path(path.rpartition(b"/")[2])
+            return Answer(entries=[(name, _kind(st.st_mode), st.st_size, st.st_mtime_ns)])
+        rows: list[tuple[str, str, int, int]] = []
+        complete = True
+        for entry in sorted(os.listdir(fd)):
+            name_bytes = os.fsencode(entry)
+            if name_bytes == STAGING_NAME:
+                continue
+            if len(rows) == MAX_LISTED:
+                complete = False
+                break
+            try:
+                st = os.stat(name_bytes, dir_fd=fd, follow_symlinks=False)
+            except OSError:
+                continue
+            rows.append((show_path(name_bytes), _kind(st.st_mode), st.st_size, st.st_mtime_ns))
+        return Answer(entries=rows, complete=complete)
+    except OSError as error:
+        raise Denied(f"{shown} cannot be listed: {error.strerror}") from None
+    finally:
+        os.close(fd)
+
+
+def _kind(mode: int) -> str:
+    if stat.S_ISDIR(mode):
+        return "directory"
+    if stat.S_ISREG(mode):
+        return "file"
+    return "link" if stat.S_ISLNK(mode) else "other"

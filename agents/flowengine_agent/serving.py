@@ -1,0 +1,260 @@
+"""The data port: other sites that dial, each let in by a signed grant and for just what it permits.
+
+The listener has checked certificate and grant before a handler runs (`flowengine.transfer.sites`). Here a grant's path
+becomes a folder that this site offers, one session of a task supersedes the one before, and where this site is the
+target it is the one that tells the coordinator what landed.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import stat
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import msgspec
+import trio
+
+from flowengine.errors import Denied, LocalError, ProtocolError, TemporaryError
+from flowengine.store.scan_cache import ScanCache
+from flowengine.transfer.channel import session_errors
+from flowengine.transfer.connect import Incoming, Listener
+from flowengine.transfer.session import Counters, Observer
+from flowengine.transfer.source import run_source
+from flowengine.transfer.target import run_target
+from flowengine.trust.grant import Grant
+from flowengine.wire.messages import Listed, Options
+from flowengine_agent.engine import landing_at, make_receipt, target_root
+from flowengine_agent.meter import Meter
+from flowengine_agent.reporting import REPORT_EVERY_S, Standing, TaskReporter
+from flowengine_agent.roots import Place
+from flowengine_agent.site import Site
+
+__all__ = ["DataPort"]
+
+_TELL_S = 60.0
+"""How long a target that served a task stays to tell of its end before the journal has to."""
+
+
+@dataclass(eq=False)
+class _Visit:
+    """One session that a peer opened."""
+
+    grant: Grant
+    serial: str
+    scope: trio.CancelScope
+    ended: trio.Event
+    why: str = ""
+
+    def end(self, why: str) -> None:
+        """Cut it off."""
+        self.why = self.why or why
+        self.scope.cancel()
+
+
+class DataPort:
+    """Listens, and serves one session per task."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._visits: dict[str, _Visit] = {}
+        self._listener: Listener | None = None
+        self._draining = False
+
+    def bind(self) -> None:
+        """Take the port, where the site has one.
+
+        Raises:
+            LocalError: it is taken.
+        """
+        listen = self._site.config.listen
+        if listen is None:
+            return
+        host, port = listen
+        self._listener = Listener(host, port, identity=self._site.trust, log=self._logged)
+        try:
+            self._listener.bind()
+        except OSError as error:
+            raise LocalError(
+                f"cannot listen on {host}:{port}: {error.strerror}",
+                hint="choose another port, or stop what uses it; flowengine-agent check tells more",
+            ) from None
+        self._site.listening = (host, self._listener.port)
+
+    async def serve(self) -> None:
+        """Let peers in until cancelled."""
+        if self._listener is not None:
+            await self._listener.serve(self._handle)
+
+    def tasks(self) -> set[str]:
+        """Tasks that are served now."""
+        return set(self._visits)
+
+    def tell(self, task: str, fence: int, reason: str) -> None:
+        """The coordinator stops a task."""
+        visit = self._visits.get(task)
+        if visit is not None and visit.grant.fence <= fence:
+            visit.end(reason)
+
+    def drop_revoked(self) -> None:
+        """Cut off whoever's certificate was revoked meanwhile."""
+        for visit in self._visits.values():
+            if visit.serial in self._site.trust.revoked:
+                self._site.log.warning(
+                    "session ended", reason="certificate-revoked", task=visit.grant.task, serial=visit.serial
+                )
+                visit.end("certificate-revoked")
+
+    async def drain(self, grace_s: float) -> None:
+        """Let sessions that are nearly done end, cut off the others, and wait for them."""
+        self._draining = True
+        with trio.move_on_after(grace_s):
+            await self._all_ended()
+        for visit in self._visits.values():
+            visit.end("draining")
+        await self._all_ended()
+
+    async def _all_ended(self) -> None:
+        while self._visits:
+            await next(iter(self._visits.values())).ended.wait()
+
+    def _logged(self, line: str) -> None:
+        self._site.log.warning("data port", line=line)
+
+    async def _handle(self, incoming: Incoming) -> None:
+        grant, facts = incoming.grant, incoming.site
+        if grant is None or facts is None:
+            raise ProtocolError("a peer came without a grant")
+        end = "source" if grant.dial == "target" else "target"
+        place = self._site.roots.find(grant.path(end), "read" if end == "source" else "write")  # type: ignore[arg-type]
+        if incoming.request.role == "stat":
+            st = place.lstat()
+            rows = [] if st is None else [(incoming.request.path, st.st_mode, st.st_size, st.st_mtime_ns)]
+            await incoming.channel.send(Listed(rows, True))
+            return
+        if incoming.request.role not in ("source", "target"):
+            raise ProtocolError(f"a peer asked to be {incoming.request.role!r}")
+        async with self._visit(grant, facts.serial):
+            if end == "source":
+                await self._give(incoming, grant, place)
+            else:
+                await self._take(incoming, grant, place)
+
+    @contextlib.asynccontextmanager
+    async def _visit(self, grant: Grant, serial: str) -> AsyncIterator[None]:
+        """Be the one session of a task; one that was there before is dead or superseded, and ended."""
+        if self._draining:
+            raise TemporaryError(
+                "this site's agent is stopping", hint="it is dialled again when it is back", reason="busy"
+            )
+        while (before := self._visits.get(grant.task)) is not None:
+            if before.grant.fence > grant.fence:
+                raise TemporaryError("a newer claim of the task is served", reason="grant-superseded")
+            before.end("superseded")
+            await before.ended.wait()
+        visit = _Visit(grant, serial, trio.CancelScope(), trio.Event())
+        self._visits[grant.task] = visit
+        try:
+            with visit.scope:
+                yield
+        finally:
+            if self._visits.get(grant.task) is visit:
+                del self._visits[grant.task]
+            visit.ended.set()
+        if visit.scope.cancelled_caught:
+            raise TemporaryError(
+                f"the session was ended by this site: {visit.why}",
+                hint="it may be dialled again",
+                reason="disconnected",
+            )
+
+    async def _give(self, incoming: Incoming, grant: Grant, place: Place) -> None:
+        """The peer pulls."""
+        site, request = self._site, incoming.request
+        log = site.log.bind(task=grant.task, transfer=grant.transfer, peer=grant.target.site)
+        with place.selection(request.options.rename) as selection:
+            log.info("gives", path=grant.source_path)
+            counters = Counters()
+            async with session_errors(incoming.channel):
+                session = await incoming.accept(_without_lists(request.options))
+                outcome = await run_source(
+                    session,
+                    selection,
+                    cache=None if request.options.reread else ScanCache(session.profile.name),
+                    counters=counters,
+                    threads=site.reader_threads,
+                    observe=_bounded(grant),
+                )
+        log.info("gave", state=outcome.receipt.state, bytes_sent=counters.bytes_sent)
+        if outcome.receipt.state == "completed":
+            site.ledger.spend(grant)
+
+    async def _take(self, incoming: Incoming, grant: Grant, place: Place) -> None:
+        """The peer pushes: this site is the target, and tells what landed."""
+        site = self._site
+        options = _without_lists(incoming.request.options)
+        if (options.delete and not grant.may_delete) or (grant.mode == "verify" and not options.dry_run):
+            raise Denied(f"the grant for {grant.shown} does not permit that", reason="grant-other-path")
+        if options.rename:
+            st = place.lstat()
+            if (
+                place.contents
+                or place.path.rpartition(b"/")[2] != options.rename
+                or (st and stat.S_ISDIR(st.st_mode))
+            ):
+                raise Denied(
+                    f"the grant for {grant.shown} does not permit that name", reason="grant-other-path"
+                )
+            place, _ = place.parent()
+        log = site.log.bind(task=grant.task, transfer=grant.transfer, peer=grant.source.site)
+        reporter = TaskReporter(
+            site.link,
+            site.journal,
+            site=site.name,
+            task=grant.task,
+            fence=grant.fence,
+            every_s=REPORT_EVERY_S,
+            refused=lambda directive, reason: self.tell(grant.task, grant.fence, reason or directive),
+        )
+        async with landing_at(site, place, grant, reporter, options, wait=False) as (path, meter):
+            log.info("takes", path=grant.target_path)
+            counters = Counters()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(reporter.run)
+                async with session_errors(incoming.channel):
+                    session = await incoming.accept(options)
+                    meter.begin(session)
+                    name = session.profile.name
+                    caches = (None, None) if options.reread else (ScanCache(name), ScanCache(name))
+                    outcome = await run_target(
+                        session,
+                        target_root(path, reporter, options),
+                        caches=caches,
+                        counters=counters,
+                        observe=meter.observe,
+                    )
+                meter.finish(counters, outcome.bottleneck)
+                log.info(
+                    "took", state=outcome.state, objects=counters.objects_done, bytes_sent=counters.bytes_sent
+                )
+                if outcome.state == "completed" and grant.mode != "verify":
+                    site.ledger.spend(grant)
+                    receipt = make_receipt(site, grant, outcome.state, outcome.version_id, counters)
+                    reporter.finish(
+                        "done",
+                        version_id=outcome.version_id.hex(),
+                        receipt=base64.b64encode(receipt).decode("ascii"),
+                    )
+                    with trio.move_on_after(_TELL_S):
+                        await reporter.told.wait()
+                nursery.cancel_scope.cancel()
+
+
+def _without_lists(options: Options) -> Options:
+    """What a peer may ask for under a grant: a list of files of its own is not among it."""
+    return msgspec.structs.replace(options, files_from=None)
+
+
+def _bounded(grant: Grant) -> Observer:
+    return Meter(Standing(), byte_limit=grant.byte_limit).observe

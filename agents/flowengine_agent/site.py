@@ -1,0 +1,81 @@
+"""What all parts of a running agent share: who it is, what it offers, what it remembers."""
+
+from __future__ import annotations
+
+import base64
+import os
+from dataclasses import dataclass, field
+
+from flowengine.errors import AuthenticationError
+from flowengine.store.grants import GrantLedger
+from flowengine.transfer.sites import SiteTrust
+from flowengine_agent.config import SiteConfig
+from flowengine_agent.coordinator_link import CoordinatorLink
+from flowengine_agent.identity import Identity
+from flowengine_agent.journal import Journal
+from flowengine_agent.limits import LimitBook
+from flowengine_agent.logs import Log
+from flowengine_agent.roots import Roots
+from flowengine_agent.writers import Writers
+
+__all__ = ["Site", "decode_grant"]
+
+
+@dataclass
+class Site:
+    """The running agent's common ground.
+
+    Attributes:
+        identity: as enrolment stored it.
+        trust: the same for the engine, with whom and what it believes now.
+        boot: random id of this run.
+        listening: where the data port answers here; None for a site that only dials out.
+    """
+
+    config: SiteConfig
+    log: Log
+    journal: Journal
+    roots: Roots
+    identity: Identity
+    trust: SiteTrust
+    link: CoordinatorLink
+    limits: LimitBook
+    writers: Writers = field(default_factory=Writers)
+    boot: str = field(default_factory=lambda: os.urandom(8).hex())
+    listening: tuple[str, int] | None = None
+
+    @property
+    def name(self) -> str:
+        """The site's name."""
+        return self.config.site
+
+    @property
+    def ledger(self) -> GrantLedger:
+        """What is remembered of grants."""
+        return self.trust.ledger
+
+    @property
+    def reader_threads(self) -> int:
+        """Threads that read one large object."""
+        return self.config.threads or max(1, (os.cpu_count() or 1) // 2)
+
+    def use(self, identity: Identity) -> None:
+        """Believe and show what enrolment, renewal or a heartbeat brought, from the next connection on."""
+        if identity.chain_pem != self.identity.chain_pem:
+            self.trust.identity = identity.for_engine()
+        self.trust.grant_keys = identity.grant_keys
+        self.identity = identity
+
+
+def decode_grant(text: str) -> bytes:
+    """The signed grant that a message of the coordinator carries.
+
+    Raises:
+        AuthenticationError: it is no base64.
+    """
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError:
+        raise AuthenticationError(
+            "the coordinator sent a grant that cannot be read", reason="grant-forged"
+        ) from None
