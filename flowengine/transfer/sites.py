@@ -200,13 +200,14 @@ class Guest:
 
         Raises:
             AuthenticationError: reason "grant-other-path", or "grant-other-party" for another role than the grant's.
+            A guest may also "stat" the path, to learn whether it is a folder.
         """
         grant = self.grant
         assert grant is not None
         served: End = "source" if grant.dial == "target" else "target"
-        if request.role in ("source", "target") and request.role != grant.dial:
+        if request.role not in (grant.dial, "stat"):
             raise AuthenticationError(
-                f"the {grant.dial} of the grant for {grant.shown} asked to be its {request.role}",
+                f"the {grant.dial} of the grant for {grant.shown} asked for {request.role[:16]!r}",
                 reason="grant-other-party",
             )
         check_requested_path(grant, served, request.path)

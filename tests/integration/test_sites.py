@@ -10,10 +10,9 @@ import pytest
 import trio
 
 from flowengine.errors import FlowError
-from flowengine.store.selection import Root, Selection
 from flowengine.transfer.connect import Listener
 from flowengine.transfer.run import TransferSettings, pull
-from flowengine.transfer.serve import SelectionServer
+from flowengine.transfer.serve import ServedRoot
 from flowengine.transfer.sites import SitePeer, SiteTrust
 from tests.federation import Federation
 
@@ -21,8 +20,7 @@ from tests.federation import Federation
 def serving(host: SiteTrust, folder: Path, visit: Callable[[int], Awaitable[None]]) -> list[str]:
     """Run `visit` while `host` serves `folder`; gives what it logged."""
     log: list[str] = []
-    selection = Selection([Root(os.fsencode(folder), b"")])
-    server = SelectionServer(selection, use_cache=False, threads=1, compression=None)
+    server = ServedRoot(os.fsencode(folder))
 
     async def main() -> None:
         listener = Listener("127.0.0.1", 0, identity=host, log=log.append)
@@ -48,7 +46,7 @@ def test_a_grant_lets_two_sites_move_data(tmp_path: Path) -> None:
         report = await pull(peer, b"data/", os.fsencode(tmp_path / "in"), TransferSettings(use_cache=False))
         assert report.state == "completed"
 
-    assert serving(source, tmp_path / "data", visit) == []
+    assert serving(source, tmp_path, visit) == []
     assert (tmp_path / "in/file").read_bytes() == (tmp_path / "data/file").read_bytes()
 
 
@@ -63,5 +61,5 @@ def test_a_grant_for_another_path_is_refused(tmp_path: Path) -> None:
             await pull(peer, b"other/", os.fsencode(tmp_path / "in"), TransferSettings(use_cache=False))
         assert raised.value.reason == "grant-other-path"
 
-    (line,) = serving(source, tmp_path / "data", visit)
+    (line,) = serving(source, tmp_path, visit)
     assert "refused (grant-other-path)" in line
