@@ -22,11 +22,15 @@ from perf.report import print_tables
 from perf.scenarios import SCENARIOS, Built, Scenario, put_at_target
 from perf.session import Cost, RunFailedError, Session
 
-__all__ = ["RESULTS", "Plan", "run"]
+__all__ = ["RESULTS", "OneRun", "PlaceError", "Plan", "disk_folder", "memory_folder", "run"]
 
 RESULTS = Path(__file__).with_name("results")
 ROOT = RESULTS.parent.parent
 Record = dict[str, object]
+
+
+class PlaceError(Exception):
+    """There is no such place for data here; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -189,11 +193,27 @@ class OneRun:
         return cost
 
 
+def memory_folder() -> Path:
+    """Where files lie in memory; the usual temporary directory on a machine without."""
+    return Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else Path(tempfile.gettempdir())
+
+
+def disk_folder() -> Path:
+    """A directory on a file system that is not in memory.
+
+    Raises:
+        PlaceError: there is none at the usual places.
+    """
+    for name in ("/var/tmp", tempfile.gettempdir(), str(Path.home())):
+        if os.access(name, os.W_OK) and storage_of(Path(name) / "x") not in ("tmpfs", "ramfs"):
+            return Path(name)
+    raise PlaceError("no usual place for temporary files lies on a disk; name one with --disk DIR")
+
+
 @contextlib.contextmanager
 def work_directory(plan: Plan) -> Iterator[Path]:
     """A directory for data and targets: in memory, or on the disk that was asked for; removed at the end."""
-    base = plan.disk or (Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else Path(tempfile.gettempdir()))
-    work = Path(tempfile.mkdtemp(prefix="flow-perf-", dir=base))
+    work = Path(tempfile.mkdtemp(prefix="flow-perf-", dir=plan.disk or memory_folder()))
     work.chmod(0o755)
     try:
         yield work
@@ -201,20 +221,17 @@ def work_directory(plan: Plan) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def present(names: list[str]) -> list[type[Contender]]:
-    """The contenders that can run here; the others are named, with how to get them."""
-    kinds = []
-    for name in names:
-        if why := CONTENDERS[name].missing():
-            log(f"{name} is left out: {why}")
-        else:
-            kinds.append(CONTENDERS[name])
-    return kinds
+def present(names: list[str]) -> tuple[list[type[Contender]], dict[str, str]]:
+    """The contenders that can run here, and why the others cannot, with how to get them."""
+    left_out = {name: why for name in names if (why := CONTENDERS[name].missing())}
+    for name, why in left_out.items():
+        log(f"{name} is left out: {why}")
+    return [CONTENDERS[name] for name in names if name not in left_out], left_out
 
 
 def run(plan: Plan, command: list[str]) -> int:
     """Measure everything that the plan names; 0 when every run ended well."""
-    kinds = present(plan.contenders)
+    kinds, left_out = present(plan.contenders)
     if not kinds:
         log("no contender can run here")
         return 1
@@ -223,6 +240,7 @@ def run(plan: Plan, command: list[str]) -> int:
         "commit": commit(),
         "machine": machine(),
         "command": ["python", "-m", "perf", *command],
+        "left_out": left_out,
         "size": plan.size,
         "seed": plan.seed,
     }

@@ -102,7 +102,9 @@ class Session:
     def environment(self, side: str) -> dict[str, str]:
         """What programs at a side see: a home, state and cache of their own, for the length of the run."""
         home = self.scratch / f"home-{side}"
-        env = {k: v for k, v in os.environ.items() if not k.startswith(("FLOW_", "XDG_", "RCLONE_", "SSH_"))}
+        # Whoever installs a Python program has it compiled; not to keep that would be counted against it.
+        left_out = ("FLOW_", "XDG_", "RCLONE_", "SSH_", "PYTHONDONTWRITEBYTECODE")
+        env = {k: v for k, v in os.environ.items() if not k.startswith(left_out)}
         env |= {"HOME": str(home), "LC_ALL": "C.UTF-8", "FLOW_STATE_DIR": str(home / "flow")}
         for kind in ("STATE", "CACHE", "CONFIG"):
             env[f"XDG_{kind}_HOME"] = str(home / kind.lower())

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from perf.contenders.base import Contender
+from perf.contenders.baseline import PythonCopy
 from perf.contenders.flow import Flow, FlowLocal
 from perf.contenders.grid import GridFtp, XRootD
 from perf.contenders.plain import Casync, Copy, Iperf, TarSocat
-from perf.contenders.ssh import Rclone, RsyncDaemon, RsyncDaemonZ, RsyncSsh, RsyncSshZ, Scp
+from perf.contenders.ssh import (
+    Rclone,
+    RsyncDaemon,
+    RsyncDaemonFsync,
+    RsyncDaemonZ,
+    RsyncSsh,
+    RsyncSshFsync,
+    RsyncSshZ,
+    Scp,
+)
 
 __all__ = ["CONTENDERS", "Contender"]
 
@@ -17,8 +27,10 @@ CONTENDERS: dict[str, type[Contender]] = {
         FlowLocal,
         RsyncSsh,
         RsyncSshZ,
+        RsyncSshFsync,
         RsyncDaemon,
         RsyncDaemonZ,
+        RsyncDaemonFsync,
         Rclone,
         GridFtp,
         XRootD,
@@ -26,6 +38,7 @@ CONTENDERS: dict[str, type[Contender]] = {
         Scp,
         TarSocat,
         Copy,
+        PythonCopy,
         Iperf,
     )
 }

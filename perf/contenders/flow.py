@@ -12,9 +12,13 @@ from perf.session import Session
 __all__ = ["Flow", "FlowLocal"]
 
 
+COMMAND = Path(sys.executable).with_name("flow")
+"""The `flow` of the environment that runs the harness, unless `--flow` names another."""
+
+
 def command() -> str:
-    """The `flow` of the environment that runs the harness."""
-    return str(Path(sys.executable).with_name("flow"))
+    """The command that is measured."""
+    return str(COMMAND)
 
 
 def report(output: str) -> dict[str, object]:

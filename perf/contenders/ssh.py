@@ -8,13 +8,23 @@ from __future__ import annotations
 
 import getpass
 import os
+import subprocess
 from pathlib import Path
 from typing import ClassVar
 
 from perf.contenders.base import Contender
 from perf.session import Session
 
-__all__ = ["Rclone", "RsyncDaemon", "RsyncDaemonZ", "RsyncSsh", "RsyncSshZ", "Scp"]
+__all__ = [
+    "Rclone",
+    "RsyncDaemon",
+    "RsyncDaemonFsync",
+    "RsyncDaemonZ",
+    "RsyncSsh",
+    "RsyncSshFsync",
+    "RsyncSshZ",
+    "Scp",
+]
 
 CIPHER = "aes128-gcm@openssh.com"
 
@@ -136,6 +146,36 @@ class RsyncDaemonZ(RsyncDaemon):
 
     name = "rsync-daemon-z"
     extra = ("--compress", "--compress-choice=zstd", "--compress-level=1")
+
+
+class RsyncSshFsync(RsyncSsh):
+    """rsync over ssh that syncs every file before it is renamed."""
+
+    name = "rsync-ssh-fsync"
+    syncs = "yes"
+    extra = ("--fsync",)
+
+    @classmethod
+    def missing(cls) -> str:
+        return super().missing() or _without_fsync()
+
+
+class RsyncDaemonFsync(RsyncDaemon):
+    """rsync's own daemon that syncs every file before it is renamed."""
+
+    name = "rsync-daemon-fsync"
+    syncs = "yes"
+    extra = ("--fsync",)
+
+    @classmethod
+    def missing(cls) -> str:
+        return super().missing() or _without_fsync()
+
+
+def _without_fsync() -> str:
+    """Why this rsync cannot sync; empty when it can."""
+    done = subprocess.run(["rsync", "--help"], capture_output=True, text=True, check=False)
+    return "" if "--fsync" in done.stdout else "this rsync is older than 3.2.4 and has no --fsync"
 
 
 class Rclone(OverSsh):

@@ -1,0 +1,55 @@
+"""The regression check of the harness finds a command that takes twice the CPU time."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from perf import check
+from perf.contenders import flow
+
+pytestmark = pytest.mark.slow
+
+TWICE = """#!{python}
+import signal, time
+
+STEP_S = 0.02
+
+def burn(*_):
+    # Of its own steps nothing is counted: the timer runs again when they are over.
+    end = time.thread_time() + 1.1 * STEP_S  # the timer is late by up to a tick of the kernel
+    while time.thread_time() < end:
+        pass
+    signal.setitimer(signal.ITIMER_PROF, STEP_S)
+
+signal.signal(signal.SIGPROF, burn)
+signal.setitimer(signal.ITIMER_PROF, STEP_S)
+from flowengine.cli.main import main
+main()
+"""
+
+
+def test_half_the_speed_is_too_slow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slow = tmp_path / "slow-flow"
+    slow.write_text(TWICE.format(python=sys.executable))
+    slow.chmod(0o755)
+    monkeypatch.setattr(flow, "COMMAND", slow)
+    monkeypatch.setattr(check, "ROUNDS", 1)
+    assert not check.check(["s4"])
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("s4       TOO SLOW flow "), line
+
+
+def test_a_command_that_fails_is_no_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = tmp_path / "broken-flow"
+    broken.write_text("#!/bin/sh\necho out of order >&2; exit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setattr(flow, "COMMAND", broken)
+    said: list[str] = []
+    assert not check.check(["s4"], said.append)
+    assert "FAILED   flow: " in said[0]
+    assert "out of order" in said[0]
