@@ -14,8 +14,8 @@ from perf.contenders import flow as flow_contender
 from perf.link import LinkError
 from perf.link import cli as link_cli
 from perf.network import LONG_LINKS
-from perf.plot import DOCS, load, newest, plot
-from perf.report import group, print_tables
+from perf.plot import DOCS, load, plot
+from perf.report import group, newest, print_tables
 from perf.run import RESULTS, PlaceError, Plan, disk_folder, run
 from perf.scenarios import SCENARIOS, SIZES
 

@@ -1,4 +1,4 @@
-"""Charts of results as SVG: horizontal bars, one for each contender, with the spread of its runs."""
+"""Charts of results as SVG: horizontal bars, one for each contender, with the spread of its runs; and their page."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
-from perf.report import Record, Row, group, rows_of
+from perf.page import page
+from perf.report import Record, Row, batches_of, group, newest, rows_of
 
-__all__ = ["DOCS", "chart", "load", "newest", "plot"]
+__all__ = ["DOCS", "chart", "load", "plot"]
 
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "perf"
 # Where little has to move, the time says more than a rate.
@@ -24,17 +25,11 @@ STYLE = (
 
 
 def load(folder: Path) -> list[Record]:
-    """All records of a folder, in the order of their batches."""
-    records = [
-        json.loads(line) for path in sorted(folder.glob("*.jsonl")) for line in path.read_text().splitlines()
-    ]
+    """All records of scenarios in a folder, in the order of their batches."""
+    lines = [line for path in sorted(folder.glob("*.jsonl")) for line in path.read_text().splitlines()]
+    # The benchmarks of planner and policies keep records of another kind beside them.
+    records = [record for line in lines if "scenario" in (record := json.loads(line))]
     return sorted(records, key=lambda record: str(record["batch"]))
-
-
-def newest(records: Sequence[Record]) -> list[Record]:
-    """The records of a group's newest batch: contenders are only compared within one batch."""
-    last = str(records[-1]["batch"])
-    return [record for record in records if record["batch"] == last]
 
 
 def chart(title: str, subtitle: str, rows: Sequence[Row], timed: bool) -> str:
@@ -78,32 +73,44 @@ def chart(title: str, subtitle: str, rows: Sequence[Row], timed: bool) -> str:
 
 
 def plot(records: Iterable[Record], folder: Path) -> list[Path]:
-    """Write a chart for each scenario, network, size and storage; gives the files."""
+    """Write a chart for each scenario, network, size and storage, and the page; gives the files.
+
+    Charts that no record is behind any more are removed.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    for (scenario, network, size, storage), members in group(records).items():
+    records = list(records)
+    written: list[Path] = []
+    charts: dict[tuple[str, ...], str] = {}
+    for key, members in group(records).items():
+        scenario, network, size, storage = key
         batch = newest(members)
         rows = rows_of(batch)
         if not any(row.good for row in rows):
             continue
-        machine = batch[0]["machine"]
+        machine = batch[-1]["machine"]
         assert isinstance(machine, dict)
+        commits = ", ".join(dict.fromkeys(str(record["commit"]) for record in batch))
         amount = float(batch[0]["logical_bytes"]) / 1e6  # type: ignore[arg-type]
         timed = scenario in TIMED
         subtitle = (
             f"{'seconds, less is better' if timed else 'MB/s of data, more is better'}; "
             f"{amount:,.0f} MB in {batch[0]['files']} files; {storage}; "
-            f"{machine['cores']} cores; commit {batch[0]['commit']}"
+            f"{machine['cores']} cores; {commits}{'; of several batches' if len(batches_of(batch)) > 1 else ''}"
         )
         name = "-".join(
             [
                 scenario,
                 network,
                 *([] if size == "full" else [size]),
-                *([] if storage == "tmpfs" else ["disk"]),
+                *([] if storage == "tmpfs" else [storage]),
             ]
         )
         path = folder / f"{name}.svg"
         path.write_text(chart(f"{scenario} over {network}", subtitle, rows, timed), encoding="utf-8")
         written.append(path)
+        charts[key] = path.name
+    for path in set(folder.glob("*.svg")) - set(written):
+        path.unlink()
+    written.append(folder / "README.md")
+    written[-1].write_text(page(records, charts), encoding="utf-8")
     return written

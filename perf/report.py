@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Row", "group", "print_tables", "rows_of", "table"]
+__all__ = ["Row", "base_of", "batches_of", "group", "newest", "print_tables", "rows_of", "table"]
 
 Record = dict[str, object]
 GROUP_KEYS = ("scenario", "network", "size", "storage")
@@ -59,6 +59,25 @@ def group(records: Iterable[Record]) -> dict[tuple[str, ...], list[Record]]:
     return groups
 
 
+def batches_of(records: Iterable[Record]) -> dict[str, list[Record]]:
+    """Records by batch (one call of the command)."""
+    batches: dict[str, list[Record]] = {}
+    for record in records:
+        batches.setdefault(str(record["batch"]), []).append(record)
+    return batches
+
+
+def newest(records: Sequence[Record]) -> list[Record]:
+    """Of a group's records, for each contender those of the last batch that it was part of."""
+    last = {str(record["contender"]): str(record["batch"]) for record in records}
+    return [record for record in records if str(record["batch"]) == last[str(record["contender"])]]
+
+
+def base_of(rows: Sequence[Row]) -> Row:
+    """The row that others are compared with: flow's, or the first where flow did not run."""
+    return next((row for row in rows if row.contender == "flow" and row.good), rows[0])
+
+
 def rows_of(records: Sequence[Record]) -> list[Row]:
     """One row for each contender of a group, fastest first; those that never succeeded come last."""
     rows = []
@@ -98,7 +117,7 @@ def table(rows: Sequence[Row], traits: dict[str, str], local: frozenset[str] = f
         traits: What each contender encrypts, verifies and syncs, by its name.
         local: Contenders that use no wire.
     """
-    base = next((row for row in rows if row.contender == "flow" and row.good), rows[0])
+    base = base_of(rows)
     lines = [[title for title, _ in COLUMNS]]
     for row in rows:
         about = traits.get(row.contender, "")

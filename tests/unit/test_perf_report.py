@@ -7,8 +7,8 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 from perf import data
-from perf.plot import load, newest, plot
-from perf.report import Record, group, rows_of, table
+from perf.plot import load, plot
+from perf.report import Record, group, newest, rows_of, table
 
 
 def record(contender: str, wall_s: float, **more: object) -> Record:
@@ -19,7 +19,8 @@ def record(contender: str, wall_s: float, **more: object) -> Record:
         "storage": "tmpfs",
         "batch": "20260101T000000Z",
         "commit": "abc",
-        "machine": {"cores": 2},
+        "machine": {"cpu": "x", "cores": 2, "memory_bytes": 8 << 30, "kernel": "6.1", "python": "3.11.7"},
+        "command": ["python", "-m", "perf", "run", "s1-one"],
         "contender": contender,
         "ok": True,
         "error": "",
@@ -64,21 +65,43 @@ def test_groups_keep_networks_apart() -> None:
     assert len(group([record("flow", 1.0), record("flow", 1.0, network="link")])) == 2
 
 
-def test_a_chart_is_drawn_of_the_newest_batch(tmp_path: Path) -> None:
+def test_charts_and_page_show_the_newest_run_of_each_contender(tmp_path: Path) -> None:
+    new = {"batch": "20260202T000000Z", "commit": "def"}
     records = [
         record("flow", 1.0),
-        record("flow", 4.0, batch="20260202T000000Z"),
-        record("a<b", 2.0, batch="20260202T000000Z"),
+        record("old", 8.0),
+        record("flow", 4.0, **new, left_out={"rclone": "rclone is missing; install rclone"}),
+        record("a<b", 2.0, **new),
+        record("a<b", 3.0, **new, ok=False, error="lost"),
     ]
     (tmp_path / "s1-one.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in reversed(records)))
+    (tmp_path / "plan.jsonl").write_text('{"date": "20260101"}\n')
     loaded = load(tmp_path)
-    assert len(newest(loaded)) == 2
-    (path,) = plot(loaded, tmp_path / "charts")
-    assert path.name == "s1-one-loopback.svg"
-    drawn = ET.fromstring(path.read_text())
+    assert [(entry["contender"], entry["wall_s"]) for entry in newest(loaded)] == [
+        ("old", 8.0),
+        ("a<b", 3.0),
+        ("a<b", 2.0),
+        ("flow", 4.0),
+    ]
+    charts = tmp_path / "charts"
+    charts.mkdir()
+    (charts / "stale.svg").touch()
+    chart, page = plot(loaded, charts)
+    assert sorted(path.name for path in charts.iterdir()) == ["README.md", "s1-one-loopback.svg"]
+    drawn = ET.fromstring(chart.read_text())
     texts = ["".join(node.itertext()) for node in drawn.iter("{http://www.w3.org/2000/svg}text")]
     assert "a<b" in texts
     assert "250 MB/s3.0 CPU s/GB" in texts
+    lines = page.read_text().splitlines()
+    assert [line.split("|")[1:6] for line in lines if line.startswith(("| flow", "| old", "| a<b"))] == [
+        [" a<b ", " 2.00 ", " 2.00-2.00 ", " 500 ", " 2.00 "],
+        [" flow ", " 4.00 ", " 4.00-4.00 ", " 250 ", " 1.00 "],
+        [" old \\* ", " 8.00 ", " 8.00-8.00 ", " 125 ", " 0.50 "],
+    ]
+    assert "- a<b failed 1 of 2 times: lost" in lines
+    assert "- Not measured: rclone (rclone is missing; install rclone)." in lines
+    assert any(line.startswith("- old: 2026-01-01, commit abc, 2 cores of x, 8 GiB") for line in lines)
+    assert any("commit def" in line and "`python -m perf run s1-one`" in line for line in lines)
 
 
 def test_data_is_the_same_for_the_same_seed(tmp_path: Path) -> None:
