@@ -1,0 +1,282 @@
+"""Asking for transfers and steering them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from sqlalchemy import Row, func, select, update
+
+from flowengine.api.resources import PRIORITIES, Decision, Endpoint, Transfer, TransferRequest
+from flowengine.coordinator.database import Writing, json_text
+from flowengine.coordinator.database.catalogue import decode_addresses, decode_roots
+from flowengine.coordinator.database.tables import sites, tasks, tenants, transfers
+from flowengine.coordinator.database.transfers import find_transfer, lock_transfer, settle
+from flowengine.coordinator.database.work import wake_beside
+from flowengine.coordinator.rules.paths import clean, offering_root
+from flowengine.coordinator.rules.queue import first_overlap
+from flowengine.coordinator.rules.states import dialer
+from flowengine.errors import Denied, FlowError, NotFound, TemporaryError, UsageError
+
+__all__ = ["Decide", "create", "redrive", "site_rows", "steer"]
+
+Decide = Callable[[TransferRequest, Mapping[str, Row[Any]], float], tuple[list[Decision], str]]
+"""Policy's answer: the decisions on all uses, and the digest of the policies."""
+
+
+def site_rows(writing: Writing, request: TransferRequest) -> dict[str, Row[Any]]:
+    """The sites of a request.
+
+    Raises:
+        NotFound: one is not known, or was removed.
+    """
+    names = dict.fromkeys([request.source.site, *(target.site for target in request.targets)])
+    found = {
+        row.name: row
+        for row in writing.connection.execute(select(sites).where(sites.c.name.in_(list(names))))
+    }
+    for name in names:
+        if name not in found or found[name].state == "revoked":
+            raise NotFound(f"there is no site {name}", hint="flow site ls lists the sites", site=name)
+    return found
+
+
+def check_places(request: TransferRequest, rows: Mapping[str, Row[Any]]) -> None:
+    """Refuse a request that could not be carried out, whatever the agents say later."""
+    if request.mode == "verify" and request.options.delete:
+        raise UsageError("verify deletes nothing", hint="leave out the option delete, or ask for a sync")
+    source = (request.source.site, clean(request.source.path))
+    targets = [(target.site, clean(target.path)) for target in request.targets]
+    double = first_overlap(targets)
+    if double is not None:
+        (site, one), (_, other) = double
+        raise UsageError(
+            f"the targets {site}:{one} and {site}:{other} overlap", hint="name each target once, side by side"
+        )
+    if first_overlap([source, *targets]) is not None and request.mode != "verify":
+        raise UsageError(
+            f"a target overlaps the source {source[0]}:{source[1]}", hint="choose a target beside the source"
+        )
+    _check_offered(rows[request.source.site], request.source, False)
+    for target in request.targets:
+        _check_offered(rows[target.site], target, request.mode != "verify")
+
+
+def _check_offered(row: Row[Any], place: Endpoint, writing: bool) -> None:
+    roots = decode_roots(row.roots)
+    if row.last_seen is None:
+        return  # its agent was never here: it will say itself what it offers
+    if offering_root(roots, clean(place.path), writing) is None:
+        verb = "written to" if writing else "read"
+        offered = ", ".join(f"{root.name} ({root.access})" for root in roots) or "nothing"
+        raise Denied(
+            f"{place.site}:{place.path} is not below a root that may be {verb}",
+            hint=f"site {place.site} offers {offered}",
+            site=place.site,
+            path=place.path,
+        )
+
+
+def _drivers(request: TransferRequest, rows: Mapping[str, Row[Any]]) -> list[str]:
+    """Which site dials for each target."""
+    found = []
+    source = rows[request.source.site]
+    for place in request.targets:
+        target = rows[place.site]
+        end = dialer(source.name, _addresses(source), target.name, _addresses(target))
+        if end is None:
+            raise FlowError(
+                f"neither {source.name} nor {target.name} can be reached from outside",
+                hint="let one of the two agents listen (listen and advertise in its site.toml)",
+                reason="no-route",
+            )
+        found.append(source.name if end == "source" else target.name)
+    return found
+
+
+def _addresses(row: Row[Any]) -> list[str] | None:
+    return None if row.last_seen is None else decode_addresses(row.addresses)
+
+
+def create(
+    writing: Writing, transfer: str, request: TransferRequest, user: str, tenant: str, decide: Decide
+) -> Transfer | FlowError:
+    """Take a request on.
+
+    Returns:
+        The transfer; or the refusal, when policy denies: then an event is all that is stored.
+
+    Raises:
+        FlowError: unknown site, unusable path, no route, quota; nothing is stored.
+    """
+    rows = site_rows(writing, request)
+    check_places(request, rows)
+    drivers = _drivers(request, rows)
+    _check_queue(writing, tenant, len(drivers))
+    decisions, digest = decide(request, rows, writing.now)
+    denied = [decision for decision in decisions if decision.verdict == "deny"]
+    if denied:
+        first = denied[0]
+        shown = [f"{decision.use} at {decision.site}: {decision.text}" for decision in denied]
+        writing.emit("transfer.denied", user=user, tenant=tenant, site=first.site, rule=first.rule, why=shown)
+        return Denied(
+            f"policy does not permit to {first.use} this data at {first.site}: {first.text}",
+            hint="flow plan shows all decisions and what would make it legal",
+            decisions=[_decision_data(decision) for decision in decisions],
+        )
+    writing.connection.execute(
+        transfers.insert().values(
+            id=transfer,
+            request=json_text(request),
+            state="requested",
+            reason="queued",
+            message="waits for its turn",
+            since=writing.now,
+            created=writing.now,
+            user=user,
+            tenant=tenant,
+            source_site=request.source.site,
+            priority=PRIORITIES.index(request.priority),
+            mode=request.mode,
+            decisions=json_text(decisions),
+            policy_digest=digest,
+        )
+    )
+    writing.connection.execute(
+        tasks.insert(),
+        [
+            {
+                "id": f"{transfer}.{index}",
+                "transfer": transfer,
+                "tenant": tenant,
+                "priority": PRIORITIES.index(request.priority),
+                "mode": request.mode,
+                "source_site": request.source.site,
+                "source_path": clean(request.source.path),
+                "target_site": place.site,
+                "target_path": clean(place.path),
+                "driver": driver,
+                "state": "waiting",
+                "wait_since": writing.now,
+            }
+            for index, (place, driver) in enumerate(zip(request.targets, drivers, strict=True), 1)
+        ],
+    )
+    writing.emit(
+        "transfer.requested",
+        transfer=transfer,
+        user=user,
+        tenant=tenant,
+        site=request.source.site,
+        wake=drivers,
+        source=f"{request.source.site}:{request.source.path}",
+        targets=[f"{place.site}:{place.path}" for place in request.targets],
+        mode=request.mode,
+        priority=request.priority,
+    )
+    return find_transfer(writing.connection, transfer, None)
+
+
+def _decision_data(decision: Decision) -> dict[str, object]:
+    return {name: getattr(decision, name) for name in decision.__struct_fields__}
+
+
+def _check_queue(writing: Writing, tenant: str, more: int) -> None:
+    most = writing.connection.execute(
+        select(tenants.c.max_queued).where(tenants.c.name == tenant)
+    ).scalar_one()
+    if most is None:
+        return
+    queued = writing.connection.execute(
+        select(func.count()).where(tasks.c.tenant == tenant, tasks.c.state == "waiting")
+    ).scalar_one()
+    if queued + more > most:
+        raise TemporaryError(
+            f"tenant {tenant} has {queued} of at most {most} tasks in the queue",
+            hint="wait until some of them have begun, or ask an admin for a larger quota",
+            reason="quota",
+        )
+
+
+def steer(
+    writing: Writing,
+    transfer: str,
+    verb: Literal["pause", "resume", "cancel", "retry"],
+    user: str,
+    tenant: str | None,
+) -> Transfer:
+    """Pause, resume, cancel or retry; asking for what is so already changes nothing.
+
+    Raises:
+        FlowError: the transfer is in a state in which this makes no sense (reason "conflict").
+    """
+    row = lock_transfer(writing, transfer, tenant)
+    ended = row.state in ("completed", "terminated")
+    if (verb == "retry") != ended and not (verb == "cancel" and row.cancelled):
+        raise FlowError(
+            f"transfer {transfer} is {row.state}: it cannot be {_past(verb)}",
+            hint="flow transfer show tells what became of it",
+            reason="conflict",
+        )
+    if verb == "retry" and row.state == "completed":
+        raise FlowError(f"transfer {transfer} is complete: there is nothing to retry", reason="conflict")
+    mine = tasks.c.transfer == transfer
+    if verb == "pause":
+        _set(writing, transfer, {"paused": True}, mine & tasks.c.state.in_(["waiting", "running"]))
+    elif verb == "resume":
+        values = {"paused": False, "ready_at": 0.0}
+        _set(writing, transfer, values, mine & tasks.c.state.in_(["waiting", "running"]))
+    elif verb == "cancel":
+        _set(
+            writing,
+            transfer,
+            {"state": "cancelled", "paused": False, "reason": "cancelled", "message": f"cancelled by {user}"},
+            mine & tasks.c.state.in_(["waiting", "running"]),
+        )
+    else:
+        values = {"state": "waiting", "paused": False, "attempts": 0, "ready_at": 0.0, "holder": ""}
+        values |= {"reason": "", "message": "", "hint": "", "wait_name": "", "wait_since": writing.now}
+        _set(writing, transfer, values, mine & tasks.c.state.in_(["failed", "cancelled"]))
+    writing.emit(f"transfer.{_past(verb)}", transfer=transfer, user=user, tenant=row.tenant, by=user)
+    here = writing.connection.execute(
+        select(tasks.c.source_site, tasks.c.target_site, tasks.c.driver, tasks.c.holder).where(mine)
+    ).all()
+    writing.wake.update(name for found in here for name in (found.driver, found.holder) if name)
+    if verb in ("cancel", "pause"):
+        wake_beside(writing, {name for found in here for name in found[:2]}, row.tenant)
+    settle(writing, transfer)
+    return find_transfer(writing.connection, transfer, tenant)
+
+
+def _past(verb: str) -> str:
+    return {"pause": "paused", "resume": "resumed", "cancel": "cancelled", "retry": "retried"}[verb]
+
+
+def _set(writing: Writing, transfer: str, values: dict[str, Any], which: Any) -> None:
+    writing.connection.execute(update(tasks).where(which).values(**values))
+    flags: dict[str, Any] = {name: values[name] for name in ("paused",) if name in values}
+    if values.get("state") == "cancelled":
+        flags["cancelled"] = True
+    elif values.get("state") == "waiting":
+        flags |= {"cancelled": False, "ended": None}
+    writing.connection.execute(update(transfers).where(transfers.c.id == transfer).values(**flags))
+
+
+def redrive(writing: Writing, site: str) -> None:
+    """Choose anew who dials for the waiting tasks of a site whose addresses changed."""
+    waiting = writing.connection.execute(
+        select(tasks.c.id, tasks.c.source_site, tasks.c.target_site, tasks.c.driver).where(
+            tasks.c.state == "waiting", (tasks.c.source_site == site) | (tasks.c.target_site == site)
+        )
+    ).all()
+    names = {name for row in waiting for name in (row.source_site, row.target_site)}
+    rows = {row.name: row for row in writing.connection.execute(select(sites).where(sites.c.name.in_(names)))}
+    for row in waiting:
+        if row.source_site not in rows or row.target_site not in rows:
+            continue
+        source, target = rows[row.source_site], rows[row.target_site]
+        end = dialer(source.name, _addresses(source), target.name, _addresses(target))
+        driver = {"source": source.name, "target": target.name, None: row.driver}[end]
+        if driver != row.driver:
+            writing.connection.execute(update(tasks).where(tasks.c.id == row.id).values(driver=driver))
+            writing.wake.add(driver)

@@ -1,0 +1,295 @@
+"""The tables, the same on SQLite and PostgreSQL. Times are Unix seconds; lists and records are JSON text.
+
+States are text with a CHECK: a value can be added without rebuilding a type. `migrations` makes these tables; a test
+compares the two.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    text,
+)
+
+__all__ = ["metadata"]
+
+metadata: Final = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+_Serial: Final = BigInteger().with_variant(Integer, "sqlite")
+
+
+def _text(name: str, default: str = "") -> Column[str]:
+    return Column(name, Text, nullable=False, server_default=text("'" + default + "'"))
+
+
+def _count(name: str, default: int = 0) -> Column[int]:
+    return Column(name, BigInteger, nullable=False, server_default=text(str(default)))
+
+
+def _flag(name: str) -> Column[bool]:
+    return Column(name, Boolean, nullable=False, server_default=text("false"))
+
+
+def _time(name: str) -> Column[float]:
+    return Column(name, Double, nullable=False, server_default=text("0"))
+
+
+def _one_of(column: str, *values: str) -> CheckConstraint:
+    return CheckConstraint(f"{column} IN ({', '.join(repr(value) for value in values)})", name=column)
+
+
+counters: Final = Table(
+    "counters",
+    metadata,
+    Column("name", Text, primary_key=True),  # "event", "fence", "epoch"
+    Column("value", BigInteger, nullable=False),
+)
+settings: Final = Table(
+    "settings",
+    metadata,
+    Column("name", Text, primary_key=True),  # "ca_sha256": whose federation this database is
+    Column("value", Text, nullable=False),
+)
+tenants: Final = Table(
+    "tenants",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("weight", Double, nullable=False),
+    Column("max_running", BigInteger),
+    Column("max_queued", BigInteger),
+    Column("max_bytes_per_day", BigInteger),
+)
+usage: Final = Table(
+    "usage",
+    metadata,
+    Column("tenant", Text, ForeignKey("tenants.name"), primary_key=True),
+    Column("minute", BigInteger, primary_key=True),
+    _count("size_bytes"),
+    _count("tasks"),
+)
+users: Final = Table(
+    "users",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("role", Text, nullable=False),
+    Column("tenant", Text, ForeignKey("tenants.name"), nullable=False),
+    _flag("disabled"),
+    _time("created"),
+    _one_of("role", "admin", "operator", "user", "auditor"),
+)
+tokens: Final = Table(
+    "tokens",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("user", Text, ForeignKey("users.name"), nullable=False, index=True),
+    Column("secret_sha256", Text, nullable=False),
+    _time("created"),
+    _time("expires"),
+    Column("last_used", Double),
+    _text("comment"),
+)
+sites: Final = Table(
+    "sites",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("state", Text, nullable=False),
+    _time("since"),
+    _time("created"),
+    _text("facts", "{}"),
+    _text("roots", "[]"),
+    _text("addresses", "[]"),
+    _text("software"),
+    _text("boot"),
+    Column("last_seen", Double),
+    _count("max_tasks", 4),
+    _flag("draining"),  # what an operator asked for
+    _flag("agent_draining"),  # what the agent says of itself
+    Column("cert_serial", Text),
+    Column("key_sha256", Text),
+    Column("cert_not_before", Double),
+    Column("cert_not_after", Double),
+    _one_of("state", "expected", "online", "offline", "draining", "revoked"),
+)
+certificates: Final = Table(
+    "certificates",
+    metadata,
+    Column("serial", Text, primary_key=True),
+    Column("site", Text, nullable=False, index=True),
+    Column("key_sha256", Text, nullable=False),
+    _time("not_after"),
+    Column("revoked", Double, index=True),
+)
+join_tokens: Final = Table(
+    "join_tokens",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("site", Text, nullable=False),
+    Column("secret_sha256", Text, nullable=False),
+    _text("created_by"),
+    _time("expires"),
+    Column("used", Double),
+)
+links: Final = Table(
+    "links",
+    metadata,
+    Column("source", Text, primary_key=True),
+    Column("target", Text, primary_key=True),
+    Column("capacity_bits_per_s", BigInteger),
+    Column("rtt_ms", Double),
+    Column("loss", Double),
+    Column("cost_per_gb", Double, nullable=False),
+    Column("as_of", Double),
+    _text("source_of_values"),
+)
+limits: Final = Table(
+    "limits",
+    metadata,
+    Column("scope", Text, primary_key=True),
+    Column("rate_bits_per_s", BigInteger),
+    _text("windows", "[]"),
+    _time("changed"),
+    _text("changed_by"),
+)
+transfers: Final = Table(
+    "transfers",
+    metadata,
+    Column("seq", _Serial, primary_key=True, autoincrement=True),
+    Column("id", Text, nullable=False, unique=True),
+    _text("request"),
+    Column("state", Text, nullable=False),
+    _text("reason"),
+    _text("message"),
+    _time("since"),
+    _time("created"),
+    Column("ended", Double),
+    Column("user", Text, nullable=False),
+    Column("tenant", Text, ForeignKey("tenants.name"), nullable=False),
+    Column("source_site", Text, nullable=False),
+    _count("priority"),
+    _text("mode", "copy"),
+    _flag("paused"),
+    _flag("cancelled"),
+    _flag("begun"),
+    _count("landed"),
+    _text("decisions", "[]"),
+    _text("policy_digest"),
+    _one_of(
+        "state",
+        "requested",
+        "started",
+        "suspended",
+        "completed",
+        "terminated",
+        "quarantined",
+        "purged",
+    ),
+    Index("ix_transfers_tenant_seq", "tenant", "seq"),
+    Index("ix_transfers_state_seq", "state", "seq"),
+)
+tasks: Final = Table(
+    "tasks",
+    metadata,
+    Column("seq", _Serial, primary_key=True, autoincrement=True),
+    Column("id", Text, nullable=False, unique=True),
+    Column("transfer", Text, ForeignKey("transfers.id"), nullable=False, index=True),
+    Column("tenant", Text, nullable=False),
+    _count("priority"),
+    _text("mode", "copy"),
+    Column("source_site", Text, nullable=False, index=True),
+    Column("source_path", Text, nullable=False),
+    Column("target_site", Text, nullable=False, index=True),
+    Column("target_path", Text, nullable=False),
+    Column("driver", Text, nullable=False),  # the site that dials and so claims
+    Column("state", Text, nullable=False),
+    _flag("paused"),
+    _text("holder"),
+    _text("boot"),
+    _count("fence"),
+    _count("epoch"),
+    _count("attempts"),
+    Column("claimed", Double),
+    Column("lease_until", Double),
+    Column("reported", Double),
+    _time("ready_at"),
+    _count("holder_seq", -1),
+    _count("peer_seq", -1),
+    _text("counters", "{}"),
+    Column("rate_bits_per_s", Double, nullable=False, server_default=text("0")),
+    _text("bottleneck"),
+    _text("wait_name"),
+    _text("wait_text"),
+    _text("wait_ends"),
+    _time("wait_since"),
+    _text("reason"),
+    _text("message"),
+    _text("hint"),
+    _text("version_id"),
+    _text("receipt"),
+    _time("grant_until"),
+    _one_of("state", "waiting", "running", "done", "failed", "cancelled"),
+    Index("ix_tasks_state_driver", "state", "driver"),
+)
+landed: Final = Table(
+    "landed",
+    metadata,
+    Column("transfer", Text, ForeignKey("transfers.id"), primary_key=True),
+    Column("seq", BigInteger, primary_key=True),
+    Column("target", Text, nullable=False),
+    Column("path", Text, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+)
+events: Final = Table(
+    "events",
+    metadata,
+    Column("seq", BigInteger, primary_key=True, autoincrement=False),
+    _time("at"),
+    Column("type", Text, nullable=False),
+    _text("transfer"),
+    _text("site"),
+    _text("user"),
+    _text("tenant"),
+    _text("data", "{}"),
+    _text("wake", "[]"),  # sites whose agents this concerns
+    Index("ix_events_transfer_seq", "transfer", "seq"),
+    Index("ix_events_site_seq", "site", "seq"),
+    Index("ix_events_at", "at"),
+)
+looks: Final = Table(
+    "looks",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("site", Text, nullable=False, index=True),
+    Column("path", Text, nullable=False),
+    _time("expires"),
+    Column("answer", Text),
+)
+idempotency: Final = Table(
+    "idempotency",
+    metadata,
+    Column("user", Text, primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("request_sha256", Text, nullable=False),
+    _count("status"),
+    _text("body"),
+    _time("created"),
+    Index("ix_idempotency_created", "created"),
+)

@@ -1,0 +1,224 @@
+"""Queue and leases in the database: what the rules look at, and what they decided."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import Any, Final
+
+from sqlalchemy import Connection, Row, and_, case, func, or_, select, text
+from sqlalchemy.dialects import postgresql, sqlite
+
+from flowengine.coordinator.database import Writing
+from flowengine.coordinator.database.catalogue import running_by_site
+from flowengine.coordinator.database.people import day_minute
+from flowengine.coordinator.database.tables import sites, tasks, tenants, transfers, usage
+from flowengine.coordinator.rules.queue import Board, Place, Share, Work
+
+__all__ = [
+    "WINDOW_S",
+    "add_usage",
+    "claim_rows",
+    "lock_for_claims",
+    "read_board",
+    "wake_beside",
+]
+
+WINDOW_S: Final = 600
+"""What was served longer ago does not count in a tenant's share."""
+CANDIDATES: Final = 200
+"""Tasks of one tenant and class that one claim looks at; those behind wait for the next."""
+_CLAIM_LOCK: Final = 0x666C6F77
+"""PostgreSQL's advisory lock that claims take, so that bounds hold over several coordinators."""
+
+
+def task_work(row: Row[Any]) -> Work:
+    """A task's row as the queue sees it."""
+    return Work(
+        id=row.id,
+        seq=row.seq,
+        transfer=row.transfer,
+        tenant=row.tenant,
+        priority=row.priority,
+        source_site=row.source_site,
+        source_path=row.source_path,
+        target_site=row.target_site,
+        target_path=row.target_path,
+        driver=row.driver,
+        writes=row.mode != "verify",
+        paused=row.paused,
+        ready_at=row.ready_at,
+        last_reason=row.reason,
+    )
+
+
+_WORK_COLUMNS: Final = (
+    tasks.c.id,
+    tasks.c.seq,
+    tasks.c.transfer,
+    tasks.c.tenant,
+    tasks.c.priority,
+    tasks.c.source_site,
+    tasks.c.source_path,
+    tasks.c.target_site,
+    tasks.c.target_path,
+    tasks.c.driver,
+    tasks.c.mode,
+    tasks.c.paused,
+    tasks.c.ready_at,
+    tasks.c.reason,
+    tasks.c.state,
+)
+
+
+def lock_for_claims(writing: Writing) -> None:
+    """Be the only one who claims until the commit."""
+    if writing.locks_rows:
+        writing.connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _CLAIM_LOCK})
+
+
+def _candidates(connection: Connection, driver: str | None) -> list[Work]:
+    """The oldest waiting tasks of each tenant and class that `driver` (or anybody) drives."""
+    rank = func.row_number().over(
+        partition_by=(tasks.c.tenant, tasks.c.priority, tasks.c.driver), order_by=tasks.c.seq
+    )
+    query = select(*_WORK_COLUMNS, rank.label("rank")).where(tasks.c.state == "waiting")
+    if driver is not None:
+        query = query.where(tasks.c.driver == driver)
+    ranked = query.subquery()
+    rows = connection.execute(select(ranked).where(ranked.c.rank <= CANDIDATES).order_by(ranked.c.seq))
+    return [task_work(row) for row in rows]
+
+
+def read_board(connection: Connection, now: float, driver: str | None) -> Board:
+    """What the queue's rules need to decide for one driver, or (None) for all.
+
+    Older waiting tasks that write at the sites in question are on it too: they come first where paths overlap.
+    """
+    waiting = _candidates(connection, driver)
+    names = {work.source_site for work in waiting} | {work.target_site for work in waiting}
+    newest = max((work.seq for work in waiting), default=0)
+    there = or_(
+        and_(
+            tasks.c.state == "waiting", tasks.c.target_site.in_(names), tasks.c.seq < newest, ~tasks.c.paused
+        ),
+        and_(
+            tasks.c.state == "running", or_(tasks.c.target_site.in_(names), tasks.c.source_site.in_(names))
+        ),
+    )
+    known = {work.id for work in waiting}
+    running = []
+    if names:
+        for row in connection.execute(select(*_WORK_COLUMNS).where(there)):
+            if row.state == "running":
+                running.append(task_work(row))
+            elif row.id not in known:
+                waiting.append(task_work(row))
+    return Board(
+        now=now,
+        waiting=waiting,
+        running=running,
+        places=_places(connection, names),
+        shares=_shares(connection, now, {work.tenant for work in waiting}),
+    )
+
+
+def _places(connection: Connection, names: Collection[str]) -> dict[str, Place]:
+    if not names:
+        return {}
+    counts = running_by_site(connection, names)
+    query = select(sites.c.name, sites.c.state, sites.c.since, sites.c.max_tasks).where(
+        sites.c.name.in_(names)
+    )
+    return {
+        row.name: Place(row.name, row.state, row.since, row.max_tasks, counts.get(row.name, 0))
+        for row in connection.execute(query)
+    }
+
+
+def _shares(connection: Connection, now: float, names: Collection[str]) -> dict[str, Share]:
+    if not names:
+        return {}
+    running = {
+        tenant: count
+        for tenant, count in connection.execute(
+            select(tasks.c.tenant, func.count())
+            .where(tasks.c.state == "running", tasks.c.tenant.in_(names))
+            .group_by(tasks.c.tenant)
+        )
+    }
+    today, since = day_minute(now), int((now - WINDOW_S) // 60)
+    recent = usage.c.minute > since
+    used = {
+        row.tenant: row
+        for row in connection.execute(
+            select(
+                usage.c.tenant,
+                func.sum(case((recent, usage.c.size_bytes), else_=0)).label("size_bytes"),
+                func.sum(case((recent, usage.c.tasks), else_=0)).label("tasks"),
+                func.sum(case((usage.c.minute >= today, usage.c.size_bytes), else_=0)).label("today"),
+            )
+            .where(usage.c.tenant.in_(names), usage.c.minute >= min(today, since))
+            .group_by(usage.c.tenant)
+        )
+    }
+    shares = {}
+    for row in connection.execute(select(tenants).where(tenants.c.name.in_(names))):
+        mine = used.get(row.name)
+        left = None
+        if row.max_bytes_per_day is not None:
+            left = row.max_bytes_per_day - (int(mine.today) if mine is not None else 0)
+        shares[row.name] = Share(
+            tenant=row.name,
+            weight=row.weight,
+            max_running=row.max_running,
+            running=running.get(row.name, 0),
+            served_bytes=int(mine.size_bytes) if mine is not None else 0,
+            served_tasks=int(mine.tasks) if mine is not None else 0,
+            left_today_bytes=left,
+        )
+    return shares
+
+
+def add_usage(writing: Writing, tenant: str, size_bytes: int, task_count: int) -> None:
+    """Count what a tenant was served, in the current minute."""
+    insert = (postgresql.insert if writing.locks_rows else sqlite.insert)(usage)
+    writing.connection.execute(
+        insert.values(
+            tenant=tenant, minute=int(writing.now // 60), size_bytes=size_bytes, tasks=task_count
+        ).on_conflict_do_update(
+            index_elements=["tenant", "minute"],
+            set_={"size_bytes": usage.c.size_bytes + size_bytes, "tasks": usage.c.tasks + task_count},
+        )
+    )
+
+
+def wake_beside(writing: Writing, names: Iterable[str], tenant: str) -> None:
+    """Wake the agents that drive what waits at these sites or for this tenant: a hindrance may be gone."""
+    there = list(names)
+    query = (
+        select(tasks.c.driver)
+        .distinct()
+        .where(
+            tasks.c.state == "waiting",
+            or_(tasks.c.source_site.in_(there), tasks.c.target_site.in_(there), tasks.c.tenant == tenant),
+        )
+    )
+    writing.wake.update(writing.connection.execute(query).scalars())
+
+
+def claim_rows(writing: Writing, chosen: list[Work]) -> list[Row[Any]]:
+    """The chosen tasks that still wait, in the order chosen; their transfers locked.
+
+    Those of a transfer that somebody changes at this moment are left out: they wait for the next claim.
+    """
+    if not chosen:
+        return []
+    if writing.locks_rows:
+        there = select(transfers.c.id).where(transfers.c.id.in_([work.transfer for work in chosen]))
+        locked = writing.connection.execute(there.with_for_update(skip_locked=True)).scalars().all()
+        chosen = [work for work in chosen if work.transfer in locked]
+    rows = writing.connection.execute(
+        select(tasks).where(tasks.c.id.in_([work.id for work in chosen]), tasks.c.state == "waiting")
+    )
+    by_id = {row.id: row for row in rows}
+    return [by_id[work.id] for work in chosen if work.id in by_id]

@@ -1,0 +1,118 @@
+"""A transfer's state, derived from its tasks and what users asked; and what a report does to a task.
+
+States are those of the Dataspace Protocol's transfer process. The state is a function of what is known now, never
+of the order in which it became known, so that two coordinators and a restart come to the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+__all__ = [
+    "MAX_ATTEMPTS",
+    "OFFLINE_SUSPENDS_S",
+    "TaskFacts",
+    "Verdict",
+    "backoff_s",
+    "derive",
+    "dialer",
+]
+
+MAX_ATTEMPTS: Final = 100
+FIRST_BACKOFF_S: Final = 1.0
+MAX_BACKOFF_S: Final = 60.0
+OFFLINE_SUSPENDS_S: Final = 60.0
+"""A transfer whose every task has waited this long for an agent is suspended."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFacts:
+    """What a transfer's state depends on in a task."""
+
+    state: str
+    attempts: int = 0
+    reason: str = ""
+    message: str = ""
+    wait_name: str = ""
+    wait_since: float = 0.0
+    target: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """State, stable reason, words."""
+
+    state: str
+    reason: str
+    message: str
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more happens by itself."""
+        return self.state in ("completed", "terminated")
+
+
+def derive(tasks: Sequence[TaskFacts], *, paused: bool, cancelled: bool, begun: bool, now: float) -> Verdict:
+    """The state of a transfer.
+
+    Args:
+        begun: whether a task of it ever ran.
+    """
+    states = {task.state for task in tasks}
+    failed = [task for task in tasks if task.state == "failed"]
+    if states == {"done"}:
+        return Verdict("completed", "done", "all is verified and durable at every target")
+    if cancelled:
+        return Verdict("terminated", "cancelled", "cancelled by a user; what landed stays")
+    if failed and not states & {"running", "waiting"}:
+        first = failed[0]
+        where = f"{first.target}: " if first.target and len(tasks) > 1 else ""
+        return Verdict("terminated", first.reason or "failed", where + (first.message or "a task failed"))
+    if not states - {"done", "failed", "cancelled"}:
+        return Verdict("terminated", "cancelled", "cancelled by a user; what landed stays")
+    if paused:
+        return Verdict("suspended", "paused", "paused by a user")
+    if "running" in states:
+        return Verdict("started", "running", "")
+    waiting = [task for task in tasks if task.state == "waiting"]
+    if all(
+        task.wait_name == "agent-offline" and now - task.wait_since > OFFLINE_SUSPENDS_S for task in waiting
+    ):
+        return Verdict("suspended", "agent-offline", "no agent that could go on has answered for a minute")
+    if all(task.reason == "disk-full" for task in waiting):
+        return Verdict("suspended", "disk-full", waiting[0].message or "the target's disk is full")
+    if any(task.attempts and task.reason for task in waiting):
+        first = next(task for task in waiting if task.attempts and task.reason)
+        return Verdict("started" if begun else "requested", "retrying", first.message)
+    return Verdict(
+        "started" if begun else "requested", "waiting" if begun else "queued", "waits for its turn"
+    )
+
+
+def backoff_s(attempts: int) -> float:
+    """How long to wait after so many failed attempts in a row.
+
+    >>> [backoff_s(n) for n in (1, 2, 3, 7, 100)]
+    [1.0, 2.0, 4.0, 60.0, 60.0]
+    """
+    return min(MAX_BACKOFF_S, FIRST_BACKOFF_S * 2.0 ** min(max(attempts, 1) - 1, 30))
+
+
+def dialer(
+    source: str, source_addresses: Sequence[str] | None, target: str, target_addresses: Sequence[str] | None
+) -> Literal["source", "target"] | None:
+    """Who dials on the one hop: the target where the source can be reached, else the source where the target can.
+
+    Addresses are None for a site whose agent was never seen; it is taken to be reachable until it says otherwise.
+    None where neither can be reached.
+
+    >>> dialer("a", ["h:1"], "b", []), dialer("a", [], "b", ["h:2"]), dialer("a", [], "b", [])
+    ('target', 'source', None)
+    """
+    if source == target or source_addresses is None or source_addresses:
+        return "target"
+    if target_addresses is None or target_addresses:
+        return "source"
+    return None
