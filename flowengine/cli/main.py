@@ -56,6 +56,7 @@ _SECTIONS: Final = {
             "Three sites on this machine, with data and a policy, in a minute.",
         ),
         "up": ("flowengine.cli.up:up", "Run a federation on this machine from one file."),
+        "coordinator": ("flowengine.cli.coordinator:coordinator", "Run the coordinator of a federation."),
     },
 }
 _COMMANDS: Final = {name: entry for section in _SECTIONS.values() for name, entry in section.items()}

@@ -19,9 +19,8 @@ _REF: Final = "#/components/schemas/{name}"
 def _kinds() -> list[Any]:
     kinds: list[Any] = [Problem, Event, Command]
     for route in ROUTES:
-        for kind in (route.request, route.response, route.items):
-            if kind is not None and kind not in (str, dict, Page):
-                kinds.append(kind)
+        named = (route.request, route.response, route.items)
+        kinds += [kind for kind in named if kind is not None and kind not in (str, dict, Page)]
     return list(dict.fromkeys(kinds))
 
 

@@ -49,6 +49,14 @@ class TransfersQuery(PageQuery):
     tenant: Annotated[Name, Meta(description="Only this tenant's.")] | None = None
 
 
+class TransferQuery(msgspec.Struct, forbid_unknown_fields=True):
+    """Whether to wait for the end."""
+
+    wait_s: Annotated[
+        float, Meta(ge=0, le=60, description="Answer as soon as it ended, or after so long.")
+    ] = 0.0
+
+
 class LandedQuery(PageQuery):
     """Objects that landed after the cursor; waits for the first where there is none."""
 
@@ -184,7 +192,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         "remove_site",
         "Revoke its certificate and forget its right",
         OPERATOR,
-        response=_r.Site,
+        status=204,
     ),
     Route(
         "GET",
@@ -286,6 +294,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         "One transfer and its tasks",
         READING,
         response=_r.Transfer,
+        query=TransferQuery,
     ),
     *(
         Route(

@@ -5,18 +5,18 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
-from sqlalchemy import Connection, Row, func, select, update
+from sqlalchemy import Connection, func, select, update
 
 from flowengine.api.agents import Claim, Claimed, Heartbeat, HeartbeatReply, Report, ReportReply, TaskGrant
 from flowengine.api.resources import PRIORITIES, Counters, LandedObject
 from flowengine.coordinator.actions.transfers import redrive
-from flowengine.coordinator.database import Writing, json_text
 from flowengine.coordinator.database.catalogue import decode_addresses, limits_of_site, revoked_serials
 from flowengine.coordinator.database.people import moment
-from flowengine.coordinator.database.tables import landed, looks, sites, tasks, transfers
+from flowengine.coordinator.database.tables import AnyRow, landed, looks, sites, tasks, transfers
+from flowengine.coordinator.database.transactions import Writing, json_text
 from flowengine.coordinator.database.transfers import decode_counters, decode_request, lock_transfer, settle
 from flowengine.coordinator.database.work import (
     add_usage,
@@ -28,7 +28,7 @@ from flowengine.coordinator.database.work import (
 from flowengine.coordinator.rules.commands import AgentView, Directive
 from flowengine.coordinator.rules.queue import choose, hindrance
 from flowengine.coordinator.rules.reports import Effect, Held, take
-from flowengine.errors import Denied, FlowError, NotFound
+from flowengine.errors import FlowError, NotFound
 from flowengine.trust.fences import lift_fence, next_fence
 from flowengine.trust.grant import Grant, Party
 
@@ -59,7 +59,9 @@ class Terms:
         return max(900, 2 * self.lease_s)
 
 
-def heartbeat(writing: Writing, site: str, beat: Heartbeat, grant_keys: dict[str, str], terms: Terms) -> HeartbeatReply:
+def heartbeat(
+    writing: Writing, site: str, beat: Heartbeat, grant_keys: dict[str, str], terms: Terms
+) -> HeartbeatReply:
     """Take note of a site's state; what it lost by a restart waits again at once."""
     row = writing.connection.execute(select(sites).where(sites.c.name == site)).one()
     drains = row.draining or beat.draining
@@ -111,8 +113,10 @@ def _counter(name: str) -> Any:
 
 
 def _wake_drivers(writing: Writing, site: str) -> None:
-    query = select(tasks.c.driver).distinct().where(
-        tasks.c.state == "waiting", (tasks.c.source_site == site) | (tasks.c.target_site == site)
+    query = (
+        select(tasks.c.driver)
+        .distinct()
+        .where(tasks.c.state == "waiting", (tasks.c.source_site == site) | (tasks.c.target_site == site))
     )
     writing.wake.update(writing.connection.execute(query).scalars())
 
@@ -135,7 +139,9 @@ def _release_lost(writing: Writing, site: str, beat: Heartbeat) -> None:
             .values(state="waiting", holder="", reason="", message="", rate_bits_per_s=0.0, ready_at=0.0)
         )
         if gone.rowcount:
-            writing.emit("task.lost", transfer=row.transfer, site=site, task=row.id, fence=row.fence, wake=[site])
+            writing.emit(
+                "task.lost", transfer=row.transfer, site=site, task=row.id, fence=row.fence, wake=[site]
+            )
             settle(writing, row.transfer)
 
 
@@ -155,17 +161,14 @@ def claim(writing: Writing, site: str, asked: Claim, terms: Terms) -> Claimed:
     }
     wanted = {row.transfer for row in rows}
     asked_for = {
-        row.id: row
-        for row in writing.connection.execute(select(transfers).where(transfers.c.id.in_(wanted)))
+        row.id: row for row in writing.connection.execute(select(transfers).where(transfers.c.id.in_(wanted)))
     }
     epoch = writing.connection.execute(_counter("epoch")).scalar_one()
     given = []
     for row in rows:
         last = writing.connection.execute(_counter("fence")).scalar_one()
         fence = writing.count_up("fence", 0, next_fence(last, writing.now))
-        given.append(
-            _give(writing, row, asked_for[row.transfer], known, fence, epoch, asked.boot, terms)
-        )
+        given.append(_give(writing, row, asked_for[row.transfer], known, fence, epoch, asked.boot, terms))
         add_usage(writing, row.tenant, 0, 1)
     for transfer in sorted(wanted):
         settle(writing, transfer)
@@ -174,9 +177,9 @@ def claim(writing: Writing, site: str, asked: Claim, terms: Terms) -> Claimed:
 
 def _give(
     writing: Writing,
-    row: Row[Any],
-    transfer: Row[Any],
-    known: dict[str, Row[Any]],
+    row: AnyRow,
+    transfer: AnyRow,
+    known: dict[str, AnyRow],
     fence: int,
     epoch: int,
     boot: str,
@@ -184,7 +187,7 @@ def _give(
 ) -> TaskGrant:
     request = decode_request(transfer.request)
     target = request.targets[int(row.id.rpartition(".")[2]) - 1]
-    role = "target" if row.driver == row.target_site else "source"
+    role: Literal["target", "source"] = "target" if row.driver == row.target_site else "source"
     peer = known[row.source_site if role == "target" else row.target_site]
     addresses = decode_addresses(peer.addresses)
     document = terms.sign(_grant(row, transfer, known, fence, epoch, writing.now, terms))
@@ -240,9 +243,9 @@ def _give(
 
 
 def _grant(
-    row: Row[Any],
-    transfer: Row[Any],
-    known: dict[str, Row[Any]],
+    row: AnyRow,
+    transfer: AnyRow,
+    known: dict[str, AnyRow],
     fence: int,
     epoch: int,
     now: float,
@@ -317,8 +320,8 @@ def report(writing: Writing, site: str, task: str, said: Report, terms: Terms) -
 
 def _record(
     writing: Writing,
-    row: Row[Any],
-    transfer: Row[Any],
+    row: AnyRow,
+    transfer: AnyRow,
     site: str,
     said: Report,
     effect: Effect,
@@ -387,7 +390,7 @@ def _end_values(said: Report, effect: Effect) -> dict[str, Any]:
     return values
 
 
-def _land(writing: Writing, row: Row[Any], objects: list[LandedObject]) -> None:
+def _land(writing: Writing, row: AnyRow, objects: list[LandedObject]) -> None:
     first = writing.connection.execute(
         update(transfers)
         .where(transfers.c.id == row.transfer)
@@ -410,7 +413,7 @@ def _land(writing: Writing, row: Row[Any], objects: list[LandedObject]) -> None:
     writing.landed.add(row.transfer)
 
 
-def _new_grant(writing: Writing, row: Row[Any], transfer: Row[Any], fence: int, terms: Terms) -> str:
+def _new_grant(writing: Writing, row: AnyRow, transfer: AnyRow, fence: int, terms: Terms) -> str:
     known = {
         found.name: found
         for found in writing.connection.execute(

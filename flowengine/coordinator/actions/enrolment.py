@@ -8,9 +8,9 @@ from collections.abc import Callable
 from sqlalchemy import select, update
 
 from flowengine.api.resources import Site, SiteRequest
-from flowengine.coordinator.database import Writing, json_text
 from flowengine.coordinator.database.catalogue import decode_facts, find_site
 from flowengine.coordinator.database.tables import certificates, join_tokens, sites, tasks
+from flowengine.coordinator.database.transactions import Writing, json_text
 from flowengine.errors import AuthenticationError, FlowError, NotFound, UsageError
 from flowengine.trust.certificates import CertificateFacts, parse_certificate
 from flowengine.trust.tokens import JoinSecret
@@ -42,9 +42,7 @@ def create_site(writing: Writing, request: SiteRequest, user: str) -> Site:
         )
     values = {"state": "expected", "since": writing.now, "max_tasks": 4, "draining": False, "facts": "{}"}
     if known is None:
-        writing.connection.execute(
-            sites.insert().values(name=request.name, created=writing.now, **values)
-        )
+        writing.connection.execute(sites.insert().values(name=request.name, created=writing.now, **values))
     else:
         writing.connection.execute(update(sites).where(sites.c.name == request.name).values(**values))
     writing.emit("site.expected", site=request.name, user=user)
@@ -57,9 +55,7 @@ def change_site(writing: Writing, name: str, request: SiteRequest, user: str) ->
         raise FlowError("a site keeps its name", hint="remove it and enrol a new one", reason="conflict")
     site = site_or_error(writing, name)
     if site.state == "revoked":
-        raise FlowError(
-            f"site {name} was removed", hint="flow site token enrols it again", reason="conflict"
-        )
+        raise FlowError(f"site {name} was removed", hint="flow site token enrols it again", reason="conflict")
     return _apply(writing, name, request, user, announce=True)
 
 
@@ -83,7 +79,12 @@ def _apply(writing: Writing, name: str, request: SiteRequest, user: str, *, anno
                 values["since"] = writing.now
     writing.connection.execute(update(sites).where(sites.c.name == name).values(**values))
     if announce:
-        changed = sorted([*request.facts, *(field for field in ("max_tasks", "draining") if getattr(request, field) is not None)])
+        changed = sorted(
+            [
+                *request.facts,
+                *(field for field in ("max_tasks", "draining") if getattr(request, field) is not None),
+            ]
+        )
         writing.emit("site.changed", site=name, user=user, wake=[name], changed=changed)
         wake_drivers_of(writing, name)
     return site_or_error(writing, name)
@@ -95,9 +96,7 @@ def wake_drivers_of(writing: Writing, name: str) -> None:
         writing.connection.execute(
             select(tasks.c.driver)
             .distinct()
-            .where(
-                tasks.c.state == "waiting", (tasks.c.source_site == name) | (tasks.c.target_site == name)
-            )
+            .where(tasks.c.state == "waiting", (tasks.c.source_site == name) | (tasks.c.target_site == name))
         ).scalars()
     )
 
@@ -143,7 +142,9 @@ def keep_join_token(writing: Writing, secret: JoinSecret, expires: float, user: 
     writing.emit("site.token", site=secret.site, user=user, expires=expires)
 
 
-def redeem(writing: Writing, token: JoinSecret, issue: Callable[[str], str], software: str) -> tuple[str, str]:
+def redeem(
+    writing: Writing, token: JoinSecret, issue: Callable[[str], str], software: str
+) -> tuple[str, str]:
     """Use up a join token and issue the site's certificate.
 
     A site that joins again with a new key replaces what it had: the old certificates are revoked.
@@ -166,7 +167,9 @@ def redeem(writing: Writing, token: JoinSecret, issue: Callable[[str], str], sof
         raise refused
     taken = writing.connection.execute(
         update(join_tokens)
-        .where(join_tokens.c.id == token.id, join_tokens.c.used.is_(None), join_tokens.c.expires > writing.now)
+        .where(
+            join_tokens.c.id == token.id, join_tokens.c.used.is_(None), join_tokens.c.expires > writing.now
+        )
         .values(used=writing.now)
     )
     if taken.rowcount != 1:
@@ -185,7 +188,9 @@ def redeem(writing: Writing, token: JoinSecret, issue: Callable[[str], str], sof
         .values(state="offline", since=writing.now, software=software, boot="")
     )
     everybody = writing.connection.execute(select(sites.c.name)).scalars()
-    writing.emit("site.joined", site=row.site, wake=everybody, key_sha256=facts.key_sha256, serial=facts.serial)
+    writing.emit(
+        "site.joined", site=row.site, wake=everybody, key_sha256=facts.key_sha256, serial=facts.serial
+    )
     return row.site, certificate
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from sqlalchemy import Row, func, select, update
+from sqlalchemy import func, select, update
 
 from flowengine.api.resources import PRIORITIES, Decision, Endpoint, Transfer, TransferRequest
-from flowengine.coordinator.database import Writing, json_text
 from flowengine.coordinator.database.catalogue import decode_addresses, decode_roots
-from flowengine.coordinator.database.tables import sites, tasks, tenants, transfers
+from flowengine.coordinator.database.tables import AnyRow, sites, tasks, tenants, transfers
+from flowengine.coordinator.database.transactions import Writing, json_text
 from flowengine.coordinator.database.transfers import find_transfer, lock_transfer, settle
 from flowengine.coordinator.database.work import wake_beside
 from flowengine.coordinator.rules.paths import clean, offering_root
@@ -20,11 +20,11 @@ from flowengine.errors import Denied, FlowError, NotFound, TemporaryError, Usage
 
 __all__ = ["Decide", "create", "redrive", "site_rows", "steer"]
 
-Decide = Callable[[TransferRequest, Mapping[str, Row[Any]], float], tuple[list[Decision], str]]
+Decide = Callable[[TransferRequest, Mapping[str, AnyRow], float], tuple[list[Decision], str]]
 """Policy's answer: the decisions on all uses, and the digest of the policies."""
 
 
-def site_rows(writing: Writing, request: TransferRequest) -> dict[str, Row[Any]]:
+def site_rows(writing: Writing, request: TransferRequest) -> dict[str, AnyRow]:
     """The sites of a request.
 
     Raises:
@@ -41,7 +41,7 @@ def site_rows(writing: Writing, request: TransferRequest) -> dict[str, Row[Any]]
     return found
 
 
-def check_places(request: TransferRequest, rows: Mapping[str, Row[Any]]) -> None:
+def check_places(request: TransferRequest, rows: Mapping[str, AnyRow]) -> None:
     """Refuse a request that could not be carried out, whatever the agents say later."""
     if request.mode == "verify" and request.options.delete:
         raise UsageError("verify deletes nothing", hint="leave out the option delete, or ask for a sync")
@@ -62,7 +62,7 @@ def check_places(request: TransferRequest, rows: Mapping[str, Row[Any]]) -> None
         _check_offered(rows[target.site], target, request.mode != "verify")
 
 
-def _check_offered(row: Row[Any], place: Endpoint, writing: bool) -> None:
+def _check_offered(row: AnyRow, place: Endpoint, writing: bool) -> None:
     roots = decode_roots(row.roots)
     if row.last_seen is None:
         return  # its agent was never here: it will say itself what it offers
@@ -77,7 +77,7 @@ def _check_offered(row: Row[Any], place: Endpoint, writing: bool) -> None:
         )
 
 
-def _drivers(request: TransferRequest, rows: Mapping[str, Row[Any]]) -> list[str]:
+def _drivers(request: TransferRequest, rows: Mapping[str, AnyRow]) -> list[str]:
     """Which site dials for each target."""
     found = []
     source = rows[request.source.site]
@@ -94,7 +94,7 @@ def _drivers(request: TransferRequest, rows: Mapping[str, Row[Any]]) -> list[str
     return found
 
 
-def _addresses(row: Row[Any]) -> list[str] | None:
+def _addresses(row: AnyRow) -> list[str] | None:
     return None if row.last_seen is None else decode_addresses(row.addresses)
 
 
@@ -221,6 +221,7 @@ def steer(
     if verb == "retry" and row.state == "completed":
         raise FlowError(f"transfer {transfer} is complete: there is nothing to retry", reason="conflict")
     mine = tasks.c.transfer == transfer
+    values: dict[str, Any]
     if verb == "pause":
         _set(writing, transfer, {"paused": True}, mine & tasks.c.state.in_(["waiting", "running"]))
     elif verb == "resume":

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Row, func, or_, select
+from sqlalchemy import Connection, func, or_, select
 
 from flowengine.api.resources import Certificate, Fact, Limit, LimitWindow, Link, Root, Site
 from flowengine.coordinator.database.people import moment, optional_moment
-from flowengine.coordinator.database.tables import certificates, limits, links, sites, tasks
+from flowengine.coordinator.database.tables import AnyRow, certificates, limits, links, sites, tasks
 from flowengine.coordinator.rules.windows import rate_now
 
 __all__ = [
@@ -58,7 +57,7 @@ def running_by_site(connection: Connection, names: Iterable[str] | None = None) 
     return counts
 
 
-def _site(row: Row[Any], running: int) -> Site:
+def _site(row: AnyRow, running: int) -> Site:
     certificate = None
     if row.cert_serial is not None:
         certificate = Certificate(
@@ -105,7 +104,7 @@ def revoked_serials(connection: Connection, now: float) -> list[str]:
     return sorted(connection.execute(query).scalars())
 
 
-def show_link(row: Row[Any]) -> Link:
+def show_link(row: AnyRow) -> Link:
     """A link as the API shows it."""
     return Link(
         source=row.source,
@@ -131,7 +130,7 @@ def list_links(connection: Connection, after: str, limit: int) -> list[Link]:
     return [show_link(row) for row in connection.execute(query)]
 
 
-def show_limit(row: Row[Any], now: float) -> Limit:
+def show_limit(row: AnyRow, now: float) -> Limit:
     """A limit as the API shows it."""
     windows = _windows.decode(row.windows)
     return Limit(

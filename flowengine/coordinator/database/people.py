@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
 
-from sqlalchemy import Connection, Row, func, select, update
+from sqlalchemy import Connection, func, select, update
 
 from flowengine.api.resources import Tenant, Token, User
-from flowengine.coordinator.database.tables import tasks, tenants, tokens, usage, users
+from flowengine.coordinator.database.tables import AnyRow, tasks, tenants, tokens, usage, users
 
 __all__ = [
     "DAY_S",
@@ -42,7 +41,7 @@ def day_minute(now: float) -> int:
     return int(now // DAY_S * (DAY_S // 60))
 
 
-def _user(row: Row[Any]) -> User:
+def _user(row: AnyRow) -> User:
     return User(
         name=row.name, role=row.role, tenant=row.tenant, disabled=row.disabled, created=moment(row.created)
     )
@@ -60,7 +59,7 @@ def list_users(connection: Connection, after: str, limit: int) -> list[User]:
     return [_user(row) for row in rows]
 
 
-def find_token(connection: Connection, token_id: str) -> tuple[Row[Any], User] | None:
+def find_token(connection: Connection, token_id: str) -> tuple[AnyRow, User] | None:
     """A token's row and its user."""
     row = connection.execute(select(tokens).where(tokens.c.id == token_id)).first()
     if row is None:
@@ -78,7 +77,7 @@ def touch_token(connection: Connection, token_id: str, now: float) -> None:
     )
 
 
-def show_token(row: Row[Any], secret: str = "") -> Token:
+def show_token(row: AnyRow, secret: str = "") -> Token:
     """A token as the API shows it."""
     return Token(
         id=row.id,
@@ -109,9 +108,9 @@ def list_tenants(
     rows = connection.execute(query).all()
     names = [row.name for row in rows]
     counts = {
-        (row.tenant, row.state): row.count
+        (row.tenant, row.state): row.number
         for row in connection.execute(
-            select(tasks.c.tenant, tasks.c.state, func.count().label("count"))
+            select(tasks.c.tenant, tasks.c.state, func.count().label("number"))
             .where(tasks.c.state.in_(["waiting", "running"]), tasks.c.tenant.in_(names))
             .group_by(tasks.c.tenant, tasks.c.state)
         )

@@ -6,7 +6,7 @@ compares the two.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final, TypeAlias
 
 from sqlalchemy import (
     BigInteger,
@@ -23,7 +23,10 @@ from sqlalchemy import (
     text,
 )
 
-__all__ = ["metadata"]
+__all__ = ["AnyRow", "metadata"]
+
+AnyRow: TypeAlias = Any
+"""A row of a table: its columns are attributes."""
 
 metadata: Final = MetaData(
     naming_convention={

@@ -6,21 +6,20 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Row, Select, or_, select, update
+from sqlalchemy import Connection, Select, or_, select, update
 
 from flowengine.api.resources import (
     Counters,
     Decision,
-    Endpoint,
     LandedObject,
     Task,
     Transfer,
     TransferRequest,
     Wait,
 )
-from flowengine.coordinator.database import Writing
 from flowengine.coordinator.database.people import moment, optional_moment
-from flowengine.coordinator.database.tables import landed, tasks, transfers
+from flowengine.coordinator.database.tables import AnyRow, landed, tasks, transfers
+from flowengine.coordinator.database.transactions import Writing
 from flowengine.coordinator.rules.states import TaskFacts, Verdict, derive
 from flowengine.errors import NotFound
 
@@ -50,7 +49,7 @@ def decode_counters(text: str) -> Counters:
     return _counters.decode(text)
 
 
-def show_task(row: Row[Any], request: TransferRequest) -> Task:
+def show_task(row: AnyRow, request: TransferRequest) -> Task:
     """A task as the API shows it; paths as the user wrote them."""
     index = int(row.id.rpartition(".")[2]) - 1
     wait = None
@@ -92,18 +91,18 @@ def sum_counters(parts: Iterable[Counters]) -> Counters:
     return total
 
 
-def show_transfers(connection: Connection, rows: Sequence[Row[Any]]) -> list[Transfer]:
+def show_transfers(connection: Connection, rows: Sequence[AnyRow]) -> list[Transfer]:
     """Transfers as the API shows them, with all their tasks, in the order of the rows."""
     if not rows:
         return []
-    by_transfer: dict[str, list[Row[Any]]] = {}
+    by_transfer: dict[str, list[AnyRow]] = {}
     query = select(tasks).where(tasks.c.transfer.in_([row.id for row in rows])).order_by(tasks.c.seq)
     for task in connection.execute(query):
         by_transfer.setdefault(task.transfer, []).append(task)
     return [_transfer(row, by_transfer.get(row.id, [])) for row in rows]
 
 
-def _transfer(row: Row[Any], task_rows: Sequence[Row[Any]]) -> Transfer:
+def _transfer(row: AnyRow, task_rows: Sequence[AnyRow]) -> Transfer:
     request = decode_request(row.request)
     shown = [show_task(task, request) for task in task_rows]
     counters = sum_counters(task.counters for task in shown)
@@ -126,7 +125,7 @@ def _transfer(row: Row[Any], task_rows: Sequence[Row[Any]]) -> Transfer:
     )
 
 
-def _eta(task_rows: Sequence[Row[Any]]) -> float | None:
+def _eta(task_rows: Sequence[AnyRow]) -> float | None:
     """When the last task will end at the rates of the last reports; None while one cannot be told."""
     latest: float | None = None
     for task in task_rows:
@@ -207,7 +206,7 @@ def landed_after(connection: Connection, transfer: str, after: int, limit: int) 
     ]
 
 
-def lock_transfer(writing: Writing, transfer: str, tenant: str | None = None) -> Row[Any]:
+def lock_transfer(writing: Writing, transfer: str, tenant: str | None = None) -> AnyRow:
     """The transfer's row, nobody else's until the commit; always the first row that is locked."""
     query = select(transfers).where(transfers.c.id == transfer)
     if tenant is not None:

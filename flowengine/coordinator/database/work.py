@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from typing import Any, Final
+from typing import Final
 
-from sqlalchemy import Connection, Row, and_, case, func, or_, select, text
+from sqlalchemy import Connection, and_, case, func, or_, select, text
 from sqlalchemy.dialects import postgresql, sqlite
 
-from flowengine.coordinator.database import Writing
 from flowengine.coordinator.database.catalogue import running_by_site
 from flowengine.coordinator.database.people import day_minute
-from flowengine.coordinator.database.tables import sites, tasks, tenants, transfers, usage
+from flowengine.coordinator.database.tables import AnyRow, sites, tasks, tenants, transfers, usage
+from flowengine.coordinator.database.transactions import Writing
 from flowengine.coordinator.rules.queue import Board, Place, Share, Work
 
 __all__ = [
@@ -31,7 +31,7 @@ _CLAIM_LOCK: Final = 0x666C6F77
 """PostgreSQL's advisory lock that claims take, so that bounds hold over several coordinators."""
 
 
-def task_work(row: Row[Any]) -> Work:
+def task_work(row: AnyRow) -> Work:
     """A task's row as the queue sees it."""
     return Work(
         id=row.id,
@@ -101,9 +101,7 @@ def read_board(connection: Connection, now: float, driver: str | None) -> Board:
         and_(
             tasks.c.state == "waiting", tasks.c.target_site.in_(names), tasks.c.seq < newest, ~tasks.c.paused
         ),
-        and_(
-            tasks.c.state == "running", or_(tasks.c.target_site.in_(names), tasks.c.source_site.in_(names))
-        ),
+        and_(tasks.c.state == "running", or_(tasks.c.target_site.in_(names), tasks.c.source_site.in_(names))),
     )
     known = {work.id for work in waiting}
     running = []
@@ -138,14 +136,15 @@ def _places(connection: Connection, names: Collection[str]) -> dict[str, Place]:
 def _shares(connection: Connection, now: float, names: Collection[str]) -> dict[str, Share]:
     if not names:
         return {}
-    running = {
-        tenant: count
-        for tenant, count in connection.execute(
+    running: dict[str, int] = dict(
+        connection.execute(
             select(tasks.c.tenant, func.count())
             .where(tasks.c.state == "running", tasks.c.tenant.in_(names))
             .group_by(tasks.c.tenant)
         )
-    }
+        .tuples()
+        .all()
+    )
     today, since = day_minute(now), int((now - WINDOW_S) // 60)
     recent = usage.c.minute > since
     used = {
@@ -206,7 +205,7 @@ def wake_beside(writing: Writing, names: Iterable[str], tenant: str) -> None:
     writing.wake.update(writing.connection.execute(query).scalars())
 
 
-def claim_rows(writing: Writing, chosen: list[Work]) -> list[Row[Any]]:
+def claim_rows(writing: Writing, chosen: list[Work]) -> list[AnyRow]:
     """The chosen tasks that still wait, in the order chosen; their transfers locked.
 
     Those of a transfer that somebody changes at this moment are left out: they wait for the next claim.

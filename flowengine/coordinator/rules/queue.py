@@ -21,7 +21,17 @@ from typing import Final
 
 from flowengine.coordinator.rules.paths import overlap
 
-__all__ = ["TASK_COST_BYTES", "Board", "Hindrance", "Place", "Share", "Work", "Writers", "choose", "hindrance"]
+__all__ = [
+    "TASK_COST_BYTES",
+    "Board",
+    "Hindrance",
+    "Place",
+    "Share",
+    "Work",
+    "Writers",
+    "choose",
+    "hindrance",
+]
 
 TASK_COST_BYTES: Final = 8 << 20
 """What a task costs beside its bytes, in the account of a tenant's share."""
@@ -226,7 +236,9 @@ def _path_hindrance(board: Board, work: Work) -> Hindrance | None:
             return Hindrance("target-path", text, f"{other.transfer} ends")
     other = board.writer_before(work, work.source_site, work.source_path)
     if other is not None and other.transfer != work.transfer:
-        text = f"transfer {other.transfer} writes to {other.target_site}:{other.target_path}, which is read here"
+        text = (
+            f"transfer {other.transfer} writes to {other.target_site}:{other.target_path}, which is read here"
+        )
         return Hindrance("source-path", text, f"{other.transfer} ends")
     return None
 
@@ -245,12 +257,12 @@ def choose(board: Board, driver: str, count: int) -> list[Work]:
         tenants = {tenant for level, tenant in queues if level == priority}
         while tenants and len(chosen) < count:
             tenant = min(tenants, key=lambda name: (board.shares[name].served, name))
-            work = _next(board, queues[priority, tenant])
-            if work is None:
+            following = _next(board, queues[priority, tenant])
+            if following is None:
                 tenants.remove(tenant)
                 continue
-            board.begin(work)
-            chosen.append(work)
+            board.begin(following)
+            chosen.append(following)
     return chosen
 
 

@@ -1,0 +1,129 @@
+"""`flow coordinator`."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from flowengine.errors import Exit, LocalError, UsageError
+
+__all__ = ["coordinator"]
+
+
+@click.group()
+def coordinator() -> None:
+    """Run the service that decides, plans and grants; no dataset byte passes through it."""
+
+
+def _secrets(state: str, secrets: str | None) -> str:
+    if secrets is not None:
+        return secrets
+    if not state.startswith("sqlite:///"):
+        raise UsageError(
+            "--secrets is needed with PostgreSQL",
+            hint="name a folder of mode 0700; all coordinators of one database share its content",
+        )
+    folder = os.path.dirname(os.path.abspath(state.removeprefix("sqlite:///")))
+    return os.path.join(folder, "secrets")
+
+
+_state = click.option(
+    "--state",
+    required=True,
+    metavar="URL",
+    envvar="FLOW_COORDINATOR_STATE",
+    help="Database: sqlite:///PATH (four slashes for an absolute path) or postgresql://USER@HOST/NAME.",
+)
+_secrets_option = click.option(
+    "--secrets",
+    type=click.Path(),
+    metavar="DIR",
+    envvar="FLOW_COORDINATOR_SECRETS",
+    help="Folder of the CA's key and other secrets; beside the SQLite file unless given.",
+)
+
+
+@coordinator.command()
+@_state
+@_secrets_option
+@click.option(
+    "--listen",
+    default="127.0.0.1:7440",
+    show_default=True,
+    metavar="HOST:PORT",
+    help="Where to listen; port 0 takes a free one.",
+)
+@click.option(
+    "--name",
+    "names",
+    multiple=True,
+    metavar="DNS",
+    help="Host name under which agents and clients reach it; may be repeated, the first goes into tokens.",
+)
+@click.option("--policies", type=click.Path(), metavar="DIR", help="Residency policies that decide requests.")
+@click.option(
+    "--lease-s", type=click.IntRange(1, 3600), default=300, show_default=True, help="Term of a task's lease."
+)
+@click.option(
+    "--offline-s",
+    type=click.FloatRange(1, 3600),
+    default=30.0,
+    show_default=True,
+    help="An agent that was silent for so long is offline.",
+)
+def run(
+    state: str,
+    secrets: str | None,
+    listen: str,
+    names: tuple[str, ...],
+    policies: str | None,
+    lease_s: int,
+    offline_s: float,
+) -> int:
+    """Serve until SIGTERM; prints `ready: URL` when requests are answered.
+
+    At the first start the login string of the first admin is written to SECRETS/admin-login: flow login reads it.
+    """
+    host, _, port = listen.rpartition(":")
+    host = host.strip("[]")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise UsageError(
+            f"--listen {listen!r} is not HOST:PORT", hint="write it like 0.0.0.0:7440 or [::]:7440"
+        )
+    import asyncio
+    import logging
+    import time
+
+    from flowengine.coordinator.run import Options
+    from flowengine.coordinator.run import run as serve
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    options = Options(
+        state=state,
+        secrets=_secrets(state, secrets),
+        host=host,
+        port=int(port),
+        names=names,
+        lease_s=lease_s,
+        offline_s=offline_s,
+        policies=policies or "",
+    )
+    asyncio.run(serve(options, lambda url: print(f"ready: {url}", flush=True), time.time))
+    return Exit.DONE
+
+
+@coordinator.command("login-string")
+@_state
+@_secrets_option
+def login_string(state: str, secrets: str | None) -> int:
+    """Print where the first admin's login string is, and how to use it."""
+    path = os.path.join(_secrets(state, secrets), "admin-login")
+    if not os.path.exists(path):
+        raise LocalError(
+            f"there is no {path}",
+            hint="it is written at the coordinator's first start, by the account that runs it",
+        )
+    print(path)
+    click.echo(f"flow: log in with: flow login < {path}", err=True)
+    return Exit.DONE

@@ -1,0 +1,220 @@
+"""What happens by itself, once a second: leases and agents that fell silent, waits by name, old rows.
+
+Every coordinator hears what others did and wakes its own streams; only the leader changes anything. The leader is who
+holds an advisory lock on PostgreSQL, and on SQLite the one process that there is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from functools import partial
+from typing import Any, Final
+
+from sqlalchemy import Connection, delete, func, select, text, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from flowengine.coordinator.database.events import events_after
+from flowengine.coordinator.database.tables import events, idempotency, looks, sites, tasks, transfers, usage
+from flowengine.coordinator.database.transactions import Writing
+from flowengine.coordinator.database.transfers import lock_transfer, settle
+from flowengine.coordinator.database.work import read_board, wake_beside
+from flowengine.coordinator.rules.queue import hindrance
+from flowengine.coordinator.service import Service
+from flowengine.coordinator.web.calls import log
+from flowengine.errors import FlowError
+
+__all__ = ["Housekeeping"]
+
+_LEADER_LOCK: Final = 0x666C6F78
+_PRUNE_EVERY: Final = 600
+_BATCH: Final = 1000
+
+
+class Housekeeping:
+    """The loop of one coordinator process."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._db = service.database
+        self._lock: AsyncConnection | None = None
+        self._rounds = 0
+        self._last_tick = service.clock()
+
+    async def run(self) -> None:
+        """Until cancelled; a round that fails is logged and tried again."""
+        service = self._service
+        try:
+            while True:
+                try:
+                    await self._round()
+                except FlowError as error:
+                    log.warning("housekeeping: %s", error.message)
+                except Exception:
+                    log.exception("housekeeping failed")
+                service.hub.behind.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(service.settings.poll_s):
+                        await service.hub.behind.wait()
+        finally:
+            if self._lock is not None:
+                await self._lock.close()
+
+    async def _round(self) -> None:
+        service = self._service
+        await self._hear()
+        service.leader = await self._lead()
+        if service.leader:
+            await self._db.write(lambda w: expire(w, service.settings.offline_s))
+            await self._db.write(name_waits)
+            if self._rounds % _PRUNE_EVERY == 0:
+                await self._db.write(self._prune)
+            self._rounds += 1
+        now, before = service.clock(), self._last_tick
+        self._last_tick = now
+        for site in await self._db.read(lambda c: ready_drivers(c, before, now)):
+            service.hub.wake_agent(site)
+
+    async def _hear(self) -> None:
+        hub = self._service.hub
+        while True:
+            rows = await self._db.read(partial(events_after, after=hub.last_seq, limit=_BATCH))
+            hub.heard(rows)
+            if len(rows) < _BATCH:
+                return
+
+    async def _lead(self) -> bool:
+        """Whether this process leads; takes the lead where nobody has it."""
+        if self._db.kind == "sqlite":
+            return True
+        if self._lock is not None:
+            try:
+                await self._lock.execute(text("SELECT 1"))
+                return True
+            except Exception:
+                log.warning("lost the connection that held the leader's lock")
+                await self._lock.invalidate()
+                await self._lock.close()
+                self._lock = None
+        connection = await self._db.engine.connect()
+        try:
+            got = await connection.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": _LEADER_LOCK})
+            if got.scalar_one():
+                await connection.commit()
+                self._lock = connection
+                return True
+        except BaseException:
+            await connection.close()
+            raise
+        await connection.close()
+        return False
+
+    def _prune(self, writing: Writing) -> None:
+        settings, now = self._service.settings, writing.now
+        connection = writing.connection
+        connection.execute(delete(events).where(events.c.at < now - settings.keep_events_s))
+        connection.execute(delete(idempotency).where(idempotency.c.created < now - settings.keep_keys_s))
+        connection.execute(delete(looks).where(looks.c.expires < now - 60))
+        connection.execute(delete(usage).where(usage.c.minute < int(now // 60) - 2 * 24 * 60))
+
+
+def expire(writing: Writing, offline_s: float) -> None:
+    """End leases whose term is over, and mark agents that fell silent."""
+    connection, now = writing.connection, writing.now
+    ended = connection.execute(
+        select(tasks.c.id, tasks.c.transfer, tasks.c.fence)
+        .where(tasks.c.state == "running", tasks.c.lease_until < now)
+        .order_by(tasks.c.transfer)
+    ).all()
+    for found in ended:
+        transfer = lock_transfer(writing, found.transfer)
+        row: Any = connection.execute(
+            update(tasks)
+            .where(
+                tasks.c.id == found.id,
+                tasks.c.state == "running",
+                tasks.c.fence == found.fence,
+                tasks.c.lease_until < now,
+            )
+            # The holder stays named: until somebody else claims, it may take the task up again.
+            .values(state="waiting", rate_bits_per_s=0.0, ready_at=0.0, reason="", message="")
+            .returning(tasks.c.holder, tasks.c.source_site, tasks.c.target_site, tasks.c.tenant)
+        ).first()
+        if row is None:
+            continue
+        writing.emit(
+            "task.expired",
+            transfer=found.transfer,
+            site=row.holder,
+            user=transfer.user,
+            tenant=transfer.tenant,
+            task=found.id,
+            fence=found.fence,
+        )
+        wake_beside(writing, (row.source_site, row.target_site), row.tenant)
+        settle(writing, found.transfer)
+    silent = (
+        update(sites)
+        .where(
+            sites.c.state.in_(["online", "draining"]), func.coalesce(sites.c.last_seen, 0) < now - offline_s
+        )
+        .values(state="offline", since=now)
+        .returning(sites.c.name)
+    )
+    for name in connection.execute(silent).scalars().all():
+        writing.emit("site.offline", site=name)
+
+
+def name_waits(writing: Writing) -> None:
+    """Write down what each waiting task waits for and since when; suspend what waits long for agents."""
+    connection, now = writing.connection, writing.now
+    board = read_board(connection, now, None)
+    changed: set[str] = set()
+    known = {
+        row.id: row
+        for row in connection.execute(
+            select(tasks.c.id, tasks.c.wait_name, tasks.c.wait_text, tasks.c.wait_since).where(
+                tasks.c.state == "waiting"
+            )
+        )
+    }
+    for work in sorted(board.waiting, key=lambda work: work.transfer):
+        row = known.get(work.id)
+        if row is None:
+            continue
+        found = hindrance(board, work)
+        if found is None:
+            name, words = "no-agent-claimed-yet", f"the agent of site {work.driver} may begin it"
+            ends, since = "that agent claims it", now
+        else:
+            name, words, ends = found.name, found.text, found.ends_when
+            since = found.since or now
+        if row.wait_name == name:
+            since = row.wait_since
+            if row.wait_text == words:
+                if name == "agent-offline":
+                    changed.add(work.transfer)
+                continue
+        connection.execute(
+            update(tasks)
+            .where(tasks.c.id == work.id, tasks.c.state == "waiting")
+            .values(wait_name=name, wait_text=words, wait_ends=ends, wait_since=since)
+        )
+        changed.add(work.transfer)
+    if not changed:
+        return
+    live = connection.execute(
+        select(transfers.c.id).where(transfers.c.id.in_(changed)).order_by(transfers.c.id)
+    ).scalars()
+    for transfer in list(live):
+        settle(writing, transfer)
+
+
+def ready_drivers(connection: Connection, after: float, until: float) -> list[str]:
+    """Who drives tasks whose pause after a failed attempt ended in a span of time."""
+    query = (
+        select(tasks.c.driver)
+        .distinct()
+        .where(tasks.c.state == "waiting", tasks.c.ready_at > after, tasks.c.ready_at <= until)
+    )
+    return list(connection.execute(query).scalars())

@@ -1,0 +1,52 @@
+"""One line on what a transfer waits for, or what makes it no faster, and the facts behind it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from flowengine.api.resources import Transfer, Wait, Why
+from flowengine.units import format_duration, format_rate
+
+__all__ = ["explain"]
+
+
+def explain(transfer: Transfer, now: float) -> Why:
+    """The answer to `flow why`: waits first, for what waits moves not at all; then the slowest stage.
+
+    Of several waits the line tells the one that has lasted longest.
+    """
+    waits = [task.wait for task in transfer.tasks if task.state == "waiting" and task.wait is not None]
+    bottlenecks = {
+        task.target.site: task.bottleneck
+        for task in transfer.tasks
+        if task.state == "running" and task.bottleneck
+    }
+    return Why(
+        transfer=transfer.id,
+        state=transfer.state,
+        line=_line(transfer, waits, bottlenecks, datetime.fromtimestamp(now, UTC)),
+        waits=waits,
+        bottlenecks=bottlenecks,
+    )
+
+
+def _line(transfer: Transfer, waits: list[Wait], bottlenecks: dict[str, str], now: datetime) -> str:
+    if transfer.state == "completed":
+        return "it is complete: everything is verified and durable at every target"
+    if transfer.state == "terminated":
+        return f"it ended ({transfer.reason}): {transfer.message}"
+    if transfer.reason == "paused":
+        since = format_duration((now - transfer.since).total_seconds())
+        return f"a user paused it {since} ago; flow transfer resume {transfer.id} goes on"
+    running = [task for task in transfer.tasks if task.state == "running"]
+    if running:
+        rate = sum(task.rate_bits_per_s for task in running)
+        if not any(task.rate_bits_per_s or task.bottleneck for task in running):
+            return f"{len(running)} of {len(transfer.tasks)} tasks have begun; no report on their speed yet"
+        slow = "; ".join(f"to {site} the bottleneck is {what}" for site, what in sorted(bottlenecks.items()))
+        return f"it moves at {format_rate(rate / 8)}" + (f"; {slow}" if slow else "")
+    if not waits:
+        return "it waits for an agent to claim it"
+    longest = min(waits, key=lambda wait: wait.since)
+    since = format_duration(max(0.0, (now - longest.since).total_seconds()))
+    return f"it waits ({longest.name}, for {since}): {longest.text}; ends when {longest.ends_when}"

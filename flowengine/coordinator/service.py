@@ -1,0 +1,120 @@
+"""The coordinator as one object: what its handlers share."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import TypeVar
+
+import msgspec
+from sqlalchemy import select
+
+from flowengine.coordinator.actions.agents import Terms
+from flowengine.coordinator.authority import Secrets
+from flowengine.coordinator.database.tables import idempotency
+from flowengine.coordinator.database.transactions import Database, Writing
+from flowengine.coordinator.decisions import Decider
+from flowengine.coordinator.hub import Hub
+from flowengine.coordinator.web.calls import Call
+from flowengine.errors import FlowError
+
+__all__ = ["Service", "Settings"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a coordinator runs; the defaults are for a federation, tests use shorter times.
+
+    Attributes:
+        url: where agents and clients reach it; goes into join tokens.
+        lease_s: term of a task's lease.
+        offline_s: an agent that was silent for so long is offline.
+        poll_s: how often the database is asked for what other coordinators did.
+        keep_events_s: events and idempotency keys older than this are forgotten.
+    """
+
+    url: str
+    lease_s: int = 300
+    offline_s: float = 30.0
+    poll_s: float = 1.0
+    ping_s: float = 15.0
+    keep_events_s: float = 90 * 86400.0
+    keep_keys_s: float = 86400.0
+
+
+@dataclass(slots=True)
+class Service:
+    """What handlers need: database, secrets, policy, who waits, settings, clock."""
+
+    settings: Settings
+    database: Database
+    secrets: Secrets
+    decider: Decider
+    hub: Hub = field(default_factory=Hub)
+    clock: Callable[[], float] = time.time
+    epoch: int = 0
+    leader: bool = False
+    stopping: bool = False
+
+    @property
+    def terms(self) -> Terms:
+        """What claims are given."""
+        return Terms(self.settings.lease_s, self.secrets.sign_grant, os.urandom)
+
+    def new_transfer_id(self) -> str:
+        """An id that nobody can guess and anybody can type."""
+        return "t-" + "".join(secrets.choice("0123456789abcdefghjkmnpqrstvwxyz") for _ in range(12))
+
+    async def create(
+        self, call: Call, work: Callable[[Writing], T | FlowError], *, secret: bool = False
+    ) -> T | bytes:
+        """Run what creates something, once for each Idempotency-Key.
+
+        Args:
+            secret: the answer holds a secret: it is kept sealed.
+
+        Raises:
+            FlowError: the key was used with another body (reason "conflict"); or what `work` returned or raised.
+        """
+        user, key = call.user.name, call.key
+        digest = sha256(call.route.name.encode() + b"\0" + call.raw).hexdigest()
+        about = f"{user}/{key}"
+
+        def once(writing: Writing) -> T | FlowError | bytes:
+            if key:
+                row = writing.connection.execute(
+                    select(idempotency).where(idempotency.c.user == user, idempotency.c.key == key)
+                ).first()
+                if row is not None:
+                    if row.request_sha256 != digest:
+                        raise FlowError(
+                            "this Idempotency-Key was used for another request",
+                            hint="use a new key for each thing that is to be made",
+                            reason="conflict",
+                        )
+                    return (self.secrets.unseal(row.body, about) if secret else row.body).encode()
+            result = work(writing)
+            if key and not isinstance(result, FlowError):
+                body = msgspec.json.encode(result).decode()
+                writing.connection.execute(
+                    idempotency.insert().values(
+                        user=user,
+                        key=key,
+                        request_sha256=digest,
+                        status=call.route.status,
+                        body=self.secrets.seal(body, about) if secret else body,
+                        created=writing.now,
+                    )
+                )
+            return result
+
+        result = await self.database.write(once)
+        if isinstance(result, FlowError):
+            raise result
+        return result

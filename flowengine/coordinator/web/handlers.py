@@ -1,0 +1,24 @@
+"""All handlers by the name of their route."""
+
+from __future__ import annotations
+
+from flowengine.coordinator.routes import ROUTES
+from flowengine.coordinator.service import Service
+from flowengine.coordinator.web.agents import Agents
+from flowengine.coordinator.web.catalogue import Catalogue
+from flowengine.coordinator.web.server import Handler
+from flowengine.coordinator.web.streams import Streams
+from flowengine.coordinator.web.transfers import People, Transfers
+
+__all__ = ["handlers_of"]
+
+
+def handlers_of(service: Service) -> dict[str, Handler]:
+    """The handler of each route; a route without one is a bug."""
+    parts = (Catalogue(service), Transfers(service), People(service), Agents(service), Streams(service))
+    found: dict[str, Handler] = {}
+    for route in ROUTES:
+        owners = [part for part in parts if hasattr(part, route.name)]
+        assert len(owners) == 1, f"{route.name} has {len(owners)} handlers"
+        found[route.name] = getattr(owners[0], route.name)
+    return found

@@ -1,0 +1,170 @@
+"""Event streams (SSE): commands to agents, events to users."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import Final
+
+import msgspec
+from aiohttp import web
+from sqlalchemy import Connection
+
+from flowengine.api.agents import Greeting, WorkCommand
+from flowengine.api.resources import Event, Page
+from flowengine.coordinator.actions.agents import agent_view
+from flowengine.coordinator.database.events import events_after, last_event, show_event
+from flowengine.coordinator.database.transactions import EventRow
+from flowengine.coordinator.rules.commands import NOTHING_TOLD, AgentView, commands
+from flowengine.coordinator.service import Service
+from flowengine.coordinator.web.calls import AgentWho, Call
+from flowengine.coordinator.web.principals import check_agent
+from flowengine.coordinator.web.transfers import cursor_number
+from flowengine.errors import AuthenticationError, Denied, FlowError
+
+__all__ = ["Streams"]
+
+MAX_STREAMS: Final = 2000
+_PING: Final = b": ping\n\n"
+_encode = msgspec.json.Encoder().encode
+
+
+class Streams:
+    """Agents' and users' streams; each ends when its client goes, its right ends, or the coordinator stops."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._db = service.database
+        self._open = 0
+
+    async def agent_events(self, call: Call) -> web.StreamResponse:
+        response = await self._begin(call)
+        service = self._service
+        assert isinstance(call.who, AgentWho)
+        told = NOTHING_TOLD
+        try:
+            with service.hub.agent(call.site) as waiter:
+                await response.write(_message(_encode(Greeting(epoch=service.epoch))))
+                while not service.stopping:
+                    woken = await waiter.wait(service.settings.ping_s)
+                    if _gone(call):
+                        break
+                    if waiter.work:
+                        waiter.work = False
+                        await response.write(_message(_encode(WorkCommand())))
+                    elif not woken:
+                        await response.write(_PING)
+                    try:
+                        view = await self._db.read(partial(_view, who=call.who, now=service.clock()))
+                    except AuthenticationError:
+                        break  # revoked: its next request tells it why
+                    for command in commands(told, view):
+                        await response.write(_message(_encode(command)))
+                    told = view
+        except (ConnectionError, OSError):
+            pass  # the agent went; it comes back
+        finally:
+            self._open -= 1
+        return response
+
+    async def list_events(self, call: Call) -> object:
+        query, user = call.query, call.user
+        if user.sees is not None and query.site is not None:
+            raise Denied("users see the events of their transfers", hint="leave out the site")
+        after = cursor_number(call.request.headers.get("Last-Event-ID", "") or query.after)
+        if "text/event-stream" not in call.request.headers.get("Accept", ""):
+            found = await self._db.read(
+                lambda c: events_after(
+                    c, after or 0, query.limit + 1, query.transfer, query.site, _types(query.types), user.sees
+                )
+            )
+            more = len(found) > query.limit
+            shown = [show_event(row) for row in found[: query.limit]]
+            return Page(items=shown, next=str(shown[-1].seq) if more else "")
+        return await self._stream(call, after)
+
+    async def _stream(self, call: Call, after: int | None) -> web.StreamResponse:
+        query, user, service = call.query, call.user, self._service
+        cursor = await self._db.read(last_event) if after is None else after
+        response = await self._begin(call)
+        types = _types(query.types)
+        try:
+            await response.write(b": stream\n\n")
+            loop = asyncio.get_running_loop()
+            ping_at = loop.time() + service.settings.ping_s
+            while not service.stopping:
+                news = service.hub.news()
+                rows = service.hub.since(cursor)
+                if rows is None:
+                    rows = await self._db.read(partial(events_after, after=cursor, limit=1000))
+                for row in rows:
+                    cursor = row.seq
+                    if _wanted(row, query.transfer, query.site, types, user.sees):
+                        event: Event = show_event(row)
+                        await response.write(b"id: %d\n" % row.seq + _message(_encode(event)))
+                if rows:
+                    continue
+                left = ping_at - loop.time()
+                if left <= 0:
+                    await response.write(_PING)
+                    ping_at = loop.time() + service.settings.ping_s
+                    continue
+                if _gone(call):
+                    break
+                try:
+                    async with asyncio.timeout(left):
+                        await news.wait()
+                except TimeoutError:
+                    continue
+        except (ConnectionError, OSError):
+            pass
+        finally:
+            self._open -= 1
+        return response
+
+    async def _begin(self, call: Call) -> web.StreamResponse:
+        if self._open >= MAX_STREAMS:
+            raise FlowError("too many event streams are open", hint="close some", reason="busy")
+        self._open += 1
+        response = web.StreamResponse(
+            headers={
+                "Content-Type": "text/event-stream",
+                "Cache-Control": "no-store",
+                "X-Accel-Buffering": "no",
+            }
+        )
+        try:
+            await response.prepare(call.request)
+        except BaseException:
+            self._open -= 1
+            raise
+        return response
+
+
+def _view(connection: Connection, who: AgentWho, now: float) -> AgentView:
+    check_agent(connection, who)
+    return agent_view(connection, now, who.site)
+
+
+def _message(data: bytes) -> bytes:
+    return b"data: " + data + b"\n\n"
+
+
+def _gone(call: Call) -> bool:
+    transport = call.request.transport
+    return transport is None or transport.is_closing()
+
+
+def _types(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _wanted(
+    row: EventRow, transfer: str, site: str | None, types: tuple[str, ...], tenant: str | None
+) -> bool:
+    return (
+        (not transfer or row.transfer == transfer)
+        and (site is None or row.site == site)
+        and (not types or row.type.startswith(types))
+        and (tenant is None or (row.tenant == tenant and bool(row.transfer)))
+    )

@@ -1,0 +1,228 @@
+"""Handlers for transfers, plans, and the people who ask for them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from typing import Literal, TypeVar
+
+from sqlalchemy import delete, select
+
+from flowengine.api.resources import (
+    LandedObject,
+    Page,
+    Plan,
+    Tenant,
+    Token,
+    Transfer,
+    User,
+    Why,
+)
+from flowengine.coordinator.actions import transfers as actions
+from flowengine.coordinator.actions.people import (
+    change_tenant,
+    change_user,
+    create_tenant,
+    create_user,
+    make_token,
+)
+from flowengine.coordinator.database import people as stored_people
+from flowengine.coordinator.database import transfers as stored
+from flowengine.coordinator.database.tables import tokens
+from flowengine.coordinator.database.transactions import Writing
+from flowengine.coordinator.rules.why import explain
+from flowengine.coordinator.service import Service
+from flowengine.coordinator.web.calls import Call
+from flowengine.coordinator.web.catalogue import page
+from flowengine.errors import Denied, NotFound, UsageError
+from flowengine.trust.tokens import make_user_token
+
+__all__ = ["People", "Transfers"]
+
+T = TypeVar("T")
+
+
+def cursor_number(text: str) -> int | None:
+    """The cursor of a listing that is ordered by a number; None at its beginning."""
+    if not text:
+        return None
+    if not text.isascii() or not text.isdigit() or len(text) > 18:
+        raise UsageError("after is no cursor of this listing", hint="take `next` of the page before")
+    return int(text)
+
+
+class Transfers:
+    """Asking, watching, steering."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._db = service.database
+
+    async def list_transfers(self, call: Call) -> Page:
+        query, user = call.query, call.user
+        tenant = query.tenant
+        if user.sees is not None:
+            if tenant not in (None, user.sees):
+                raise Denied(f"you may see the transfers of tenant {user.sees} only")
+            tenant = user.sees
+        before = cursor_number(query.after)
+        found, following = await self._db.read(
+            lambda c: stored.list_transfers(
+                c,
+                before=before,
+                limit=query.limit,
+                state=query.state,
+                site=query.site,
+                user=query.user,
+                tenant=tenant,
+            )
+        )
+        return Page(items=found, next="" if following is None else str(following))
+
+    async def create_transfer(self, call: Call) -> Transfer | bytes:
+        service, user = self._service, call.user
+        transfer = service.new_transfer_id()
+        return await service.create(
+            call,
+            lambda w: actions.create(w, transfer, call.body, user.name, user.tenant, service.decider.decide),
+        )
+
+    async def get_transfer(self, call: Call) -> Transfer:
+        async def look() -> Transfer:
+            return await self._db.read(
+                lambda c: stored.find_transfer(c, call.path["transfer"], call.user.sees)
+            )
+
+        async def ended() -> Transfer | None:
+            found = await look()
+            return found if found.ended is not None else None
+
+        return await self._wait(ended, call.query.wait_s) or await look()
+
+    async def list_landed(self, call: Call) -> Page:
+        query = call.query
+        after = cursor_number(query.after) or 0
+
+        async def landed() -> list[LandedObject] | None:
+            transfer = await self._db.read(
+                lambda c: stored.find_transfer(c, call.path["transfer"], call.user.sees)
+            )
+            found = await self._db.read(lambda c: stored.landed_after(c, transfer.id, after, query.limit + 1))
+            return found if found or transfer.ended is not None else None
+
+        found = await self._wait(landed, query.wait_s) or []
+        return page(found, query.limit, lambda row: str(row.seq))
+
+    async def _wait(self, look: Callable[[], Awaitable[T | None]], wait_s: float) -> T | None:
+        """What `look` finds, as soon as it finds something; None after `wait_s`."""
+        deadline = asyncio.get_running_loop().time() + wait_s
+        while True:
+            news = self._service.hub.news()
+            found = await look()
+            left = deadline - asyncio.get_running_loop().time()
+            if found is not None or left <= 0 or self._service.stopping:
+                return found
+            try:
+                async with asyncio.timeout(min(left, self._service.settings.poll_s)):
+                    await news.wait()
+            except TimeoutError:
+                continue
+
+    async def why_transfer(self, call: Call) -> Why:
+        found = await self._db.read(lambda c: stored.find_transfer(c, call.path["transfer"], call.user.sees))
+        return explain(found, self._service.clock())
+
+    async def pause_transfer(self, call: Call) -> Transfer:
+        return await self._steer(call, "pause")
+
+    async def resume_transfer(self, call: Call) -> Transfer:
+        return await self._steer(call, "resume")
+
+    async def cancel_transfer(self, call: Call) -> Transfer:
+        return await self._steer(call, "cancel")
+
+    async def retry_transfer(self, call: Call) -> Transfer:
+        return await self._steer(call, "retry")
+
+    async def _steer(self, call: Call, verb: Literal["pause", "resume", "cancel", "retry"]) -> Transfer:
+        return await self._db.write(
+            lambda w: actions.steer(w, call.path["transfer"], verb, call.user.name, call.user.sees)
+        )
+
+    async def create_plan(self, call: Call) -> Plan:
+        now = self._service.clock()
+        return await self._db.read(lambda c: self._service.decider.plan(c, call.body, now))
+
+
+class People:
+    """Users, tokens, tenants."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._db = service.database
+
+    async def me(self, call: Call) -> User:
+        user = await self._db.read(lambda c: stored_people.find_user(c, call.user.name))
+        assert user is not None
+        return user
+
+    async def list_users(self, call: Call) -> Page:
+        query = call.query
+        found = await self._db.read(lambda c: stored_people.list_users(c, query.after, query.limit + 1))
+        return page(found, query.limit, lambda user: user.name)
+
+    async def create_user(self, call: Call) -> User | bytes:
+        return await self._service.create(call, lambda w: create_user(w, call.body, call.user.name))
+
+    async def change_user(self, call: Call) -> User:
+        return await self._db.write(
+            lambda w: change_user(w, call.path["user"], call.body, call.raw, call.user.name)
+        )
+
+    async def list_tokens(self, call: Call) -> Page:
+        query = call.query
+        mine = None if call.user.role in ("admin", "auditor") else call.user.name
+        found = await self._db.read(
+            lambda c: stored_people.list_tokens(c, mine, query.after, query.limit + 1)
+        )
+        return page(found, query.limit, lambda token: token.id)
+
+    async def create_token(self, call: Call) -> Token | bytes:
+        asked, user = call.body, call.user
+        name = asked.user or user.name
+        if name != user.name and user.role != "admin":
+            raise Denied("only admins make tokens for others", hint="leave out the user")
+        secret = make_user_token(os.urandom)
+        return await self._service.create(
+            call,
+            lambda w: make_token(w, name, asked.valid_s, asked.comment, user.name, secret),
+            secret=True,
+        )
+
+    async def remove_token(self, call: Call) -> None:
+        token, user = call.path["token"], call.user
+
+        def work(writing: Writing) -> None:
+            owner = writing.connection.execute(select(tokens.c.user).where(tokens.c.id == token)).scalar()
+            if owner is None or (owner != user.name and user.role != "admin"):
+                raise NotFound(f"there is no token {token} of yours", hint="GET /v1/tokens lists them")
+            writing.connection.execute(delete(tokens).where(tokens.c.id == token))
+            writing.emit("token.removed", user=owner, token=token, by=user.name)
+
+        await self._db.write(work)
+
+    async def list_tenants(self, call: Call) -> Page:
+        query, now = call.query, self._service.clock()
+        found = await self._db.read(
+            lambda c: stored_people.list_tenants(c, now, query.after, query.limit + 1)
+        )
+        return page(found, query.limit, lambda tenant: tenant.name)
+
+    async def create_tenant(self, call: Call) -> Tenant | bytes:
+        return await self._service.create(call, lambda w: create_tenant(w, call.body, call.user.name))
+
+    async def change_tenant(self, call: Call) -> Tenant:
+        return await self._db.write(
+            lambda w: change_tenant(w, call.path["tenant"], call.body, call.raw, call.user.name)
+        )
