@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Local", "Location", "Remote", "all_at_sites", "parse_location"]
 
-_SITE = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?:/")
+_SITE = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?:/(?!/)")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ Invariants
     - Offers are answered in order, each exactly once.
     - An entry name reaches the file system only after the manifest's and the path validator's checks.
     - A dry run answers "none" to everything and touches nothing.
+    - With `rename` the target asked for one file under one name: nothing else is touched in the folder it lands in.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ class Placer:
         self._large = LargePlacer(placement)
         self._extras = extras
         self._filters = FilterSet.from_wire(placement.options.filters)
+        self._only = placement.options.rename
         self._folds_names = folds_names
         self._stack: list[TargetDirectory] = []
         self.root_is_one_directory = True
@@ -82,10 +84,14 @@ class Placer:
                 directory = self._current()
                 if self._large.inside:
                     raise ProtocolError("the source offered entries inside a large object")
+                if self._only:
+                    self._check_only([entry.name for entry in message.entries])
                 self._small.offer(directory, message)
             case ObjectRun():
                 self._large.run(message)
             case ObjectBegin():
+                if self._only:
+                    self._check_only([message.entry.name])
                 self._large.begin(self._current(), message.entry)
             case ObjectEnd():
                 self._large.end(message)
@@ -93,6 +99,14 @@ class Placer:
                 self._directory_begin(message.name)
             case DirectoryEnd():
                 self._directory_end(message)
+
+    def _check_only(self, names: list[bytes]) -> None:
+        if names != [self._only]:
+            other = next((name for name in names if name != self._only), self._only)
+            raise ProtocolError(
+                f"the source was to send one file as {show_path(self._only)} and offered {show_path(other[:200])}",
+                hint="is it still a file? Then the source errs or lies",
+            )
 
     def _current(self) -> TargetDirectory:
         if not self._stack:
@@ -114,6 +128,8 @@ class Placer:
                 created=False,
             )
         else:
+            if self._only:
+                self._check_only([name + b"/"])
             parent = self._stack[-1]
             check_name(name, reserved=(STAGING_NAME,))
             if len(self._stack) >= MAX_DEPTH or len(parent.path) + len(name) + 1 > MAX_PATH_BYTES:
@@ -129,7 +145,7 @@ class Placer:
             else:
                 fd, created = self._make_directory(parent, name, path)
                 directory = TargetDirectory(path, name, fd, parent, created=created)
-        if self._placement.options.delete or self._placement.atomic:
+        if (self._placement.options.delete and not self._only) or self._placement.atomic:
             directory.offered = set()
         if self._folds_names:
             directory.keys = {}
@@ -211,6 +227,8 @@ class Placer:
         if self._large.inside:
             raise ProtocolError("the source closed a directory inside a large object")
         if directory.parent is None:
+            if self._only and message.apply:
+                raise ProtocolError("the source was to send one file, and says how its folder is to be")
             self.root_is_one_directory = message.apply
             self.root_is_left = True
         self._placement.recorder.leave(message.mode, message.mtime_ns, message.extra)
