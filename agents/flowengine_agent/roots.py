@@ -207,7 +207,13 @@ class Place:
         except FileNotFoundError:
             raise NotFound(f"{self.shown} does not exist", hint="flow ls lists what is there") from None
         except NotADirectoryError:
-            raise NotFound(f"{self.shown} is not a folder", hint="leave out the final slash") from None
+            st = self.lstat()
+            if st is not None and stat.S_ISREG(st.st_mode):
+                raise NotFound(f"{self.shown} is not a folder", hint="leave out the final slash") from None
+            raise Denied(
+                f"{self.shown} is reached through something that is no folder",
+                hint="links are not followed: name the real path",
+            ) from None
         except OSError as error:
             raise Denied(f"{self.shown} cannot be reached: {error.strerror}") from None
         finally:

@@ -129,6 +129,9 @@ class DataPort:
         end = "source" if grant.dial == "target" else "target"
         place = self._site.roots.find(grant.path(end), "read" if end == "source" else "write")  # type: ignore[arg-type]
         if incoming.request.role == "stat":
+            if end == "source":
+                with place.selection():
+                    pass  # what cannot be given is refused before the peer makes room for it
             st = place.lstat()
             rows = [] if st is None else [(incoming.request.path, st.st_mode, st.st_size, st.st_mtime_ns)]
             await incoming.channel.send(Listed(rows, True))

@@ -1,0 +1,169 @@
+"""kill -9 of client, source, target and coordinator, one after the other, during one transfer between two agents."""
+
+from __future__ import annotations
+
+import os
+import signal
+import struct
+import subprocess
+import tempfile
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from proxy import Proxy, Way
+from sites import Federation, federation
+from support import GIB, MIB, Flow, assert_same, random_file, wait_until
+
+from flowengine.wire.ticket import Ticket
+
+pytestmark = pytest.mark.slow
+
+AWAY_S = 3.0
+"""How long each stays dead."""
+LOST_PER_KILL = 24 * MIB
+"""What a killed end may lose of what was on its way: the credit window and what sockets hold. A small transfer needs
+this beside its 3 %; a large one does not."""
+_RECORD = struct.Struct("<QI32s4s")
+_MARK = 0xFFFF_FFFF
+
+
+class Gate:
+    """Lets bytes through a proxy up to a number, then holds all connections until it is moved on."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._passed = 0
+        self._until = 0
+        self._open = False
+
+    def meddle(self, way: Way, data: bytes) -> bytes:
+        with self._condition:
+            if not way.upstream:  # a pulling target dials: data comes down
+                self._passed += len(data)
+                while self._passed > self._until and not self._open:
+                    self._condition.notify_all()
+                    self._condition.wait()
+        return data
+
+    def wait_reached(self, size: int) -> None:
+        """Until so many bytes have passed in all; nothing more passes then."""
+        with self._condition:
+            self._until = size
+            self._condition.notify_all()
+            assert self._condition.wait_for(lambda: self._passed >= size, 120), f"{self._passed} of {size}"
+
+    def open(self) -> None:
+        """Hold nothing back any more."""
+        with self._condition:
+            self._open = True
+            self._condition.notify_all()
+
+
+def journalled(journal: Path) -> Counter[int]:
+    """How often each offset stands in a staging journal."""
+    data = journal.read_bytes()
+    at = 4 + struct.unpack_from("<I", data)[0]
+    offsets: Counter[int] = Counter()
+    while at + _RECORD.size <= len(data):
+        offset, length, _, _ = _RECORD.unpack_from(data, at)
+        if length != _MARK:
+            offsets[offset] += 1
+        at += _RECORD.size
+    return offsets
+
+
+def pause() -> None:
+    """For as long as the killed party stays dead; the others work on meanwhile."""
+    threading.Event().wait(AWAY_S)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Path]:
+    room = os.statvfs("/dev/shm")
+    roomy = room.f_bavail * room.f_frsize > 8 * GIB
+    with tempfile.TemporaryDirectory(prefix="flow-kill-", dir="/dev/shm" if roomy else tmp_path) as folder:
+        yield Path(folder)
+
+
+def client_process(sites: Federation, place: Path, *words: str) -> subprocess.Popen[bytes]:
+    """A `flow` command of the first admin."""
+    flow = Flow(place / "client-state", env={"FLOW_CONFIG_DIR": str(place / "client")})
+    login = (sites.coordinator.folder / "secrets/admin-login").read_bytes()
+    flow("login", stdin=login)
+    return subprocess.Popen(flow.command(*words), env=flow.environment(), stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize("size", [96 * MIB, pytest.param(2 * GIB, marks=pytest.mark.full)])
+def test_a_transfer_survives_the_death_of_everybody(place: Path, size: int) -> None:
+    gate = Gate()
+    with federation(place, "b") as sites:
+        source = sites.make("a")
+        source.data.mkdir(parents=True)
+        random_file(source.data / "large", size)
+        source.listen = "127.0.0.1:{}".format(free_port())
+        proxy = Proxy(Ticket("127.0.0.1", int(source.listen.rpartition(":")[2]), b"", bytes(32), bytes(32)), gate.meddle)
+        try:
+            source.lines.append(f'advertise = ["127.0.0.1:{proxy.ticket.port}"]')
+            source.start()
+            _run(sites, gate, place, size)
+            slack = LOST_PER_KILL * 2 if size < GIB else 0
+            assert proxy.passed < 1.03 * size + slack
+        finally:
+            gate.open()
+            proxy.close()
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+def _run(sites: Federation, gate: Gate, place: Path, size: int) -> None:
+    client = client_process(sites, place, "cp", "a:/data/large", "b:/data/in/")
+    steps = [size * n // 10 for n in (2, 4, 6, 8)]
+    gate.wait_reached(steps[0])
+    (record,) = sites.client.transfers()
+    client.send_signal(signal.SIGKILL)
+    client.wait()
+    staging = sites["b"].data / "in/.flow-staging"
+    kept = place / "journal"
+    os.link(wait_until(lambda: next(iter(staging.glob("l.*.j")), None), "a staging journal"), kept)
+
+    gate.wait_reached(steps[1])
+    sites["a"].kill()
+    pause()
+    sites["a"].start()
+
+    gate.wait_reached(steps[2])
+    sites["b"].kill()
+    before = journalled(kept)
+    pause()
+    sites["b"].start()
+
+    gate.wait_reached(steps[3])
+    sites.coordinator.kill()
+    gate.open()
+    pause()
+    sites.coordinator.start()
+
+    done = wait_until(lambda: found if (found := sites.client.transfer(record.id).record).ended else None, "the end", 60)
+    assert (done.state, done.reason) == ("completed", "completed"), done.message
+    (task,) = done.tasks
+    assert (task.state, task.counters.objects_done) == ("done", 1)
+    assert_same(sites["a"].data, sites["b"].data / "in", root_itself=False)
+    offsets = journalled(kept)
+    assert len(before) > 0
+    assert [offset for offset, times in offsets.items() if times > 1] == []
+    states = []
+    with sites.client.events(after=0, transfer=record.id, types=["transfer"]) as events:
+        for event in events:
+            states.append(event.type)
+            if event.type == "transfer.completed":
+                break
+    assert states == ["transfer.requested", "transfer.started", "transfer.completed"]

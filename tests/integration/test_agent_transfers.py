@@ -1,0 +1,159 @@
+"""Transfers between two running agents, asked for at a running coordinator."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sites import Federation, federation
+from support import assert_same, random_file, rich_tree, small_tree, wait_until
+
+from flowengine.api.resources import Endpoint, Transfer, TransferOptions, TransferRequest
+from flowengine.errors import FlowError
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def sites(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+    """Sites a and b with data ports, site c that only dials out."""
+    with federation(tmp_path_factory.mktemp("federation"), "a", "b") as made:
+        made.add("c", listen="")
+        yield made
+
+
+def move(sites: Federation, source: str, target: str, mode: str = "copy", **options: object) -> Transfer:
+    """Ask for one transfer and wait for its end, whatever that is."""
+    (from_site, from_path), (to_site, to_path) = source.split(":"), target.split(":")
+    transfer = sites.client.submit(
+        TransferRequest(
+            source=Endpoint(site=from_site, path=from_path),
+            targets=[Endpoint(site=to_site, path=to_path)],
+            mode=mode,  # type: ignore[arg-type]
+            options=TransferOptions(**options),  # type: ignore[arg-type]
+        )
+    )
+    return wait_until(lambda: transfer.refresh() if transfer.refresh().ended else None, "the end", 60)
+
+
+@pytest.mark.parametrize(("source", "target"), [("a", "b"), ("c", "b"), ("a", "c")])
+def test_a_tree_arrives_as_it_was(sites: Federation, source: str, target: str) -> None:
+    # Either side may be the one that dials: c has no port.
+    tree = rich_tree(sites[source].data / f"rich-{source}-{target}")
+    record = move(sites, f"{source}:/data/{tree.name}/", f"{target}:/data/in-{source}-{target}")
+    assert record.state == "completed", record.message
+    assert_same(tree, sites[target].data / f"in-{source}-{target}")
+    (task,) = record.tasks
+    assert task.state == "done"
+    assert task.version_id
+    assert task.counters.objects == task.counters.objects_done
+
+
+@pytest.mark.parametrize(("source", "target"), [("a", "b"), ("c", "b")])
+def test_one_file_gets_the_targets_name(sites: Federation, source: str, target: str) -> None:
+    random_file(sites[source].data / "one", 300_000)
+    assert move(sites, f"{source}:/data/one", f"{target}:/data/other-name").state == "completed"
+    there = sites[target].data
+    assert (there / "other-name").read_bytes() == (sites[source].data / "one").read_bytes()
+    (there / "folder").mkdir(exist_ok=True)
+    assert move(sites, f"{source}:/data/one", f"{target}:/data/folder").state == "completed"
+    assert (there / "folder/one").is_file()
+    assert move(sites, f"{source}:/data/one", f"{target}:/data/new-folder/").state == "completed"
+    assert (there / "new-folder/one").is_file()
+
+
+@pytest.mark.parametrize(("source", "target"), [("a", "b"), ("c", "b")])
+def test_what_landed_is_told_once_each(sites: Federation, source: str, target: str) -> None:
+    tree = small_tree(sites[source].data / f"small-{source}", 3000)
+    transfer = sites.client.submit(
+        TransferRequest(
+            source=Endpoint(site=source, path=f"/data/{tree.name}/"),
+            targets=[Endpoint(site=target, path=f"/data/landed-{source}")],
+        )
+    )
+    paths = [item.path for item in transfer.landed()]
+    assert len(paths) == len(set(paths)) == 3000
+    assert set(paths) == {os.path.relpath(path, tree) for path in tree.rglob("f*")}
+    assert transfer.wait(20).state == "completed"
+    # Nothing has changed, so nothing lands again.
+    again = move(sites, f"{source}:/data/{tree.name}/", f"{target}:/data/landed-{source}")
+    assert again.tasks[0].counters.objects_unchanged == 3000
+
+
+def test_a_verification_finds_what_differs(sites: Federation) -> None:
+    tree = small_tree(sites["a"].data / "checked", 20)
+    assert move(sites, "a:/data/checked/", "b:/data/checked").state == "completed"
+    assert move(sites, "a:/data/checked/", "b:/data/checked", "verify").state == "completed"
+    victim = next((sites["b"].data / "checked").rglob("f7"))
+    stat = victim.stat()
+    damaged = bytearray(victim.read_bytes())
+    damaged[5] ^= 1
+    victim.write_bytes(damaged)
+    os.utime(victim, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    record = move(sites, "a:/data/checked/", "b:/data/checked", "verify")
+    assert record.state == "terminated"
+    assert record.tasks[0].reason == "integrity"
+    assert "1 of 20 objects" in record.tasks[0].message
+    assert victim.read_bytes() == damaged  # a verification changes nothing
+    del tree
+
+
+def test_deleting_needs_to_be_asked_for(sites: Federation) -> None:
+    small_tree(sites["a"].data / "less", 5)
+    target = sites["b"].data / "less"
+    target.mkdir()
+    (target / "extra").write_text("mine")
+    assert move(sites, "a:/data/less/", "b:/data/less").state == "completed"
+    assert (target / "extra").exists()
+    assert move(sites, "a:/data/less/", "b:/data/less", delete=True).state == "completed"
+    assert not (target / "extra").exists()
+
+
+def test_a_missing_path_is_named(sites: Federation) -> None:
+    record = move(sites, "a:/data/no-such-thing", "b:/data/")
+    assert record.state == "terminated"
+    assert record.tasks[0].reason == "not-found"
+    assert "/data/no-such-thing" in record.tasks[0].message
+
+
+@pytest.mark.parametrize("side", ["source", "target"])
+def test_links_do_not_lead_out_of_a_root(sites: Federation, side: str, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("secret")
+    (sites["a"].data / "fine").write_text("fine")
+    where = sites["a" if side == "source" else "b"].data / f"way-out-{side}"
+    where.symlink_to(tmp_path)
+    if side == "source":
+        record = move(sites, f"a:/data/{where.name}/secret", "b:/data/stolen")
+    else:
+        record = move(sites, "a:/data/fine", f"b:/data/{where.name}/planted")
+    assert record.state == "terminated"
+    assert record.tasks[0].reason == "denied"
+    assert not (sites["b"].data / "stolen").exists()
+    assert not (tmp_path / "planted").exists()
+
+
+def test_folders_are_shown_within_what_is_offered(sites: Federation) -> None:
+    (sites["a"].data / "shown").mkdir()
+    (sites["a"].data / "shown/file").write_bytes(b"12345")
+    (sites["a"].data / "shown/way-out").symlink_to("/etc")
+    entries = {entry.name: entry for entry in sites.client.ls("a:/data/shown").entries}
+    assert (entries["file"].kind, entries["file"].size_bytes) == ("file", 5)
+    assert entries["way-out"].kind == "link"
+    for path in ("/etc", "/data/shown/way-out", "/data/../etc", "/data/none"):
+        with pytest.raises(FlowError):
+            sites.client.ls(f"a:{path}")
+
+
+def test_a_full_budget_is_refused_by_name(sites: Federation) -> None:
+    small = sites.add("small", root_lines=['budget = "1MB"'])
+    random_file(sites["a"].data / "too-much", 8 << 20)
+    record = move(sites, "a:/data/too-much", "small:/data/too-much")
+    if record.state == "completed":  # it was there before the first look at the counters
+        record = move(sites, "a:/data/one", "small:/data/one-more")
+    assert record.state == "terminated"
+    assert record.tasks[0].reason == "budget"
+    assert small.stop() == 0
+
+
