@@ -43,7 +43,7 @@ class _Process:
     @staticmethod
     def _keep(pipe: Any, lines: list[str]) -> None:
         for line in pipe:
-            lines.append(line)
+            lines.append(line)  # noqa: PERF402 - others read while it grows
         pipe.close()
 
     def wait_ready(self, seconds: float = 30) -> str:
@@ -99,9 +99,7 @@ class Coordinator:
         """The first admin's client."""
         secrets = self.folder / "secrets"
         login = Login.parse((secrets / "admin-login").read_text())
-        return connect(
-            self.url, token=login.token.format_secret(), ca_pem=(secrets / "ca.pem").read_text()
-        )
+        return connect(self.url, token=login.token.format_secret(), ca_pem=(secrets / "ca.pem").read_text())
 
     def kill(self) -> None:
         """kill -9."""

@@ -207,8 +207,8 @@ class Place:
         except FileNotFoundError:
             raise NotFound(f"{self.shown} does not exist", hint="flow ls lists what is there") from None
         except NotADirectoryError:
-            st = self.lstat()
-            if st is not None and stat.S_ISREG(st.st_mode):
+            there = self.lstat()
+            if there is not None and stat.S_ISREG(there.st_mode):
                 raise NotFound(f"{self.shown} is not a folder", hint="leave out the final slash") from None
             raise Denied(
                 f"{self.shown} is reached through something that is no folder",

@@ -103,8 +103,10 @@ def test_a_transfer_survives_the_death_of_everybody(place: Path, size: int) -> N
         source = sites.make("a")
         source.data.mkdir(parents=True)
         random_file(source.data / "large", size)
-        source.listen = "127.0.0.1:{}".format(free_port())
-        proxy = Proxy(Ticket("127.0.0.1", int(source.listen.rpartition(":")[2]), b"", bytes(32), bytes(32)), gate.meddle)
+        source.listen = f"127.0.0.1:{free_port()}"
+        proxy = Proxy(
+            Ticket("127.0.0.1", int(source.listen.rpartition(":")[2]), b"", bytes(32), bytes(32)), gate.meddle
+        )
         try:
             source.lines.append(f'advertise = ["127.0.0.1:{proxy.ticket.port}"]')
             source.start()
@@ -152,8 +154,10 @@ def _run(sites: Federation, gate: Gate, place: Path, size: int) -> None:
     pause()
     sites.coordinator.start()
 
-    done = wait_until(lambda: found if (found := sites.client.transfer(record.id).record).ended else None, "the end", 60)
-    assert (done.state, done.reason) == ("completed", "completed"), done.message
+    done = wait_until(
+        lambda: found if (found := sites.client.transfer(record.id).record).ended else None, "the end", 60
+    )
+    assert (done.state, done.reason) == ("completed", "done"), done.message
     (task,) = done.tasks
     assert (task.state, task.counters.objects_done) == ("done", 1)
     assert_same(sites["a"].data, sites["b"].data / "in", root_itself=False)

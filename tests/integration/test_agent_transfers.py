@@ -155,5 +155,3 @@ def test_a_full_budget_is_refused_by_name(sites: Federation) -> None:
     assert record.state == "terminated"
     assert record.tasks[0].reason == "budget"
     assert small.stop() == 0
-
-
