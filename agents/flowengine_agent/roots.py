@@ -281,7 +281,7 @@ class Roots:
             name = root.folder.name.rstrip("/")
             if site_path == name or site_path.startswith(name + "/"):
                 rest = os.fsencode(site_path[len(name) :])
-                path = rest.strip(b"/")
+                path = rest.removeprefix(b"/").removesuffix(b"/")
                 if path:
                     check_relative_path(path, reserved=(STAGING_NAME,))
                 if use not in root.folder.access:
@@ -312,7 +312,7 @@ class Roots:
         for root in self.roots:  # a look needs no right to read the bytes
             name = root.folder.name.rstrip("/")
             if site_path == name or site_path.startswith(name + "/"):
-                path = os.fsencode(site_path[len(name) :]).strip(b"/")
+                path = os.fsencode(site_path[len(name) :]).removeprefix(b"/").removesuffix(b"/")
                 if path:
                     check_relative_path(path)
                 return _listed(root, path, site_path)

@@ -1,0 +1,242 @@
+"""Parts of the agent that need no other process: the journal, the writers' guard, the roots, the limits."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import trio
+
+from flowengine.api.agents import Report, TaskGrant
+from flowengine.api.resources import Counters, Endpoint, Limit, TransferOptions
+from flowengine.errors import Denied, FlowError, LocalError, NotFound, TemporaryError
+from flowengine_agent.config import OfferedFolder
+from flowengine_agent.journal import Journal
+from flowengine_agent.limits import LimitBook
+from flowengine_agent.roots import Roots
+from flowengine_agent.writers import Writers
+
+
+def granted(task: str, fence: int) -> TaskGrant:
+    return TaskGrant(
+        task=task,
+        transfer="t",
+        fence=fence,
+        role="target",
+        mode="copy",
+        source=Endpoint(site="a", path="/data/x"),
+        target=Endpoint(site="b", path="/data/y"),
+        peer_address="h:1",
+        grant="",
+        lease_s=300,
+        options=TransferOptions(),
+    )
+
+
+def report(fence: int, seq: int = 0, state: str = "running") -> Report:
+    return Report(fence=fence, seq=seq, state=state, counters=Counters())  # type: ignore[arg-type]
+
+
+# --- journal ----------------------------------------------------------------------------------------------------
+
+
+def test_a_task_is_held_until_its_end_is_journalled(tmp_path: Path) -> None:
+    path = str(tmp_path / "state/journal.sqlite")
+    journal = Journal(path)
+    journal.hold(granted("one", 5), 1000.0)
+    journal.extend("one", 4, 9999.0)  # of an earlier claim: nothing
+    journal.extend("one", 5, 2000.0)
+    again = Journal(path)  # as after kill -9
+    (held,) = again.held()
+    assert (held.granted.task, held.granted.fence, held.lease_until) == ("one", 5, 2000.0)
+    again.conclude("one", report(5, state="done"), 1.0)
+    last = Journal(path)
+    assert last.held() == []
+    assert last.untold() == [("one", 5)]
+    conclusion = last.conclusion("one", 5)
+    assert conclusion is not None
+    assert conclusion.state == "done"
+    last.told("one", 5)
+    assert last.untold() == []
+    assert os.stat(path).st_mode & 0o077 == 0
+
+
+def test_what_landed_goes_into_one_report_and_is_not_lost_with_it(tmp_path: Path) -> None:
+    journal = Journal(str(tmp_path / "journal.sqlite"))
+    journal.add_landed("one", 5, [("a", 1), ("b", 2), ("c", 3)])
+    rows = journal.next_landed("one", 5)
+    assert [row[1] for row in rows] == ["a", "b", "c"]
+    pending = journal.file_report("one", report(5, 1), 1.0, rows[1][0])
+    assert [row[1] for row in journal.next_landed("one", 5)] == ["c"]
+    assert journal.last_seq("one", 5) == 1
+    assert [(item.fence, item.report.seq) for item in journal.pending("one", 5)] == [(5, 1)]
+    journal.taken(pending.id)
+    assert journal.pending("one", 5) == []
+    # A newer claim tells what the older one could not.
+    journal.adopt_landed("one", 9)
+    assert [row[1] for row in journal.next_landed("one", 9)] == ["c"]
+    assert journal.next_landed("one", 5) == []
+
+
+def test_old_rows_are_dropped(tmp_path: Path) -> None:
+    journal = Journal(str(tmp_path / "journal.sqlite"))
+    journal.file_report("old", report(5_000_000, 1), 5.0, 0)
+    journal.conclude("old", report(5_000_000, state="done"), 5.0)
+    journal.add_landed("old", 5_000_000, [("a", 1)])
+    journal.add_landed("new", 50_000_000, [("b", 1)])
+    journal.forget_old(20.0)
+    assert journal.untold() == []
+    assert journal.next_landed("old", 5_000_000) == []
+    assert journal.next_landed("new", 50_000_000) != []
+
+
+def test_a_journal_of_another_version_is_refused(tmp_path: Path) -> None:
+    import sqlite3
+
+    path = str(tmp_path / "journal.sqlite")
+    db = sqlite3.connect(path)
+    db.execute("PRAGMA user_version=99")
+    db.close()
+    with pytest.raises(LocalError, match="another version"):
+        Journal(path)
+
+
+# --- writers ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.trio
+async def test_overlapping_paths_have_one_writer_and_the_others_wait_by_name() -> None:
+    writers = Writers()
+    order: list[str] = []
+    waits: list[str] = []
+
+    async def write(path: bytes, task: str, hold: trio.Event, begun: trio.Event) -> None:
+        async with writers.write(path, task, waits.append):
+            order.append(task)
+            begun.set()
+            await hold.wait()
+
+    first_hold, first_begun, rest = trio.Event(), trio.Event(), trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(write, b"/d/a", "one", first_hold, first_begun)
+        await first_begun.wait()
+        rest.set()
+        beside, begun = trio.Event(), trio.Event()
+        nursery.start_soon(write, b"/d/ab", "beside", rest, beside)  # not below /d/a, whatever the letters
+        await beside.wait()
+        nursery.start_soon(write, b"/d", "above", rest, begun)
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(TemporaryError, match="task one writes") as raised:
+            async with writers.write_nowait(b"/d/a/below", "below"):
+                pass
+        assert raised.value.reason == "busy"
+        assert order == ["one", "beside"]
+        assert any(text.startswith("target-path: task one") for text in waits)
+        first_hold.set()
+        await begun.wait()
+    assert order == ["one", "beside", "above"]
+
+
+# --- roots ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def roots(tmp_path: Path) -> Roots:
+    for name in ("data", "inner", "public"):
+        (tmp_path / name).mkdir()
+    return Roots(
+        [
+            OfferedFolder(str(tmp_path / "data"), "/data", "read-write", 1000),
+            OfferedFolder(str(tmp_path / "inner"), "/data/inner", "read-write"),
+            OfferedFolder(str(tmp_path / "public"), "/public", "read"),
+        ]
+    )
+
+
+def test_the_longest_name_that_fits_is_the_root(roots: Roots) -> None:
+    assert roots.find("/data/x/y", "read").path == b"x/y"
+    assert roots.find("/data/inner/y", "read").root.folder.name == "/data/inner"
+    assert roots.find("/data/innermost", "read").root.folder.name == "/data"
+    place = roots.find("/data/x/", "read")
+    assert (place.path, place.contents, place.shown) == (b"x", True, "/data/x")
+    assert roots.find("/data", "read").contents
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/etc", "/dat", "/database/x", "/data/../etc", "/data//x", "/data/.flow-staging/x"]
+)
+def test_what_is_not_offered_is_refused(roots: Roots, path: str) -> None:
+    with pytest.raises(FlowError):
+        roots.find(path, "read")
+
+
+def test_a_root_is_offered_for_what_it_says(roots: Roots) -> None:
+    with pytest.raises(Denied) as raised:
+        roots.find("/public/x", "write")
+    assert raised.value.reason == "not-offered"
+
+
+def test_no_link_is_followed(roots: Roots, tmp_path: Path) -> None:
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "data/way").symlink_to(tmp_path / "secret")
+    with pytest.raises(Denied), roots.find("/data/way/", "read").selection():
+        pass
+    with pytest.raises(Denied), roots.find("/data/way/new", "write").target(make=True):
+        pass
+    assert os.listdir(tmp_path / "secret") == []
+    assert roots.look("/data/way").reason == "denied"
+
+
+def test_a_missing_place(roots: Roots) -> None:
+    with pytest.raises(NotFound), roots.find("/data/none", "read").selection():
+        pass
+    with roots.find("/data/none/deep", "write").target(make=False) as path:
+        assert path is None
+    with roots.find("/data/made/deep", "write").target(make=True) as path:
+        assert path is not None
+    assert (Path(roots.find("/data", "read").root.folder.path) / "made/deep").is_dir()
+
+
+def test_a_budget_counts_what_is_there_and_what_comes(roots: Roots, tmp_path: Path) -> None:
+    root = roots.find("/data", "write").root
+    (tmp_path / "data/file").write_bytes(bytes(600))
+    assert root.count() == 600
+    root.coming("one", 300)
+    with pytest.raises(LocalError) as raised:
+        root.coming("one", 400)
+    assert raised.value.reason == "budget"
+    root.settled("one")
+    assert root.described().used_bytes == 1000
+    with pytest.raises(LocalError):
+        root.check_budget()
+
+
+def test_a_look_shows_roots_folders_and_files(roots: Roots, tmp_path: Path) -> None:
+    (tmp_path / "public/file").write_bytes(b"123")
+    assert [entry[0] for entry in roots.look("/").entries] == ["data", "data/inner", "public"]
+    (entry,) = roots.look("/public/").entries
+    assert entry[:3] == ("file", "file", 3)
+    assert roots.look("/public/file").entries[0][:3] == ("file", "file", 3)
+    assert roots.look("/public/none").reason == "not-found"
+    assert roots.look("/etc").reason == "not-offered"
+
+
+# --- limits -----------------------------------------------------------------------------------------------------
+
+
+def test_the_lower_of_two_limits_holds_for_the_site() -> None:
+    book = LimitBook("a", 1000)
+    assert book.rates() == {"site:a": 1000}
+    now = datetime(2030, 1, 1, tzinfo=UTC)
+
+    def limit(scope: str, rate: int | None) -> Limit:
+        return Limit(
+            scope=scope, rate_bits_per_s=rate, windows=[], now_bits_per_s=rate, changed=now, changed_by="x"
+        )
+
+    book.set([limit("site:a", 5000), limit("link:a>b", 10)])
+    assert book.rates() == {"site:a": 1000, "link:a>b": 10}
+    book.set([limit("site:a", 500)])
+    assert book.rates() == {"site:a": 500}
