@@ -16,6 +16,7 @@ __all__ = [
     "MIB",
     "NAME_PATTERN",
     "format_bytes",
+    "format_count",
     "format_duration",
     "format_rate",
     "is_name",
@@ -127,6 +128,15 @@ def format_rate(bytes_per_s: float) -> str:
             value = bytes_per_s / size
             return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f} {unit}"
     return f"{bytes_per_s:.0f} B/s"
+
+
+def format_count(count: int, noun: str, more: str = "") -> str:
+    """A number of things; `more` stands behind the number, as "+" where there may be more.
+
+    >>> format_count(1, "object"), format_count(0, "object"), format_count(1, "object", "+")
+    ('1 object', '0 objects', '1+ objects')
+    """
+    return f"{count}{more} {noun}{'' if count == 1 and not more else 's'}"
 
 
 def format_duration(seconds: float) -> str:

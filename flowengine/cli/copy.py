@@ -13,7 +13,7 @@ from flowengine.cli.federation import complete_place
 from flowengine.cli.locations import Local, Location, Remote, all_at_sites, parse_location
 from flowengine.cli.third_party import order, order_options, refuse_order_options
 from flowengine.errors import Exit, UsageError
-from flowengine.units import format_bytes, format_duration, format_rate, show_path
+from flowengine.units import format_bytes, format_count, format_duration, format_rate, show_path
 
 __all__ = ["cp", "sync"]
 
@@ -143,6 +143,7 @@ def _settings(ctx: click.Context, given: dict[str, Any], *, delete: bool, remote
         owner=given["owner"],
         links=given["links"] or ("inside" if remote else "keep"),
         filters=rules,
+        reread=given["no_cache"],
         files_from=_files_from(given["files_from"]),
     )
     return TransferSettings(
@@ -298,16 +299,20 @@ def _print_report(report: Any, given: dict[str, Any], *, delete: bool) -> None:
     if given["dry_run"]:
         for path in report.extras:
             print(f"would delete {show_path(path)}")
+        if given["progress"] == "none":
+            return
         print(
             f"would send about {format_bytes(counters.bytes_payload)} of {format_bytes(counters.size_bytes)} in "
-            f"{counters.objects} objects; {counters.objects_unchanged} are unchanged",
+            f"{format_count(counters.objects, 'object')}; {counters.objects_unchanged} unchanged",
             file=sys.stderr,
         )
+        return
+    if given["progress"] == "none":
         return
     moved = counters.objects_done - counters.objects_unchanged
     rate = counters.size_bytes / report.seconds if report.seconds else 0.0
     print(
-        f"{'done' if report.state == 'completed' else 'NOT COMPLETE'}: {moved} objects landed, "
+        f"{'done' if report.state == 'completed' else 'NOT COMPLETE'}: {format_count(moved, 'object')} landed, "
         f"{counters.objects_unchanged} unchanged"
         + (f", {counters.objects_deleted} deleted" if delete else "")
         + (f", {len(report.failures)} FAILED" if report.failures else "")

@@ -15,7 +15,7 @@ from flowengine.cli.federation import complete_place
 from flowengine.cli.locations import Local, Remote, all_at_sites, parse_location
 from flowengine.cli.third_party import order, order_options, refuse_order_options
 from flowengine.errors import Exit, NotFound
-from flowengine.units import show_path
+from flowengine.units import format_count, show_path
 
 __all__ = ["diff", "ls", "manifest", "verify"]
 
@@ -133,8 +133,13 @@ def _reader(
     *,
     reread: bool,
     threads: int = 0,
+    like: Any = None,
 ) -> tuple[Any, list[Any]]:
-    """A manifest reader for a manifest file, a local path or a ticket; with what could not be read."""
+    """A manifest reader for a manifest file, a local path or a ticket; with what could not be read.
+
+    Args:
+        like: header of the manifest to compare with, whose attributes and owners are read too.
+    """
     from flowengine.store.selection import select
     from flowengine.transfer.manifests import make_manifest, open_manifest, scratch_file
     from flowengine.transfer.session import Counters
@@ -144,6 +149,9 @@ def _reader(
     if isinstance(place, Local) and os.path.isfile(place.path) and _is_manifest(place.path):
         return open_manifest(place.path), []
     file = stack.enter_context(scratch_file())
+    options = Options(
+        reread=reread, xattrs=like is not None and like.xattrs, owner=like is not None and like.owner
+    )
     if isinstance(place, Remote):
         from flowengine.transfer.run import remote_manifest
 
@@ -152,7 +160,7 @@ def _reader(
             place.path,
             file.write,
             profile,
-            reread=reread,
+            options=options,
             observe=progress.update,
             note=progress.note,
         )
@@ -173,7 +181,7 @@ def _reader(
         select([path]),
         file.write,
         profile=profile,
-        options=Options(),
+        options=options,
         cache=None if reread else ScanCache(profile),
         threads=threads or max(1, (os.cpu_count() or 1) // 2),
         counters=counters,
@@ -344,13 +352,15 @@ def _verify(
         else:
             expected, reference_failures = _reader(stack, against, ticket_file, profile, shown, reread=True)
             profile = expected.header.profile.name
-        actual, failures = _reader(stack, path, ticket_file, profile, shown, reread=True)
+        actual, failures = _reader(
+            stack, path, ticket_file, profile, shown, reread=True, like=expected.header
+        )
         names = {"added": "extra", "removed": "missing", "changed": "wrong", "metadata": "metadata"}
-        found: dict[str, list[str]] = {name: [] for name in names.values()}
+        found: dict[str, list[str]] = {name: [] for name in [*names.values(), "touched"]}
         expected_top = None
         unreadable = {failed for failed, _, _ in failures}
         for change in differences(expected, actual):
-            kind = names[change.kind]
+            kind = "touched" if _only_touched(change) else names[change.kind]
             if kind == "extra" and partial_root:
                 if expected_top is None:
                     expected_top = {name.partition(b"/")[0] or name for name in _top_names(expected)}
@@ -359,7 +369,7 @@ def _verify(
             if kind == "missing" and change.path in unreadable:
                 continue
             found[kind].append(show_path(change.path))
-    bad = sum(len(rows) for rows in found.values())
+    bad = sum(len(rows) for kind, rows in found.items() if kind != "touched")
     if as_json:
         print_json(
             {
@@ -378,15 +388,23 @@ def _verify(
             for row in rows:
                 print(f"{kind} {row}")
         print_failures(failures + reference_failures)
-        verdict = (
-            "all as it should be"
-            if not bad and not failures
-            else f"{bad + len(failures)} objects are NOT as they should be"
-        )
-        print(f"verified {actual.summary.objects} objects: {verdict}", file=sys.stderr)
+        wrong = bad + len(failures)
+        verdict = "all as it should be"
+        if wrong:
+            verdict = f"{format_count(wrong, 'object')} {'is NOT as it' if wrong == 1 else 'are NOT as they'} should be"
+        if found["touched"]:
+            verdict += f", {len(found['touched'])} touched"
+        if progress != "none":
+            print(f"verified {format_count(actual.summary.objects, 'object')}: {verdict}", file=sys.stderr)
     if bad:
         return Exit.INTEGRITY
     return Exit.SOME_OBJECTS_FAILED if failures or reference_failures else Exit.DONE
+
+
+def _only_touched(change: Any) -> bool:
+    """Whether nothing but the time differs."""
+    before, after = change.before, change.after
+    return change.kind == "metadata" and (before.mode, before.extra) == (after.mode, after.extra)
 
 
 def _top_names(reader: Any) -> list[bytes]:
@@ -404,6 +422,11 @@ def _last_landed(path: str, ticket_file: str | None) -> tuple[Any, bool]:
     if isinstance(place, Remote):
         raise NotFound(
             "what last landed behind a ticket is not known here", hint="say what it must equal with --against"
+        )
+    if not os.path.lexists(place.path):
+        raise NotFound(
+            f"{show_path(place.path)} does not exist",
+            hint="check the spelling; relative paths start at the current folder",
         )
     landed = LandedManifest(os.path.abspath(place.path))
     if not os.path.exists(landed.path):

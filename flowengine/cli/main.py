@@ -6,7 +6,7 @@ import gc
 import importlib
 import os
 import sys
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import flowengine
 
@@ -15,6 +15,9 @@ import flowengine
 gc.set_threshold(50_000, 20, 50)
 
 import click  # noqa: E402
+
+if TYPE_CHECKING:
+    from flowengine.errors import FlowError
 
 __all__ = ["command", "main"]
 
@@ -112,32 +115,52 @@ def command() -> click.Command:
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line and exit with one of the codes of `flowengine.errors.Exit`."""
-    from flowengine.errors import Exit, FlowError, exit_code
+    from flowengine.errors import Exit, FlowError, UsageError, exit_code
 
     # numpy sorts and searches here; threads for linear algebra would only spin on the cores that move data.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    error: FlowError | None = None
+    code = int(Exit.DONE)
     try:
         result: Any = _flow.main(args=args, prog_name="flow", standalone_mode=False)
-        code = int(result) if isinstance(result, int) else Exit.DONE
-    except click.UsageError as error:
-        error.show()
-        code = Exit.USAGE
-    except click.ClickException as error:
-        error.show()
-        code = Exit.FAILED
+        code = int(result) if isinstance(result, int) else code
+    except click.UsageError as raised:
+        raised.show()
+        error, code = UsageError(raised.format_message()), Exit.USAGE
+    except click.ClickException as raised:
+        raised.show()
+        error, code = FlowError(raised.format_message()), Exit.FAILED
     except (click.exceptions.Abort, KeyboardInterrupt):
-        print("flow: interrupted; the same command continues where this one stopped", file=sys.stderr)
-        code = Exit.INTERRUPTED
+        error = _interrupted()
     except BaseExceptionGroup as group:
-        code = _grouped(group)
-    except FlowError as error:
-        _show(error)
-        code = exit_code(error)
+        error = _of_group(group)
+    except FlowError as raised:
+        error = raised
     except BrokenPipeError:
         code = Exit.FAILED
+    if error is not None:
+        if not code:
+            _show(error)
+            code = exit_code(error)
+        if _wants_json(sys.argv[1:] if args is None else args):
+            _print_problem(error, int(code))
     if args is None:
         _leave(int(code))
     sys.exit(int(code))
+
+
+def _wants_json(words: list[str]) -> bool:
+    return "--json" in (words[: words.index("--")] if "--" in words else words)
+
+
+def _print_problem(error: FlowError, code: int) -> None:
+    """The one object that `--json` promises, where a command ended by an error."""
+    import contextlib
+    import json
+
+    problem = {"state": "failed", **error.as_dict(), "exit_code": code}
+    with contextlib.suppress(BrokenPipeError):
+        print(json.dumps(problem, ensure_ascii=False, default=str), flush=True)
 
 
 def _leave(code: int) -> None:
@@ -150,27 +173,29 @@ def _leave(code: int) -> None:
     os._exit(code)
 
 
-def _show(error: Exception) -> None:
+def _show(error: FlowError) -> None:
+    print(f"flow: {error.message}", file=sys.stderr)
+    if error.hint:
+        print(f"  next: {error.hint}", file=sys.stderr)
+
+
+def _interrupted() -> FlowError:
     from flowengine.errors import FlowError
 
-    if isinstance(error, FlowError):
-        print(f"flow: {error.message}", file=sys.stderr)
-        if error.hint:
-            print(f"  next: {error.hint}", file=sys.stderr)
+    return FlowError(
+        "interrupted", hint="the same command continues where this one stopped", reason="interrupted"
+    )
 
 
-def _grouped(group: BaseExceptionGroup[BaseException]) -> int:
-    from flowengine.errors import Exit, exit_code
+def _of_group(group: BaseExceptionGroup[BaseException]) -> FlowError:
     from flowengine.transfer.channel import first_flow_error
 
     if group.subgroup(KeyboardInterrupt) is not None:
-        print("flow: interrupted; the same command continues where this one stopped", file=sys.stderr)
-        return Exit.INTERRUPTED
+        return _interrupted()
     error = first_flow_error(group)
     if error is None:
         raise group
-    _show(error)
-    return exit_code(error)
+    return error
 
 
 if __name__ == "__main__":

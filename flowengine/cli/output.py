@@ -9,7 +9,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final, Protocol
 
-from flowengine.units import format_bytes, format_duration, format_rate, show_path
+from flowengine.units import format_bytes, format_count, format_duration, format_rate, show_path
 
 __all__ = ["PROGRESS_MODES", "Numbers", "Progress", "print_failures", "print_json"]
 
@@ -128,7 +128,7 @@ class Progress:
         scanning = "" if counters.scan_done else "+"
         parts = [
             f"{format_bytes(done)} of {format_bytes(counters.size_bytes)}{scanning}",
-            f"{counters.objects_done} of {counters.objects}{scanning} objects",
+            f"{counters.objects_done} of {format_count(counters.objects, 'object', scanning)}",
             format_rate(rate),
         ]
         if eta is not None:

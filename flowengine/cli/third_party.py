@@ -12,7 +12,7 @@ import click
 
 from flowengine.cli.federation import note, open_client, parse_deadline, plain
 from flowengine.errors import Exit, FlowError, UsageError, exit_code
-from flowengine.units import format_bytes, format_duration, format_rate
+from flowengine.units import format_bytes, format_count, format_duration, format_rate
 
 if TYPE_CHECKING:
     from flowengine.api import resources as api
@@ -196,7 +196,7 @@ def summary(record: api.Transfer) -> str:
         moved = counters.objects_done
     rate = f" ({format_rate(counters.size_bytes / seconds)})" if seconds > 0 else ""
     parts = [
-        f"{'done' if record.state == 'completed' else record.state.upper()}: {moved} objects landed",
+        f"{'done' if record.state == 'completed' else record.state.upper()}: {format_count(moved, 'object')} landed",
         f"{counters.objects_unchanged} unchanged",
     ]
     if counters.objects_deleted:

@@ -247,6 +247,8 @@ class Scanner:
             from flowengine.store.attributes import extra_reader
 
             self._extra = extra_reader(xattrs=xattrs, owner=owner)
+        # A program that runs as its owner must not become one that runs as somebody else.
+        self._mode_bits = 0o7777 if owner else 0o1777
         self._links: dict[tuple[int, int], tuple[bytes, int]] = {}
         self._named: set[bytes] = set()
         self._subset = _subset_tree(selection.files_from)
@@ -267,7 +269,11 @@ class Scanner:
             st = root.st
             if st is not None:
                 yield DirectoryLeft(
-                    st.st_mode & 0o7777, st.st_mtime_ns, self._directory_extra(root), root.complete, True
+                    st.st_mode & self._mode_bits,
+                    st.st_mtime_ns,
+                    self._directory_extra(root),
+                    root.complete,
+                    True,
                 )
             else:
                 yield DirectoryLeft(0o755, 0, b"", root.complete, False)
@@ -395,7 +401,7 @@ class Scanner:
                         break
                     assert frame.st is not None
                     yield DirectoryLeft(
-                        frame.st.st_mode & 0o7777,
+                        frame.st.st_mode & self._mode_bits,
                         frame.st.st_mtime_ns,
                         self._directory_extra(frame),
                         frame.complete,
@@ -465,7 +471,7 @@ class Scanner:
                         files.append((name, st))
                     elif kind == 0o040000:
                         directories.append((name, st))
-                    else:
+                    elif self._takes(frame, name):
                         frame.complete = False
                         yield ScanFailed(
                             frame.path + b"/" + name if frame.path else name,
@@ -490,6 +496,12 @@ class Scanner:
             files = [row for row in files if allows(prefix + row[0], False)]
             directories = [row for row in directories if allows(prefix + row[0], True)]
         return files, directories
+
+    def _takes(self, frame: _Frame, name: bytes) -> bool:
+        """Whether filters and the list of names let an object of a directory through."""
+        if frame.subset is not None and name not in frame.subset:
+            return False
+        return self._filters is None or self._filters.allows(_join(frame.path, name), False)
 
     # --- entries of one directory -------------------------------------------------------------------------------
 
@@ -620,7 +632,7 @@ class Scanner:
                 made = Entry(name, SYMLINK, 0o777, st.st_mtime_ns, 0, b"", link)
                 start = -1
             elif st.st_size == 0:
-                made = Entry(name, FILE, st.st_mode & 0o7777, st.st_mtime_ns, st.st_size)
+                made = Entry(name, FILE, st.st_mode & self._mode_bits, st.st_mtime_ns, st.st_size)
                 start = -1
             else:
                 if buffer is None:
@@ -639,7 +651,7 @@ class Scanner:
                     chunks = pack_chunks([(size, chunk_id(view))]) if size else b""
                 else:
                     chunks = self._cut(view)
-                made = Entry(name, FILE, st.st_mode & 0o7777, st.st_mtime_ns, size, chunks)
+                made = Entry(name, FILE, st.st_mode & self._mode_bits, st.st_mtime_ns, size, chunks)
                 start = filled
                 filled += size
                 self.objects_read += 1
@@ -721,7 +733,7 @@ class Scanner:
         """Events of one large object, again from the start when it changes."""
         first = self._first_name(frame, name, st) if st.st_nlink > 1 else None
         if first is not None:
-            entry = Entry(name, HARDLINK, st.st_mode & 0o7777, st.st_mtime_ns, 0, b"", first)
+            entry = Entry(name, HARDLINK, st.st_mode & self._mode_bits, st.st_mtime_ns, 0, b"", first)
             yield Batch([entry], None, [-1], frame.real)
             return
         path = _join(frame.path, name)
@@ -748,7 +760,9 @@ class Scanner:
         """One attempt; returns whether it held still."""
         flags = FLAG_SPARSE if st.st_blocks * 512 < st.st_size else 0
         extra = self._extra_of(frame.dirfd, name, st) if self._extra is not None else b""
-        entry = Entry(name, FILE, st.st_mode & 0o7777, st.st_mtime_ns, st.st_size, b"", b"", flags, extra)
+        entry = Entry(
+            name, FILE, st.st_mode & self._mode_bits, st.st_mtime_ns, st.st_size, b"", b"", flags, extra
+        )
         yield LargeBegun(entry, frame.real.rstrip(b"/") + b"/" + name)
         identity = Identity.of(st)
         done = 0

@@ -12,7 +12,7 @@ import secrets
 import socket
 import ssl
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Final, Protocol, TypeAlias
@@ -242,9 +242,11 @@ async def dial(peer: Peer) -> Channel:
     except (OSError, trio.TooSlowError) as error:
         runs = "flow serve" if isinstance(peer, Ticket) else "the site's agent"
         raise TemporaryError(
-            f"cannot reach {peer.location}: {error.__cause__ or error or 'no answer'}",
+            f"cannot reach {peer.location}: {_why(error)}",
             hint=f"check that {runs} runs there and that no firewall stands between",
             reason="disconnected",
+            # An agent is started again by whoever runs the site; what a ticket names may never have been there.
+            refused=isinstance(peer, Ticket) and _is_refusal(error),
         ) from error
     dialled = _dialled(peer)
     stream = trio.SSLStream(tcp, dialled.context, server_side=False)
@@ -265,6 +267,30 @@ async def dial(peer: Peer) -> Channel:
     except BaseException:
         await trio.aclose_forcefully(stream)
         raise
+
+
+def _tried(error: BaseException) -> Sequence[BaseException]:
+    """What went wrong at each address of a host."""
+    cause = error.__cause__ or error
+    return cause.exceptions if isinstance(cause, BaseExceptionGroup) else (cause,)
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Whether a host answered, at every address, that nothing listens there."""
+    return all(isinstance(one, ConnectionRefusedError) for one in _tried(error))
+
+
+def _why(error: BaseException) -> str:
+    if isinstance(error, trio.TooSlowError):
+        return f"no answer within {CONNECT_S:.0f} s"
+    # trio puts addresses before the system's words, and says of several errors only how many there were.
+    reasons = [
+        os.strerror(one.errno)
+        if isinstance(one, OSError) and one.errno and not isinstance(one, socket.gaierror)
+        else getattr(one, "strerror", None) or str(one)
+        for one in _tried(error)
+    ]
+    return ", ".join(dict.fromkeys(reason[:1].lower() + reason[1:] for reason in reasons))
 
 
 async def _client_handshake(

@@ -24,6 +24,7 @@ from flowengine.store.scan_cache import ScanCache
 from flowengine.transfer.channel import first_flow_error
 from flowengine.transfer.control import STALL_S
 from flowengine.transfer.session import Counters
+from flowengine.units import format_count
 from flowengine.wire.messages import Options
 
 __all__ = ["OnePass", "PassResult", "Report", "TransferSettings", "run_passes"]
@@ -31,6 +32,8 @@ __all__ = ["OnePass", "PassResult", "Report", "TransferSettings", "run_passes"]
 PASSING_REASONS: Final = frozenset({"stale", "changed", "vanished"})
 """Reasons for which an object that failed is tried once more."""
 MAX_PASSES: Final = 3
+FIRST_TRIES: Final = 4
+"""Tries at an address that refuses connections and where nobody was met yet: a second and a half."""
 _FIRST_BACKOFF_S: Final = 0.2
 _LAST_BACKOFF_S: Final = 10.0
 
@@ -113,6 +116,7 @@ async def run_passes(
     passes = 0
     good_passes = 0
     noted = ""
+    met = False
     while True:
         counters = Counters()
         passes += 1
@@ -130,6 +134,9 @@ async def run_passes(
                 raise error from raised
             if now - progress_at > settings.retry_for_s and error.reason != "busy":
                 raise error from raised
+            met = met or not error.context.get("refused")
+            if not met and passes >= FIRST_TRIES:
+                raise error from raised  # nobody was ever there: a wrong port or host, more likely than a restart
             if error.message != noted:  # what it waits for is said once, not at every try
                 note(
                     f"{error.message}; trying again until it works"
@@ -144,7 +151,7 @@ async def run_passes(
         good_passes += 1
         passing = bool(failures) and all(reason in PASSING_REASONS for _, reason, _ in failures)
         if passing and good_passes < MAX_PASSES:
-            note(f"{len(failures)} objects changed meanwhile; going over them again")
+            note(f"{format_count(len(failures), 'object')} changed meanwhile; going over what is left")
             continue
         return Report(
             state,

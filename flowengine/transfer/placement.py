@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from flowengine.chunking import Profile
+from flowengine.errors import ProtocolError
 from flowengine.manifest import Entry
 from flowengine.store.attributes import apply_extra, extra_reader
 from flowengine.store.scan_cache import ScanCache
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Placement"]
 
+SET_ID_BITS: Final = 0o6000
+"""Set user id, set group id: they say whose rights a program gets, and mean something else under another owner."""
 _MISSING: Final = object()
 _TO_DIGITS: Final = bytes(48 + (value != 0) for value in range(256))
 
@@ -71,6 +74,7 @@ class Placement:
         self.recorder = recorder
         self.index = index
         self.dry = options.dry_run
+        self.forbidden_mode = 0 if options.owner else SET_ID_BITS
         self.atomic = options.publish == "atomic" and not options.dry_run
         self._want = want
         self._offers = 0
@@ -85,6 +89,14 @@ class Placement:
         number = self._offers
         self._offers += 1
         return number
+
+    def check_mode(self, mode: int) -> None:
+        """Refuse set-id bits of a source that was not asked for owners."""
+        if mode & self.forbidden_mode:
+            raise ProtocolError(
+                "the source sent a set-user-id or set-group-id bit without the owner it is meant for",
+                hint="update the source; with --owner these bits are kept",
+            )
 
     def count_wanted(self, entry: Entry) -> None:
         """A dry run would want all of an object."""

@@ -231,6 +231,7 @@ class Placer:
                 raise ProtocolError("the source was to send one file, and says how its folder is to be")
             self.root_is_one_directory = message.apply
             self.root_is_left = True
+        self._placement.check_mode(message.mode)
         self._placement.recorder.leave(message.mode, message.mtime_ns, message.extra)
         self._stack.pop()
         if directory.offered is not None and message.complete:

@@ -43,6 +43,7 @@ class LargePlacer:
         if entry.kind != FILE or entry.chunks or entry.runs or entry.size < 1:
             raise ProtocolError("a large object was announced that is none")
         check_name(entry.name, reserved=(STAGING_NAME,))
+        self._placement.check_mode(entry.mode)
         # The same object once more is one that could not be read to its end before.
         if entry.name < directory.last_name:
             raise ProtocolError(f"{show_path(directory.child(entry.name))} was offered out of order")

@@ -49,6 +49,7 @@ class SmallPlacer:
             directory.offered.update([entry.name for entry in entries])
         landing = self._placement.landing
         usable = directory.fd >= 0
+        forbidden_mode = self._placement.forbidden_mode
         jobs: list[CopyJob] = []
         new: list[int] = []
         for index, entry in enumerate(entries):
@@ -61,6 +62,8 @@ class SmallPlacer:
                     self._placement.count_wanted(entry)
                 continue
             directory.entries += 1
+            if entry.mode & forbidden_mode:
+                self._placement.check_mode(entry.mode)
             if entry.kind == FILE:
                 if not self._is_in_place(directory, entry):
                     new.append(index)
@@ -195,7 +198,7 @@ class SmallPlacer:
                 path, entry.link, links="keep" if self._placement.options.links == "keep" else "inside"
             )
         except ProtocolError as error:
-            self._placement.landing.report(path, "link", error.message)
+            self._placement.landing.report(path, "link", error.message + _link_hint(path, entry.link))
             return
         st = directory.existing.get(entry.name) if directory.existing else None
         if st is not None and stat.S_ISLNK(st.st_mode):
@@ -243,3 +246,12 @@ class SmallPlacer:
         if not self._placement.dry:
             self._placement.landing.opened(directory, entry.name)
             self._placement.landing.ready("hardlink", directory, entry, None)
+
+
+def _link_hint(path: bytes, link: bytes) -> str:
+    """What to do where only the rule that links stay inside is in the way."""
+    try:
+        check_link_target(path, link, links="keep")
+    except ProtocolError:
+        return ""
+    return "; with --links keep it is taken as it is (a server must be started with that, too)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
+import msgspec
 import trio
 
 from flowengine.chunking import DEFAULT_PROFILE
@@ -117,7 +118,7 @@ def remote_manifest(
     sink: Callable[[bytes], object],
     profile: str,
     *,
-    reread: bool,
+    options: Options,
     observe: Observer | None = None,
     note: Callable[[str], None] = lambda line: None,
 ) -> list[tuple[bytes, str, str]]:
@@ -127,8 +128,8 @@ def remote_manifest(
     """
 
     async def main() -> list[tuple[bytes, str, str]]:
-        options = Options(dry_run=True, reread=reread)
-        settings = TransferSettings(profile=profile, options=options, use_cache=False)
+        asked = msgspec.structs.replace(options, dry_run=True)
+        settings = TransferSettings(profile=profile, options=asked, use_cache=False)
         channel = await dial(peer)
         try:
             async with session_errors(channel):

@@ -205,7 +205,7 @@ class ServedRoot:
                 outcome = await run_target(
                     session,
                     TargetRoot(root, LandedManifest(root) if fd >= 0 else None),
-                    caches=(ScanCache(name), ScanCache(name)),
+                    caches=(None, None) if options.reread else (ScanCache(name), ScanCache(name)),
                     counters=Counters(),
                 )
             self.on_event(f"{incoming.peer} has written {show_path(path) or 'the root'}: {outcome.state}")

@@ -277,6 +277,15 @@ def test_a_symbolic_link_out_of_the_root_fails_by_name(target: Path, link: bytes
     assert os.readlink(target / "good") == "x"
 
 
+@pytest.mark.parametrize("mode", [0o4755, 0o2755])
+def test_set_id_bits_without_their_owner_are_refused(target: Path, mode: int) -> None:
+    async def act(source: FakeSource) -> None:
+        await source.whole([Entry(b"file", FILE, mode, 1, 5, chunk(b"hello"))])
+
+    assert_refused(attack(target, act), target)
+    assert not (target / "file").exists()
+
+
 @pytest.mark.parametrize(("name", "count"), [(b"d", 300), (b"n" * 250, 20)])
 def test_folders_too_deep_or_too_long_are_refused(target: Path, name: bytes, count: int) -> None:
     async def act(fake: FakeSource) -> None:
