@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from itertools import accumulate
 
 from flowengine.chunking import CHUNK_BYTES, chunk_id
+from flowengine.chunking.fine import FINE_BYTES, FINE_ID_BYTES, FineCutter, fine_lengths
 from flowengine.store.buffers import Buffer
 from flowengine.store.reading import Piece
 from flowengine.store.scan import Batch
@@ -16,7 +18,16 @@ from flowengine.transfer.lanes import ChunkGone, Unit
 from flowengine.wire.messages import WANT_ALL, WANT_NONE
 from flowengine.wire.records import MAX_RUNS, UNIT_BYTES
 
-__all__ = ["BatchHold", "BufferPart", "FilePart", "Hold", "PieceHold", "UnitPacker", "wanted_runs"]
+__all__ = [
+    "BatchHold",
+    "BufferPart",
+    "FilePart",
+    "FineHold",
+    "Hold",
+    "PieceHold",
+    "UnitPacker",
+    "wanted_runs",
+]
 
 
 class BufferPart:
@@ -85,13 +96,13 @@ class PieceHold:
 
     __slots__ = ("_path", "_piece", "lengths", "number")
 
-    def __init__(self, number: int, piece: Piece, path: bytes) -> None:
-        self.number = number
+    def __init__(self, piece: Piece, path: bytes) -> None:
+        self.number = -1
         self.lengths = piece.lengths
         self._piece = piece
         self._path = path
 
-    def parts(self, index: int, count: int) -> list[BufferPart | FilePart]:
+    def parts(self, index: int, count: int) -> list[Part]:
         """The bytes of `count` chunks from `index` on."""
         before = sum(self.lengths[:index])
         size = sum(self.lengths[index : index + count])
@@ -107,13 +118,95 @@ class PieceHold:
             self._piece.buffer.release()
 
 
+class MemoryPart:
+    """Chunks that lie in memory of their own."""
+
+    __slots__ = ("_view",)
+
+    def __init__(self, view: memoryview) -> None:
+        self._view = view
+
+    def views(self) -> list[memoryview]:
+        """The bytes; no copy."""
+        return [self._view]
+
+    def release(self) -> None:
+        """Nothing is held."""
+
+
+class GonePart:
+    """A chunk that could not be read again."""
+
+    __slots__ = ("_gone",)
+
+    def __init__(self, gone: ChunkGone) -> None:
+        self._gone = gone
+
+    def views(self) -> list[memoryview]:
+        """Raises ChunkGone."""
+        raise self._gone
+
+    def release(self) -> None:
+        """Nothing is held."""
+
+
+Part = BufferPart | FilePart | MemoryPart | GonePart
+
+
+class FineHold:
+    """Chunks of an answered offer, cut finer. Has their bytes, so the offer's own hold can be let go.
+
+    A chunk that cannot be read again stands for itself as one fine chunk: it is found to be lost when it is sent.
+
+    Attributes:
+        packed: the fine chunks, as they are offered.
+    """
+
+    __slots__ = ("_data", "_lost", "_starts", "lengths", "number", "packed")
+
+    def __init__(self, hold: PieceHold | BatchHold, indexes: list[int], cutter: FineCutter) -> None:
+        self.number = -1
+        self._lost: dict[int, GonePart] = {}
+        data = bytearray()
+        packed = bytearray()
+        for index in indexes:
+            (part,) = hold.parts(index, 1)
+            try:
+                (view,) = part.views()
+                rows = cutter.packed(view)
+                data += view
+            except ChunkGone as gone:
+                size = hold.lengths[index]
+                self._lost[len(packed) // FINE_BYTES] = GonePart(gone)
+                rows = size.to_bytes(4, "little") + bytes(FINE_ID_BYTES)
+                data += bytes(size)
+            finally:
+                part.release()
+            packed += rows
+        self.packed = bytes(packed)
+        self.lengths = fine_lengths(self.packed)
+        self._starts = list(accumulate(self.lengths, initial=0))
+        self._data = memoryview(data)
+
+    def parts(self, index: int, count: int) -> list[Part]:
+        """The bytes of `count` fine chunks from `index` on."""
+        for place, part in self._lost.items():
+            if index <= place < index + count:
+                return [part]
+        # A copy: a few wanted bytes must not keep all of them.
+        return [MemoryPart(memoryview(bytes(self._data[self._starts[index] : self._starts[index + count]])))]
+
+    def release(self) -> None:
+        """The offer was answered."""
+
+
 class BatchHold:
     """A batch of small objects; its chunks are those of its entries, in order."""
 
     __slots__ = ("_batch", "_owners", "lengths", "number")
 
-    def __init__(self, number: int, batch: Batch) -> None:
-        self.number = number
+    def __init__(self, batch: Batch) -> None:
+        self.number = -1
         self._batch = batch
         self.lengths: list[int] = []
         self._owners: list[int] = []
@@ -127,12 +220,12 @@ class BatchHold:
                     self.lengths.append(int.from_bytes(packed[at : at + 4], "little"))
                     self._owners.append(index)
 
-    def parts(self, index: int, count: int) -> list[BufferPart | FilePart]:
+    def parts(self, index: int, count: int) -> list[Part]:
         """The bytes of `count` chunks from `index` on: one view where they were read now, else file by file."""
         batch = self._batch
         owners = self._owners
         lengths = self.lengths
-        found: list[BufferPart | FilePart] = []
+        found: list[Part] = []
         end = index + count
         at = index
         while at < end:
@@ -164,7 +257,7 @@ class BatchHold:
             self._batch.buffer.release()
 
 
-Hold = PieceHold | BatchHold
+Hold = PieceHold | BatchHold | FineHold
 
 
 def wanted_runs(kind: int, bitmap: bytes, count: int) -> Iterator[tuple[int, int]]:

@@ -23,6 +23,7 @@ from time import perf_counter_ns
 from typing import Final
 
 from flowengine.chunking import CHUNK_BYTES, chunk_id
+from flowengine.chunking.fine import FINE_BYTES, fine_id
 from flowengine.errors import IntegrityError, ProtocolError
 from flowengine.manifest import FILE, Entry
 from flowengine.store.filesystem import local_error
@@ -30,8 +31,13 @@ from flowengine.store.staging import Staging
 from flowengine.transfer.control import Control
 from flowengine.transfer.session import Counters
 from flowengine.transfer.sinks import (
+    CLAIMED,
+    NOT_WANTED,
+    WANTED,
+    FineOffer,
     LargeObject,
     Location,
+    Refinement,
     RunOffer,
     Sink,
     SmallObject,
@@ -48,8 +54,6 @@ __all__ = ["Landing"]
 
 _CHECKPOINT_BYTES: Final = 256 * 1024 * 1024
 _RECENT_CHUNKS: Final = 200_000
-_WANTED: Final = 1
-_CLAIMED: Final = 2
 _ACKNOWLEDGE_BYTES: Final = 2 * MIB
 """Credit goes back in steps of this size, an eighth of the least window: each message wakes both ends' loops."""
 _MAX_BACKLOG: Final = 16_384
@@ -88,7 +92,8 @@ class Landing:
         self._room = threading.Condition(self.lock)
         self._stopped = False
         self._unacknowledged = 0
-        self.offers: dict[int, SmallOffer | RunOffer] = {}
+        self.offers: dict[int, SmallOffer | RunOffer | FineOffer] = {}
+        self.refining_bytes = 0
         self.inflight: dict[bytes, list[Waiter] | None] = {}
         self.recent: dict[bytes, Location] = {}
         self.directories: dict[bytes, TargetDirectory] = {}
@@ -244,14 +249,10 @@ class Landing:
         at = 0
         for number, index, count in runs:
             offer = self._claim(number, index, count)
-            try:
-                if isinstance(offer, RunOffer):
-                    at += self._deliver_run(offer, index, count, plain[at:], stages)
-                else:
-                    at += self._deliver_small(offer, index, count, plain[at:], stages)
-            except OSError as error:
-                name = offer.target.directory.path if isinstance(offer, RunOffer) else offer.directory.path
-                raise local_error(error, "cannot write into", name or b".") from error
+            if isinstance(offer, FineOffer):
+                at += self._deliver_fine(offer, index, count, plain[at:], stages)
+            else:
+                at += self._deliver_chunks(offer, index, count, plain[at:], stages)
             with self.lock:
                 offer.wanted[index : index + count] = bytes(count)
                 offer.open -= count
@@ -276,7 +277,23 @@ class Landing:
         if size_bytes:
             self._control.post(Received(size_bytes))
 
-    def _claim(self, number: int, index: int, count: int) -> SmallOffer | RunOffer:
+    def _deliver_chunks(
+        self,
+        offer: SmallOffer | RunOffer,
+        index: int,
+        count: int,
+        plain: memoryview,
+        stages: tuple[Stage, Stage],
+    ) -> int:
+        try:
+            if isinstance(offer, RunOffer):
+                return self._deliver_run(offer, index, count, plain, stages)
+            return self._deliver_small(offer, index, count, plain, stages)
+        except OSError as error:
+            name = offer.target.directory.path if isinstance(offer, RunOffer) else offer.directory.path
+            raise local_error(error, "cannot write into", name or b".") from error
+
+    def _claim(self, number: int, index: int, count: int) -> SmallOffer | RunOffer | FineOffer:
         """The offer whose chunks arrived; from here on nobody else delivers these."""
         with self.lock:
             offer = self.offers.get(number)
@@ -286,11 +303,11 @@ class Landing:
                 raise ProtocolError(
                     f"data arrived for chunks {index}+{count} of offer {number}, which has {len(offer.wanted)}"
                 )
-            if offer.wanted.count(_WANTED, index, index + count) != count:
+            if offer.wanted.count(WANTED, index, index + count) != count:
                 raise ProtocolError(
                     f"data arrived for chunks of offer {number} that were not wanted (any more)"
                 )
-            offer.wanted[index : index + count] = bytes([_CLAIMED]) * count
+            offer.wanted[index : index + count] = bytes([CLAIMED]) * count
             return offer
 
     def _stages(self) -> tuple[Stage, Stage]:
@@ -379,6 +396,65 @@ class Landing:
         self._arrived(arrived, plain)
         write.since(begin)
         return at
+
+    def _deliver_fine(
+        self, offer: FineOffer, index: int, count: int, plain: memoryview, stages: tuple[Stage, Stage]
+    ) -> int:
+        verify, _ = stages
+        packed = offer.packed
+        begin = perf_counter_ns()
+        at = 0
+        arrived: dict[int, int] = {}
+        for number in range(index, index + count):
+            start = number * FINE_BYTES
+            length = int.from_bytes(packed[start : start + 4], "little")
+            data = plain[at : at + length]
+            owner = offer.owners[number]
+            if len(data) != length or fine_id(data) != packed[start + 4 : start + FINE_BYTES]:
+                raise IntegrityError(
+                    "a fine chunk does not have the hash it was offered with",
+                    hint="nothing of it was used; if it repeats, the source's memory or disk is faulty, or it lies",
+                )
+            offset = offer.offsets[number]
+            offer.refinements[owner].buffer[offset : offset + length] = data
+            arrived[owner] = arrived.get(owner, 0) + length
+            at += length
+        verify.since(begin)
+        with self.lock:
+            for owner, size in arrived.items():
+                offer.refinements[owner].remaining -= size
+            whole = [offer.refinements[owner] for owner in arrived if not offer.refinements[owner].remaining]
+        for refinement in whole:
+            self.finish_refinement(refinement)
+        return at
+
+    def refine(self, size_bytes: int) -> None:
+        """So many bytes more (or less) of chunks are being put together from fine ones."""
+        with self.lock:
+            self.refining_bytes += size_bytes
+
+    def finish_refinement(self, refinement: Refinement) -> None:
+        """A chunk was put together from fine ones: from here on it is one that arrived.
+
+        Raises:
+            IntegrityError: it does not have the hash that the chunk was offered with.
+            FlowError: the disk refused.
+        """
+        offer, index = refinement.offer, refinement.index
+        self._deliver_chunks(offer, index, 1, refinement.buffer, self._stages())
+        with self.lock:
+            self._drop_refinement(refinement)
+
+    def _drop_refinement(self, refinement: Refinement) -> None:
+        """Forget a refinement; inside the lock."""
+        offer = refinement.offer
+        refinement.buffer = memoryview(b"")
+        refinement.dead = True
+        self.refining_bytes -= refinement.size_bytes
+        offer.wanted[refinement.index] = NOT_WANTED
+        offer.open -= 1
+        if not offer.open:
+            self.offers.pop(refinement.number, None)
 
     def _small_sink(self, offer: SmallOffer, owner: int) -> SmallObject:
         """The staging file of a small object whose chunks arrive apart; made by the first of them."""
@@ -494,28 +570,44 @@ class Landing:
         names: list[tuple[TargetDirectory, bytes]] = []
         with self.lock:
             for chunk in range(index, index + count):
-                if offer.wanted[chunk] != _WANTED:
+                if offer.wanted[chunk] != WANTED:
                     continue
-                offer.wanted[chunk] = 0
+                offer.wanted[chunk] = NOT_WANTED
                 offer.open -= 1
-                if isinstance(offer, RunOffer):
-                    packed, at = offer.packed, chunk
-                    victims.append(offer.target)
-                else:
-                    owner = offer.owners[chunk]
-                    packed, at = offer.entries[owner].chunks, chunk - offer.first[owner]
-                    if owner in offer.sinks:
-                        victims.append(offer.sinks[owner])
-                    else:
-                        names.append((offer.directory, offer.entries[owner].name))
-                identity = packed[at * CHUNK_BYTES + 4 : (at + 1) * CHUNK_BYTES]
-                victims += [sink for sink, _ in self.inflight.pop(identity, None) or []]
+                if not isinstance(offer, FineOffer):
+                    self._lose_chunk(offer, chunk, victims, names)
+                    continue
+                refinement = offer.refinements[offer.owners[chunk]]
+                if not refinement.dead:
+                    self._lose_chunk(refinement.offer, refinement.index, victims, names)
+                    self._drop_refinement(refinement)
             if not offer.open:
                 self.offers.pop(number, None)
         for sink in victims:
             self.fail_sink(sink, reason, message)
         for directory, name in names:
             self.fail(directory, name, reason, message)
+
+    def _lose_chunk(
+        self,
+        offer: SmallOffer | RunOffer,
+        chunk: int,
+        victims: list[Sink],
+        names: list[tuple[TargetDirectory, bytes]],
+    ) -> None:
+        """Who needs a chunk that will not come; inside the lock."""
+        if isinstance(offer, RunOffer):
+            packed, at = offer.packed, chunk
+            victims.append(offer.target)
+        else:
+            owner = offer.owners[chunk]
+            packed, at = offer.entries[owner].chunks, chunk - offer.first[owner]
+            if owner in offer.sinks:
+                victims.append(offer.sinks[owner])
+            else:
+                names.append((offer.directory, offer.entries[owner].name))
+        identity = packed[at * CHUNK_BYTES + 4 : (at + 1) * CHUNK_BYTES]
+        victims += [sink for sink, _ in self.inflight.pop(identity, None) or []]
 
     def fail_sink(self, sink: Sink, reason: str, message: str) -> None:
         """An object that has a sink will not land in this session; what is journalled of it stays."""

@@ -29,16 +29,13 @@ from flowengine.codec import Compressor, decompress
 from flowengine.errors import FlowError, TemporaryError
 from flowengine.transfer.timing import StageClock
 from flowengine.wire.frames import (
-    FRAME_SIZES,
     HEADER_BYTES,
     MAX_BODY_BYTES,
     MAX_FRAME_BYTES,
     MAX_PAYLOAD_BYTES,
     MAX_PLAINTEXT_BYTES,
-    OVERHEAD_BYTES,
     FrameOpener,
     FrameSealer,
-    frame_bytes_for,
 )
 from flowengine.wire.records import STORED, UNIT_BYTES, ZSTD, Run, pack_record_header, parse_record_header
 
@@ -57,7 +54,8 @@ __all__ = [
 _LINGER_S: Final = 0.003
 """How long a tail waits for more before it is padded and sent."""
 SOCKET_TIMEOUT_S: Final = 60
-_TAIL_CUTS: Final = tuple(size - OVERHEAD_BYTES for size in sorted(FRAME_SIZES[1:-1], reverse=True))
+_MANY_CHUNKS: Final = 8
+"""The sum of so many says little of any of them."""
 
 
 class LaneClosed(TemporaryError):
@@ -236,6 +234,7 @@ class SendingLane:
         self._plain = memoryview(bytearray(MAX_PLAINTEXT_BYTES))
         self._out = memoryview(bytearray(MAX_FRAME_BYTES))
         self._filled = 0
+        self._chunks = 0
         self._full_before = False
         self._skip = 0
         self._backoff = 1
@@ -277,6 +276,7 @@ class SendingLane:
             if not self._credit.try_take(stored):
                 self._flush()  # what the peer has not got it cannot acknowledge
                 self._credit.take(stored)
+            self._chunks += sum([count for _, _, count in runs])
             self._put(memoryview(pack_record_header(STORED if packed is None else ZSTD, raw, stored, runs)))
             for view in views if packed is None else [memoryview(packed)]:
                 self._put(view)
@@ -331,29 +331,19 @@ class SendingLane:
                 self._flush()
 
     def _flush(self) -> None:
-        """Send what is composed. A tail behind full frames is cut into smaller full ones before the rest is padded.
+        """Send what is composed.
 
-        A tail on its own is padded whole: it may be one chunk, whose size is nobody's business.
+        A tail of few chunks may be one alone, whose size is nobody's business: it is padded most.
         """
-        at = 0
-        while at < self._filled:
-            left = self._filled - at
-            take = left
-            if self._full_before and left < MAX_PAYLOAD_BYTES:
-                take = next((room for room in _TAIL_CUTS if room <= left), left)
-            # Sealing writes padding behind `take`: what follows must stand elsewhere by then.
-            view = (
-                self._plain[at:] if take == left and at == 0 else memoryview(bytearray(frame_bytes_for(take)))
-            )
-            if at or take != left:
-                view[:take] = self._plain[at : at + take]
-            start = perf_counter_ns()
-            size = self._sealer.seal_into(view, take, self._out)
-            self._seal.since(start)
-            self._transmit(size)
-            at += take
+        if not self._filled:
+            return
+        lone = not self._full_before and self._chunks < _MANY_CHUNKS
+        start = perf_counter_ns()
+        size = self._sealer.seal_into(self._plain, self._filled, self._out, lone=lone)
+        self._seal.since(start)
+        self._transmit(size)
         self._full_before = self._filled == MAX_PAYLOAD_BYTES
-        self._filled = 0
+        self._filled = self._chunks = 0
 
     def _transmit(self, size: int) -> None:
         start = perf_counter_ns()

@@ -16,7 +16,7 @@ from flowengine.transfer.copying import Copier, CopyJob
 from flowengine.transfer.landing import Landing
 from flowengine.transfer.recorder import ManifestRecorder
 from flowengine.transfer.session import Counters
-from flowengine.transfer.sinks import Sink, TargetDirectory
+from flowengine.transfer.sinks import FINER, WANTED, Sink, TargetDirectory
 from flowengine.units import show_path
 from flowengine.wire.messages import (
     LARGE_OBJECT_BYTES,
@@ -36,7 +36,13 @@ __all__ = ["Placement"]
 SET_ID_BITS: Final = 0o6000
 """Set user id, set group id: they say whose rights a program gets, and mean something else under another owner."""
 _MISSING: Final = object()
-_TO_DIGITS: Final = bytes(48 + (value != 0) for value in range(256))
+_WANTED_DIGITS: Final = bytes(48 + (value == WANTED) for value in range(256))
+_FINER_DIGITS: Final = bytes(48 + (value == FINER) for value in range(256))
+
+
+def _bitmap(marks: bytearray, digits: bytes) -> bytes:
+    # int("0101…", 2) turns marks to bits at C speed; bit 0 is the first chunk.
+    return int(marks[::-1].translate(digits), 2).to_bytes((len(marks) + 7) // 8, "little")
 
 
 class Placement:
@@ -106,16 +112,16 @@ class Placement:
         """Want nothing of an offer."""
         self._want(Want(WANT_NONE))
 
-    def answer(self, wanted: bytearray, total: int) -> None:
-        """Want the chunks whose flag is set; `total` of them are."""
+    def answer(self, wanted: bytearray) -> None:
+        """Want the chunks that are marked so, and ask for those finer that are marked so."""
+        total = wanted.count(WANTED)
+        finer = _bitmap(wanted, _FINER_DIGITS) if FINER in wanted else b""
         if not total:
-            self._want(Want(WANT_NONE))
+            self._want(Want(WANT_NONE, b"", finer))
         elif total == len(wanted):
             self._want(Want(WANT_ALL))
         else:
-            # int("0101…", 2) turns flags to bits at C speed; bit 0 is the first chunk.
-            text = wanted[::-1].translate(_TO_DIGITS)
-            self._want(Want(WANT_SOME, int(text, 2).to_bytes((len(wanted) + 7) // 8, "little")))
+            self._want(Want(WANT_SOME, _bitmap(wanted, _WANTED_DIGITS), finer))
 
     def reuse(self, sink: Sink, offset: int, identity: bytes, one: bytes, jobs: list[CopyJob]) -> None:
         """Get a chunk from another object of this session: one on its way, or one that arrived."""

@@ -27,6 +27,7 @@ from flowengine.store.scan import recall, split_proof, stats_proof
 from flowengine.transfer.placement import Placement
 from flowengine.transfer.placing_large import LargePlacer
 from flowengine.transfer.placing_small import SmallPlacer
+from flowengine.transfer.refining import Refiner
 from flowengine.transfer.sinks import TargetDirectory
 from flowengine.units import show_path
 from flowengine.wire.filters import FilterSet
@@ -34,6 +35,7 @@ from flowengine.wire.messages import (
     LARGE_OBJECT_BYTES,
     DirectoryBegin,
     DirectoryEnd,
+    Finer,
     Message,
     ObjectBegin,
     ObjectEnd,
@@ -60,8 +62,9 @@ class Placer:
         folds_names: bool = False,
     ) -> None:
         self._placement = placement
-        self._small = SmallPlacer(placement)
-        self._large = LargePlacer(placement)
+        self._refiner = Refiner(placement)
+        self._small = SmallPlacer(placement, self._refiner)
+        self._large = LargePlacer(placement, self._refiner)
         self._extras = extras
         self._filters = FilterSet.from_wire(placement.options.filters)
         self._only = placement.options.rename
@@ -89,6 +92,8 @@ class Placer:
                 self._small.offer(directory, message)
             case ObjectRun():
                 self._large.run(message)
+            case Finer():
+                self._refiner.offered(message)
             case ObjectBegin():
                 if self._only:
                     self._check_only([message.entry.name])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from itertools import accumulate
 
 from flowengine.chunking import CHUNK_BYTES, packed_size, zero_chunk_id
 from flowengine.errors import ProtocolError
@@ -13,7 +14,8 @@ from flowengine.store.scan_cache import PROVISIONAL, Identity
 from flowengine.transfer.basis import Basis
 from flowengine.transfer.copying import CopyJob, append_copy
 from flowengine.transfer.placement import Placement
-from flowengine.transfer.sinks import LargeObject, RunOffer, TargetDirectory
+from flowengine.transfer.refining import Refiner, regions_beside
+from flowengine.transfer.sinks import NOT_WANTED, WANTED, LargeObject, Region, RunOffer, TargetDirectory
 from flowengine.units import show_path
 from flowengine.wire.messages import MAX_OFFER_CHUNKS, ObjectEnd, ObjectRun
 from flowengine.wire.paths import STAGING_NAME, check_name
@@ -24,8 +26,9 @@ __all__ = ["LargePlacer"]
 class LargePlacer:
     """Answers the runs of one large object after the other. For use by the placer's thread."""
 
-    def __init__(self, placement: Placement) -> None:
+    def __init__(self, placement: Placement, refiner: Refiner) -> None:
         self._placement = placement
+        self._refiner = refiner
         self._attempts: dict[bytes, int] = {}
         self._large: LargeObject | None = None
         self._entry: Entry | None = None
@@ -159,27 +162,41 @@ class LargePlacer:
 
     def _take_run(self, large: LargeObject, offset: int, packed: bytes, number: int | None) -> None:
         """Find each chunk of a run, or want it (where `number` is given)."""
-        staged, basis, landing = large.staged, large.basis, self._placement.landing
+        staged, basis = large.staged, large.basis
         assert staged is not None
         if self._placement.cache is not None:
             st = os.fstat(staged.fd)
             key = Identity(st.st_dev, st.st_ino, large.entry.size, large.entry.mtime_ns, PROVISIONAL)
             self._placement.cache.add_pieces(key, [(offset, packed)], replace=offset == 0)
-        count = len(packed) // CHUNK_BYTES
-        wanted = bytearray(count)
-        offsets: list[int] = []
         jobs: list[CopyJob] = []
+        lengths = [int.from_bytes(packed[at : at + 4], "little") for at in range(0, len(packed), CHUNK_BYTES)]
+        if number is None:  # the file in place was found to have it just here
+            for index in range(len(lengths)):
+                one = packed[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES]
+                append_copy(jobs, large, offset, one, basis, None, offset)
+                offset += lengths[index]
+            large.left = offset
+        else:
+            offsets = list(accumulate(lengths[:-1], initial=offset))
+            offer = RunOffer(large, packed, offsets, bytearray(len(lengths)), 0)
+            self._find_or_want(large, offer, number, lengths, jobs)
+        for job in jobs:
+            self._placement.copier.jobs.put(job)
+
+    def _find_or_want(
+        self, large: LargeObject, offer: RunOffer, number: int, lengths: list[int], jobs: list[CopyJob]
+    ) -> None:
+        staged, basis, landing = large.staged, large.basis, self._placement.landing
+        assert staged is not None
+        packed, wanted = offer.packed, offer.wanted
+        places = [-1] * len(lengths)
         there = 0
-        hints: dict[int, tuple[bytes, int]] | None = None
-        elsewhere: list[tuple[int, bytes, bytes]] = []
-        for index in range(count):
+        unknown: list[int] = []
+        for index, offset in enumerate(offer.offsets):
             one = packed[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES]
-            length = int.from_bytes(one[:4], "little")
+            length = lengths[index]
             identity = one[4:]
-            offsets.append(offset)
-            if number is None:  # the file in place was found to have it just here
-                jobs.append(CopyJob(large, offset, one, basis=basis, path=None, source_offset=offset))
-            elif staged.have and staged.have.get(offset) == (length, identity):
+            if staged.have and staged.have.get(offset) == (length, identity):
                 there += length
                 self._placement.counters.bytes_reused += length
             elif identity == self._zero and length == self._placement.profile.maximum and not staged.have:
@@ -187,38 +204,63 @@ class LargePlacer:
             else:
                 found = basis.find(one, offset) if basis is not None else None
                 if found is not None:
+                    places[index] = found
                     append_copy(jobs, large, offset, one, basis, None, found)
                 else:
-                    with landing.lock:
-                        near = identity in landing.inflight or identity in landing.recent
-                    if near:
-                        elsewhere.append((offset, identity, one))
-                    else:
-                        if hints is None:
-                            hints = (
-                                self._placement.index.find(self._placement.root_fd, packed)
-                                if self._placement.index
-                                else {}
-                            )
-                        hint = hints.get(index)
-                        if hint is not None:
-                            append_copy(jobs, large, offset, one, None, hint[0], hint[1])
-                        else:
-                            with landing.lock:
-                                landing.inflight[identity] = None
-                            wanted[index] = 1
-            offset += length
-        total = wanted.count(1)
-        if number is not None:
-            if total:
-                landing.offers[number] = RunOffer(large, packed, offsets, wanted, total)
-            self._placement.answer(wanted, total)
-        for place, identity, one in elsewhere:
-            self._placement.reuse(large, place, identity, one, jobs)
-        for job in jobs:
-            self._placement.copier.jobs.put(job)
+                    unknown.append(index)
+        elsewhere = self._want_unknown(large, offer, unknown, jobs)
+        if basis is not None and WANTED in wanted:
+            regions = regions_beside(lengths, places, wanted, large.left, basis.size_bytes)
+            self._ask_finer(number, offer, regions, lengths, basis.fd)
+        large.left = places[-1] + lengths[-1] if places[-1] >= 0 else -1
+        offer.open = len(wanted) - wanted.count(NOT_WANTED)
+        if offer.open:
+            landing.offers[number] = offer
+        self._placement.answer(wanted)
+        for index in elsewhere:
+            one = packed[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES]
+            self._placement.reuse(large, offer.offsets[index], one[4:], one, jobs)
         if there:
             landing.add(large, there)
+
+    def _want_unknown(
+        self, large: LargeObject, offer: RunOffer, unknown: list[int], jobs: list[CopyJob]
+    ) -> list[int]:
+        """Want what neither staging nor the old file has, but for what the index knows; gives what is on its way."""
+        landing, packed = self._placement.landing, offer.packed
+        elsewhere: list[int] = []
+        hints: dict[int, tuple[bytes, int]] | None = None
+        for index in unknown:
+            one = packed[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES]
+            identity = one[4:]
+            with landing.lock:
+                near = identity in landing.inflight or identity in landing.recent
+            if near:
+                elsewhere.append(index)
+                continue
+            if hints is None:
+                known = self._placement.index
+                hints = known.find(self._placement.root_fd, packed) if known else {}
+            hint = hints.get(index)
+            if hint is not None:
+                append_copy(jobs, large, offer.offsets[index], one, None, hint[0], hint[1])
+                continue
+            with landing.lock:
+                landing.inflight[identity] = None
+            offer.wanted[index] = WANTED
+        return elsewhere
+
+    def _ask_finer(
+        self, number: int, offer: RunOffer, regions: dict[int, tuple[int, int]], lengths: list[int], fd: int
+    ) -> None:
+        known: dict[tuple[int, int], Region] = {}
+        chunks = {}
+        for index, (start, stop) in regions.items():
+            region = known.setdefault((start, stop), Region(start, stop, fd=fd))
+            one = offer.packed[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES]
+            chunks[index] = lengths[index], one, region
+        if chunks:
+            self._refiner.ask(number, offer, chunks)
 
     def end(self, message: ObjectEnd) -> None:
         """All of the object was offered, or it could not be read."""

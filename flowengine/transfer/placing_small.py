@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from typing import Final
 
 from flowengine.chunking import CHUNK_BYTES, Cutter, chunk_id, pack_chunks
 from flowengine.errors import ProtocolError
@@ -12,20 +13,26 @@ from flowengine.manifest.entries import check_entries
 from flowengine.store.filesystem import open_beneath
 from flowengine.transfer.copying import CopyJob, append_copy
 from flowengine.transfer.placement import Placement
-from flowengine.transfer.sinks import SmallObject, SmallOffer, TargetDirectory
-from flowengine.units import show_path
+from flowengine.transfer.refining import Refiner
+from flowengine.transfer.sinks import WANTED, Region, SmallObject, SmallOffer, TargetDirectory
+from flowengine.units import MIB, show_path
 from flowengine.wire.messages import LARGE_OBJECT_BYTES, MAX_OFFER_CHUNKS, MAX_OFFER_ENTRIES, Offer
 from flowengine.wire.paths import STAGING_NAME, check_link_target, check_name, check_relative_path
 
 __all__ = ["SmallPlacer"]
 
+_LEAST_OLD_BYTES: Final = 512
+_MOST_OLD_BYTES: Final = 2 * MIB
+"""Of a larger file that becomes a small one, the beginning is looked at."""
+
 
 class SmallPlacer:
     """Answers offers of small objects and links. For use by the placer's thread."""
 
-    def __init__(self, placement: Placement) -> None:
+    def __init__(self, placement: Placement, refiner: Refiner) -> None:
         options = placement.options
         self._placement = placement
+        self._refiner = refiner
         self._header = Header(placement.profile, xattrs=options.xattrs, owner=options.owner)
         self._cutter = Cutter(placement.profile)
 
@@ -76,14 +83,32 @@ class SmallPlacer:
         hints = self._hints(offer, new)
         for index in new:
             self._small_file(directory, offer, index, entries[index], jobs, hints)
-        wanted = offer.wanted
-        total = wanted.count(1)
+        total = offer.wanted.count(WANTED)
         if total:
             offer.open = total
             landing.offers[number] = offer
-        self._placement.answer(wanted, total)
+            self._ask_finer(directory, number, offer, new)
+        self._placement.answer(offer.wanted)
         for job in jobs:
             self._placement.copier.jobs.put(job)
+
+    def _ask_finer(self, directory: TargetDirectory, number: int, offer: SmallOffer, new: list[int]) -> None:
+        """What replaces another file may be mostly that."""
+        chunks: dict[int, tuple[int, bytes, Region]] = {}
+        for index in new:
+            entry = offer.entries[index]
+            st = directory.existing.get(entry.name)
+            if st is None or not stat.S_ISREG(st.st_mode) or st.st_size < _LEAST_OLD_BYTES:
+                continue
+            region = Region(0, min(st.st_size, _MOST_OLD_BYTES), directory_fd=directory.fd, name=entry.name)
+            first = offer.first[index]
+            for at in range(0, len(entry.chunks), CHUNK_BYTES):
+                place = first + at // CHUNK_BYTES
+                if offer.wanted[place] == WANTED:
+                    one = entry.chunks[at : at + CHUNK_BYTES]
+                    chunks[place] = int.from_bytes(one[:4], "little"), one, region
+        if chunks:
+            self._refiner.ask(number, offer, chunks)
 
     def _hints(self, offer: SmallOffer, new: list[int]) -> dict[int, tuple[bytes, int]]:
         """What the index knows of the chunks of those entries, by chunk of the offer; one look-up for all."""
@@ -149,7 +174,7 @@ class SmallPlacer:
                     elsewhere.append((number, offset, identity))
                 else:
                     inflight[identity] = None
-                    offer.wanted[first + number] = 1
+                    offer.wanted[first + number] = WANTED
                 offset += length
         if not elsewhere:
             return  # a sink is made only when its chunks arrive apart

@@ -8,16 +8,25 @@ from __future__ import annotations
 import os
 import threading
 from dataclasses import dataclass
+from typing import Final
 
 from flowengine.chunking import CHUNK_BYTES
+from flowengine.chunking.fine import FINE_BYTES
 from flowengine.manifest import Entry
 from flowengine.store.staging import StagedObject, Staging
 from flowengine.transfer.basis import Basis
 from flowengine.wire.messages import DirectoryEnd
 
 __all__ = [
+    "CLAIMED",
+    "FINER",
+    "NOT_WANTED",
+    "WANTED",
+    "FineOffer",
     "LargeObject",
     "Location",
+    "Refinement",
+    "Region",
     "RunOffer",
     "Sink",
     "SmallObject",
@@ -25,6 +34,14 @@ __all__ = [
     "TargetDirectory",
     "Waiter",
 ]
+
+
+NOT_WANTED: Final = 0
+WANTED: Final = 1
+CLAIMED: Final = 2
+"""It arrived, and a lane is at work on it."""
+FINER: Final = 3
+"""It was asked for in fine chunks."""
 
 
 class TargetDirectory:
@@ -105,13 +122,14 @@ class SmallObject(Sink):
 class LargeObject(Sink):
     """A large object in its staging file."""
 
-    __slots__ = ("basis", "position", "same_until", "staged", "unsynced")
+    __slots__ = ("basis", "left", "position", "same_until", "staged", "unsynced")
 
     def __init__(self, directory: TargetDirectory, entry: Entry) -> None:
         super().__init__(directory, entry, entry.size)
         self.sealed = False
         self.staged: StagedObject | None = None
         self.position = 0
+        self.left = -1
         self.same_until: list[tuple[int, bytes]] = []
         self.unsynced = 0
         self.basis: Basis | None = None
@@ -157,6 +175,83 @@ class SmallOffer:
         self.wanted = bytearray(len(self.owners))
         self.open = 0
         self.sinks: dict[int, SmallObject] = {}
+
+
+class Region:
+    """A part of an old file that may hold bytes of a wanted chunk.
+
+    Args:
+        fd: of the file, open as long as the region is used; -1: it is opened by name when it is read.
+    """
+
+    __slots__ = ("directory_fd", "fd", "name", "start", "stop")
+
+    def __init__(
+        self, start: int, stop: int, *, fd: int = -1, directory_fd: int = -1, name: bytes = b""
+    ) -> None:
+        self.start = start
+        self.stop = stop
+        self.fd = fd
+        self.directory_fd = directory_fd
+        self.name = name
+
+    def read(self) -> bytes:
+        """Its bytes, as far as the file has them."""
+        if self.fd >= 0:
+            return os.pread(self.fd, self.stop - self.start, self.start)
+        fd = os.open(self.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self.directory_fd)
+        try:
+            return os.pread(fd, self.stop - self.start, self.start)
+        finally:
+            os.close(fd)
+
+
+class Refinement:
+    """A wanted chunk that is put together from fine ones.
+
+    Attributes:
+        number, offer, index: which chunk of which offer it is.
+        one: the packed chunk.
+        region: where its bytes may be.
+        buffer: what is there of it so far; made when its fine chunks were offered.
+        remaining: bytes that are not there yet.
+        dead: a part of it was lost, so it will not be whole.
+    """
+
+    __slots__ = ("buffer", "dead", "index", "number", "offer", "one", "region", "remaining", "size_bytes")
+
+    def __init__(
+        self,
+        number: int,
+        offer: RunOffer | SmallOffer,
+        index: int,
+        size_bytes: int,
+        one: bytes,
+        region: Region,
+    ) -> None:
+        self.number = number
+        self.offer = offer
+        self.index = index
+        self.size_bytes = size_bytes
+        self.one = one
+        self.region = region
+        self.buffer = memoryview(b"")
+        self.remaining = size_bytes
+        self.dead = False
+
+
+class FineOffer:
+    """The fine chunks of some refinements, as far as they are wanted."""
+
+    __slots__ = ("offsets", "open", "owners", "packed", "refinements", "wanted")
+
+    def __init__(self, packed: bytes, refinements: list[Refinement]) -> None:
+        self.packed = packed
+        self.refinements = refinements
+        self.owners: list[int] = []
+        self.offsets: list[int] = []
+        self.wanted = bytearray(len(packed) // FINE_BYTES)
+        self.open = 0
 
 
 Waiter = tuple[Sink, int]

@@ -25,6 +25,7 @@ from typing import Final
 
 import trio
 
+from flowengine.chunking.fine import FineCutter, fine_profile
 from flowengine.errors import ProtocolError
 from flowengine.manifest import Header, ManifestBuilder, Summary
 from flowengine.store.buffers import BufferPool, PoolClosed
@@ -42,15 +43,21 @@ from flowengine.store.scan import (
 )
 from flowengine.store.scan_cache import ScanCache
 from flowengine.store.selection import Selection
-from flowengine.transfer.holds import BatchHold, Hold, PieceHold, UnitPacker, wanted_runs
+from flowengine.transfer.holds import BatchHold, FineHold, Hold, PieceHold, UnitPacker, wanted_runs
 from flowengine.transfer.lanes import ChunkGone, CompressionChooser, Credit, SendingLane, Unit
 from flowengine.transfer.recorder import ManifestRecorder
 from flowengine.transfer.session import MAX_OPEN_OFFERS, Counters, Observer, Session
 from flowengine.wire.filters import FilterSet
 from flowengine.wire.messages import (
+    MAX_FINE_CHUNKS,
+    MAX_FINER_BYTES,
+    WANT_ALL,
+    WANT_NONE,
+    WANT_SOME,
     DirectoryBegin,
     DirectoryEnd,
     Failed,
+    Finer,
     Finish,
     Landed,
     Lost,
@@ -143,6 +150,7 @@ class _Source:
         self._credit = Credit(session.window_bytes)
         self._chooser = CompressionChooser(session.rtt_s, session.compression)
         self._holds: deque[Hold] = deque()
+        self._finer: queue.SimpleQueue[tuple[PieceHold | BatchHold, list[int]] | None] = queue.SimpleQueue()
         self._hold_lock = threading.Lock()
         self._open_offers = threading.Semaphore(MAX_OPEN_OFFERS)
         self._sent = threading.Condition()
@@ -151,6 +159,7 @@ class _Source:
         self._offers = 0
         self._packer = UnitPacker()
         self._wants_seen = 0
+        self._finer_bytes = 0
         self._failures: list[tuple[bytes, str, str]] = []
         self._summary: Summary | None = None
         self._receipt: Receipt | None = None
@@ -158,7 +167,7 @@ class _Source:
 
     async def run(self) -> SourceOutcome:
         session = self._session
-        limiter = trio.CapacityLimiter(len(session.sockets) + 2)
+        limiter = trio.CapacityLimiter(len(session.sockets) + 3)
 
         async def thread(body: Callable[[], None]) -> None:
             await trio.to_thread.run_sync(body, limiter=limiter)
@@ -182,6 +191,7 @@ class _Source:
                     for lane in self._lanes:
                         nursery.start_soon(thread, lane.run)
                     nursery.start_soon(thread, self._scan)
+                    nursery.start_soon(thread, self._cut_finer)
                     nursery.start_soon(self._control.run_writer)
                     nursery.start_soon(self._flusher)
                     nursery.start_soon(session.heartbeat, self._counters, self._observed, self._bottleneck)
@@ -223,6 +233,7 @@ class _Source:
             self._sent.notify_all()
         self._pool.close()
         self._credit.close()
+        self._finer.put(None)
         for _ in range(MAX_OPEN_OFFERS):
             self._open_offers.release()
         if self._receipt is None:
@@ -284,12 +295,10 @@ class _Source:
         match event:
             case Batch():
                 recorder.entries(event.entries)
-                self._offer(BatchHold(self._offers, event), Offer(event.entries))
+                self._offer(BatchHold(event), Offer(event.entries))
             case LargePiece():
                 recorder.large_chunks(event.piece.packed)
-                self._offer(
-                    PieceHold(self._offers, event.piece, self._large_path), ObjectRun(event.piece.packed)
-                )
+                self._offer(PieceHold(event.piece, self._large_path), ObjectRun(event.piece.packed))
             case LargeBegun(entry, path):
                 self._large_path = path
                 recorder.large_begin(entry)
@@ -316,13 +325,36 @@ class _Source:
         with self._sent:
             while self._wanted_bytes > MAX_WANTED_BYTES and not self._stopped:
                 self._sent.wait()
+        if not self._post_offer(hold, message):
+            raise PoolClosed("the session ended")
+
+    def _post_offer(self, hold: Hold, message: Offer | ObjectRun | Finer) -> bool:
+        """Number an offer and post it; False where the session ended and the hold was let go."""
         with self._hold_lock:
             if self._stopped:
                 hold.release()
-                raise PoolClosed("the session ended")
+                return False
+            hold.number = self._offers
+            self._offers += 1
             self._holds.append(hold)
-        self._offers += 1
-        self._control.post(message)
+            self._control.post(message)  # inside the lock: they must arrive in the order of their numbers
+            return True
+
+    # --- the finer cut's thread ---------------------------------------------------------------------------------
+
+    def _cut_finer(self) -> None:
+        """Offer again, cut finer, what the target asked for. Each takes the place of the offer it answers."""
+        stage = self._session.clock.stage("finer")
+        cutter = FineCutter(self._session.profile)
+        while (item := self._finer.get()) is not None:
+            begin = time.perf_counter_ns()
+            hold, indexes = item
+            try:
+                fine = FineHold(hold, indexes, cutter)
+            finally:
+                hold.release()
+            self._post_offer(fine, Finer(hold.number, fine.packed))
+            stage.since(begin)
 
     # --- loop thread --------------------------------------------------------------------------------------------
 
@@ -341,8 +373,8 @@ class _Source:
 
     def _handle(self, message: Message) -> None:
         match message:
-            case Want(kind, bitmap):
-                self._answer(kind, bitmap)
+            case Want(kind, bitmap, finer):
+                self._answer(kind, bitmap, finer)
             case Received(size_bytes):
                 self._credit.give_back(size_bytes)
             case Landed(objects, size_bytes):
@@ -362,13 +394,17 @@ class _Source:
                     hint="check that both sides run compatible versions",
                 )
 
-    def _answer(self, kind: int, bitmap: bytes) -> None:
+    def _answer(self, kind: int, bitmap: bytes, finer: bytes) -> None:
         with self._hold_lock:
             if not self._holds:
                 raise ProtocolError("the target answered an offer that was not made")
             hold = self._holds.popleft()
-        self._open_offers.release()
         self._wants_seen += 1
+        indexes = self._to_cut_finer(hold, kind, bitmap, finer) if finer else []
+        if isinstance(hold, FineHold):
+            self._finer_bytes -= sum(hold.lengths)
+        if not indexes:  # what is cut finer keeps the place until that is answered too
+            self._open_offers.release()
         try:
             for index, count in wanted_runs(kind, bitmap, len(hold.lengths)):
                 with self._sent:
@@ -376,10 +412,36 @@ class _Source:
                 for unit in self._packer.add(hold, index, count):
                     self._units.put(unit)
         finally:
-            hold.release()
+            if indexes:
+                assert not isinstance(hold, FineHold)
+                self._finer.put((hold, indexes))
+            else:
+                hold.release()
         # Parts that wait in an unfilled unit keep their buffers: don't let the scan starve on them.
         if self._packer.pending_bytes and self._pool.exhausted():
             self._flush_packer()
+
+    def _to_cut_finer(self, hold: Hold, kind: int, bitmap: bytes, finer: bytes) -> list[int]:
+        """The chunks that the target wants to see cut finer before it decides."""
+        count = len(hold.lengths)
+        bits = int.from_bytes(finer, "little")
+        wanted = (1 << count) - 1 if kind == WANT_ALL else int.from_bytes(bitmap, "little")
+        if isinstance(hold, FineHold) or bits >> count or (kind != WANT_NONE and bits & wanted):
+            raise ProtocolError("the target asked for chunks to be cut finer that it cannot ask for")
+        indexes = [
+            index
+            for first, run in wanted_runs(WANT_SOME, finer, count)
+            for index in range(first, first + run)
+        ]
+        size = sum([hold.lengths[index] for index in indexes])
+        if size > MAX_FINE_CHUNKS * fine_profile(self._session.profile).minimum:
+            raise ProtocolError(f"the target asked for {size} bytes at once to be cut finer")
+        self._finer_bytes += size
+        if self._finer_bytes > MAX_FINER_BYTES:
+            raise ProtocolError(
+                f"the target asked for {self._finer_bytes} bytes to be cut finer and answers none"
+            )
+        return indexes
 
     def _flush_packer(self) -> None:
         unit = self._packer.flush()

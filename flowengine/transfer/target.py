@@ -40,6 +40,7 @@ from flowengine.wire.messages import (
     DirectoryBegin,
     DirectoryEnd,
     Failed,
+    Finer,
     Finish,
     Lost,
     Message,
@@ -381,6 +382,7 @@ class _Target:
         match message:
             case (
                 Offer()
+                | Finer()
                 | ObjectBegin()
                 | ObjectRun()
                 | ObjectEnd()
@@ -388,7 +390,7 @@ class _Target:
                 | DirectoryEnd()
                 | Finish()
             ):
-                if isinstance(message, Offer | ObjectRun):
+                if isinstance(message, Offer | ObjectRun | Finer):
                     self._offers += 1
                     if self._offers - self._answers > MAX_OPEN_OFFERS:
                         raise ProtocolError("the source offers without waiting for answers")
@@ -423,8 +425,8 @@ class _Target:
             begin = perf_counter_ns()
             if isinstance(message, Finish):
                 self._finished(message)
-                return
-            self._placer.handle(message)
+            elif not self._settled.is_set():  # a finer cut may still come for what has failed: too late
+                self._placer.handle(message)
             if self._held and self._inbox.qsize() <= MAX_QUEUED_MESSAGES // 2:
                 self._held = False
                 self._token.run_sync_soon(self._room.set)

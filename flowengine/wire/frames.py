@@ -9,7 +9,8 @@ Plan
     plaintext is payload, zero padding, then the payload's length (u32): it stands at the *end*, so that
     payloads of successive frames decrypt to where they belong, one behind the other; the next frame
     overwrites the 4 bytes. Payloads of a stream join to one byte stream of records; frames cut it anywhere.
-    Inside a run every frame is full (1 MiB); only a flush pads, up to the smallest size that fits.
+    Inside a run every frame is full (1 MiB); only a flush pads: up to the next of eight sizes an octave, or, where it
+    may be one chunk on its own, up to the next power of two.
 Invariants
     - Frame numbers have no gap and no repetition; each number is used for one sealing under its key.
     - The last frame is END and carries totals; anything after it, or end of file before it, is an error.
@@ -20,6 +21,7 @@ Invariants
 from __future__ import annotations
 
 import struct
+from bisect import bisect_left
 from typing import Final, TypeAlias
 
 from cryptography.exceptions import InvalidTag
@@ -47,8 +49,17 @@ __all__ = [
 
 FRAME_MAGIC: Final = 0xF5
 FRAME_VERSION: Final = 1
-FRAME_SIZES: Final = (4 * KIB, 16 * KIB, 64 * KIB, 256 * KIB, MIB)
-"""Whole lengths of frames; the header's size code is the index. Powers of four: a tail is one of five."""
+_STEPS: Final = 8
+FRAME_SIZES: Final = (
+    *(
+        octave * (_STEPS + step) // _STEPS
+        for octave in (KIB << n for n in range(10))
+        for step in range(_STEPS)
+    ),
+    MIB,
+)
+"""Whole lengths of frames; the header's size code is the index. Eight steps an octave: padding is below 12.5 % from the
+second step on, and a length says three bits more than its order of magnitude."""
 HEADER_BYTES: Final = 16
 TAG_BYTES: Final = 16
 TRAILER_BYTES: Final = 4
@@ -69,20 +80,22 @@ WritableBuffer: TypeAlias = bytearray | memoryview
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
 
-def _size_code(used: int) -> int:
-    for code, size in enumerate(FRAME_SIZES):
-        if used <= size - OVERHEAD_BYTES:
-            return code
-    raise ValueError(f"{used} bytes do not fit a frame; it holds at most {MAX_PAYLOAD_BYTES}")
+def _size_code(used: int, lone: bool) -> int:
+    if used > MAX_PAYLOAD_BYTES:
+        raise ValueError(f"{used} bytes do not fit a frame; it holds at most {MAX_PAYLOAD_BYTES}")
+    code = bisect_left(FRAME_SIZES, used + OVERHEAD_BYTES)
+    return -(-code // _STEPS) * _STEPS if lone else code
 
 
-def frame_bytes_for(used: int) -> int:
+def frame_bytes_for(used: int, *, lone: bool = False) -> int:
     """Whole length of the frame that `used` payload bytes are sealed into.
 
     >>> frame_bytes_for(0), frame_bytes_for(5000), frame_bytes_for(MAX_PAYLOAD_BYTES)
-    (4096, 16384, 1048576)
+    (1024, 5120, 1048576)
+    >>> frame_bytes_for(5000, lone=True)
+    8192
     """
-    return FRAME_SIZES[_size_code(used)]
+    return FRAME_SIZES[_size_code(used, lone)]
 
 
 class FrameSealer:
@@ -103,8 +116,12 @@ class FrameSealer:
         """Data frames and payload bytes sealed so far."""
         return self._frames, self._payload_bytes
 
-    def seal_into(self, plaintext: WritableBuffer, used: int, out: WritableBuffer) -> int:
+    def seal_into(
+        self, plaintext: WritableBuffer, used: int, out: WritableBuffer, *, lone: bool = False
+    ) -> int:
         """Seal the first `used` bytes of `plaintext` into the start of `out`; gives the frame's length.
+
+        With `lone`, for what may be a single chunk, the length is a power of two.
 
         The bytes of `plaintext` behind `used`, up to the frame's plaintext length, are overwritten with
         padding and trailer. Releases the GIL; allocates nothing that grows with the frame.
@@ -112,13 +129,13 @@ class FrameSealer:
         Raises:
             ValueError: `used` or a buffer does not fit, or the stream was ended; nothing was sealed.
         """
-        length = self._seal(_DATA, _size_code(used), memoryview(plaintext), used, memoryview(out))
+        length = self._seal(_DATA, _size_code(used, lone), memoryview(plaintext), used, memoryview(out))
         self._frames += 1
         self._payload_bytes += used
         return length
 
     def seal_end(self, out: WritableBuffer) -> int:
-        """Seal the last frame of the stream, with its totals, into `out`; gives the frame's length (4096)."""
+        """Seal the last frame of the stream, with its totals, into `out`; gives the frame's length (1024)."""
         plaintext = bytearray(FRAME_SIZES[0])
         _TOTALS.pack_into(plaintext, 0, self._frames, self._payload_bytes)
         length = self._seal(_END, 0, memoryview(plaintext), _TOTALS.size, memoryview(out))
@@ -166,7 +183,7 @@ class FrameOpener:
         return self._frames, self._payload_bytes
 
     def parse_header(self, header: Buffer) -> int:
-        """Length of the body (ciphertext and tag) that follows `header`: one of five, at most 1 MiB.
+        """Length of the body (ciphertext and tag) that follows `header`: one of `FRAME_SIZES`, at most 1 MiB.
 
         Nothing is believed yet: the header is authenticated together with the body, by `open_into`.
 

@@ -18,6 +18,8 @@ from flowengine.manifest import Entry
 
 __all__ = [
     "LARGE_OBJECT_BYTES",
+    "MAX_FINER_BYTES",
+    "MAX_FINE_CHUNKS",
     "MAX_OFFER_CHUNKS",
     "MAX_OFFER_ENTRIES",
     "WANT_ALL",
@@ -26,6 +28,7 @@ __all__ = [
     "DirectoryBegin",
     "DirectoryEnd",
     "Failed",
+    "Finer",
     "Finish",
     "Landed",
     "Listed",
@@ -50,6 +53,10 @@ __all__ = [
 
 MAX_OFFER_ENTRIES: Final = 1024
 MAX_OFFER_CHUNKS: Final = 8192
+MAX_FINE_CHUNKS: Final = 32_768
+"""Fine chunks in one `Finer`; so one `Want` may ask for as many times the fine profile's smallest chunk in bytes."""
+MAX_FINER_BYTES: Final = 64 << 20
+"""Bytes of chunks that may be asked for finer and whose `Finer` is not answered."""
 LARGE_OBJECT_BYTES: Final = 1 << 20
 """Objects of this size or more are offered in runs while they are read; smaller ones whole, many to an offer."""
 
@@ -173,6 +180,13 @@ class Listed(_Message, tag=19):
     last: bool
 
 
+class Finer(_Message, tag=20):
+    """An offer too: the chunks asked for in the `finer` of the answer to `offer`, in order, each cut finer."""
+
+    offer: int
+    chunks: bytes
+
+
 class Totals(_Message, tag=11):
     """How much the scan has found so far (not: how much must move); `final` when the scan is done."""
 
@@ -191,10 +205,14 @@ class Finish(_Message, tag=12):
 
 
 class Want(_Message, tag=13):
-    """Answer to the next unanswered offer, in order: none, all, or a bitmap (LSB first) of its chunks."""
+    """Answer to the next unanswered offer, in order: none, all, or a bitmap (LSB first) of its chunks.
+
+    `finer` is the bitmap of chunks that are to be offered again, cut finer, before the target decides.
+    """
 
     kind: int
     bitmap: bytes = b""
+    finer: bytes = b""
 
 
 class Received(_Message, tag=14):
@@ -237,6 +255,7 @@ Message = (
     | ObjectRun
     | ObjectEnd
     | Failed
+    | Finer
     | Listed
     | Lost
     | Totals

@@ -57,6 +57,18 @@ def test_a_payload_takes_the_smallest_published_size(size: int) -> None:
     assert not opener.ended
 
 
+def test_a_lone_payload_is_padded_to_a_power_of_two() -> None:
+    for used in (0, 1000, 70_000, MAX_PLAINTEXT_BYTES - 4):
+        size = frame_bytes_for(used, lone=True)
+        assert size.bit_count() == 1
+        assert size < 2 * (used + OVERHEAD_BYTES) or size == FRAME_SIZES[0]
+
+
+def test_padding_is_below_an_eighth() -> None:
+    for used in range(1100, MAX_PLAINTEXT_BYTES - 4, 997):
+        assert frame_bytes_for(used) - (used + OVERHEAD_BYTES) < (used + OVERHEAD_BYTES) / 8
+
+
 def test_payloads_of_successive_frames_lie_one_behind_the_other() -> None:
     sealer, opener = FrameSealer(stream_keys()), FrameOpener(stream_keys())
     payloads = [b"a" * 4060, b"b" * 10, b"c" * 5000]
@@ -101,7 +113,7 @@ def test_the_end_carries_totals_and_nothing_follows() -> None:
         (1, 2, "format version 2"),
         (2, 0, "unknown type 0"),
         (2, 3, "unknown type 3"),
-        (3, 5, "size code 5"),
+        (3, 81, "size code 81"),
         (3, 255, "size code 255"),
         (7, 8, "belong to stream 8"),
         (15, 1, "claims to be number 1"),
@@ -196,7 +208,7 @@ def test_misuse_seals_and_opens_nothing() -> None:
     for header, body, room in (
         (frame[:15], frame[16:], 5000),
         (frame[:16], frame[17:], 5000),
-        (frame[:16], frame[16:], 4000),
+        (frame[:16], frame[16:], 900),
     ):
         with pytest.raises(ValueError):
             opener.open_into(header, body, bytearray(room))

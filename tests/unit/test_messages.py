@@ -26,6 +26,8 @@ SAID = [
     m.Totals(1, 2, True),
     m.Finish(bytes(32), 1, 2, True),
     m.Want(m.WANT_SOME, b"\x05"),
+    m.Want(m.WANT_NONE, b"", b"\x01"),
+    m.Finer(7, bytes(32)),
     m.Received(1 << 40),
     m.Landed(1, 2),
     m.Progress({"a": 1}, "the disk"),

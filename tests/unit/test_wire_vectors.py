@@ -96,7 +96,9 @@ def test_frames() -> None:
     for case in VECTORS["frames"]:
         used = case["used"]
         plaintext[:used] = bytes(n & 0xFF for n in range(used))
-        length = sealer.seal_end(out) if case["end"] else sealer.seal_into(plaintext, used, out)
+        length = (
+            sealer.seal_end(out) if case["end"] else sealer.seal_into(plaintext, used, out, lone=case["lone"])
+        )
         frame = bytes(out[:length])
         assert length == case["length"]
         assert frame[:HEADER_BYTES].hex() == case["header"]
