@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import socket
 import struct
 from collections.abc import Awaitable, Callable
@@ -18,6 +19,7 @@ import zstandard
 from support import MIB, snapshot
 
 from flowengine.chunking import chunk_id, pack_chunks, profile_named
+from flowengine.chunking.fine import FINE_BYTES, FINE_ID_BYTES, FineCutter, fine_id
 from flowengine.errors import Exit, FlowError, exit_code
 from flowengine.manifest import FILE, HARDLINK, SYMLINK, Entry, Header, ManifestBuilder
 from flowengine.transfer.channel import session_errors
@@ -28,9 +30,11 @@ from flowengine.transfer.run import pull
 from flowengine.transfer.session import Session
 from flowengine.wire.frames import MAX_FRAME_BYTES, MAX_PLAINTEXT_BYTES
 from flowengine.wire.messages import (
+    WANT_NONE,
     DirectoryBegin,
     DirectoryEnd,
     Failed,
+    Finer,
     Finish,
     Lost,
     Message,
@@ -585,3 +589,103 @@ def test_an_honest_fake_is_believed(target: Path) -> None:
     assert ended.state == "completed"
     assert (target / "file").read_bytes() == b"hello"
     assert profile_named("64KiB").maximum >= 65536
+
+
+# --- the finer cut ----------------------------------------------------------------------------------------------
+
+OLD = random.Random(1).randbytes(20_000)
+NEW = OLD[:9_000] + b"edited" + OLD[9_000:]
+
+
+def _finer_act(change: Callable[[bytes], bytes], payload: bytes = b"") -> Act:
+    """Offer a file that replaces another, and answer the wish for a finer cut with what `change` makes of the true one."""
+
+    async def act(fake: FakeSource) -> None:
+        fake.say(DirectoryBegin(b""), Offer([small(b"file", NEW)]))
+        await fake.wanted()
+        assert fake.wants[0] == Want(WANT_NONE, b"", b"\x01")
+        fake.say(Finer(0, change(FineCutter(fake.session.profile).packed(NEW))))
+        await fake.wanted(2)
+        if payload:
+            fake.send_record([(1, 0, 1)], payload)
+        await trio.sleep_forever()
+
+    return act
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda packed: packed[:-FINE_BYTES],
+        lambda packed: packed + packed[:FINE_BYTES],
+        lambda packed: packed[:-1],
+        lambda packed: b"",
+        lambda packed: bytes(FINE_BYTES) + packed,
+        lambda packed: (2**32 - 1).to_bytes(4, "little") + packed[4:],
+    ],
+    ids=["short", "long", "torn", "empty", "nothing", "huge"],
+)
+def test_a_finer_cut_of_another_size_is_refused(target: Path, change: Callable[[bytes], bytes]) -> None:
+    target.mkdir()
+    (target / "file").write_bytes(OLD)
+    ended = attack(target, _finer_act(change))
+    assert isinstance(ended, FlowError)
+    assert exit_code(ended) == Exit.INTEGRITY
+    assert (target / "file").read_bytes() == OLD
+
+
+def test_a_finer_cut_that_nobody_asked_for_is_refused(target: Path) -> None:
+    async def act(fake: FakeSource) -> None:
+        fake.say(DirectoryBegin(b""), Offer([small()]))
+        await fake.wanted()
+        fake.say(Finer(0, bytes(FINE_BYTES)))
+        await trio.sleep_forever()
+
+    assert_refused(attack(target, act), target)
+
+
+@pytest.mark.parametrize("honest_ids", [True, False])
+def test_fine_chunks_that_are_not_the_chunk_are_refused(target: Path, honest_ids: bool) -> None:
+    """Bytes that are not those of the fine id; and fine ids that fit the bytes, but together not the chunk."""
+    target.mkdir()
+    (target / "file").write_bytes(OLD)
+    wrong = b"x" * len(NEW)
+
+    def change(packed: bytes) -> bytes:
+        identity = bytes(FINE_ID_BYTES) if honest_ids else fine_id(wrong)
+        return len(NEW).to_bytes(4, "little") + identity
+
+    ended = attack(target, _finer_act(change, wrong))
+    assert isinstance(ended, FlowError)
+    assert exit_code(ended) == Exit.INTEGRITY
+    assert (target / "file").read_bytes() == OLD
+
+
+def test_a_fine_chunk_that_is_lost_fails_its_object_alone(target: Path) -> None:
+    target.mkdir()
+    (target / "file").write_bytes(OLD)
+    entries = [small(b"file", NEW), small(b"other", b"other")]
+
+    async def act(fake: FakeSource) -> None:
+        recorder = ManifestRecorder(ManifestBuilder(None, Header(fake.session.profile)))
+        recorder.enter(b"")
+        recorder.entries(entries)
+        recorder.leave(0o755, 0, b"")
+        summary = recorder.finish()
+        fake.say(DirectoryBegin(b""), Offer(entries))
+        await fake.wanted()
+        fake.say(Finer(0, FineCutter(fake.session.profile).packed(NEW)))
+        await fake.wanted(2)
+        fake.say(Lost(1, 0, len(FineCutter(fake.session.profile).packed(NEW)) // FINE_BYTES, "local", "gone"))
+        fake.send_record([(0, 1, 1)], b"other")
+        fake.say(DirectoryEnd(0o755, 0))
+        fake.say(Finish(summary.version_id, summary.objects, summary.size_bytes, True))
+        while fake.receipt is None:
+            await fake.heard.park()
+        fake.send_end()
+
+    ended = attack(target, act)
+    assert isinstance(ended, Report)
+    assert ended.state == "incomplete"
+    assert (target / "file").read_bytes() == OLD
+    assert (target / "other").read_bytes() == b"other"
