@@ -34,14 +34,26 @@ class Basis:
     Attributes:
         fd: of the file, open for reading until `close`.
         st: the file's stat when it was opened.
+        elsewhere: the file has another name, and may be replaced or renamed at any time.
+        found_bytes: size of the chunks that were found in it.
         trusted: the file was hashed in this session; otherwise what is taken from it is hashed when copied.
     """
 
-    def __init__(self, fd: int, st: os.stat_result, profile: Profile, cache: ScanCache | None) -> None:
+    def __init__(
+        self,
+        fd: int,
+        st: os.stat_result,
+        profile: Profile,
+        cache: ScanCache | None,
+        *,
+        elsewhere: bool = False,
+    ) -> None:
         self.fd = fd
         self.st = st
         self.size_bytes = st.st_size
         self.identity = Identity.of(st)
+        self.found_bytes = 0
+        self.elsewhere = elsewhere
         self._profile = profile
         self._index: dict[bytes, int] = {}
         self._listed = bytearray()
@@ -140,7 +152,10 @@ class Basis:
 
     def unchanged(self) -> bool:
         """Whether the file is still the one that was read."""
-        return Identity.of(os.fstat(self.fd)) == self.identity
+        st = os.fstat(self.fd)
+        if self.elsewhere:  # a rename moves its ctime
+            return (st.st_size, st.st_mtime_ns) == (self.st.st_size, self.st.st_mtime_ns)
+        return Identity.of(st) == self.identity
 
     def close(self) -> None:
         """Stop reading and close the file. Blocks until the reader has let go of it."""

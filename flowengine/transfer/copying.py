@@ -9,21 +9,26 @@ from typing import Final
 
 from flowengine.chunking import CHUNK_BYTES, chunk_id, packed_size
 from flowengine.errors import FlowError
+from flowengine.store.buffers import Buffer
 from flowengine.store.filesystem import copy_range, local_error, open_beneath
 from flowengine.transfer.basis import Basis
 from flowengine.transfer.landing import Landing
 from flowengine.transfer.sinks import LargeObject, Sink
 from flowengine.transfer.timing import StageClock
 
-__all__ = ["Copier", "CopyJob", "append_copy"]
+__all__ = ["Copier", "CopyJob", "WriteJob", "append_copy"]
 
 _MAX_COPY_BYTES: Final = 4 << 20
 
 
 class CopyJob:
-    """Verified bytes to be taken from a local file into a sink."""
+    """Chunks to be taken from a local file into a sink: from a basis, or from a path below the root.
 
-    __slots__ = ("basis", "fallback", "offset", "packed", "path", "sink", "source_offset")
+    Attributes:
+        size_bytes: of the chunks together.
+    """
+
+    __slots__ = ("basis", "offset", "packed", "path", "sink", "size_bytes", "source_offset")
 
     def __init__(
         self,
@@ -41,6 +46,21 @@ class CopyJob:
         self.basis = basis
         self.path = path
         self.source_offset = source_offset
+        self.size_bytes = packed_size(packed)
+
+
+class WriteJob:
+    """Chunks that were read from a local file and verified, to be written into a sink; their buffer is let go then."""
+
+    __slots__ = ("buffer", "offset", "packed", "sink", "view")
+
+    def __init__(self, sink: Sink, offset: int, packed: bytes, buffer: Buffer, view: memoryview) -> None:
+        buffer.hold()
+        self.sink = sink
+        self.offset = offset
+        self.packed = packed
+        self.buffer = buffer
+        self.view = view
 
 
 class Copier:
@@ -50,7 +70,7 @@ class Copier:
         self._landing = landing
         self._root_fd = root_fd
         self._clock = clock
-        self.jobs: queue.SimpleQueue[CopyJob | None] = queue.SimpleQueue()
+        self.jobs: queue.SimpleQueue[CopyJob | WriteJob | None] = queue.SimpleQueue()
 
     def run(self) -> None:
         """Work until the end mark; blocks."""
@@ -60,12 +80,38 @@ class Copier:
             if job is None:
                 return
             begin = perf_counter_ns()
-            self._copy(job)
+            if isinstance(job, WriteJob):
+                self._write(job)
+            else:
+                self._copy(job)
             stage.since(begin)
+
+    def _write(self, job: WriteJob) -> None:
+        sink = job.sink
+        size = len(job.view)
+        try:
+            if not sink.failed:
+                try:
+                    sink.put(job.offset, job.view, job.packed)
+                except OSError as error:
+                    self._refused(sink, error)
+                    return
+                self._landing.counters.bytes_reused += size
+        finally:
+            job.buffer.release()
+        self._landing.add(sink, size)
+
+    def _refused(self, sink: Sink, error: OSError) -> None:
+        """The local system would not copy: a full disk ends the session, anything else fails the object."""
+        wrapped = local_error(error, "cannot copy local chunks into", sink.directory.child(sink.entry.name))
+        if wrapped.retryable:
+            raise wrapped from error
+        reason = "stale" if isinstance(error, FileNotFoundError) else "local"
+        self._landing.fail_sink(sink, reason, wrapped.message)
 
     def _copy(self, job: CopyJob) -> None:
         sink = job.sink
-        size = packed_size(job.packed)
+        size = job.size_bytes
         if not sink.failed:
             try:
                 if job.basis is not None and job.basis.trusted and isinstance(sink, LargeObject):
@@ -80,13 +126,7 @@ class Copier:
                 self._landing.fail_sink(sink, error.reason, error.message)
                 return
             except OSError as error:
-                wrapped = local_error(
-                    error, "cannot copy local chunks into", sink.directory.child(sink.entry.name)
-                )
-                if wrapped.retryable:
-                    raise wrapped from error
-                reason = "stale" if isinstance(error, FileNotFoundError) else "local"
-                self._landing.fail_sink(sink, reason, wrapped.message)
+                self._refused(sink, error)
                 return
             self._landing.counters.bytes_reused += size
         self._landing.add(sink, size)
@@ -137,13 +177,14 @@ def append_copy(
     """Add a copy of one chunk, as part of the copy before it where both sides go on."""
     last = jobs[-1] if jobs else None
     if last is not None and last.sink is sink and last.basis is basis and (last.path or (None,))[0] == path:
-        size = packed_size(last.packed)
+        size = last.size_bytes
         if (
             last.offset + size == offset
             and last.source_offset + size == source_offset
             and size < _MAX_COPY_BYTES
         ):
             last.packed += one
+            last.size_bytes += int.from_bytes(one[:4], "little")
             return
     where = (path, "") if path is not None else None
     jobs.append(CopyJob(sink, offset, one, basis=basis, path=where, source_offset=source_offset))

@@ -456,6 +456,21 @@ class Landing:
         if not offer.open:
             self.offers.pop(refinement.number, None)
 
+    def place_small(self, directory: TargetDirectory, entry: Entry, data: bytes) -> None:
+        """Land a small object that is open with bytes that were found at the target and verified."""
+        view = memoryview(data)
+        staged = self.staging.small_name()
+        try:
+            refused = self._write_small(staged, entry, view)
+        except OSError as error:
+            raise local_error(error, "cannot write into", directory.path or b".") from error
+        self._arrived([(entry.chunks, 0, (directory.child(entry.name), staged, 0))], view)
+        self.counters.bytes_reused += len(view)
+        if refused:
+            self.fail(directory, entry.name, "attributes", refused)
+        else:
+            self.publishable.put(("small", directory, entry, staged))
+
     def _small_sink(self, offer: SmallOffer, owner: int) -> SmallObject:
         """The staging file of a small object whose chunks arrive apart; made by the first of them."""
         with self.lock:
@@ -638,6 +653,7 @@ class Landing:
                     sink.staged.close()
                 if sink.basis is not None:
                     sink.basis.close()
+                sink.drop_twin()
         self._sinks.clear()
         for directory in self.directories.values():
             if directory.fd >= 0:

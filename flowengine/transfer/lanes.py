@@ -54,6 +54,8 @@ __all__ = [
 _LINGER_S: Final = 0.003
 """How long a tail waits for more before it is padded and sent."""
 SOCKET_TIMEOUT_S: Final = 60
+_FIRST_BYTES: Final = 8 << 20
+_FIRST_LEVEL: Final = 3
 _MANY_CHUNKS: Final = 8
 """The sum of so many says little of any of them."""
 
@@ -154,6 +156,9 @@ class CompressionChooser:
     The link's speed is what the lanes see while the socket pushes back: sealed bytes over time spent in send calls.
     A link slower than compression pays for it; a faster one (loopback, 10 Gbit/s and more per core) does not. Data
     that did not compress is tried again only now and then.
+
+    The first bytes are compressed whatever the link: nothing is known of it yet, it costs milliseconds, and where a
+    transfer moves little, as an update does, it is all there is.
     """
 
     _STEPS: Final = ((40e6, 6), (160e6, 3), (450e6, 1))
@@ -163,9 +168,17 @@ class CompressionChooser:
         self._lock = threading.Lock()
         self._rate = 100e6 if rtt_s > 0.002 else 2e9
         self._window: list[float] = [0.0, 0.0]
+        self._first_bytes = _FIRST_BYTES
         self.level = 0
         self.reason = "the link was not measured yet"
         self._choose()
+
+    def level_for(self, size_bytes: int) -> int:
+        """The zstd level for so many bytes that are about to be sent; 0 for none."""
+        if self._fixed is None and self._first_bytes > 0:
+            self._first_bytes -= size_bytes
+            return max(self.level, _FIRST_LEVEL)
+        return self.level
 
     def _choose(self) -> None:
         if self._fixed is not None:
@@ -303,7 +316,7 @@ class SendingLane:
         return runs, views
 
     def _try_compress(self, views: list[memoryview]) -> bytes | None:
-        level = self._chooser.level
+        level = self._chooser.level_for(sum(map(len, views)))
         if not level:
             return None
         if self._skip:

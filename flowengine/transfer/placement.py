@@ -14,6 +14,7 @@ from flowengine.store.attributes import apply_extra, extra_reader
 from flowengine.store.scan_cache import ScanCache
 from flowengine.transfer.copying import Copier, CopyJob
 from flowengine.transfer.landing import Landing
+from flowengine.transfer.lookalikes import Lookalikes
 from flowengine.transfer.recorder import ManifestRecorder
 from flowengine.transfer.session import Counters
 from flowengine.transfer.sinks import FINER, WANTED, Sink, TargetDirectory
@@ -82,6 +83,7 @@ class Placement:
         self.dry = options.dry_run
         self.forbidden_mode = 0 if options.owner else SET_ID_BITS
         self.atomic = options.publish == "atomic" and not options.dry_run
+        self.lookalikes = Lookalikes(root_fd, self._is_new)
         self._want = want
         self._offers = 0
         self._read_extra = (
@@ -89,6 +91,10 @@ class Placement:
             if options.xattrs or options.owner
             else None
         )
+
+    def _is_new(self, path: bytes) -> bool:
+        directory = self.landing.directories.get(path)
+        return directory is not None and directory.created
 
     def next_number(self) -> int:
         """The number of the offer that has just come."""

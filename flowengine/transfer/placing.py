@@ -113,6 +113,10 @@ class Placer:
                 hint="is it still a file? Then the source errs or lies",
             )
 
+    def stop(self) -> None:
+        """Let the placer's thread not wait for copies any more. For any thread."""
+        self._large.stop()
+
     def _current(self) -> TargetDirectory:
         if not self._stack:
             raise ProtocolError("the source offered something outside any directory")

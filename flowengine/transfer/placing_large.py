@@ -5,22 +5,30 @@ from __future__ import annotations
 import os
 import stat
 from itertools import accumulate
+from typing import Final
 
-from flowengine.chunking import CHUNK_BYTES, packed_size, zero_chunk_id
+from flowengine.chunking import CHUNK_BYTES, chunk_id, packed_size, zero_chunk_id
 from flowengine.errors import ProtocolError
 from flowengine.manifest import FILE, Entry
+from flowengine.store.buffers import Buffer, BufferPool
 from flowengine.store.filesystem import local_error
 from flowengine.store.scan_cache import PROVISIONAL, Identity
 from flowengine.transfer.basis import Basis
-from flowengine.transfer.copying import CopyJob, append_copy
+from flowengine.transfer.copying import CopyJob, WriteJob, append_copy
+from flowengine.transfer.lookalikes import begins_with
 from flowengine.transfer.placement import Placement
 from flowengine.transfer.refining import Refiner, regions_beside
 from flowengine.transfer.sinks import NOT_WANTED, WANTED, LargeObject, Region, RunOffer, TargetDirectory
-from flowengine.units import show_path
+from flowengine.units import MIB, show_path
 from flowengine.wire.messages import MAX_OFFER_CHUNKS, ObjectEnd, ObjectRun
 from flowengine.wire.paths import STAGING_NAME, check_name
 
 __all__ = ["LargePlacer"]
+
+_TWIN_BUFFERS: Final = 4
+_TWIN_BYTES: Final = 2 * MIB
+_VAIN_BYTES: Final = 32 * MIB
+"""A file of another name is let go when nothing of so much was found in it."""
 
 
 class LargePlacer:
@@ -33,6 +41,7 @@ class LargePlacer:
         self._large: LargeObject | None = None
         self._entry: Entry | None = None
         self._zero = zero_chunk_id(placement.profile.maximum)
+        self._pool = BufferPool(_TWIN_BUFFERS, _TWIN_BYTES + placement.profile.maximum)
 
     @property
     def inside(self) -> bool:
@@ -139,7 +148,102 @@ class LargePlacer:
             return
         if large.staged is None:
             self._stage(large)
+        if not offset and large.basis is None:
+            self._look_alike(large, packed)
+        elif large.basis is not None and large.basis.elsewhere and self._is_in_vain(large, large.basis):
+            large.basis.close()
+            large.basis = None
         self._take_run(large, offset, packed, number)
+
+    def _look_alike(self, large: LargeObject, packed: bytes) -> None:
+        """Find a file that the object, which is not in place, may be: renamed, or another version of."""
+        lookalikes, entry, folder = self._placement.lookalikes, large.entry, large.directory.path
+        assert large.staged is not None
+        if large.staged.have or not lookalikes.known(entry.size):
+            return
+        like = lookalikes.like(folder, entry)
+        least = self._placement.profile.minimum
+        for path in [
+            *lookalikes.sized(entry),
+            *lookalikes.near_size(entry, least),
+            *([like[0]] if like else []),
+        ]:
+            opened = lookalikes.open(path)
+            if opened is None:
+                continue
+            fd, st = opened
+            begins = begins_with(fd, packed)
+            if begins and st.st_size == entry.size:
+                large.twin = fd
+                lookalikes.won(folder, entry.name, path)
+                return
+            if begins or (like is not None and path == like[0] and st.st_size >= least):
+                large.basis = Basis(fd, st, self._placement.profile, self._placement.cache, elsewhere=True)
+                return
+            os.close(fd)
+
+    def _is_in_vain(self, large: LargeObject, basis: Basis) -> bool:
+        """Whether nothing was found in a file of another name for a while."""
+        return not basis.found_bytes and large.position > _VAIN_BYTES
+
+    def _take_twin(self, large: LargeObject, offer: RunOffer, lengths: list[int]) -> bytearray:
+        """Take what the twin has at the same place; gives a mark for each chunk that was taken."""
+        taken = bytearray(len(lengths))
+        at = 0
+        while at < len(lengths):
+            buffer = self._pool.acquire()
+            try:
+                end, size = at, 0
+                while end < len(lengths) and size + lengths[end] <= len(buffer.view):
+                    size += lengths[end]
+                    end += 1
+                self._compare_twin(large, offer, lengths, at, end, buffer, taken)
+            finally:
+                buffer.release()
+            at = end
+        if not all(taken):  # edited, or another file after all: from here on it is searched for what moved
+            fd, large.twin = large.twin, -1
+            large.basis = Basis(
+                fd, os.fstat(fd), self._placement.profile, self._placement.cache, elsewhere=True
+            )
+        return taken
+
+    def _compare_twin(
+        self,
+        large: LargeObject,
+        offer: RunOffer,
+        lengths: list[int],
+        first: int,
+        end: int,
+        buffer: Buffer,
+        taken: bytearray,
+    ) -> None:
+        """Read the chunks from `first` to `end` at once; what is right goes on to be written."""
+        start = offer.offsets[first]
+        try:
+            got = os.preadv(large.twin, [buffer.view[: sum(lengths[first:end])]], start)
+        except OSError:
+            return
+        begin = first
+        for index in range(first, end + 1):
+            if index < end:
+                at = offer.offsets[index] - start
+                data = buffer.view[at : at + lengths[index]]
+                identity = offer.packed[index * CHUNK_BYTES + 4 : (index + 1) * CHUNK_BYTES]
+                if at + lengths[index] <= got and chunk_id(data) == identity:
+                    taken[index] = 1
+                    continue
+            if begin < index:
+                view = buffer.view[
+                    offer.offsets[begin] - start : offer.offsets[index - 1] - start + lengths[index - 1]
+                ]
+                packed = offer.packed[begin * CHUNK_BYTES : index * CHUNK_BYTES]
+                self._placement.copier.jobs.put(WriteJob(large, offer.offsets[begin], packed, buffer, view))
+            begin = index + 1
+
+    def stop(self) -> None:
+        """Let the placer's thread not wait for copies any more."""
+        self._pool.close()
 
     def _same_in_place(self, large: LargeObject, offset: int, packed: bytes) -> bool:
         """Whether the file in place has just these chunks just here."""
@@ -186,13 +290,17 @@ class LargePlacer:
     def _find_or_want(
         self, large: LargeObject, offer: RunOffer, number: int, lengths: list[int], jobs: list[CopyJob]
     ) -> None:
-        staged, basis, landing = large.staged, large.basis, self._placement.landing
+        staged, landing = large.staged, self._placement.landing
         assert staged is not None
         packed, wanted = offer.packed, offer.wanted
         places = [-1] * len(lengths)
         there = 0
         unknown: list[int] = []
+        taken = self._take_twin(large, offer, lengths) if large.twin >= 0 else bytes(len(lengths))
+        basis = large.basis
         for index, offset in enumerate(offer.offsets):
+            if taken[index]:
+                continue
             one = packed[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES]
             length = lengths[index]
             identity = one[4:]
@@ -203,8 +311,9 @@ class LargePlacer:
                 there += length  # a hole in the staging file is just that
             else:
                 found = basis.find(one, offset) if basis is not None else None
-                if found is not None:
+                if found is not None and basis is not None:
                     places[index] = found
+                    basis.found_bytes += length
                     append_copy(jobs, large, offset, one, basis, None, found)
                 else:
                     unknown.append(index)
@@ -275,6 +384,7 @@ class LargePlacer:
         self._placement.recorder.large_end(keep=not message.reason)
         if large is None:
             return
+        large.drop_twin()
         directory = large.directory
         if message.reason:
             self._give_up(large, message)

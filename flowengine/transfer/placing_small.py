@@ -12,6 +12,7 @@ from flowengine.manifest import FILE, HARDLINK, SYMLINK, Entry, Header
 from flowengine.manifest.entries import check_entries
 from flowengine.store.filesystem import open_beneath
 from flowengine.transfer.copying import CopyJob, append_copy
+from flowengine.transfer.lookalikes import Found
 from flowengine.transfer.placement import Placement
 from flowengine.transfer.refining import Refiner
 from flowengine.transfer.sinks import WANTED, Region, SmallObject, SmallOffer, TargetDirectory
@@ -81,26 +82,73 @@ class SmallPlacer:
             else:
                 raise ProtocolError(f"an entry of kind {entry.kind} was offered among objects")
         hints = self._hints(offer, new)
+        alike = self._alike(directory, offer, new, hints)
         for index in new:
             self._small_file(directory, offer, index, entries[index], jobs, hints)
         total = offer.wanted.count(WANTED)
         if total:
             offer.open = total
             landing.offers[number] = offer
-            self._ask_finer(directory, number, offer, new)
+            self._ask_finer(directory, number, offer, new, alike)
         self._placement.answer(offer.wanted)
         for job in jobs:
             self._placement.copier.jobs.put(job)
 
-    def _ask_finer(self, directory: TargetDirectory, number: int, offer: SmallOffer, new: list[int]) -> None:
-        """What replaces another file may be mostly that."""
+    def _alike(
+        self,
+        directory: TargetDirectory,
+        offer: SmallOffer,
+        new: list[int],
+        hints: dict[int, tuple[bytes, int]],
+    ) -> dict[int, Found]:
+        """Take what lies at the target under another name out of `new`; for the rest, what it may be a version of."""
+        placement, landing = self._placement, self._placement.landing
+        size = sum([offer.entries[index].size for index in new])
+        if placement.dry or not new or not placement.lookalikes.known(size):
+            return {}
+        alike: dict[int, Found] = {}
+        for index in new.copy():
+            entry = offer.entries[index]
+            if not entry.size or offer.first[index] in hints:
+                continue
+            with landing.lock:
+                identity = entry.chunks[4:CHUNK_BYTES]
+                if identity in landing.inflight or identity in landing.recent:
+                    continue
+            in_place = entry.name in directory.existing
+            data = None if in_place else placement.lookalikes.content(directory.path, entry)
+            if data is not None:
+                landing.opened(directory, entry.name)
+                landing.place_small(directory, entry, data)
+                new.remove(index)
+            elif not in_place:
+                found = placement.lookalikes.like(directory.path, entry)
+                if found is not None:
+                    alike[index] = found
+        return alike
+
+    def _ask_finer(
+        self,
+        directory: TargetDirectory,
+        number: int,
+        offer: SmallOffer,
+        new: list[int],
+        alike: dict[int, Found],
+    ) -> None:
+        """What replaces another file, or is like one, may be mostly that."""
         chunks: dict[int, tuple[int, bytes, Region]] = {}
         for index in new:
             entry = offer.entries[index]
             st = directory.existing.get(entry.name)
-            if st is None or not stat.S_ISREG(st.st_mode) or st.st_size < _LEAST_OLD_BYTES:
+            if st is not None and stat.S_ISREG(st.st_mode):
+                folder, name, size = directory.fd, entry.name, st.st_size
+            elif index in alike:
+                folder, (name, size) = self._placement.root_fd, alike[index]
+            else:
                 continue
-            region = Region(0, min(st.st_size, _MOST_OLD_BYTES), directory_fd=directory.fd, name=entry.name)
+            if size < _LEAST_OLD_BYTES:
+                continue
+            region = Region(0, min(size, _MOST_OLD_BYTES), directory_fd=folder, name=name)
             first = offer.first[index]
             for at in range(0, len(entry.chunks), CHUNK_BYTES):
                 place = first + at // CHUNK_BYTES

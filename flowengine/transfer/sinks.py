@@ -13,6 +13,7 @@ from typing import Final
 from flowengine.chunking import CHUNK_BYTES
 from flowengine.chunking.fine import FINE_BYTES
 from flowengine.manifest import Entry
+from flowengine.store.filesystem import open_beneath
 from flowengine.store.staging import StagedObject, Staging
 from flowengine.transfer.basis import Basis
 from flowengine.wire.messages import DirectoryEnd
@@ -120,9 +121,15 @@ class SmallObject(Sink):
 
 
 class LargeObject(Sink):
-    """A large object in its staging file."""
+    """A large object in its staging file.
 
-    __slots__ = ("basis", "left", "position", "same_until", "staged", "unsynced")
+    Attributes:
+        basis: the file that it may be another version of.
+        left: where in that ends what was found last, -1 where the last chunk was not found.
+        twin: an open file that began with the same chunk and has the same size; -1 for none.
+    """
+
+    __slots__ = ("basis", "left", "position", "same_until", "staged", "twin", "unsynced")
 
     def __init__(self, directory: TargetDirectory, entry: Entry) -> None:
         super().__init__(directory, entry, entry.size)
@@ -130,9 +137,16 @@ class LargeObject(Sink):
         self.staged: StagedObject | None = None
         self.position = 0
         self.left = -1
+        self.twin = -1
         self.same_until: list[tuple[int, bytes]] = []
         self.unsynced = 0
         self.basis: Basis | None = None
+
+    def drop_twin(self) -> None:
+        """Nothing more is taken from the twin."""
+        if self.twin >= 0:
+            os.close(self.twin)
+            self.twin = -1
 
     def put(self, offset: int, data: memoryview, packed: bytes) -> None:
         assert self.staged is not None
@@ -182,6 +196,7 @@ class Region:
 
     Args:
         fd: of the file, open as long as the region is used; -1: it is opened by name when it is read.
+        directory_fd, name: a directory and the file's path below it.
     """
 
     __slots__ = ("directory_fd", "fd", "name", "start", "stop")
@@ -199,7 +214,7 @@ class Region:
         """Its bytes, as far as the file has them."""
         if self.fd >= 0:
             return os.pread(self.fd, self.stop - self.start, self.start)
-        fd = os.open(self.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self.directory_fd)
+        fd = open_beneath(self.directory_fd, self.name, os.O_RDONLY | os.O_NONBLOCK)
         try:
             return os.pread(fd, self.stop - self.start, self.start)
         finally:

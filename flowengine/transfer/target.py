@@ -21,6 +21,7 @@ import trio
 from flowengine.errors import LocalError, ProtocolError, TemporaryError
 from flowengine.manifest import Header, ManifestBuilder
 from flowengine.store.atomic import AtomicTree
+from flowengine.store.buffers import PoolClosed
 from flowengine.store.filesystem import local_error, open_beneath, raise_descriptor_limit, sync_filesystem
 from flowengine.store.landed import LandedManifest, index_exists
 from flowengine.store.scan_cache import ScanCache
@@ -311,6 +312,7 @@ class _Target:
                     raise
                 finally:
                     self._inbox.put(None)
+                    self._placer.stop()
                     landing.stop()
                     for _ in range(_COPIERS):
                         self._copier.jobs.put(None)
@@ -426,7 +428,10 @@ class _Target:
             if isinstance(message, Finish):
                 self._finished(message)
             elif not self._settled.is_set():  # a finer cut may still come for what has failed: too late
-                self._placer.handle(message)
+                try:
+                    self._placer.handle(message)
+                except PoolClosed:
+                    return
             if self._held and self._inbox.qsize() <= MAX_QUEUED_MESSAGES // 2:
                 self._held = False
                 self._token.run_sync_soon(self._room.set)

@@ -477,7 +477,7 @@ def test_garbage_on_a_data_connection_is_refused(target: Path, garbage: bytes) -
     assert_refused(data_attack(target, lambda fake: fake.session.sockets[0].sendall(garbage)), target)
 
 
-@pytest.mark.parametrize("position", [0, 5, 15, 16, 100, 4095])
+@pytest.mark.parametrize("position", [0, 5, 15, 16, 100, 1023])
 def test_a_changed_bit_in_a_frame_is_refused(target: Path, position: int) -> None:
     def send(fake: FakeSource) -> None:
         buffer, out = bytearray(MAX_PLAINTEXT_BYTES), bytearray(MAX_FRAME_BYTES)
