@@ -237,7 +237,8 @@ def peak_memory(pid: int) -> int:
 
 
 def random_file(path: Path, size: int, seed: int = 0) -> Path:
-    """A file of bytes that nothing compresses and that depend on the seed alone."""
+    """A file of bytes that nothing compresses and that depend on the seed alone; its folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     rng = random.Random(seed)
     with open(path, "wb") as file:
         left = size

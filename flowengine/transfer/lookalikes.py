@@ -48,6 +48,9 @@ class Lookalikes:
 
     Args:
         is_new: whether a directory was made in this session, and so holds nothing that was there before.
+
+    Attributes:
+        entries: listed so far.
     """
 
     def __init__(self, root_fd: int, is_new: Callable[[bytes], bool]) -> None:
@@ -56,7 +59,7 @@ class Lookalikes:
         self._folders: deque[bytes] = deque([b""])
         self._allowed = _FIRST_ENTRIES
         self._new_bytes = 0
-        self._entries = 0
+        self.entries = 0
         self._tries = _FIRST_TRIES
         self._sizes: dict[int, list[bytes]] = {}
         self._names: dict[bytes, list[Found]] = {}
@@ -66,7 +69,7 @@ class Lookalikes:
         """Whether anything is known that could be alike, after listing what so many more new bytes are worth."""
         self._new_bytes += new_bytes
         allowed = min(_FIRST_ENTRIES + self._new_bytes // _BYTES_AN_ENTRY, _MOST_ENTRIES)
-        while self._folders and self._entries < allowed:
+        while self._folders and self.entries < allowed:
             self._list(self._folders.popleft())
         return bool(self._names)
 
@@ -81,7 +84,7 @@ class Lookalikes:
         try:
             with os.scandir(fd) as listing:
                 for item in listing:
-                    self._entries += 1
+                    self.entries += 1
                     name = os.fsencode(item.name)
                     if item.is_dir(follow_symlinks=False):
                         if name != STAGING_NAME:

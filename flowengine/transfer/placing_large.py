@@ -300,6 +300,7 @@ class LargePlacer:
         basis = large.basis
         for index, offset in enumerate(offer.offsets):
             if taken[index]:
+                places[index] = offset
                 continue
             one = packed[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES]
             length = lengths[index]

@@ -1,0 +1,119 @@
+"""Content that lies at the target under another name, where nothing is remembered of it, is not sent again."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+from support import MIB, Flow, assert_same, random_file, small_tree
+
+from flowengine.transfer.lookalikes import Lookalikes
+
+
+def sent(flow: Flow, source: Path, target: Path) -> int:
+    done = flow("cp", f"{source}/", target, "--json").data
+    assert done["state"] == "completed"
+    return int(done["bytes_sent"])
+
+
+def test_large_files_with_other_names_in_other_folders(flow: Flow, tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    for number in range(4):
+        random_file(target / "old" / f"part-{number}", 8 * MIB, seed=number)
+        random_file(source / "new" / "place" / f"other-{3 - number}", 8 * MIB, seed=number)
+    size = sent(flow, source, target)
+    assert size < 4 * 8 * MIB * 0.003
+    assert_same(source / "new", target / "new")
+    assert len(list((target / "old").iterdir())) == 4
+
+
+def test_two_large_files_that_changed_places(flow: Flow, tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    for folder, names in ((target, "ab"), (source, "ba")):
+        for number, name in enumerate(names):
+            random_file(folder / name, 4 * MIB, seed=number)
+    sent(flow, source, target)
+    assert_same(source, target)
+
+
+@pytest.mark.parametrize("where", ["append", "middle", "head"])
+def test_a_large_file_with_another_name_that_was_edited(flow: Flow, tmp_path: Path, where: str) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    old = random_file(target / "logs" / "app.log", 8 * MIB).read_bytes()
+    cut = {"append": len(old), "middle": len(old) // 2, "head": 10}[where]
+    name = "app.log" if where == "head" else "app.log.1"  # by its beginning, or by its name
+    (source / "kept").mkdir(parents=True)
+    (source / "kept" / name).write_bytes(old[:cut] + b"edited" + old[cut:])
+    assert sent(flow, source, target) < 64 * 1024
+    assert_same(source / "kept", target / "kept")
+
+
+def test_a_twin_that_differs_further_on(flow: Flow, tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    old = bytearray(random_file(target / "one", 24 * MIB).read_bytes())
+    old[12 * MIB : 12 * MIB + 10] = b"0123456789"
+    source.mkdir()
+    (source / "two").write_bytes(old[: 20 * MIB] + b"!" + old[20 * MIB : -1])
+    assert sent(flow, source, target) < 128 * 1024
+    assert (target / "two").read_bytes() == (source / "two").read_bytes()
+
+
+def test_a_tree_of_small_files_under_another_name_with_edits(flow: Flow, tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    small_tree(target / "release-1", 600, size=3000)
+    small_tree(source / "release-2", 600, size=3000)
+    edited = sorted(path for path in (source / "release-2").rglob("*") if path.is_file())[::20]
+    for path in edited:
+        data = path.read_bytes()
+        path.write_bytes(data[:1500] + b"edited" + data[1500:])
+    total = sum(path.stat().st_size for path in source.rglob("*") if path.is_file())
+    assert sent(flow, source, target) < total / 10
+    assert_same(source / "release-2", target / "release-2")
+
+
+def test_where_sizes_are_equal_and_content_is_not_looking_ends(flow: Flow, tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    rng = random.Random(1)
+    for folder in (source / "new", target / "old"):
+        folder.mkdir(parents=True)
+        for number in range(500):
+            (folder / f"{folder.name}-{number}").write_bytes(rng.randbytes(5000))
+    done = flow("cp", f"{source}/", target, "--json").data
+    assert done["bytes_sent"] < 500 * 5000 * 1.05
+    assert_same(source / "new", target / "new")
+
+
+def test_nothing_is_looked_at_outside_the_root(tmp_path: Path) -> None:
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    random_file(outside / "secret", 5000)
+    (root / "folder").mkdir(parents=True)
+    (root / "folder" / "link").symlink_to(outside)
+    (root / "secret").symlink_to(outside / "secret")
+    (root / "pipe").parent.mkdir(exist_ok=True)
+    os.mkfifo(root / "pipe")
+    fd = os.open(root, os.O_RDONLY)
+    try:
+        lookalikes = Lookalikes(fd, lambda path: False)
+        assert not lookalikes.known(1 << 30)
+        assert lookalikes.open(b"secret") is None
+        assert lookalikes.open(b"folder/link/secret") is None
+        assert lookalikes.open(b"pipe") is None
+    finally:
+        os.close(fd)
+
+
+def test_listing_stops_at_what_the_new_bytes_are_worth(tmp_path: Path) -> None:
+    for number in range(60):
+        small_tree(tmp_path / f"{number:02}", 100, size=10, per_folder=100)
+    fd = os.open(tmp_path, os.O_RDONLY)
+    try:
+        lookalikes = Lookalikes(fd, lambda path: False)
+        assert lookalikes.known(0)
+        first = lookalikes.entries
+        assert first < 60 * 100
+        lookalikes.known(1 << 30)
+        assert lookalikes.entries > 60 * 100 > first
+    finally:
+        os.close(fd)
