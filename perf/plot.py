@@ -14,7 +14,7 @@ __all__ = ["DOCS", "chart", "load", "plot"]
 
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "perf"
 # Where little has to move, the time says more than a rate.
-TIMED = ("s4", "s5", "s6", "s7", "s7-again", "s8")
+TIMED = ("s4", "s5", "s5-cold", "s6", "s7", "s7-again", "s8")
 WIDTH, LEFT, RIGHT, BAR, GAP, TOP = 760, 130, 190, 20, 9, 64
 STYLE = (
     "text{font:13px system-ui,sans-serif;fill:#24292f}"

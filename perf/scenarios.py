@@ -89,6 +89,11 @@ def other_names(root: Path, size: str, seed: int) -> Built:
     return Built([second], before=[first])
 
 
+def other_names_cold(root: Path, size: str, seed: int) -> Built:
+    warm = other_names(root, size, seed)
+    return Built(warm.measured, at_target=warm.before[0])
+
+
 def unchanged(root: Path, size: str, seed: int) -> Path:
     tree = root / "source"
     data.small_files(tree, pick(size, 500, 8_000, 200_000), seed, low=256, high=4096)
@@ -121,6 +126,7 @@ SCENARIOS: dict[str, Scenario] = {
         Scenario("s3", "many files of 1 to 32 KiB in folders in folders", many_small),
         Scenario("s4", "a new version of a large file over the old one", new_version),
         Scenario("s5", "known content under other names", other_names),
+        Scenario("s5-cold", "the same, brought there by nobody who remembers it", other_names_cold),
         Scenario("s6", "sixteen large files, killed at half and continued", many_large, kill_at_half=True),
         Scenario("s7", "nothing changed, indexes and caches cold", unchanged_cold),
         Scenario("s7-again", "nothing changed since the contender brought it", unchanged_again),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import queue
+import threading
 from time import perf_counter_ns
 from typing import Final
 
@@ -70,6 +71,7 @@ class Copier:
         self._landing = landing
         self._root_fd = root_fd
         self._clock = clock
+        self._local = threading.local()
         self.jobs: queue.SimpleQueue[CopyJob | WriteJob | None] = queue.SimpleQueue()
 
     def run(self) -> None:
@@ -135,7 +137,7 @@ class Copier:
         """Read, hash, write: for sources that were not hashed in this session."""
         fd = job.basis.fd if job.basis is not None else self._open(job)
         try:
-            data = memoryview(bytearray(size))
+            data = self._buffer(size)
             got = os.preadv(fd, [data], job.source_offset)
         finally:
             if job.basis is None:
@@ -153,6 +155,13 @@ class Copier:
                 )
             at += length
         job.sink.put(job.offset, data, job.packed)
+
+    def _buffer(self, size: int) -> memoryview:
+        """Memory of this thread, used again for every job: fresh memory costs more than what is done with it."""
+        view: memoryview | None = getattr(self._local, "view", None)
+        if view is None or len(view) < size:
+            view = self._local.view = memoryview(bytearray(max(size, _MAX_COPY_BYTES)))
+        return view[:size]
 
     def _open(self, job: CopyJob) -> int:
         assert job.path is not None

@@ -54,7 +54,7 @@ class Placement:
         copier: takes the copies of what is at hand.
         want: posts an answer.
         recorder: builds the manifest of what is offered.
-        index: what else lies below the root; None where that is not remembered.
+        open_index: gives what is remembered of what else lies below the root; None where nothing is.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Placement:
         recorder: ManifestRecorder,
         want: Callable[[Want], None],
         *,
-        index: ChunkIndex | None = None,
+        open_index: Callable[[], ChunkIndex] | None = None,
     ) -> None:
         self.landing = landing
         self.copier = copier
@@ -79,7 +79,7 @@ class Placement:
         self.cache = cache
         self.counters = counters
         self.recorder = recorder
-        self.index = index
+        self._open_index = open_index
         self.dry = options.dry_run
         self.forbidden_mode = 0 if options.owner else SET_ID_BITS
         self.atomic = options.publish == "atomic" and not options.dry_run
@@ -109,6 +109,12 @@ class Placement:
                 "the source sent a set-user-id or set-group-id bit without the owner it is meant for",
                 hint="update the source; with --owner these bits are kept",
             )
+
+    def remembered(self, packed: bytes) -> dict[int, tuple[bytes, int]]:
+        """What the index knows of chunks: position → (path below the root, offset). The first call loads it."""
+        if self._open_index is None or not packed:
+            return {}
+        return self._open_index().find(self.root_fd, packed)
 
     def count_wanted(self, entry: Entry) -> None:
         """A dry run would want all of an object."""

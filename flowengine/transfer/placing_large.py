@@ -349,8 +349,7 @@ class LargePlacer:
                 elsewhere.append(index)
                 continue
             if hints is None:
-                known = self._placement.index
-                hints = known.find(self._placement.root_fd, packed) if known else {}
+                hints = self._placement.remembered(packed)
             hint = hints.get(index)
             if hint is not None:
                 append_copy(jobs, large, offer.offsets[index], one, None, hint[0], hint[1])

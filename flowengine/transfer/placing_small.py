@@ -160,18 +160,13 @@ class SmallPlacer:
 
     def _hints(self, offer: SmallOffer, new: list[int]) -> dict[int, tuple[bytes, int]]:
         """What the index knows of the chunks of those entries, by chunk of the offer; one look-up for all."""
-        if not self._placement.index or not new:
-            return {}
         packed = b"".join([offer.entries[index].chunks for index in new])
         chunks = [
             offer.first[index] + number
             for index in new
             for number in range(len(offer.entries[index].chunks) // CHUNK_BYTES)
         ]
-        return {
-            chunks[position]: place
-            for position, place in self._placement.index.find(self._placement.root_fd, packed).items()
-        }
+        return {chunks[position]: place for position, place in self._placement.remembered(packed).items()}
 
     def _is_in_place(self, directory: TargetDirectory, entry: Entry) -> bool:
         """Whether a small object is right where it stands; if so, its mode and time are seen to."""

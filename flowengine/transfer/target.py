@@ -11,6 +11,7 @@ import os
 import queue
 import shutil
 import stat
+import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from time import perf_counter_ns
@@ -192,6 +193,7 @@ class _Target:
         # What lies elsewhere below the root is worth remembering only where the scan cache is.
         self._remembers = caches[0] is not None and not options.dry_run
         self._index: ChunkIndex | None = None
+        self._index_lock = threading.Lock()
         has_index = self._remembers and index_exists(root.path, session.profile.name)
         apply = None
         if options.xattrs or options.owner:
@@ -240,7 +242,7 @@ class _Target:
             counters,
             self._recorder,
             self._answer,
-            index=self._open_index() if has_index else None,
+            open_index=self._open_index if has_index else None,
         )
         self._placer = Placer(
             placement,
@@ -259,11 +261,12 @@ class _Target:
 
     def _open_index(self) -> ChunkIndex:
         """The chunk index of the target root; loaded when first needed, because numpy takes its time."""
-        if self._index is None:
-            from flowengine.store.chunk_index import ChunkIndex
+        with self._index_lock:  # placer and publisher may come at once
+            if self._index is None:
+                from flowengine.store.chunk_index import ChunkIndex
 
-            self._index = ChunkIndex(self._root.path, self._session.profile.name)
-        return self._index
+                self._index = ChunkIndex(self._root.path, self._session.profile.name)
+            return self._index
 
     async def run(self, tree: AtomicTree | None) -> TargetOutcome:
         session, landing = self._session, self._landing

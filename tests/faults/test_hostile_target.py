@@ -1,0 +1,104 @@
+"""A source against targets that ask for what they may not: it ends the session, and its memory stays bounded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import trio
+from support import MIB, random_file
+
+from flowengine.chunking import CHUNK_BYTES
+from flowengine.errors import Exit, FlowError, exit_code
+from flowengine.store.selection import Root, Selection
+from flowengine.transfer.channel import session_errors
+from flowengine.transfer.connect import Incoming, Listener
+from flowengine.transfer.passes import TransferSettings
+from flowengine.transfer.run import push
+from flowengine.wire.messages import WANT_ALL, WANT_NONE, WANT_SOME, Finer, Message, ObjectRun, Offer, Want
+
+Answer = Callable[[Message], list[Want]]
+
+
+def attacked(source: Path, answer: Answer) -> FlowError:
+    """Let a fake target answer the offers of a push; how the push ended."""
+
+    async def main() -> FlowError:
+        listener = Listener("127.0.0.1", 0)
+        listener.bind()
+
+        async def handle(incoming: Incoming) -> None:
+            session = await incoming.accept(incoming.request.options)
+            try:
+                async with session_errors(incoming.channel), trio.open_nursery() as nursery:
+                    nursery.start_soon(session.control.run_writer)
+                    async for batch in session.control.receive():
+                        for message in batch:
+                            if isinstance(message, Offer | ObjectRun | Finer):
+                                for want in answer(message):
+                                    session.control.post(want)
+            finally:
+                session.close_sockets()
+
+        settings = TransferSettings(use_cache=False, streams=1, retry_for_s=0.0, stall_s=20.0)
+        selection = Selection([Root(os.fsencode(source), b"")])
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(listener.serve, handle)
+            with trio.fail_after(50), pytest.raises(FlowError) as raised:
+                await push(selection, listener.ticket(), b"", settings)
+            nursery.cancel_scope.cancel()
+        return raised.value
+
+    return trio.run(main)
+
+
+def _finer_and_wanted(message: Message) -> list[Want]:
+    return [Want(WANT_SOME, b"\x01", b"\x01")]
+
+
+def _finer_and_all(message: Message) -> list[Want]:
+    return [Want(WANT_ALL, b"", b"\x01")]
+
+
+def _finer_of_nothing(message: Message) -> list[Want]:
+    return [Want(WANT_NONE, b"", b"\xff" * 1000)]
+
+
+def _finer_of_the_fine(message: Message) -> list[Want]:
+    return [Want(WANT_NONE, b"", b"\x01")]
+
+
+@pytest.mark.parametrize("answer", [_finer_and_wanted, _finer_and_all, _finer_of_nothing, _finer_of_the_fine])
+def test_a_wish_for_a_finer_cut_that_cannot_be_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: Answer
+) -> None:
+    monkeypatch.setenv("FLOW_STATE_DIR", str(tmp_path / "state"))
+    random_file(tmp_path / "source" / "file", 5000)
+    error = attacked(tmp_path / "source", answer)
+    assert exit_code(error) == Exit.INTEGRITY
+    assert "finer" in error.message
+
+
+def test_more_than_may_be_open_of_finer_cuts_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLOW_STATE_DIR", str(tmp_path / "state"))
+    for number in range(10):
+        random_file(tmp_path / "source" / f"{number}", 7 * MIB, seed=number)
+    runs: list[ObjectRun] = []
+
+    def answer(message: Message) -> list[Want]:
+        assert isinstance(message, ObjectRun)
+        runs.append(message)
+        if len(runs) < 10:
+            return []
+        counts = [len(run.chunks) // CHUNK_BYTES for run in runs]
+        return [
+            Want(WANT_NONE, b"", ((1 << count) - 1).to_bytes((count + 7) // 8, "little")) for count in counts
+        ]
+
+    error = attacked(tmp_path / "source", answer)
+    assert exit_code(error) == Exit.INTEGRITY
+    assert "answers none" in error.message
