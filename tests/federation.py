@@ -65,7 +65,7 @@ class Federation:
         return SiteTrust(self.identity(name), keys, GrantLedger(ledger), clock=clock)
 
     def grant(
-        self, source: SiteTrust | SiteIdentity, target: SiteTrust | SiteIdentity, **changes: Any
+        self, source: SiteTrust | SiteIdentity, target: SiteTrust | SiteIdentity, /, **changes: Any
     ) -> Grant:
         """A grant from one site to the other: the target dials and pulls /data/ to /in, unless changed."""
         now = int(time.time())
@@ -79,7 +79,7 @@ class Federation:
         return Grant(**(fields | changes))
 
     def signed(
-        self, source: SiteTrust | SiteIdentity, target: SiteTrust | SiteIdentity, **changes: Any
+        self, source: SiteTrust | SiteIdentity, target: SiteTrust | SiteIdentity, /, **changes: Any
     ) -> bytes:
         """The same, signed."""
         return self.grant_key.sign(self.grant(source, target, **changes))

@@ -66,6 +66,7 @@ __all__ = [
 CONNECT_S: Final = 20.0
 HANDSHAKE_S: Final = 15.0
 PREAMBLE_S: Final = 5.0
+_ALERT_S: Final = 1.0
 STREAMS_S: Final = 15.0
 MAX_STREAMS: Final = 64
 DEFAULT_STREAMS: Final = 8
@@ -595,7 +596,13 @@ class Listener:
             try:
                 await stream.do_handshake()
             except trio.BrokenResourceError as error:
-                raise tls_refusal(error, "whoever connected") or error from error
+                refused = tls_refusal(error, "whoever connected")
+                if refused is None:
+                    raise
+                self._log(f"{peer}: {_logged(refused)}")
+                await _send_alert(stream, tcp)
+                await trio.aclose_forcefully(tcp)
+                return
             guest.certificate = stream.getpeercert(binary_form=True)
             channel = await self._server_handshake(stream, guest)
         try:
@@ -647,6 +654,18 @@ class Listener:
                 with contextlib.suppress(trio.BrokenResourceError):
                     await stream.send_all(frame(handshake_refusal(error)))
                 raise
+
+
+async def _send_alert(stream: trio.SSLStream[trio.SocketStream], tcp: trio.SocketStream) -> None:
+    """Send what OpenSSL had to say last, which trio drops: the alert that tells a client why it is not let in."""
+    outgoing: ssl.MemoryBIO | None = getattr(stream, "_outgoing", None)
+    alert = outgoing.read() if outgoing is not None else b""
+    with trio.move_on_after(_ALERT_S), contextlib.suppress(trio.BrokenResourceError):
+        if alert:
+            await tcp.send_all(alert)
+            await tcp.send_eof()
+            while await tcp.receive_some(4096):  # or closing would reset the connection under the alert
+                pass
 
 
 def _logged(error: FlowError) -> str:
