@@ -291,7 +291,7 @@ def rich_tree(root: Path) -> Path:
         with open(odd + b"/" + name, "wb") as file:
             file.write(b"of " + name)
     (root / "modes").mkdir()
-    for mode in (0o400, 0o444, 0o600, 0o640, 0o755, 0o777, 0o4755, 0o2755, 0o1644):
+    for mode in (0o400, 0o444, 0o600, 0o640, 0o755, 0o777, 0o1644):
         path = root / "modes" / f"{mode:o}"
         path.write_bytes(b"mode")
         path.chmod(mode)
