@@ -151,8 +151,7 @@ class _Agent:
         return self._exit
 
     def _changed(self) -> None:
-        """A task began or ended."""
-        self._beat.set()
+        """A task ended: there is room for another."""
         self._work.set()
 
     def _resume(self) -> None:
@@ -187,7 +186,8 @@ class _Agent:
                 self._revoke(revoked)
             case DrainCommand(on=on):
                 self._drained = on
-                self._changed()
+                self._beat.set()
+                self._work.set()
             case LookCommand():
                 self._nursery.start_soon(self._look, command)
 
@@ -283,8 +283,6 @@ class _Agent:
                 continue
             for granted in claimed.tasks:
                 self._tasks.start(granted, sent_at + granted.lease_s)
-            if len(claimed.tasks) == room:
-                self._work.set()
 
     # --- housekeeping -------------------------------------------------------------------------------------------
 

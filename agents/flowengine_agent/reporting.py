@@ -29,6 +29,8 @@ from flowengine_agent.journal import MAX_LANDED_IN_REPORT, Journal, Pending
 __all__ = ["REPORT_EVERY_S", "FinalState", "Standing", "TaskReporter", "deliver", "tell_left_over"]
 
 REPORT_EVERY_S: Final = 2.0
+_GATHER_S: Final = 0.1
+"""What landed waits so long for more, unless the task ends: a short task sends one report and not three."""
 _FIRST_PAUSE_S: Final = 0.25
 _LAST_PAUSE_S: Final = 5.0
 FinalState: TypeAlias = Literal["done", "failed", "released"]
@@ -82,7 +84,10 @@ class TaskReporter:
         journal.adopt_landed(task, fence)
         self._seq = journal.last_seq(task, fence)
         self._wake = trio.Event()
+        self._due = trio.current_time() + min(_GATHER_S, every_s)
         self._final = journal.conclusion(task, fence)
+        if self._final is not None:
+            self._due = 0.0
         self._token = trio.lowlevel.current_trio_token()
         self.standing = Standing()
         self.told = trio.Event()
@@ -94,14 +99,17 @@ class TaskReporter:
         return self._final is not None
 
     def changed(self) -> None:
-        """Report at once; from any thread."""
+        """Report soon; from any thread."""
         try:
-            self._token.run_sync_soon(self._set)
+            self._token.run_sync_soon(self._hasten, _GATHER_S)
         except trio.RunFinishedError:
             pass
 
-    def _set(self) -> None:
-        self._wake.set()
+    def _hasten(self, within_s: float) -> None:
+        due = trio.current_time() + within_s
+        if due < self._due:
+            self._due = due
+            self._wake.set()
 
     def landed(self, rows: list[tuple[str, int]]) -> None:
         """Objects (path, size) are durable; journalled now, reported soon. From any thread."""
@@ -131,7 +139,7 @@ class TaskReporter:
             retryable=error.retryable if error else False,
         )
         self._journal.conclude(self._task, self._final, time.time())
-        self._set()
+        self._hasten(0)
 
     async def run(self) -> None:
         """Send reports until the final one was taken, or the coordinator does not want them any more."""
@@ -145,21 +153,24 @@ class TaskReporter:
             if not await self._send(pending):
                 return
         while True:
-            due = trio.current_time() + self._every_s
-            self._wake = trio.Event()
+            await self._until_due()
+            self._due = trio.current_time() + self._every_s
             final = self._final  # asked for first: what landed before the end is among the rows
             rows = self._journal.next_landed(self._task, self._fence)
             more = len(rows) == MAX_LANDED_IN_REPORT
-            final = None if more else final
-            pending = self._file(rows, final)
-            if not await self._send(pending):
+            if not await self._send(self._file(rows, None if more else final)):
                 return
-            if final is not None:
+            if more or (final is None and self._final is not None):
+                self._due = 0.0
+            elif final is not None:
                 self._journal.told(self._task, self._fence)
                 return
-            if self._final is None and not more:
-                with trio.move_on_at(due):
-                    await self._wake.wait()
+
+    async def _until_due(self) -> None:
+        while trio.current_time() < self._due:
+            self._wake = trio.Event()
+            with trio.move_on_at(self._due):
+                await self._wake.wait()
 
     def _file(self, rows: list[tuple[int, str, int]], final: Report | None) -> Pending:
         self._seq += 1

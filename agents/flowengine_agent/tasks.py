@@ -98,7 +98,7 @@ class HeldTasks:
     """Runs what was claimed.
 
     Args:
-        changed: called when a task began or ended: the heartbeat says it, and there may be room for another.
+        changed: called when a task ended: there is room for another.
     """
 
     def __init__(self, site: Site, nursery: trio.Nursery, changed: Callable[[], None]) -> None:
@@ -152,7 +152,6 @@ class HeldTasks:
     async def _run(self, run: _Run, before: _Run | None) -> None:
         site, granted = self._site, run.granted
         log = site.log.bind(task=granted.task, transfer=granted.transfer, fence=granted.fence)
-        self._changed()
         try:
             if before is not None:
                 await before.ended.wait()
