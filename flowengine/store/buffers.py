@@ -6,12 +6,21 @@ its last holder lets go. The most recently used buffer is handed out first, beca
 
 from __future__ import annotations
 
+import mmap
 import threading
 from time import perf_counter_ns
 
 from flowengine.errors import FlowError
 
-__all__ = ["Buffer", "BufferPool", "PoolClosed"]
+__all__ = ["Buffer", "BufferPool", "PoolClosed", "fresh_memory"]
+
+
+def fresh_memory(size_bytes: int) -> memoryview:
+    """Writable memory that costs nothing until it is touched: a `bytearray` writes all its zeros first.
+
+    Short transfers touch little of the buffers that long ones need.
+    """
+    return memoryview(mmap.mmap(-1, size_bytes))
 
 
 class PoolClosed(FlowError):
@@ -28,7 +37,7 @@ class Buffer:
     def __init__(self, pool: BufferPool, size_bytes: int) -> None:
         self._pool = pool
         self._holders = 0
-        self.view = memoryview(bytearray(size_bytes))
+        self.view = fresh_memory(size_bytes)
 
     def hold(self) -> None:
         """Add one holder."""

@@ -27,6 +27,7 @@ import zstandard
 
 from flowengine.codec import Compressor, decompress
 from flowengine.errors import FlowError, TemporaryError
+from flowengine.store.buffers import fresh_memory
 from flowengine.transfer.timing import StageClock
 from flowengine.wire.frames import (
     HEADER_BYTES,
@@ -244,8 +245,8 @@ class SendingLane:
         self._streams = streams
         self._compress, self._seal, self._send = (clock.stage(name) for name in ("compress", "seal", "send"))
         self._compressor = Compressor()
-        self._plain = memoryview(bytearray(MAX_PLAINTEXT_BYTES))
-        self._out = memoryview(bytearray(MAX_FRAME_BYTES))
+        self._plain = fresh_memory(MAX_PLAINTEXT_BYTES)
+        self._out = fresh_memory(MAX_FRAME_BYTES)
         self._filled = 0
         self._chunks = 0
         self._full_before = False
@@ -391,10 +392,10 @@ class ReceivingLane:
         self._deliver = deliver
         self._receive, self._open = (clock.stage(name) for name in ("receive", "open"))
         self._decompressor = zstandard.ZstdDecompressor()
-        self._body = memoryview(bytearray(MAX_BODY_BYTES))
+        self._body = fresh_memory(MAX_BODY_BYTES)
         self._header = memoryview(bytearray(HEADER_BYTES))
         # Room for one unfinished record of the largest kind and one more frame behind it.
-        self._plain = memoryview(bytearray(2 * UNIT_BYTES + self._limit + MAX_PLAINTEXT_BYTES))
+        self._plain = fresh_memory(2 * UNIT_BYTES + self._limit + MAX_PLAINTEXT_BYTES)
         self.bytes_received = 0
 
     def run(self) -> None:
