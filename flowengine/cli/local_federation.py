@@ -189,6 +189,8 @@ def _agent_command(site: SiteEntry, folder: Path, client: Client) -> list[str]:
         f"state = {text(str(state))}",
         f"listen = {text(site.listen)}",
         f"max_tasks = {site.max_tasks}",
+        # Here an agent acts for nobody but who runs this command.
+        f"allow_root = {text(os.geteuid() == 0)}",
     ]
     for root in site.root:
         Path(root.path).mkdir(parents=True, exist_ok=True)
@@ -202,7 +204,7 @@ def _agent_command(site: SiteEntry, folder: Path, client: Client) -> list[str]:
             lines.append(f"budget = {text(root.budget)}")
     config = home / "site.toml"
     config.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    command = [sys.executable, "-m", "flowengine_agent", "run", "--config", str(config)]
+    command = [sys.executable, "-m", "flowengine_agent.main", "run", "--config", str(config)]
     if any(state.iterdir()) and client.site(site.name).certificate is not None:
         return command
     token = home / "join-token"
