@@ -379,10 +379,17 @@ class EventStream(Generic[T]):
         stack, source = self._stack, self._source
         self._stack = self._source = None
         with anyio.CancelScope(shield=True):
-            if source is not None:
-                await source.aclose()
             if stack is not None:
                 await stack.aclose()
+            if source is not None:
+                # The body is read through a chain of generators, and closing the outermost leaves the others to the
+                # garbage collector, which trio complains about. The connection is closed: reading on ends them all.
+                with anyio.move_on_after(1.0):
+                    try:
+                        while True:
+                            await anext(source)
+                    except (StopAsyncIteration, httpx2.HTTPError, httpx2.StreamError):
+                        pass
 
     async def aclose(self) -> None:
         """End the stream."""
