@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from flowengine.cli.plan_transfer import show
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -21,7 +23,10 @@ MOST_LINKS = 20
 
 @click.group()
 def plan() -> None:
-    """Plan routes and bandwidth; simulate a federation."""
+    """What a transfer would be; a day of demands, simulated."""
+
+
+plan.add_command(show)
 
 
 @plan.command()

@@ -133,7 +133,7 @@ def follow(transfer: Transfer, mode: str, *, as_json: bool) -> int:
     failure = failure_of(record)
     if as_json:
         print_json(plain(record))
-    else:
+    elif mode != "none":
         print(summary(record), file=sys.stderr)
     if failure is None:
         return Exit.DONE

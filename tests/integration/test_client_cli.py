@@ -76,6 +76,11 @@ def test_what_is_denied_says_why_and_exits_with_5(flow: Flow, local: Local) -> N
     said = flow("cp", "--label", "patients", "a:/data/set/", "c:/data/secret", code=5)
     assert "site.country is 'DE'" in said.stderr
     assert not (local.data("c") / "secret").exists()
+    flow("plan", "show", "--label", "patients", "a:/data/set", "c:/data", code=5)
+    planned = flow(
+        "plan", "show", "--label", "patients", "--size", "1GiB", "a:/data/set", "b:/data", "--json"
+    ).data
+    assert (planned["permitted"], planned["routes"]) == (True, [["a", "b"]])
     flow("cp", "--label", "patients", "a:/data/set/", "b:/data/secret")
     rows = flow("transfer", "ls", "--json").data["transfers"]
     assert [decision["verdict"] for decision in rows[0]["decisions"]] == ["permit", "permit"]
@@ -88,8 +93,13 @@ def test_no_wait_watch_show_why(flow: Flow) -> None:
     assert "completed" in flow("transfer", "show", transfer).stdout
     assert flow("why", transfer).stdout.strip()
     assert transfer in flow("transfer", "ls", "--state", "completed", "--site", "b").stdout
-    seen = [json.loads(line) for line in flow("events", "--after", "0", "--transfer", transfer, "--count", "2", "--json").stdout.splitlines()]
-    assert [event["type"] for event in seen][0] == "transfer.requested"
+    seen = [
+        json.loads(line)
+        for line in flow(
+            "events", "--after", "0", "--transfer", transfer, "--count", "2", "--json"
+        ).stdout.splitlines()
+    ]
+    assert seen[0]["type"] == "transfer.requested"
     assert flow("transfer", "show", "t-000000", code=3).stderr
 
 
@@ -104,8 +114,11 @@ def test_a_killed_or_interrupted_client_leaves_its_transfer_running(flow: Flow, 
         os.kill(stopped.pid, signal.SIGINT)
         assert stopped.finish().code == 130
         assert "flow transfer cancel" in "".join(stopped.lines)
-    going = {row["request"]["targets"][0]["site"]: row["id"] for row in flow("transfer", "ls", "--limit", "2", "--json").data["transfers"]}
-    assert "started" in flow("transfer", "cancel", going["c"]).stderr or True
+    going = {
+        row["request"]["targets"][0]["site"]: row["id"]
+        for row in flow("transfer", "ls", "--limit", "2", "--json").data["transfers"]
+    }
+    assert "terminated" in flow("transfer", "cancel", going["c"]).stderr
     flow("limit", "rm", "link:a>b")
     assert "done: 1 objects landed" in flow("transfer", "watch", going["b"]).stderr
     assert (local.data("b") / "killed/large.bin").read_bytes() == (local.data("a") / "large.bin").read_bytes()
@@ -137,7 +150,6 @@ def test_sites(flow: Flow) -> None:
     assert token.stdout.startswith("flowj_")
     assert "flowengine-agent run" in token.stderr
     flow("site", "rm", "new", "--yes")
-    assert "state" in flow("site", "show", "new", "--json", code=None).stdout or True
     flow("site", "show", "nowhere", code=3)
 
 

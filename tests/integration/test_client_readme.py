@@ -41,7 +41,9 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Local]:
 
 def run(text: str, local: Local) -> str:
     environment = os.environ | local.environment
-    done = subprocess.run([sys.executable, "-c", text], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", text], env=environment, capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     return done.stdout
 
