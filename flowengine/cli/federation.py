@@ -78,7 +78,9 @@ def ago(when: datetime | None, now: datetime | None = None) -> str:
     if when is None:
         return "never"
     seconds = ((now or datetime.now(UTC)) - when).total_seconds()
-    return "now" if abs(seconds) < 1 else f"{format_duration(round(seconds))} ago"
+    if abs(seconds) < 1:
+        return "now"
+    return f"{seconds:.0f}s ago" if seconds < 60 else f"{format_duration(seconds)} ago"
 
 
 def parse_deadline(text: str | None) -> datetime | timedelta | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import timedelta
@@ -30,7 +31,6 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Local]:
     base = tmp_path_factory.mktemp("federation")
     with local_federation(base, {"a": 'facts = { country = "DE" }', "b": "", "c": ""}) as running:
         fill(running.data("a") / "set", 20)
-        (running.data("a") / "large.bin").write_bytes(bytes(range(256)) * 4096 * 8)
         yield running
 
 
@@ -45,8 +45,9 @@ def run(backend: str, main: Callable[[], Awaitable[Any]]) -> Any:
 
 
 @contextlib.asynccontextmanager
-async def slow_transfer(client: AsyncClient, target: str) -> Any:
-    """A transfer that takes long, by a limit on its link."""
+async def slow_transfer(local: Local, client: AsyncClient, target: str) -> Any:
+    """A transfer that takes long, by a limit on its link; of bytes that are nowhere yet."""
+    (local.data("a") / "large.bin").write_bytes(os.urandom(8 << 20))
     await client.set_limit(f"link:a>{target}", SLOW_LIMIT)
     transfer = await client.copy("a:/data/large.bin", f"{target}:/data/slow-{anyio.current_time()}/")
     try:
@@ -130,7 +131,7 @@ def test_threads_share_a_client(local: Local) -> None:
 @BACKENDS
 def test_cancelling_a_wait_leaves_the_transfer_running_and_cancel_ends_it(local: Local, backend: str) -> None:
     async def main() -> None:
-        async with local.client() as client, slow_transfer(client, "b") as transfer:
+        async with local.client() as client, slow_transfer(local, client, "b") as transfer:
             with anyio.move_on_after(0.3) as scope:
                 await transfer.wait()
             assert scope.cancelled_caught
@@ -152,7 +153,7 @@ def test_cancelling_a_wait_leaves_the_transfer_running_and_cancel_ends_it(local:
 @BACKENDS
 def test_pause_and_resume(local: Local, backend: str) -> None:
     async def main() -> None:
-        async with local.client() as client, slow_transfer(client, "c") as transfer:
+        async with local.client() as client, slow_transfer(local, client, "c") as transfer:
             assert (await transfer.pause()).state == "suspended"
             assert "pause" in (await transfer.why()).line
             await transfer.resume()
