@@ -13,11 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from proxy import Proxy, Way
+from gate import Gate, gated
 from sites import Federation, federation
 from support import GIB, MIB, Flow, assert_same, random_file, wait_until
-
-from flowengine.wire.ticket import Ticket
 
 pytestmark = pytest.mark.slow
 
@@ -28,38 +26,6 @@ LOST_PER_KILL = 24 * MIB
 this beside its 3 %; a large one does not."""
 _RECORD = struct.Struct("<QI32s4s")
 _MARK = 0xFFFF_FFFF
-
-
-class Gate:
-    """Lets bytes through a proxy up to a number, then holds all connections until it is moved on."""
-
-    def __init__(self) -> None:
-        self._condition = threading.Condition()
-        self._passed = 0
-        self._until = 0
-        self._open = False
-
-    def meddle(self, way: Way, data: bytes) -> bytes:
-        with self._condition:
-            if not way.upstream:  # a pulling target dials: data comes down
-                self._passed += len(data)
-                while self._passed > self._until and not self._open:
-                    self._condition.notify_all()
-                    self._condition.wait()
-        return data
-
-    def wait_reached(self, size: int) -> None:
-        """Until so many bytes have passed in all; nothing more passes then."""
-        with self._condition:
-            self._until = size
-            self._condition.notify_all()
-            assert self._condition.wait_for(lambda: self._passed >= size, 120), f"{self._passed} of {size}"
-
-    def open(self) -> None:
-        """Hold nothing back any more."""
-        with self._condition:
-            self._open = True
-            self._condition.notify_all()
 
 
 def journalled(journal: Path) -> Counter[int]:
@@ -98,32 +64,16 @@ def client_process(sites: Federation, place: Path, *words: str) -> subprocess.Po
 
 @pytest.mark.parametrize("size", [96 * MIB, pytest.param(2 * GIB, marks=pytest.mark.full)])
 def test_a_transfer_survives_the_death_of_everybody(place: Path, size: int) -> None:
-    gate = Gate()
-    with federation(place, "b") as sites:
-        source = sites.make("a")
+    with federation(place, "b") as sites, gated() as gate:
+        source = sites.make("a", listen=f"127.0.0.1:{gate.behind}")
         source.data.mkdir(parents=True)
         random_file(source.data / "large", size)
-        source.listen = f"127.0.0.1:{free_port()}"
-        proxy = Proxy(
-            Ticket("127.0.0.1", int(source.listen.rpartition(":")[2]), b"", bytes(32), bytes(32)), gate.meddle
-        )
-        try:
-            source.lines.append(f'advertise = ["127.0.0.1:{proxy.ticket.port}"]')
-            source.start()
-            _run(sites, gate, place, size)
-            slack = LOST_PER_KILL * 2 if size < GIB else 0
-            assert proxy.passed < 1.03 * size + slack
-        finally:
-            gate.open()
-            proxy.close()
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
+        source.lines.append(f'advertise = ["127.0.0.1:{gate.port}"]')
+        source.start()
+        _run(sites, gate, place, size)
+        slack = LOST_PER_KILL * 2 if size < GIB else 0
+        assert gate.proxy is not None
+        assert gate.proxy.passed < 1.03 * size + slack
 
 
 def _run(sites: Federation, gate: Gate, place: Path, size: int) -> None:
