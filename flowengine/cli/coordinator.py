@@ -99,6 +99,7 @@ def run(
     from flowengine.coordinator.run import run as serve
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     options = Options(
         state=state,
         secrets=_secrets(state, secrets),

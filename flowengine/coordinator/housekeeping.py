@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from flowengine.coordinator.database.events import events_after
 from flowengine.coordinator.database.tables import events, idempotency, looks, sites, tasks, transfers, usage
-from flowengine.coordinator.database.transactions import Writing
+from flowengine.coordinator.database.transactions import PostgresDatabase, Writing
 from flowengine.coordinator.database.transfers import lock_transfer, settle
 from flowengine.coordinator.database.work import read_board, wake_beside
 from flowengine.coordinator.rules.queue import hindrance
@@ -85,7 +85,7 @@ class Housekeeping:
 
     async def _lead(self) -> bool:
         """Whether this process leads; takes the lead where nobody has it."""
-        if self._db.kind == "sqlite":
+        if not isinstance(self._db, PostgresDatabase):
             return True
         if self._lock is not None:
             try:

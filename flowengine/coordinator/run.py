@@ -16,8 +16,9 @@ from sqlalchemy import text
 from flowengine.coordinator.actions.people import first_admin
 from flowengine.coordinator.authority import Secrets
 from flowengine.coordinator.database.events import last_event
+from flowengine.coordinator.database.migrate import prepare
 from flowengine.coordinator.database.people import list_users
-from flowengine.coordinator.database.transactions import Database, Writing
+from flowengine.coordinator.database.transactions import Writing, open_database
 from flowengine.coordinator.decisions import Decider
 from flowengine.coordinator.housekeeping import Housekeeping
 from flowengine.coordinator.hub import Hub
@@ -76,16 +77,16 @@ def _names(options: Options, host: str) -> list[str]:
 
 async def _open(options: Options, url: str, clock: Callable[[], float]) -> Service:
     secrets = Secrets(options.secrets, clock(), options.agent_valid_s)
-    database = Database(options.state, clock)
+    database = open_database(options.state, clock)
     service = Service(
         Settings(url=url, lease_s=options.lease_s, offline_s=options.offline_s),
         database,
         secrets,
-        Decider(),
+        Decider.load(options.policies) if options.policies else Decider(),
         Hub(),
         clock,
     )
-    await database.prepare()
+    await prepare(database)
     await database.write(lambda w: _claim_database(w, secrets.authority.fingerprint.hex()))
     stored = await database.read(
         lambda c: int(c.execute(text("SELECT value FROM counters WHERE name = 'epoch'")).scalar_one())

@@ -16,7 +16,7 @@ from sqlalchemy import select
 from flowengine.coordinator.actions.agents import Terms
 from flowengine.coordinator.authority import Secrets
 from flowengine.coordinator.database.tables import idempotency
-from flowengine.coordinator.database.transactions import Database, Writing
+from flowengine.coordinator.database.transactions import PostgresDatabase, SqliteDatabase, Writing
 from flowengine.coordinator.decisions import Decider
 from flowengine.coordinator.hub import Hub
 from flowengine.coordinator.web.calls import Call
@@ -53,7 +53,7 @@ class Service:
     """What handlers need: database, secrets, policy, who waits, settings, clock."""
 
     settings: Settings
-    database: Database
+    database: SqliteDatabase | PostgresDatabase
     secrets: Secrets
     decider: Decider
     hub: Hub = field(default_factory=Hub)

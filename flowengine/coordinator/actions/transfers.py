@@ -20,7 +20,7 @@ from flowengine.errors import Denied, FlowError, NotFound, TemporaryError, Usage
 
 __all__ = ["Decide", "create", "redrive", "site_rows", "steer"]
 
-Decide = Callable[[TransferRequest, Mapping[str, AnyRow], float], tuple[list[Decision], str]]
+Decide = Callable[[TransferRequest, Mapping[str, AnyRow], str, float], tuple[list[Decision], str]]
 """Policy's answer: the decisions on all uses, and the digest of the policies."""
 
 
@@ -113,7 +113,7 @@ def create(
     check_places(request, rows)
     drivers = _drivers(request, rows)
     _check_queue(writing, tenant, len(drivers))
-    decisions, digest = decide(request, rows, writing.now)
+    decisions, digest = decide(request, rows, user, writing.now)
     denied = [decision for decision in decisions if decision.verdict == "deny"]
     if denied:
         first = denied[0]

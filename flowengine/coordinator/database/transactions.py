@@ -3,10 +3,11 @@
 Goal
     The same behaviour on both, and nothing that was promised is lost by kill -9 of anything.
 Plan
-    A piece of work is a plain function of a connection; `read` and `write` run it in a transaction. On SQLite all
-    writers of the process take one lock and BEGIN IMMEDIATE (a deferred read that turns into a write fails at once);
-    `synchronous=FULL`, because the answer to a request promises what it says. On PostgreSQL rows are locked where two
-    could meet: a transfer's row first, then its tasks, and last of all the counter of events.
+    A piece of work is a plain function of a connection; `read` and `write` run it in a transaction. On SQLite one
+    thread does all writing, with BEGIN IMMEDIATE (a deferred read that turns into a write fails at once) and
+    `synchronous=FULL`, because the answer to a request promises what it says; a whole transaction is one hop to that
+    thread (ADR 0012). On PostgreSQL rows are locked where two could meet: a transfer's row first, then its tasks, and
+    last of all the counter of events.
 Invariants
     - Events are numbered in the order in which they become visible, without gaps: the number is taken at the end of
       the transaction and its row is locked until the commit. So a reader who saw event n has missed none before.
@@ -16,25 +17,36 @@ Invariants
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Coroutine, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Generic, Literal, TypeVar
 
 import msgspec
-from sqlalchemy import Connection, event, text
+from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from flowengine.coordinator.database.tables import counters, events
-from flowengine.errors import LocalError, TemporaryError, UsageError
+from flowengine.coordinator.database.tables import events
+from flowengine.errors import TemporaryError, UsageError
 
-__all__ = ["Database", "EventRow", "Writing", "json_text"]
+__all__ = [
+    "Database",
+    "EventRow",
+    "PostgresDatabase",
+    "SqliteDatabase",
+    "Writing",
+    "json_text",
+    "open_database",
+]
 
+R = TypeVar("R")
 T = TypeVar("T")
 
-READERS: Final = 4
+READERS: Final = 2
+"""Threads (SQLite) or connections (PostgreSQL) that read."""
 WRITERS: Final = 8
-"""Connections that write at once, on PostgreSQL; on SQLite there is one."""
+"""Connections that write at once, on PostgreSQL; on SQLite one thread does."""
 BUSY_MS: Final = 10_000
 TRIES: Final = 5
 _AGAIN: Final = ("40001", "40P01", "55P03", "23505")
@@ -139,142 +151,175 @@ class Writing:
 
 
 class Database:
-    """The coordinator's database.
+    """The coordinator's database; made for SQLite or PostgreSQL by `open_database`."""
 
-    Args:
-        url: `sqlite:///PATH` (three slashes and a relative path, four and an absolute one) or `postgresql://…`.
-        clock: Unix seconds.
-    """
+    kind: Literal["sqlite", "postgresql"]
 
-    def __init__(self, url: str, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self.kind: Literal["sqlite", "postgresql"]
-        if url.startswith("sqlite:///") and len(url) > len("sqlite:///"):
-            self.kind = "sqlite"
-            self.path = url.removeprefix("sqlite:///")
-            self.url = url.replace("sqlite:///", "sqlite+aiosqlite:///", 1)
-        elif url.startswith(("postgresql://", "postgres://")):
-            self.kind = "postgresql"
-            self.path = ""
-            self.url = "postgresql+asyncpg://" + url.partition("://")[2]
-        else:
-            raise UsageError(
-                f"--state {url!r} is no database", hint="write sqlite:///PATH or postgresql://USER@HOST/NAME"
-            )
-        self._readers: AsyncEngine = self._engine(READERS, immediate=False)
-        self._writers: AsyncEngine = self._engine(1 if self.kind == "sqlite" else WRITERS, immediate=True)
-        self._one_writer = asyncio.Lock()
         self.on_commit: Callable[[list[EventRow], set[str], set[str]], None] = lambda rows, wake, landed: None
-
-    def _engine(self, size: int, immediate: bool) -> AsyncEngine:
-        if self.kind == "postgresql":
-            return create_async_engine(self.url, pool_size=size, max_overflow=0, pool_pre_ping=False)
-        engine = create_async_engine(self.url, pool_size=size, max_overflow=0)
-
-        @event.listens_for(engine.sync_engine, "connect")
-        def connected(connection: Any, _record: Any) -> None:
-            connection.isolation_level = None  # transactions begin below, not where the driver guesses
-            cursor = connection.cursor()
-            for pragma in (
-                f"busy_timeout={BUSY_MS}",
-                "journal_mode=WAL",
-                "synchronous=FULL",
-                "foreign_keys=ON",
-            ):
-                cursor.execute(f"PRAGMA {pragma}")
-            cursor.close()
-
-        @event.listens_for(engine.sync_engine, "begin")
-        def begun(connection: Connection) -> None:
-            connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
-
-        return engine
-
-    @property
-    def engine(self) -> AsyncEngine:
-        """The engine that writes; for migrations and for what listens."""
-        return self._writers
 
     async def aclose(self) -> None:
         """Close all connections."""
-        await self._readers.dispose()
-        await self._writers.dispose()
+        raise NotImplementedError
 
     async def read(self, work: Callable[[Connection], T]) -> T:
         """Run `work` in one transaction that sees one state of the database and changes nothing."""
-        try:
-            async with self._readers.connect() as connection:
-                return await connection.run_sync(work)
-        except (DBAPIError, OSError) as error:
-            raise _database_error(error) from error
+        raise NotImplementedError
 
     async def write(self, work: Callable[[Writing], T]) -> T:
         """Run `work` in one transaction and commit; then wake who waits for what it changed.
 
         `work` may run several times (two coordinators met): it must have no effect but on the database.
         """
-        if self.kind == "sqlite":
-            async with self._one_writer:
-                return await self._write(work)
-        for left in reversed(range(TRIES)):
-            try:
-                return await self._write(work)
-            except TemporaryError as error:
-                if not left or getattr(error.__cause__, "orig", None) is None or not _again(error.__cause__):
-                    raise
-        raise AssertionError("unreachable")
+        raise NotImplementedError
 
-    async def _write(self, work: Callable[[Writing], T]) -> T:
-        def run(connection: Connection) -> tuple[T, list[EventRow], Writing]:
-            writing = Writing(connection, self._clock(), self.kind)
-            result = work(writing)
-            return result, writing.number_events(), writing
+    def _run(self, work: Callable[[Writing], T], connection: Connection) -> _Done[T]:
+        writing = Writing(connection, self._clock(), self.kind)
+        result = work(writing)
+        return _Done(result, writing.number_events(), writing)
 
+    def _committed(self, done: _Done[T]) -> T:
+        if done.rows or done.writing.wake or done.writing.landed:
+            self.on_commit(done.rows, done.writing.wake, done.writing.landed)
+        return done.result
+
+
+@dataclass(frozen=True, slots=True)
+class _Done(Generic[T]):
+    result: T
+    rows: list[EventRow]
+    writing: Writing
+
+
+class SqliteDatabase(Database):
+    """One file, for one coordinator process."""
+
+    kind = "sqlite"
+
+    def __init__(self, path: str, clock: Callable[[], float]) -> None:
+        super().__init__(clock)
+        self.path = path
+        self._engines = (_sqlite_engine(path, READERS, "BEGIN"), _sqlite_engine(path, 1, "BEGIN IMMEDIATE"))
+        self._reading = ThreadPoolExecutor(READERS, "database-read")
+        self._writing = ThreadPoolExecutor(1, "database-write")
+
+    @property
+    def engine(self) -> Engine:
+        """The engine that writes; for migrations and backups."""
+        return self._engines[1]
+
+    async def aclose(self) -> None:
+        self._reading.shutdown(wait=True)
+        self._writing.shutdown(wait=True)
+        for engine in self._engines:
+            engine.dispose()
+
+    async def read(self, work: Callable[[Connection], T]) -> T:
+        def run() -> T:
+            with self._engines[0].connect() as connection:
+                return work(connection)
+
+        return await self._in(self._reading, run)
+
+    async def write(self, work: Callable[[Writing], T]) -> T:
+        def run() -> _Done[T]:
+            with self._engines[1].begin() as connection:
+                return self._run(work, connection)
+
+        return self._committed(await self._in(self._writing, run))
+
+    async def _in(self, pool: ThreadPoolExecutor, run: Callable[[], R]) -> R:
+        # Shielded: a request that is given up must not leave its transaction half watched.
         try:
-            async with self._writers.begin() as connection:
-                result, rows, writing = await connection.run_sync(run)
+            return await asyncio.shield(asyncio.get_running_loop().run_in_executor(pool, run))
         except (DBAPIError, OSError) as error:
             raise _database_error(error) from error
-        if rows or writing.wake or writing.landed:
-            self.on_commit(rows, writing.wake, writing.landed)
-        return result
-
-    async def prepare(self) -> None:
-        """Bring the tables to this version's form, and the counters into being."""
-        from flowengine.coordinator.database.tables import metadata
-
-        try:
-            async with self._writers.begin() as connection:
-                await connection.run_sync(metadata.create_all)
-                for name in ("event", "fence", "epoch"):
-                    await connection.execute(
-                        text("INSERT INTO counters (name, value) VALUES (:name, 0) ON CONFLICT DO NOTHING"),
-                        {"name": name},
-                    )
-        except (DBAPIError, OSError) as error:
-            raise LocalError(
-                f"cannot use the database {self.path or self.url.partition('@')[2]}: {error}",
-                hint="check that it is there and that this account may write to it",
-            ) from error
-
-    async def ready(self) -> bool:
-        """Whether the database answers."""
-        try:
-            await self.read(lambda connection: connection.execute(counters.select()).all())
-        except TemporaryError:
-            return False
-        return True
 
 
-def _again(error: BaseException | None) -> bool:
-    state = getattr(getattr(error, "orig", None), "sqlstate", None)
-    return state in _AGAIN
+def _sqlite_engine(path: str, size: int, begin: str) -> Engine:
+    engine = create_engine(f"sqlite:///{path}", pool_size=size, max_overflow=0)
+
+    @event.listens_for(engine, "connect")
+    def connected(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # transactions begin below, not where the driver guesses
+        for pragma in (
+            f"busy_timeout={BUSY_MS}",
+            "journal_mode=WAL",
+            "synchronous=FULL",
+            "foreign_keys=ON",
+        ):
+            connection.execute(f"PRAGMA {pragma}").fetchall()
+
+    @event.listens_for(engine, "begin")
+    def begun(connection: Connection) -> None:
+        connection.exec_driver_sql(begin)
+
+    return engine
+
+
+class PostgresDatabase(Database):
+    """A PostgreSQL database, for any number of coordinators."""
+
+    kind = "postgresql"
+
+    def __init__(self, url: str, clock: Callable[[], float]) -> None:
+        from sqlalchemy.ext.asyncio import create_async_engine
+
+        super().__init__(clock)
+        self.url = "postgresql+asyncpg://" + url.partition("://")[2]
+        self._readers = create_async_engine(self.url, pool_size=READERS * 2, max_overflow=0)
+        self.engine = create_async_engine(self.url, pool_size=WRITERS, max_overflow=0)
+
+    async def aclose(self) -> None:
+        await self._readers.dispose()
+        await self.engine.dispose()
+
+    async def read(self, work: Callable[[Connection], T]) -> T:
+        return await self._again(lambda: self._read(work))
+
+    async def _read(self, work: Callable[[Connection], T]) -> T:
+        async with self._readers.connect() as connection:
+            return await connection.run_sync(work)
+
+    async def write(self, work: Callable[[Writing], T]) -> T:
+        return self._committed(await self._again(lambda: self._write(work)))
+
+    async def _write(self, work: Callable[[Writing], T]) -> _Done[T]:
+        async with self.engine.begin() as connection:
+            return await connection.run_sync(lambda c: self._run(work, c))
+
+    async def _again(self, attempt: Callable[[], Coroutine[Any, Any, R]]) -> R:
+        """Run a transaction again where that is safe and may help."""
+        for left in reversed(range(TRIES)):
+            try:
+                return await asyncio.shield(asyncio.ensure_future(attempt()))
+            except (DBAPIError, OSError) as error:
+                if not left or getattr(getattr(error, "orig", None), "sqlstate", None) not in _AGAIN:
+                    raise _database_error(error) from error
+        raise AssertionError("unreachable")
+
+
+def open_database(url: str, clock: Callable[[], float]) -> SqliteDatabase | PostgresDatabase:
+    """The database at a URL; nothing is touched yet.
+
+    Args:
+        url: `sqlite:///PATH` (three slashes and a relative path, four and an absolute one) or `postgresql://…`.
+        clock: Unix seconds.
+    """
+    if url.startswith("sqlite:///") and len(url) > len("sqlite:///"):
+        return SqliteDatabase(os.path.abspath(url.removeprefix("sqlite:///")), clock)
+    if url.startswith(("postgresql://", "postgres://")):
+        return PostgresDatabase(url, clock)
+    raise UsageError(
+        f"--state {url!r} is no database", hint="write sqlite:///PATH or postgresql://USER@HOST/NAME"
+    )
 
 
 def _database_error(error: Exception) -> TemporaryError:
-    what = str(getattr(error, "orig", error)).splitlines()[0] if str(error) else type(error).__name__
+    lines = str(getattr(error, "orig", error)).splitlines()
     return TemporaryError(
-        f"the coordinator's database did not answer: {what}",
+        f"the coordinator's database did not answer: {lines[0] if lines else type(error).__name__}",
         hint="try again; if it lasts, look at the database",
         reason="temporary",
     )

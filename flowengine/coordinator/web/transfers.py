@@ -152,7 +152,7 @@ class Transfers:
 
     async def create_plan(self, call: Call) -> Plan:
         now = self._service.clock()
-        return await self._db.read(lambda c: self._service.decider.plan(c, call.body, now))
+        return await self._db.read(lambda c: self._service.decider.plan(c, call.body, call.user.name, now))
 
 
 class People:
