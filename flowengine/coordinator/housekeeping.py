@@ -65,7 +65,8 @@ class Housekeeping:
         await self._hear()
         service.leader = await self._lead()
         if service.leader:
-            await self._db.write(lambda w: expire(w, service.settings.offline_s))
+            await self._db.write(end_leases)
+            await self._db.write(lambda w: mark_silent(w, service.settings.offline_s))
             await self._db.write(name_waits)
             if self._rounds % _PRUNE_EVERY == 0:
                 await self._db.write(self._prune)
@@ -118,8 +119,8 @@ class Housekeeping:
         connection.execute(delete(usage).where(usage.c.minute < int(now // 60) - 2 * 24 * 60))
 
 
-def expire(writing: Writing, offline_s: float) -> None:
-    """End leases whose term is over, and mark agents that fell silent."""
+def end_leases(writing: Writing) -> None:
+    """End leases whose term is over: the tasks wait again."""
     connection, now = writing.connection, writing.now
     ended = connection.execute(
         select(tasks.c.id, tasks.c.transfer, tasks.c.fence)
@@ -153,6 +154,11 @@ def expire(writing: Writing, offline_s: float) -> None:
         )
         wake_beside(writing, (row.source_site, row.target_site), row.tenant)
         settle(writing, found.transfer)
+
+
+def mark_silent(writing: Writing, offline_s: float) -> None:
+    """Mark agents that fell silent."""
+    connection, now = writing.connection, writing.now
     silent = (
         update(sites)
         .where(

@@ -123,9 +123,9 @@ def _wake_drivers(writing: Writing, site: str) -> None:
 
 def _release_lost(writing: Writing, site: str, beat: Heartbeat) -> None:
     held = writing.connection.execute(
-        select(tasks.c.id, tasks.c.transfer, tasks.c.boot, tasks.c.claimed, tasks.c.fence).where(
-            tasks.c.state == "running", tasks.c.holder == site
-        )
+        select(tasks.c.id, tasks.c.transfer, tasks.c.boot, tasks.c.claimed, tasks.c.fence)
+        .where(tasks.c.state == "running", tasks.c.holder == site)
+        .order_by(tasks.c.transfer)
     ).all()
     for row in held:
         if beat.holding.get(row.id, -1) == row.fence:

@@ -208,14 +208,14 @@ def wake_beside(writing: Writing, names: Iterable[str], tenant: str) -> None:
 def claim_rows(writing: Writing, chosen: list[Work]) -> list[AnyRow]:
     """The chosen tasks that still wait, in the order chosen; their transfers locked.
 
-    Those of a transfer that somebody changes at this moment are left out: they wait for the next claim.
+    A transfer that somebody changes at this moment is waited for, not skipped: claims are one at a time anyway, and
+    what was skipped would wait for a wake that nobody sends.
     """
     if not chosen:
         return []
     if writing.locks_rows:
         there = select(transfers.c.id).where(transfers.c.id.in_([work.transfer for work in chosen]))
-        locked = writing.connection.execute(there.with_for_update(skip_locked=True)).scalars().all()
-        chosen = [work for work in chosen if work.transfer in locked]
+        writing.connection.execute(there.order_by(transfers.c.id).with_for_update()).all()
     rows = writing.connection.execute(
         select(tasks).where(tasks.c.id.in_([work.id for work in chosen]), tasks.c.state == "waiting")
     )

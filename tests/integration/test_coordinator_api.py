@@ -1,0 +1,378 @@
+"""The coordinator over real HTTP and TLS, on SQLite and PostgreSQL: enrolment, transfers, claims, reports, people."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from coordinators import Coordinator, Http, Lab, beat, copy_request, counters, running
+
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio]
+
+
+@pytest_asyncio.fixture
+async def lab(state: str, tmp_path: Path) -> AsyncIterator[Lab]:
+    coordinator = Coordinator(state, tmp_path / "secrets", options=("--lease-s", "2", "--offline-s", "5"))
+    with running(coordinator):
+        made = Lab([coordinator], tmp_path)
+        yield made
+        await made.aclose()
+        assert coordinator.stop() == 0
+        assert "Traceback" not in coordinator.log
+
+
+async def site(lab: Lab, admin: Http, name: str, **changes: Any) -> Http:
+    """An agent's client, its site online."""
+    agent = lab.client(certificate=await lab.enrol(admin, name))
+    await agent("POST", "/v1/agent/heartbeat", beat(**changes))
+    return agent
+
+
+async def claim(agent: Http, count: int = 4) -> list[dict[str, Any]]:
+    tasks: list[dict[str, Any]] = (await agent("POST", "/v1/agent/claim", {"boot": "boot", "count": count}))[
+        "tasks"
+    ]
+    return tasks
+
+
+async def report(
+    agent: Http, task: dict[str, Any], seq: int, state: str, expect: int = 200, **changes: Any
+) -> Any:
+    said = {"fence": task["fence"], "seq": seq, "state": state, "counters": counters(10, 10)} | changes
+    return await agent("POST", f"/v1/agent/tasks/{task['task']}/reports", said, expect=expect)
+
+
+async def test_a_copy_from_the_request_to_the_receipt(lab: Lab) -> None:
+    admin = lab.admin()
+    await site(lab, admin, "a")
+    target = await site(lab, admin, "b")
+    stream = target.stream("/v1/agent/events")
+    assert (await anext(stream))["type"] == "hello"
+    made = await admin("POST", "/v1/transfers", copy_request("a:/d/x", "b:/d/y"), expect=201)
+    assert (made["state"], made["tasks"][0]["state"]) == ("requested", "waiting")
+    async with asyncio.timeout(5):
+        while (await anext(stream))["type"] != "work":
+            pass
+    await stream.aclose()
+    (task,) = await claim(target)
+    assert (task["role"], task["peer_address"], task["lease_s"]) == ("target", "127.0.0.1:1", 2)
+    assert await claim(target) == []
+    landed = [{"seq": 0, "target": "b", "path": "x", "size_bytes": 10}]
+    reply = await report(target, task, 1, "running", landed=landed, bottleneck="disk", rate_bits_per_s=8e6)
+    assert reply["directive"] == "go"
+    why = await admin("GET", f"/v1/transfers/{made['id']}/why")
+    assert why["line"] == "it moves at 1.00 MB/s; to b the bottleneck is disk"
+    again = await report(target, task, 1, "running", landed=landed)
+    assert again["directive"] == "go"
+    assert (await report(target, task, 2, "done", receipt="UmVjZWlwdA=="))["directive"] == "stop"
+    assert (await report(target, task, 2, "done"))["directive"] == "stop"
+    ended = await admin("GET", f"/v1/transfers/{made['id']}?wait_s=5")
+    assert (ended["state"], ended["counters"]["bytes_done"]) == ("completed", 10)
+    rows = await admin("GET", f"/v1/transfers/{made['id']}/landed")
+    assert [(row["seq"], row["path"]) for row in rows["items"]] == [(1, "x")]
+    events = (await admin("GET", f"/v1/events?transfer={made['id']}"))["items"]
+    assert [event["type"] for event in events] == [
+        "transfer.requested", "task.claimed", "transfer.started", "task.done", "transfer.completed",
+    ]  # fmt: skip
+
+
+async def test_a_lease_that_ends_gives_the_task_to_the_next_with_a_higher_fence(lab: Lab) -> None:
+    admin = lab.admin()
+    await site(lab, admin, "a")
+    target = await site(lab, admin, "b")
+    made = await admin("POST", "/v1/transfers", copy_request("a:/d/x", "b:/d/y"))
+    (first,) = await claim(target)
+    async with asyncio.timeout(10):
+        while not (again := await claim(target)):
+            await asyncio.sleep(0.2)
+    assert again[0]["fence"] > first["fence"]
+    refused = await report(target, first, 1, "running", expect=409)
+    assert refused["reason"] == "fence-superseded"
+    await report(target, again[0], 1, "done")
+    kinds = [
+        e["type"] for e in (await admin("GET", f"/v1/events?transfer={made['id']}&types=task."))["items"]
+    ]
+    assert kinds == ["task.claimed", "task.expired", "task.claimed", "task.done"]
+
+
+async def test_failures_are_tried_again_and_then_end_the_transfer(lab: Lab) -> None:
+    admin = lab.admin()
+    await site(lab, admin, "a")
+    target = await site(lab, admin, "b")
+    made = await admin("POST", "/v1/transfers", copy_request("a:/d/x", "b:/d/y"))
+    (task,) = await claim(target)
+    await report(target, task, 1, "failed", reason="disconnected", message="the link broke", retryable=True)
+    assert await claim(target) == []  # a pause before the next attempt
+    async with asyncio.timeout(10):
+        while not (again := await claim(target)):
+            await asyncio.sleep(0.2)
+    await report(target, again[0], 1, "failed", reason="integrity", message="a chunk is rotten")
+    ended = await admin("GET", f"/v1/transfers/{made['id']}?wait_s=5")
+    assert (ended["state"], ended["reason"], ended["message"]) == (
+        "terminated",
+        "integrity",
+        "a chunk is rotten",
+    )
+    retried = await admin("POST", f"/v1/transfers/{made['id']}/retry")
+    assert retried["state"] in ("requested", "started")
+    (third,) = await claim(target)
+    await report(target, third, 1, "done")
+    assert (await admin("GET", f"/v1/transfers/{made['id']}"))["state"] == "completed"
+
+
+async def test_pause_resume_and_cancel_reach_the_agent(lab: Lab) -> None:
+    admin = lab.admin()
+    await site(lab, admin, "a")
+    target = await site(lab, admin, "b")
+    made = await admin("POST", "/v1/transfers", copy_request("a:/d/x", "b:/d/y"))
+    (task,) = await claim(target)
+    stream = target.stream("/v1/agent/events")
+    async with asyncio.timeout(10):
+        await anext(stream)
+        assert (await admin("POST", f"/v1/transfers/{made['id']}/pause"))["state"] == "suspended"
+        told = await anext(stream)
+        assert (told["type"], told["directive"], told["task"]) == ("task", "pause", task["task"])
+        assert (await report(target, task, 1, "running"))["directive"] == "pause"
+        await report(target, task, 2, "released")
+        assert await claim(target) == []
+        assert (await admin("POST", f"/v1/transfers/{made['id']}/resume"))["state"] == "started"
+        (again,) = await claim(target)
+        assert (await admin("POST", f"/v1/transfers/{made['id']}/cancel"))["state"] == "terminated"
+        while (told := await anext(stream))["type"] != "task":
+            pass
+        assert (told["directive"], told["fence"]) == ("stop", again["fence"])
+    await stream.aclose()
+    assert (await report(target, again, 1, "running"))["directive"] == "stop"
+    await admin("POST", f"/v1/transfers/{made['id']}/pause", expect=409)
+
+
+async def test_one_writer_per_overlapping_target_path(lab: Lab) -> None:
+    admin = lab.admin()
+    await site(lab, admin, "a")
+    target = await site(lab, admin, "b")
+    first = await admin("POST", "/v1/transfers", copy_request("a:/d/x", "b:/d/y"))
+    second = await admin("POST", "/v1/transfers", copy_request("a:/d/z", "b:/d/y/deep"))
+    third = await admin("POST", "/v1/transfers", copy_request("a:/d/z", "b:/d/yy"))
+    given = await claim(target)
+    assert [task["transfer"] for task in given] == [first["id"], third["id"]]
+    async with asyncio.timeout(10):
+        while not (waits := (await admin("GET", f"/v1/transfers/{second['id']}/why"))["waits"]):
+            await asyncio.sleep(0.2)
+    assert waits[0]["name"] == "target-path"
+    assert first["id"] in waits[0]["text"]
+    await report(target, given[0], 1, "done")
+    assert [task["transfer"] for task in await claim(target)] == [second["id"]]
+
+
+async def test_who_dials_and_no_route(lab: Lab) -> None:
+    admin = lab.admin()
+    inside = await site(lab, admin, "inside", addresses=[])
+    target = await site(lab, admin, "b")
+    await site(lab, admin, "other", addresses=[])
+    await admin("POST", "/v1/transfers", copy_request("inside:/d/x", "b:/d/y"))
+    assert await claim(target) == []
+    (task,) = await claim(inside)
+    assert (task["role"], task["peer_address"]) == ("source", "127.0.0.1:1")
+    # The target listens: its word ends the task, the holder's own "done" does not.
+    await report(inside, task, 1, "done")
+    assert (await admin("GET", f"/v1/transfers/{task['transfer']}"))["state"] == "started"
+    await report(target, task, 1, "done")
+    assert (await admin("GET", f"/v1/transfers/{task['transfer']}"))["state"] == "completed"
+    refused = await admin("POST", "/v1/transfers", copy_request("inside:/d/x", "other:/d/y"), expect=409)
+    assert refused["reason"] == "no-route"
+
+
+async def test_a_key_makes_one_of_two_requests(lab: Lab) -> None:
+    admin = lab.admin()
+    await site(lab, admin, "a")
+    await site(lab, admin, "b")
+    body = copy_request("a:/d/x", "b:/d/y")
+    one, two = await asyncio.gather(
+        admin("POST", "/v1/transfers", body, key="k1"), admin("POST", "/v1/transfers", body, key="k1")
+    )
+    assert one == two
+    await admin("POST", "/v1/transfers", copy_request("a:/d/x", "b:/d/z"), key="k1", expect=409)
+    token = await admin("POST", "/v1/tokens", {}, key="k2")
+    assert await admin("POST", "/v1/tokens", {}, key="k2") == token  # kept sealed
+    assert len((await admin("GET", "/v1/transfers"))["items"]) == 1
+
+
+async def test_roles_see_and_do_what_is_theirs(lab: Lab) -> None:
+    admin = lab.admin()
+    await site(lab, admin, "a")
+    await site(lab, admin, "b")
+    alice = await lab.user(admin, "alice", "physics")
+    bob = await lab.user(admin, "bob", "biology")
+    watcher = await lab.user(admin, "watcher", "default", "auditor")
+    made = await alice("POST", "/v1/transfers", copy_request("a:/d/x", "b:/d/y"))
+    await bob("GET", f"/v1/transfers/{made['id']}", expect=404)
+    await bob("POST", f"/v1/transfers/{made['id']}/cancel", expect=404)
+    assert (await bob("GET", "/v1/transfers"))["items"] == []
+    assert (await bob("GET", "/v1/events"))["items"] == []
+    assert [item["id"] for item in (await watcher("GET", "/v1/transfers"))["items"]] == [made["id"]]
+    await watcher("POST", f"/v1/transfers/{made['id']}/cancel", expect=403)
+    await alice("POST", "/v1/users", {"name": "eve"}, expect=403)
+    await alice("PUT", "/v1/limits/site:a", {"rate_bits_per_s": 1}, expect=403)
+    await admin("PATCH", "/v1/users/alice", {"disabled": True})
+    await alice("GET", "/v1/me", expect=401)
+    await admin("PATCH", "/v1/users/admin", {"role": "user"}, expect=409)
+
+
+async def test_quotas_hold_the_queue_and_the_running(lab: Lab) -> None:
+    admin = lab.admin()
+    await site(lab, admin, "a")
+    target = await site(lab, admin, "b")
+    await admin("POST", "/v1/tenants", {"name": "small", "max_running": 1, "max_queued": 2})
+    user = await lab.user(admin, "carol", "small")
+    for number in range(2):
+        await user("POST", "/v1/transfers", copy_request("a:/d/x", f"b:/d/{number}"))
+    refused = await user("POST", "/v1/transfers", copy_request("a:/d/x", "b:/d/9"), expect=429)
+    assert refused["reason"] == "quota"
+    assert len(await claim(target)) == 1
+    tenant = next(t for t in (await admin("GET", "/v1/tenants"))["items"] if t["name"] == "small")
+    assert (tenant["running"], tenant["queued"]) == (1, 1)
+
+
+async def test_removing_a_site_ends_its_right_at_once(lab: Lab) -> None:
+    admin = lab.admin()
+    agent = await site(lab, admin, "a")
+    other = await site(lab, admin, "b")
+    serial = (await admin("GET", "/v1/sites/a"))["certificate"]["serial"]
+    stream = other.stream("/v1/agent/events")
+    async with asyncio.timeout(10):
+        assert (await anext(stream))["type"] == "hello"
+        await admin("DELETE", "/v1/sites/a", expect=204)
+        assert await anext(stream) == {"type": "revocations", "revoked": [serial]}
+    await stream.aclose()
+    refused = await agent("POST", "/v1/agent/claim", {"boot": "b", "count": 1}, expect=401)
+    assert refused["reason"] == "certificate-revoked"
+    await admin("POST", "/v1/transfers", copy_request("a:/d/x", "b:/d/y"), expect=404)
+    assert (await admin("GET", "/v1/sites/a"))["state"] == "revoked"
+    again = await site(lab, admin, "a")  # with a new token and a new key
+    assert await claim(again) == []
+
+
+async def test_join_tokens_work_once(lab: Lab) -> None:
+    from flowengine.trust.certificates import make_key, make_request
+
+    admin, nobody = lab.admin(), lab.client()
+    token = (await admin("POST", "/v1/join-tokens", {"site": "a"}))["token"]
+    body = {"token": token, "request_pem": make_request(make_key(os.urandom))}
+    await nobody("POST", "/v1/agent/join", body)
+    refused = await nobody("POST", "/v1/agent/join", body, expect=401)
+    assert refused["reason"] == "authentication"
+    await nobody("POST", "/v1/agent/join", body | {"token": "flowj_x"}, expect=401)
+
+
+async def test_a_folder_is_asked_for_live(lab: Lab) -> None:
+    admin = lab.admin()
+    agent = await site(lab, admin, "a")
+    stream = agent.stream("/v1/agent/events")
+    async with asyncio.timeout(10):
+        assert (await anext(stream))["type"] == "hello"
+        asking = asyncio.create_task(admin("GET", "/v1/sites/a/files?path=/d"))
+        look = await anext(stream)
+        assert (look["type"], look["path"]) == ("look", "/d")
+        await agent("POST", f"/v1/agent/answers/{look['id']}", {"entries": [["x", "file", 5, 10**18]]})
+        entries = (await asking)["entries"]
+    await stream.aclose()
+    assert [(entry["name"], entry["size_bytes"]) for entry in entries] == [("x", 5)]
+    await agent("POST", f"/v1/agent/answers/{look['id']}", {}, expect=404)
+
+
+async def test_limits_reach_agents_and_links_give_estimates(lab: Lab) -> None:
+    admin = lab.admin()
+    agent = await site(lab, admin, "a")
+    await site(lab, admin, "b")
+    stream = agent.stream("/v1/agent/events")
+    async with asyncio.timeout(10):
+        assert (await anext(stream))["type"] == "hello"
+        await admin("PUT", "/v1/limits/site:a", {"rate_bits_per_s": 4000000})
+        told = await anext(stream)
+    await stream.aclose()
+    assert [limit["scope"] for limit in told["limits"]] == ["site:a"]
+    await admin("PUT", "/v1/links/a/b", {"capacity_bits_per_s": 8000000, "rtt_ms": 20})
+    plan = await admin(
+        "POST", "/v1/plans", {"request": copy_request("a:/d/x", "b:/d/y"), "size_bytes": 5000000}
+    )
+    assert (plan["permitted"], plan["rate_bits_per_s"], plan["duration_s"]) == (True, 4e6, 10.0)
+    await admin("DELETE", "/v1/limits/site:a", expect=204)
+    await admin("DELETE", "/v1/limits/site:a", expect=404)
+
+
+async def test_users_follow_events_without_a_gap(lab: Lab) -> None:
+    admin = lab.admin()
+    await site(lab, admin, "a")
+    target = await site(lab, admin, "b")
+    stream = admin.stream("/v1/events?types=transfer.,task.")
+    seen: list[dict[str, Any]] = []
+
+    async def follow() -> None:
+        async for event in stream:
+            seen.append(event)
+            if event["type"] == "transfer.completed":
+                return
+
+    following = asyncio.create_task(follow())
+    async with asyncio.timeout(10):
+        while not following.done() and not seen:
+            await asyncio.sleep(0.05)
+            made = await admin("POST", "/v1/transfers", copy_request("a:/d/x", "b:/d/y"), key="one")
+        (task,) = await claim(target)
+        await report(target, task, 1, "done")
+        await following
+    await stream.aclose()
+    kinds = [event["type"] for event in seen if event["transfer"] == made["id"]]
+    assert kinds[-4:] == ["task.claimed", "transfer.started", "task.done", "transfer.completed"]
+    seqs = [event["seq"] for event in seen]
+    assert seqs == sorted(set(seqs))
+    last = admin.stream("/v1/events", last=str(seqs[-2]))
+    assert (await anext(last))["seq"] == seqs[-1]
+    await last.aclose()
+
+
+JSON = {"headers": {"Content-Type": "application/json"}}
+BROKEN: list[tuple[str, str, dict[str, Any], int, str]] = [
+    ("GET", "/v1/nothing", {}, 404, "not-found"),
+    ("PUT", "/v1/sites", {}, 405, "wrong-method"),
+    ("GET", "/v1/sites?limit=0", {}, 400, "usage"),
+    ("GET", "/v1/sites?after=%00&x=1", {}, 400, "usage"),
+    ("GET", "/v1/sites/UPPER", {}, 400, "usage"),
+    ("GET", "/v1/events?after=now", {}, 400, "usage"),
+    ("POST", "/v1/transfers", {"data": b"{"}, 415, "wrong-media-type"),
+    ("POST", "/v1/transfers", {"data": b"{", **JSON}, 400, "usage"),
+    ("POST", "/v1/transfers", {"data": b"\xff" * 10, **JSON}, 400, "usage"),
+    ("POST", "/v1/transfers", {"data": b"[" * 100000, **JSON}, 400, "usage"),
+    ("POST", "/v1/transfers", {"data": io.BytesIO(b" " * (1 << 21)), **JSON}, 413, "too-large"),
+    ("POST", "/v1/transfers", {"json": {"source": {"site": "a", "path": "/x", "y": 1}}}, 400, "usage"),
+    ("POST", "/v1/agent/claim", {"json": {"boot": "b", "count": 1}}, 401, "authentication"),
+]
+
+
+async def test_every_error_is_a_problem(lab: Lab) -> None:
+    admin = lab.admin()
+    for method, path, options, status, reason in BROKEN:
+        found, headers, body = await admin.raw(method, path, **options)
+        problem = json.loads(body)
+        assert (found, problem["status"], problem["reason"]) == (status, status, reason), path
+        assert headers["Content-Type"].startswith("application/problem+json")
+
+
+async def test_what_is_no_http_is_answered_as_a_problem(lab: Lab) -> None:
+    import ssl
+
+    context = ssl.create_default_context(cafile=str(lab.ca))
+    reader, writer = await asyncio.open_connection("127.0.0.1", lab.coordinators[0].port, ssl=context)
+    writer.write(b"GARBAGE \x01\x02\r\n\r\n")
+    answer = await reader.read()
+    writer.close()
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b" 400 " in head.splitlines()[0]
+    assert json.loads(body)["reason"] == "usage"

@@ -1,0 +1,178 @@
+"""Many tenants, many agents, coordinators that die: nothing lost, nobody starved, no task held twice."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from coordinators import Agent, Coordinator, Http, Lab, copy_request, running
+
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio]
+
+TENANTS = 5
+AGENTS = 20
+MIB = 1 << 20
+Log = list[tuple[float, str, str, int, str]]
+
+
+async def federation(lab: Lab, agents: int, **options: Any) -> tuple[Http, list[Http], list[Agent], Log]:
+    """An admin, a user of each tenant, agents that share one log."""
+    admin = lab.admin()
+    users = [await lab.user(admin, f"user{n}", f"tenant{n}") for n in range(TENANTS)]
+    log: Log = []
+    made = [await lab.agent(admin, f"s{n}", log=log, **options) for n in range(agents)]
+    for agent in made:
+        await agent.heartbeat()
+    return admin, users, made, log
+
+
+async def queue(users: list[Http], agents: list[Agent], count: int, rng: random.Random) -> list[str]:
+    """Ask for transfers, each tenant for its share; their ids."""
+    ids = []
+    for number in range(count):
+        source, target = rng.sample([agent.site for agent in agents], 2)
+        body = copy_request(f"{source}:/d/in{number}", f"{target}:/d/out{number}")
+        made = await users[number % TENANTS]("POST", "/v1/transfers", body, key=f"n{number}")
+        ids.append(made["id"])
+    return ids
+
+
+async def until_all_ended(admin: Http, count: int, timeout_s: float) -> list[dict[str, Any]]:
+    """All transfers, once all are complete."""
+    async with asyncio.timeout(timeout_s):
+        while True:
+            found = (await admin("GET", "/v1/transfers?limit=1000"))["items"]
+            if len(found) == count and all(item["state"] == "completed" for item in found):
+                return list(found)
+            await asyncio.sleep(0.3)
+
+
+def check_never_held_twice(log: Log) -> None:
+    """A task begins again only under a higher fence; under one fence it is begun once."""
+    fences: dict[str, list[int]] = {}
+    begun: set[tuple[str, int]] = set()
+    for _, _, task, fence, what in log:
+        if what == "begin":
+            assert (task, fence) not in begun, f"{task} was given twice under fence {fence}"
+            begun.add((task, fence))
+            fences.setdefault(task, []).append(fence)
+    for task, seen in fences.items():
+        assert seen == sorted(seen), f"fences of {task} went back"
+    done = Counter(task for _, _, task, _, what in log if what == "done")
+    assert not [task for task, times in done.items() if times > 1], "a task was ended twice"
+
+
+def check_fair(events: list[dict[str, Any]], tenant_of: dict[str, int]) -> None:
+    """At no time has a tenant that still has work waiting less than half of its equal share of what was begun."""
+    queued = Counter(tenant_of.values())
+    begun: Counter[int] = Counter()
+    for event in events:
+        if event["type"] != "task.claimed" or event["data"]["attempt"] > 1:
+            continue
+        begun[tenant_of[event["transfer"]]] += 1
+        total = sum(begun.values())
+        if total < 4 * TENANTS:
+            continue
+        for tenant, wanted in queued.items():
+            if begun[tenant] < wanted:
+                assert begun[tenant] >= total / TENANTS / 2, f"tenant{tenant}: {begun[tenant]} of {total}"
+
+
+async def all_events(admin: Http, kind: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    after = ""
+    while True:
+        page = await admin("GET", f"/v1/events?types={kind}&limit=1000&after={after}")
+        found += page["items"]
+        after = page["next"]
+        if not after:
+            return found
+
+
+async def run_agents(agents: list[Agent]) -> list[asyncio.Task[None]]:
+    return [asyncio.create_task(agent.run()) for agent in agents]
+
+
+async def end(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        assert not task.done() or task.exception() is None, task.exception()
+        task.cancel()
+    for task in tasks:
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def test_200_transfers_of_5_tenants_over_20_agents(state: str, tmp_path: Path) -> None:
+    coordinator = Coordinator(state, tmp_path / "secrets")
+    with running(coordinator):
+        lab = Lab([coordinator], tmp_path)
+        admin, users, agents, log = await federation(lab, AGENTS, size=4 * MIB)
+        ids = await queue(users, agents, 200, random.Random(7))
+        tasks = await run_agents(agents)
+        ended = await until_all_ended(admin, 200, 120)
+        claims = await all_events(admin, "task.claimed")
+        await end(tasks)
+        peak = coordinator.rss_bytes()
+        await lab.aclose()
+    assert {item["id"] for item in ended} == set(ids)
+    assert all(item["counters"]["bytes_done"] == 4 * MIB for item in ended)
+    assert len(claims) == len({event["data"]["fence"] for event in claims}) == 200
+    check_never_held_twice(log)
+    check_fair(claims, {transfer: number % TENANTS for number, transfer in enumerate(ids)})
+    assert peak < 200 * MIB, f"{peak / MIB:.0f} MiB"
+    assert "Traceback" not in coordinator.log
+
+
+async def test_kill_9_at_random_moments_loses_nothing(state: str, tmp_path: Path) -> None:
+    rng = random.Random(11)
+    coordinator = Coordinator(state, tmp_path / "secrets", options=("--lease-s", "5", "--offline-s", "5"))
+    with running(coordinator):
+        lab = Lab([coordinator], tmp_path, patience_s=60)
+        admin, users, agents, log = await federation(lab, 6, step_s=0.1, fail_one_in=15)
+        tasks = await run_agents(agents)
+        queueing = asyncio.create_task(queue(users, agents, 60, rng))
+        for _ in range(3):
+            await asyncio.sleep(rng.uniform(0.3, 1.0))
+            coordinator.kill()
+            await asyncio.to_thread(coordinator.start)
+        ids = await queueing
+        ended = await until_all_ended(admin, 60, 120)
+        epochs = (await admin("GET", "/v1/health"))["epoch"]
+        await end(tasks)
+        await lab.aclose()
+    assert {item["id"] for item in ended} == set(ids)
+    assert epochs > 0
+    check_never_held_twice(log)
+
+
+async def test_two_coordinators_on_one_postgresql_and_one_is_killed(
+    postgres_server: Callable[[], str], tmp_path: Path
+) -> None:
+    state = postgres_server()
+    options = ("--lease-s", "5", "--offline-s", "5")
+    pair = [Coordinator(state, tmp_path / "secrets", options=options) for _ in range(2)]
+    with running(*pair):
+        lab = Lab(pair, tmp_path, patience_s=60)
+        admin, users, agents, log = await federation(lab, 6, step_s=0.1)
+        leads = [(await lab.client(urls=[url])("GET", "/v1/health"))["leader"] for url in lab.urls]
+        assert leads.count(True) <= 1
+        tasks = await run_agents(agents)
+        queueing = asyncio.create_task(queue(users, agents, 60, random.Random(3)))
+        await asyncio.sleep(1.5)
+        leader = leads.index(True) if True in leads else 0
+        pair[leader].kill()
+        ids = await queueing
+        ended = await until_all_ended(admin, 60, 120)
+        async with asyncio.timeout(20):
+            while not (await admin("GET", "/v1/health"))["leader"]:
+                await asyncio.sleep(0.3)
+        await end(tasks)
+        await lab.aclose()
+    assert {item["id"] for item in ended} == set(ids)
+    check_never_held_twice(log)
