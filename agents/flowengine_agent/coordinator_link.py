@@ -17,7 +17,7 @@ import httpx2
 import msgspec
 import trio
 
-from flowengine.api.agents import Command
+from flowengine.api.agents import Command, Told, check_required
 from flowengine.client.access import Access
 from flowengine.client.tls import unchecked_context
 from flowengine.client.transport import Transport
@@ -105,7 +105,10 @@ class CoordinatorLink:
         away: FlowError | None = None
         for transport in list(self._transports):
             try:
-                return await transport.request("POST", path, answer, body=body, timeout_s=REQUEST_S)
+                said = await transport.request("POST", path, answer, body=body, timeout_s=REQUEST_S)
+                if isinstance(said, Told):
+                    check_required(said)
+                return said
             except FlowError as error:
                 if error.reason != "disconnected":
                     raise

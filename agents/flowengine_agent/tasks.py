@@ -20,7 +20,7 @@ from typing import Final
 
 import trio
 
-from flowengine.api.agents import TaskGrant
+from flowengine.api.agents import TaskGrant, check_required
 from flowengine.errors import FlowError, TemporaryError
 from flowengine.transfer.channel import first_flow_error
 from flowengine.transfer.sites import SitePeer
@@ -184,6 +184,7 @@ class HeldTasks:
         error: FlowError | None = None
         with run.scope:
             try:
+                check_required(granted)
                 document = decode_grant(granted.grant)
                 run.grant = site.trust.admit(document, dials=True)
                 run.peer = SitePeer.at(granted.peer_address, site.trust, document)

@@ -7,25 +7,44 @@ the reason "incompatible" where it does not.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import datetime
 from typing import Literal, TypeAlias
 
 import msgspec
 
 from flowengine.api.resources import Counters, Endpoint, LandedObject, Limit, Name, Root, TransferOptions
+from flowengine.errors import ProtocolError
 
 __all__ = [
     "Answer", "Claim", "Claimed", "Command", "DrainCommand", "Enrolled", "Greeting", "Heartbeat", "HeartbeatReply",
     "Join", "LimitsCommand", "LookCommand", "Renewal", "Report", "ReportReply", "RevocationsCommand", "TaskCommand",
-    "TaskGrant", "WorkCommand",
+    "TaskGrant", "Told", "WorkCommand", "check_required",
 ]  # fmt: skip
 
 
-class _Told(msgspec.Struct, kw_only=True, omit_defaults=True):
+class Told(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What one side tells the other. `required` names what the receiver must understand (`check_required`)."""
+
     required: list[str] = []
 
 
-class Join(_Told):
+def check_required(said: Told, known: Collection[str] = ()) -> None:
+    """Refuse a message that names something in `required` which this side does not know.
+
+    Raises:
+        ProtocolError: it does (reason "incompatible"); nothing of the message may be obeyed.
+    """
+    unknown = sorted(set(said.required) - set(known))
+    if unknown:
+        raise ProtocolError(
+            f"the other side requires {', '.join(unknown)[:200]}, which this side does not know",
+            hint="update flowengine on this side",
+            reason="incompatible",
+        )
+
+
+class Join(Told):
     """First contact: the one-time token and a certificate request (PEM) for the agent's own key. Site names come from the token."""
 
     token: str
@@ -33,13 +52,13 @@ class Join(_Told):
     software: str = ""
 
 
-class Renewal(_Told):
+class Renewal(Told):
     """A new certificate request with the same identity key, over a connection with the current certificate."""
 
     request_pem: str
 
 
-class Enrolled(_Told):
+class Enrolled(Told):
     """The certificate and what to trust from now on.
 
     Attributes:
@@ -54,7 +73,7 @@ class Enrolled(_Told):
     grant_keys: dict[str, str]
 
 
-class Heartbeat(_Told):
+class Heartbeat(Told):
     """Sent every 10 s, and at once when something in it changed.
 
     Attributes:
@@ -76,7 +95,7 @@ class Heartbeat(_Told):
     holding: dict[str, int] = {}
 
 
-class HeartbeatReply(_Told):
+class HeartbeatReply(Told):
     """What the agent must hold to.
 
     Attributes:
@@ -93,14 +112,14 @@ class HeartbeatReply(_Told):
     renew: bool = False
 
 
-class Claim(_Told):
+class Claim(Told):
     """Ask for work: at most `count` tasks that this site drives (it dials)."""
 
     boot: str
     count: int
 
 
-class TaskGrant(_Told):
+class TaskGrant(Told):
     """A task that the agent holds until `lease_until`, with the grant that proves it to the peer.
 
     Attributes:
@@ -126,13 +145,13 @@ class TaskGrant(_Told):
     priority: str = "normal"
 
 
-class Claimed(_Told):
+class Claimed(Told):
     """The tasks that were given; none when there is nothing to do."""
 
     tasks: list[TaskGrant]
 
 
-class Report(_Told):
+class Report(Told):
     """How a task stands. The holder reports every few seconds; the target also reports what landed.
 
     Attributes:
@@ -160,7 +179,7 @@ class Report(_Told):
     wait: str = ""
 
 
-class ReportReply(_Told):
+class ReportReply(Told):
     """Whether to go on; a new grant when the old one nears its end."""
 
     directive: Literal["go", "pause", "stop"]
@@ -219,7 +238,7 @@ Command: TypeAlias = (
 )
 
 
-class Answer(_Told):
+class Answer(Told):
     """Answer to a `LookCommand`: the listing, or a reason why not."""
 
     entries: list[tuple[str, str, int, int]] = []

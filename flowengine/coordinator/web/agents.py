@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from sqlalchemy import update
 
-from flowengine.api.agents import Claimed, Enrolled, HeartbeatReply, ReportReply
+from flowengine.api.agents import Claimed, Enrolled, HeartbeatReply, ReportReply, check_required
 from flowengine.coordinator.actions import agents as actions
 from flowengine.coordinator.actions import enrolment
 from flowengine.coordinator.database.tables import looks
 from flowengine.coordinator.database.transactions import Writing, json_text
 from flowengine.coordinator.service import Service
 from flowengine.coordinator.web.calls import AgentWho, Call
-from flowengine.errors import AuthenticationError, NotFound, ProtocolError, UsageError
+from flowengine.errors import AuthenticationError, NotFound, UsageError
 from flowengine.trust.certificates import check_request
 from flowengine.trust.tokens import JoinSecret
 
@@ -29,7 +27,7 @@ class Agents:
 
     async def join(self, call: Call) -> Enrolled:
         said = call.body
-        _understands(said.required)
+        check_required(said)
         try:
             token = JoinSecret.parse(said.token)
         except UsageError as error:
@@ -45,7 +43,7 @@ class Agents:
 
     async def renew(self, call: Call) -> Enrolled:
         said = call.body
-        _understands(said.required)
+        check_required(said)
         assert isinstance(call.who, AgentWho)
         if check_request(said.request_pem) != call.who.key_sha256:
             raise AuthenticationError(
@@ -68,24 +66,24 @@ class Agents:
         )
 
     async def heartbeat(self, call: Call) -> HeartbeatReply:
-        _understands(call.body.required)
+        check_required(call.body)
         service = self._service
         return await self._db.write(
             lambda w: actions.heartbeat(w, call.site, call.body, service.secrets.grant_keys, service.terms)
         )
 
     async def claim(self, call: Call) -> Claimed:
-        _understands(call.body.required)
+        check_required(call.body)
         return await self._db.write(lambda w: actions.claim(w, call.site, call.body, self._service.terms))
 
     async def report(self, call: Call) -> ReportReply:
-        _understands(call.body.required)
+        check_required(call.body)
         return await self._db.write(
             lambda w: actions.report(w, call.site, call.path["task"], call.body, self._service.terms)
         )
 
     async def answer(self, call: Call) -> None:
-        _understands(call.body.required)
+        check_required(call.body)
         look = call.path["answer"]
         text = json_text(call.body)
 
@@ -100,12 +98,3 @@ class Agents:
             writing.landed.add(look)  # wakes who waits for it
 
         await self._db.write(work)
-
-
-def _understands(required: Sequence[str]) -> None:
-    if required:
-        raise ProtocolError(
-            f"this needs what this coordinator does not know: {', '.join(required)[:200]}",
-            hint="update the coordinator",
-            reason="incompatible",
-        )
