@@ -57,6 +57,25 @@ when   = ["site.country in @eu"]
 why    = "The ethics board allows sites in the EU"
 """
 
+_OPEN_POLICY: Final = """\
+[policy]
+id         = "open"
+version    = "1"
+title      = "What is not about patients may go anywhere"
+owner      = "dpo@example.org"
+applies_to = ["data.labels excludes 'patients'"]
+unlisted   = "deny"
+effective  = {effective}
+review_by  = {review_by}
+
+[[rule]]
+id     = "anywhere"
+effect = "permit"
+on     = ["release", "land", "process"]
+when   = ["data.labels excludes 'patients'"]
+why    = "Weather is public"
+"""
+
 _LISTS: Final = """\
 [list.eu]
 title     = "EU member states with a site of ours"
@@ -77,13 +96,14 @@ def has_parquet() -> bool:
 
 
 def write_policies(folder: Path, today: date) -> None:
-    """The demo's one policy, its label and its list."""
+    """The demo's policies, their label and their list."""
     (folder / "lists").mkdir(parents=True, exist_ok=True)
     dates = {
         "effective": today.replace(month=1, day=1),
         "review_by": today.replace(year=today.year + 1, month=1, day=1),
     }
     (folder / "cohort.toml").write_text(_POLICY.format(**dates), encoding="utf-8")
+    (folder / "open.toml").write_text(_OPEN_POLICY.format(**dates), encoding="utf-8")
     (folder / "labels.toml").write_text('[label.patients]\ntitle = "Data about patients"\n', encoding="utf-8")
     (folder / "lists" / "eu.toml").write_text(_LISTS.format(**dates), encoding="utf-8")
 
