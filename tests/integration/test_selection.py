@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support import MIB, Flow, Result, assert_same, random_file, small_tree, snapshot, stats_of
+from support import MIB, Flow, Result, assert_same, random_file, small_tree, snapshot, stats_of, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -54,7 +54,10 @@ def move(request: pytest.FixtureRequest, flow: Flow, source: Path, target: Path)
 
         def push(command: str, sources: list[str], to: str, *options: object, code: int | None = 0) -> Result:
             names = [f"{source}/{name}" for name in sources]
-            return flow(command, *names, f"{base}/{to}#{secret}", *options, code=code)
+            done = flow(command, *names, f"{base}/{to}#{secret}", *options, code=code)
+            if done.code == 0:  # the receipt comes before the server clears up
+                wait_until(lambda: not list(target.rglob(".flow-staging")), "staging to be removed")
+            return done
 
         def pull(command: str, sources: list[str], to: str, *options: object, code: int | None = 0) -> Result:
             done = Result(0, "", "")
