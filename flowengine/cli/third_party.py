@@ -190,21 +190,19 @@ def _tell_waits(record: api.Transfer, before: str, tell: Callable[[str], None]) 
 def summary(record: api.Transfer) -> str:
     """One line on what a transfer did."""
     counters = record.counters
+    done = record.state == "completed"
     seconds = ((record.ended or record.since) - record.created).total_seconds()
-    moved = counters.objects_done - counters.objects_unchanged
-    if record.request.mode == "verify":
-        moved = counters.objects_done
     rate = f" ({format_rate(counters.size_bytes / seconds)})" if seconds > 0 else ""
-    parts = [
-        f"{'done' if record.state == 'completed' else record.state.upper()}: {format_count(moved, 'object')} landed",
-        f"{counters.objects_unchanged} unchanged",
-    ]
-    if counters.objects_deleted:
-        parts.append(f"{counters.objects_deleted} deleted")
-    if counters.objects_failed:
-        parts.append(f"{counters.objects_failed} FAILED")
+    took = f"{format_bytes(counters.size_bytes)} in {format_duration(seconds)}{rate}"
+    failed = f", {counters.objects_failed} FAILED" if counters.objects_failed else ""
+    if record.request.mode == "verify":
+        verdict = "all as it should be" if done else "NOT all as it should be"
+        return f"verified {format_count(counters.objects, 'object')}: {verdict}{failed}; {took}"
+    moved = counters.objects_done - counters.objects_unchanged
+    deleted = f", {counters.objects_deleted} deleted" if counters.objects_deleted else ""
     return (
-        f"{', '.join(parts)}; {format_bytes(counters.size_bytes)} in {format_duration(seconds)}{rate}, "
+        f"{'done' if done else record.state.upper()}: {format_count(moved, 'object')} landed, "
+        f"{counters.objects_unchanged} unchanged{deleted}{failed}; {took}, "
         f"{format_bytes(counters.bytes_sent)} sent, {format_bytes(counters.bytes_reused)} reused"
     )
 

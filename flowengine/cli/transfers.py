@@ -116,7 +116,7 @@ def show(transfer_id: str, as_json: bool) -> int:
         print(f"  deadline  {show_time(request.deadline)}")
     if record.eta is not None and record.ended is None:
         print(f"  expected  {show_time(record.eta)}")
-    print(f"  so far    {summary(record).partition(': ')[2]}")
+    print(f"  so far    {summary(record)}")
     for task in record.tasks:
         _show_task(task)
     for decision in record.decisions:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import timedelta
@@ -23,7 +22,6 @@ from flowengine.errors import NotFound, TemporaryError, UsageError
 pytestmark = pytest.mark.slow
 
 BACKENDS = pytest.mark.parametrize("backend", ["asyncio", "trio"])
-SLOW_LIMIT = 4_000_000  # bits a second: what must still be running while a test looks
 
 
 @pytest.fixture(scope="module")
@@ -45,17 +43,14 @@ def run(backend: str, main: Callable[[], Awaitable[Any]]) -> Any:
 
 
 @contextlib.asynccontextmanager
-async def slow_transfer(local: Local, client: AsyncClient, target: str) -> Any:
-    """A transfer that takes long, by a limit on its link; of bytes that are nowhere yet."""
-    (local.data("a") / "large.bin").write_bytes(os.urandom(8 << 20))
-    await client.set_limit(f"link:a>{target}", SLOW_LIMIT)
-    transfer = await client.copy("a:/data/large.bin", f"{target}:/data/slow-{anyio.current_time()}/")
+async def waiting_transfer(client: AsyncClient, target: str) -> Any:
+    """A transfer that waits as long as the block lasts: its target drains."""
+    await client.change_site(target, api.SiteRequest(draining=True))
+    transfer = await client.copy("a:/data/set/", f"{target}:/data/waits-{anyio.current_time()}/")
     try:
         yield transfer
     finally:
-        with contextlib.suppress(flowengine.FlowError):
-            await transfer.cancel()
-        await client.remove_limit(f"link:a>{target}")
+        await client.change_site(target, api.SiteRequest(draining=False))
 
 
 @BACKENDS
@@ -131,7 +126,7 @@ def test_threads_share_a_client(local: Local) -> None:
 @BACKENDS
 def test_cancelling_a_wait_leaves_the_transfer_running_and_cancel_ends_it(local: Local, backend: str) -> None:
     async def main() -> None:
-        async with local.client() as client, slow_transfer(local, client, "b") as transfer:
+        async with local.client() as client, waiting_transfer(client, "b") as transfer:
             with anyio.move_on_after(0.3) as scope:
                 await transfer.wait()
             assert scope.cancelled_caught
@@ -153,13 +148,12 @@ def test_cancelling_a_wait_leaves_the_transfer_running_and_cancel_ends_it(local:
 @BACKENDS
 def test_pause_and_resume(local: Local, backend: str) -> None:
     async def main() -> None:
-        async with local.client() as client, slow_transfer(local, client, "c") as transfer:
+        async with local.client() as client, waiting_transfer(client, "c") as transfer:
             assert (await transfer.pause()).state == "suspended"
             assert "pause" in (await transfer.why()).line
             await transfer.resume()
-            await client.remove_limit("link:a>c")
+            await client.change_site("c", api.SiteRequest(draining=False))
             assert (await transfer.wait(timeout_s=30)).state == "completed"
-            await client.set_limit("link:a>c", SLOW_LIMIT)  # the helper takes it away
 
     run(backend, main)
 
