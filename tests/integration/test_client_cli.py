@@ -14,6 +14,23 @@ from support import Flow, wait_until
 
 pytestmark = pytest.mark.slow
 
+OPEN = """
+[policy]
+id         = "open"
+version    = "1"
+title      = "Anywhere, where nothing else forbids it"
+owner      = "dpo@example.org"
+applies_to = []
+effective  = 2026-01-01
+review_by  = 2030-01-01
+
+[[rule]]
+id     = "known"
+effect = "permit"
+on     = ["release", "land", "process"]
+when   = ["site.operator is 'us'"]
+why    = "Our own sites"
+"""
 POLICY = """
 [policy]
 id         = "cohort"
@@ -38,9 +55,10 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Local]:
     base = tmp_path_factory.mktemp("federation")
     (base / "policies").mkdir()
     (base / "policies/cohort.toml").write_text(POLICY)
+    (base / "policies/open.toml").write_text(OPEN)
     (base / "policies/labels.toml").write_text('[label.patients]\ntitle = "Data about patients"\n')
     facts = {"a": "DE", "b": "DE", "c": "FR"}
-    sites = {name: f'facts = {{ country = "{country}" }}' for name, country in facts.items()}
+    sites = {name: f'facts = {{ country = "{country}", operator = "us" }}' for name, country in facts.items()}
     with local_federation(base, sites, coordinator='policies = "policies"') as running:
         folder = running.data("a") / "set"
         folder.mkdir(parents=True)
