@@ -93,7 +93,7 @@ def test_cp_sync_verify_ls(flow: Flow, local: Local) -> None:
 
 def test_what_is_denied_says_why_and_exits_with_5(flow: Flow, local: Local) -> None:
     said = flow("cp", "--label", "patients", "a:/data/set/", "c:/data/secret", code=5)
-    assert "site.country is 'DE'" in said.stderr
+    assert "the site's country is “DE”" in said.stderr
     assert not (local.data("c") / "secret").exists()
     flow("plan", "show", "--label", "patients", "a:/data/set", "c:/data", code=5)
     planned = flow(

@@ -121,7 +121,7 @@ def create(
         writing.emit("transfer.denied", user=user, tenant=tenant, site=first.site, rule=first.rule, why=shown)
         return Denied(
             f"policy does not permit to {first.use} this data at {first.site}: {first.text}",
-            hint="flow plan shows all decisions and what would make it legal",
+            hint="flow plan show names all decisions; flow policy explain says what would make it legal",
             decisions=[_decision_data(decision) for decision in decisions],
         )
     writing.connection.execute(
