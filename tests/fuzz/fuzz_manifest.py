@@ -206,22 +206,11 @@ def main(arguments: list[str]) -> None:
     if len(arguments) < 2 or arguments[1] not in TARGETS:
         raise SystemExit(f"usage: {arguments[0]} {{{','.join(TARGETS)}}} [libFuzzer options]")
     import atheris
+    from instrument import instrument_package
 
-    for name in list(sys.modules):
-        if name.startswith("flowengine.manifest."):
-            _instrument(atheris, name)
+    instrument_package(atheris, "flowengine.manifest.")
     atheris.Setup([arguments[0], *arguments[2:]], TARGETS[arguments[1]])
     atheris.Fuzz()
-
-
-def _instrument(atheris: object, module: str) -> None:
-    """Coverage for the plain functions of a module that is loaded already."""
-    for value in list(vars(sys.modules[module]).values()):
-        members = vars(value).values() if isinstance(value, type) else [value]
-        for member in members:
-            own = getattr(member, "__module__", None) == module
-            if callable(member) and own and hasattr(member, "__code__"):
-                atheris.instrument_func(member)  # type: ignore[attr-defined]
 
 
 if __name__ == "__main__":

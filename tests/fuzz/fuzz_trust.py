@@ -1,0 +1,172 @@
+"""Coverage-guided fuzzing of what strangers show: grants, receipts, certificates, requests, tokens.
+
+Usage: python tests/fuzz/fuzz_trust.py TARGET [libFuzzer options], as `grants -max_total_time=60`. Needs
+atheris; importing this module, and calling the targets with bytes, does not.
+
+A target must take any bytes: a `FlowError` of the kinds that it names is right, anything else is a finding.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable
+from typing import Final
+
+from flowengine.errors import AuthenticationError, IntegrityError, UsageError
+from flowengine.trust.certificates import (
+    check_certificate,
+    check_request,
+    issue_site,
+    make_authority,
+    make_key,
+    make_request,
+)
+from flowengine.trust.envelope import Envelope, open_envelope, seal_envelope, signed_bytes
+from flowengine.trust.grant import GRANT_DOMAIN, Grant, GrantKey, Party, check_grant
+from flowengine.trust.receipt import verify_receipt
+from flowengine.trust.tokens import JoinSecret, Login, UserToken
+
+_NOW: Final = 1_800_000_000
+_RNG: Final = random.Random(8).randbytes
+_CA: Final = make_authority(_NOW, _RNG)
+_KEY: Final = GrantKey.make(_RNG)
+_A, _B = (Party(site, site * 64) for site in "ab")
+_REQUEST: Final = make_request(make_key(_RNG), "a")
+_GRANT: Final = _KEY.sign(
+    Grant(
+        id=bytes(16),
+        transfer="t",
+        task="t",
+        fence=1,
+        epoch=1,
+        issued=_NOW,
+        expires=_NOW + 300,
+        source=_A,
+        target=_B,
+        dial="target",
+        route=["a", "b"],
+        source_path="/a",
+        target_path="/b",
+        mode="copy",
+        secret=bytes(32),
+    )
+)
+
+
+_PAYLOAD: Final = open_envelope(_GRANT, GRANT_DOMAIN, "", "").payload
+
+
+def _check(document: bytes) -> Grant:
+    return check_grant(document, {_KEY.id: _KEY.public}, _NOW, me=_B, peer=_A, end="target", dials=True)
+
+
+def grants(data: bytes) -> None:
+    """A document as a stranger shows it; with an odd first byte the right one, changed."""
+    document = data[1:]
+    if data[:1] and data[0] & 1:
+        change = data[1:].ljust(len(_GRANT), b"\0")[: len(_GRANT)]
+        document = bytes(a ^ b for a, b in zip(_GRANT, change, strict=True)) + data[1 + len(_GRANT) :]
+    try:
+        _check(document)
+    except AuthenticationError as error:
+        str(error).encode("utf-8")
+        return
+    if document != _GRANT:
+        raise AssertionError("a grant was forged")
+
+
+def signed_grants(data: bytes) -> None:
+    """A payload that the coordinator did sign: whatever it says, it is taken or refused, and what is taken is sane."""
+    payload = data[1:]
+    if data[:1] and data[0] & 1:
+        change = data[1:].ljust(len(_PAYLOAD), b"\0")[: len(_PAYLOAD)]
+        payload = bytes(a ^ b for a, b in zip(_PAYLOAD, change, strict=True)) + data[1 + len(_PAYLOAD) :]
+    document = seal_envelope(
+        Envelope(
+            domain=GRANT_DOMAIN,
+            payload=payload,
+            signature=_KEY._key.sign(signed_bytes(GRANT_DOMAIN, payload)),
+            key_id=_KEY.id,
+        )
+    )
+    try:
+        grant = _check(document)
+    except AuthenticationError as error:
+        str(error).encode("utf-8", "surrogatepass")
+        return
+    if grant.required or grant.fence < 1 or not grant.source_path.startswith("/") or ".." in grant.route:
+        raise AssertionError("a grant was taken that nobody can keep")
+
+
+def receipts(data: bytes) -> None:
+    """A receipt that somebody shows."""
+    try:
+        verify_receipt(data, _CA.certificate_pem)
+    except (AuthenticationError, IntegrityError):
+        return
+    raise AssertionError("a receipt was forged")
+
+
+def certificates(data: bytes) -> None:
+    """A certificate in DER; with an odd first byte as PEM text."""
+    shown: str | bytes = data[1:]
+    if data[:1] and data[0] & 1:
+        shown = data[1:].decode("utf-8", "replace")
+    try:
+        check_certificate(shown, _CA.certificate_pem, _NOW, kind="site")
+    except AuthenticationError:
+        return
+    raise AssertionError("a certificate was forged")
+
+
+def requests(data: bytes) -> None:
+    """A certificate request; whoever proves a key gets one for its site and nothing more."""
+    text = data.decode("utf-8", "replace")
+    if data[:1] and data[0] & 1:
+        text = _REQUEST[: data[0]] + text[1:] + _REQUEST[data[0] :]
+    try:
+        check_request(text)
+    except (UsageError, AuthenticationError):
+        return
+    issued = issue_site(_CA, text, "a", _NOW, _RNG)
+    if check_certificate(issued, _CA.certificate_pem, _NOW, kind="site").site != "a":
+        raise AssertionError("a request chose its own name")
+
+
+def tokens(data: bytes) -> None:
+    """What somebody pasted, or sent as a bearer token."""
+    text = data.decode("utf-8", "surrogateescape")
+    for kind, prefix in ((UserToken, "flowt_"), (JoinSecret, "flowj_"), (Login, "flowl_")):
+        for tried in (text, prefix + text):
+            try:
+                token = kind.parse(tried)
+            except UsageError as error:
+                str(error).encode("utf-8")
+                continue
+            if kind.parse(token.format_secret()) != token:
+                raise AssertionError("a token changed on its way")
+
+
+TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
+    target.__name__: target for target in (grants, signed_grants, receipts, certificates, requests, tokens)
+}
+
+
+def main(arguments: list[str]) -> None:
+    """Run one target under atheris until it stops by itself."""
+    if arguments[1:] == ["--list"]:
+        sys.stdout.write("".join(f"{name}\n" for name in TARGETS))
+        return
+    if len(arguments) < 2 or arguments[1] not in TARGETS:
+        raise SystemExit(f"usage: {arguments[0]} {{{','.join(TARGETS)}}} [libFuzzer options]")
+    import atheris
+    from instrument import instrument_package
+
+    instrument_package(atheris, "flowengine.trust.")
+    atheris.Setup([arguments[0], *arguments[2:]], TARGETS[arguments[1]])
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main(sys.argv)
