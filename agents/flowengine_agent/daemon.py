@@ -52,10 +52,14 @@ from flowengine_agent.tasks import HeldTasks
 __all__ = ["run_agent"]
 
 HEARTBEAT_S: Final = 10.0
+_AGAIN_S: Final = 1.0
 CLOCK_SKEW_S: Final = 30.0
 """A clock that differs by more from the coordinator's is told to whoever reads the log."""
 _RENEWAL_CHECK_S: Final = 60.0
-_COUNT_EVERY_S: Final = 600.0
+_HOUSEKEEPING_S: Final = 600.0
+_REMEMBER_S: Final = 7 * 86_400.0
+"""Reports that nobody took for so long are dropped."""
+_LIMITS_EVERY_S: Final = 1.0
 _DRAIN_GRACE: Final = 0.25
 """Share of the time for a stop in which tasks may still come to their own end."""
 
@@ -139,12 +143,13 @@ class _Agent:
                 self._port = port
                 nursery.start_soon(self._signals)
                 nursery.start_soon(port.serve)
-                nursery.start_soon(self._count_roots)
+                nursery.start_soon(self._housekeeping)
                 self._resume()
                 nursery.start_soon(self._commands)
                 nursery.start_soon(self._heartbeats)
                 nursery.start_soon(self._claims)
                 nursery.start_soon(self._renewals)
+                nursery.start_soon(self._follow_limits)
         finally:
             site.journal.close()
             site.ledger.close()
@@ -181,7 +186,7 @@ class _Agent:
                 self._tasks.tell(task, fence, directive, reason or directive)
                 self._port.tell(task, fence, reason or directive)
             case LimitsCommand(limits=limits):
-                self._site.limits.set(limits)
+                self._site.limits.set(limits, datetime.now(UTC))
             case RevocationsCommand(revoked=revoked):
                 self._revoke(revoked)
             case DrainCommand(on=on):
@@ -205,6 +210,7 @@ class _Agent:
 
     async def _heartbeats(self) -> None:
         while True:
+            pause = HEARTBEAT_S
             if self._greeted:
                 try:
                     await self._heartbeat()
@@ -212,7 +218,8 @@ class _Agent:
                     self._log.warning("heartbeat not taken", why=error.message)
                     if not error.retryable:
                         raise
-            with trio.move_on_after(HEARTBEAT_S):
+                    pause = _AGAIN_S
+            with trio.move_on_after(pause):
                 await self._beat.wait()
 
     async def _heartbeat(self) -> None:
@@ -234,7 +241,7 @@ class _Agent:
                 now=datetime.now(UTC),
                 draining=self._draining,
                 free_slots=max(0, config.max_tasks - len(self._tasks)),
-                holding=self._tasks.holding(),
+                holding=dict(site.journal.untold()) | self._tasks.holding(),
             ),
             HeartbeatReply,
         )
@@ -244,7 +251,7 @@ class _Agent:
         site = self._site
         site.use(keep_grant_keys(site.identity, reply.grant_keys))
         self._revoke(reply.revoked)
-        site.limits.set(reply.limits)
+        site.limits.set(reply.limits, datetime.now(UTC))
         self._drained = reply.draining
         skew = abs((datetime.now(UTC) - reply.now).total_seconds())
         if skew > CLOCK_SKEW_S:
@@ -306,13 +313,23 @@ class _Agent:
         )
         self._log.info("certificate renewed", until=identity.facts.not_after.isoformat())
 
-    async def _count_roots(self) -> None:
-        """Know how full roots with a budget are."""
+    async def _follow_limits(self) -> None:
+        """Windows of limits begin and end by the clock, whether the coordinator is there or not."""
         while True:
-            for root in self._site.roots.roots:
+            await trio.sleep(_LIMITS_EVERY_S)
+            self._site.limits.follow(datetime.now(UTC))
+
+    async def _housekeeping(self) -> None:
+        """Know how full roots with a budget are; forget what no grant and no report can speak of any more."""
+        site = self._site
+        while True:
+            for root in site.roots.roots:
                 if root.folder.budget_bytes is not None:
                     await trio.to_thread.run_sync(root.count)
-            await trio.sleep(_COUNT_EVERY_S)
+            now = time.time()
+            site.ledger.prune(now)
+            site.journal.forget_old(now - _REMEMBER_S)
+            await trio.sleep(_HOUSEKEEPING_S)
 
     async def _signals(self) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:

@@ -87,6 +87,7 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         byte_limit: most payload bytes that may cross; None for no bound.
         may_delete: whether the target may remove what the source does not have.
         labels, purpose, policy_digest: what the policy decision was made on.
+        tenant: for whom it is, so that its bandwidth limit can be held.
         required: conditions that whoever checks must know; unknown ones refuse the grant.
     """
 
@@ -110,6 +111,7 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     labels: list[str] = []
     purpose: str = ""
     policy_digest: bytes = b""
+    tenant: str = ""
     required: list[str] = []
 
     def party(self, end: End) -> Party:

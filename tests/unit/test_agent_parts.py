@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from flowengine.api.agents import Report, TaskGrant
-from flowengine.api.resources import Counters, Endpoint, Limit, TransferOptions
+from flowengine.api.resources import Counters, Endpoint, Limit, LimitWindow, TransferOptions
 from flowengine.errors import Denied, FlowError, LocalError, NotFound, TemporaryError
 from flowengine_agent.config import OfferedFolder
 from flowengine_agent.journal import Journal
@@ -226,17 +226,33 @@ def test_a_look_shows_roots_folders_and_files(roots: Roots, tmp_path: Path) -> N
 # --- limits -----------------------------------------------------------------------------------------------------
 
 
+NOON = datetime(2030, 1, 1, 12, 0, tzinfo=UTC)
+
+
+def limit(scope: str, rate: int | None, *windows: LimitWindow) -> Limit:
+    return Limit(
+        scope=scope,
+        rate_bits_per_s=rate,
+        windows=list(windows),
+        now_bits_per_s=rate,
+        changed=NOON,
+        changed_by="x",
+    )
+
+
 def test_the_lower_of_two_limits_holds_for_the_site() -> None:
     book = LimitBook("a", 1000)
-    assert book.rates() == {"site:a": 1000}
-    now = datetime(2030, 1, 1, tzinfo=UTC)
+    assert book.rates(NOON) == {"site:a": 1000}
+    book.set([limit("site:a", 5000), limit("link:a>b", 10), limit("tenant:t", None)], NOON)
+    assert book.rates(NOON) == {"site:a": 1000, "link:a>b": 10}
+    book.set([limit("site:a", 500)], NOON)
+    assert book.rates(NOON) == {"site:a": 500}
 
-    def limit(scope: str, rate: int | None) -> Limit:
-        return Limit(
-            scope=scope, rate_bits_per_s=rate, windows=[], now_bits_per_s=rate, changed=now, changed_by="x"
-        )
 
-    book.set([limit("site:a", 5000), limit("link:a>b", 10)])
-    assert book.rates() == {"site:a": 1000, "link:a>b": 10}
-    book.set([limit("site:a", 500)])
-    assert book.rates() == {"site:a": 500}
+def test_windows_begin_and_end_without_the_coordinator() -> None:
+    book = LimitBook("a", None)
+    window = LimitWindow(rate_bits_per_s=0, start="20:00", end="06:00")
+    book.set([limit("link:a>b", 800, window)], NOON)
+    assert book.rates(NOON) == {"link:a>b": 800}
+    night = NOON.replace(hour=23)
+    assert book.rates(night) == {"link:a>b": 1.0}  # nothing to speak of

@@ -273,6 +273,7 @@ def _grant(
         labels=request.labels,
         purpose=request.purpose,
         policy_digest=bytes.fromhex(transfer.policy_digest),
+        tenant=row.tenant,
     )
 
 
