@@ -167,6 +167,7 @@ class _Source:
 
     async def run(self) -> SourceOutcome:
         session = self._session
+        self._token = trio.lowlevel.current_trio_token()
         limiter = trio.CapacityLimiter(len(session.sockets) + 3)
 
         async def thread(body: Callable[[], None]) -> None:
@@ -289,6 +290,8 @@ class _Source:
         self._summary = summary = recorder.finish()
         self._control.post(Totals(scanner.objects, scanner.size_bytes, True))
         self._control.post(Finish(summary.version_id, summary.objects, summary.size_bytes, scanner.complete))
+        with contextlib.suppress(trio.RunFinishedError):
+            self._token.run_sync_soon(self._flush_last)
 
     def _post_event(self, event: Event, recorder: ManifestRecorder) -> None:
         post = self._control.post
@@ -419,6 +422,12 @@ class _Source:
                 hold.release()
         # Parts that wait in an unfilled unit keep their buffers: don't let the scan starve on them.
         if self._packer.pending_bytes and self._pool.exhausted():
+            self._flush_packer()
+        self._flush_last()
+
+    def _flush_last(self) -> None:
+        """Send what is wanted at once where no further answer could fill the unit: the end of every transfer."""
+        if self._summary is not None and not self._holds and self._packer.pending_bytes:
             self._flush_packer()
 
     def _to_cut_finer(self, hold: Hold, kind: int, bitmap: bytes, finer: bytes) -> list[int]:
