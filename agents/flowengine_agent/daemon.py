@@ -56,6 +56,7 @@ _AGAIN_S: Final = 1.0
 CLOCK_SKEW_S: Final = 30.0
 """A clock that differs by more from the coordinator's is told to whoever reads the log."""
 _RENEWAL_CHECK_S: Final = 60.0
+_LOOK_AFTER_S: Final = 0.05
 _HOUSEKEEPING_S: Final = 600.0
 _REMEMBER_S: Final = 7 * 86_400.0
 """Reports that nobody took for so long are dropped."""
@@ -127,6 +128,7 @@ class _Agent:
         self._draining = False  # this agent stops
         self._drained = False  # the coordinator wants no new work here
         self._work = trio.Event()
+        self._was_full = False
         self._beat = trio.Event()
         self._greeted = False
         self._exit = Exit.DONE
@@ -157,6 +159,13 @@ class _Agent:
 
     def _changed(self) -> None:
         """A task ended: there is room for another."""
+        if self._was_full:
+            self._work.set()
+        else:  # more would have been given before; what became possible by this end can wait for its report
+            self._nursery.start_soon(self._look_for_work)
+
+    async def _look_for_work(self) -> None:
+        await trio.sleep(_LOOK_AFTER_S)
         self._work.set()
 
     def _resume(self) -> None:
@@ -288,6 +297,7 @@ class _Agent:
                 await trio.sleep(self._rng.uniform(0.5, 2.0))
                 self._work.set()
                 continue
+            self._was_full = len(claimed.tasks) == room
             for granted in claimed.tasks:
                 self._tasks.start(granted, sent_at + granted.lease_s)
 
