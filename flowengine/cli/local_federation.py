@@ -208,9 +208,9 @@ def _agent_command(site: SiteEntry, folder: Path, client: Client) -> list[str]:
     if any(state.iterdir()) and client.site(site.name).certificate is not None:
         return command
     token = home / "join-token"
-    fd = os.open(token, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-    with open(fd, "w", encoding="utf-8") as file:
-        file.write(client.join_token(site.name).token + "\n")
+    from flowengine.store.secret_files import write_secret
+
+    write_secret(str(token), f"{client.join_token(site.name).token}\n".encode())
     return [*command, "--join-token-file", str(token)]
 
 

@@ -90,6 +90,7 @@ def keygen(file: Path, as_json: bool) -> int:
 
     from flowengine.errors import UsageError
     from flowengine.policy.bundle import key_id
+    from flowengine.store.secret_files import write_secret
 
     public = file.with_name(file.name + ".pub")
     if file.exists() or public.exists():
@@ -100,9 +101,7 @@ def keygen(file: Path, as_json: bool) -> int:
     secret = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as out:
-        out.write(secret)
+    write_secret(os.fspath(file), secret, replace=False)
     public.write_bytes(
         key.public_key().public_bytes(
             serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -131,21 +130,10 @@ class Credentials:
             lines.append("\n[[coordinator]]\n")
             # JSON's strings without escaped slashes are TOML's basic strings.
             lines += [f"{name} = {json.dumps(value)}\n" for name, value in fields.items() if value]
-        part = self.path.with_name(f"{_FILE}.{os.getpid()}.part")
-        try:
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-            with open(fd, "w", encoding="utf-8") as file:
-                file.writelines(lines)
-                file.flush()
-                os.fsync(fd)
-            os.replace(part, self.path)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                os.unlink(part)
-            raise LocalError(
-                f"cannot write {self.path}: {error.strerror}", hint="set FLOW_CONFIG_DIR"
-            ) from None
+        from flowengine.store.secret_files import make_secret_folder, write_secret
+
+        make_secret_folder(os.fspath(self.path.parent))
+        write_secret(os.fspath(self.path), "".join(lines).encode())
 
 
 def find_access(

@@ -79,8 +79,10 @@ class GrantLedger:
                 one ("grant-replayed").
         """
         with self._lock, self._transaction():
-            row = self._db.execute("SELECT fence, spent FROM task WHERE task = ?", (grant.task,)).fetchone()
-            fence, spent = row or (0, 0)
+            row = self._db.execute(
+                "SELECT fence, spent, until FROM task WHERE task = ?", (grant.task,)
+            ).fetchone()
+            fence, spent, until = row or (0, 0, 0)
             if grant.fence < fence:
                 raise AuthenticationError(
                     f"the grant for {grant.shown} was superseded by fence {fence}", reason="grant-superseded"
@@ -89,7 +91,11 @@ class GrantLedger:
                 raise AuthenticationError(
                     f"the grant for {grant.shown} was used up: its task ended here", reason="grant-replayed"
                 )
-            self._put(grant, spent=False)
+            if (grant.fence, grant.expires) != (
+                fence,
+                until,
+            ):  # shown again: nothing to write, nothing to sync
+                self._put(grant, spent=False)
 
     def spend(self, grant: Grant) -> None:
         """The task ended here under this grant's fence: no grant of that fence lets anybody in again."""

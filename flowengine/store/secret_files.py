@@ -7,8 +7,7 @@ import os
 import stat
 from typing import Final
 
-from flowengine.errors import LocalError, NotFound
-from flowengine.store.filesystem import local_error
+from flowengine.errors import FlowError, LocalError, NotFound
 
 __all__ = ["make_secret_folder", "read_secret", "write_secret"]
 
@@ -48,7 +47,7 @@ def write_secret(path: str, data: bytes, *, replace: bool = True) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             os.unlink(part)
-        raise local_error(error, f"cannot write the secret file {name} in", os.fsencode(folder)) from None
+        raise _refused(error, f"cannot write the secret file {name} in", os.fsencode(folder)) from None
 
 
 def read_secret(path: str) -> bytes:
@@ -73,7 +72,7 @@ def read_secret(path: str) -> bytes:
     except FileNotFoundError:
         raise NotFound(f"{path} does not exist") from None
     except OSError as error:
-        raise local_error(error, "cannot read the secret file", os.fsencode(path)) from None
+        raise _refused(error, "cannot read the secret file", os.fsencode(path)) from None
     if len(data) > MAX_SECRET_FILE_BYTES:
         raise LocalError(f"{path} is too large to be a secret", hint="name the file that holds the secret")
     return data
@@ -89,6 +88,14 @@ def make_secret_folder(path: str) -> None:
         os.makedirs(path, mode=0o700, exist_ok=True)
         mode = os.stat(path).st_mode
     except OSError as error:
-        raise local_error(error, "cannot make the folder", os.fsencode(path)) from None
+        raise _refused(error, "cannot make the folder", os.fsencode(path)) from None
     if mode & 0o022:
         raise LocalError(f"{path} is to hold secrets and others can write into it", hint=f"chmod 700 {path}")
+
+
+def _refused(error: OSError, what: str, path: bytes) -> FlowError:
+    from flowengine.store.filesystem import (
+        local_error,  # takes ctypes, which a shell's completion need not wait for
+    )
+
+    return local_error(error, what, path)
