@@ -164,7 +164,6 @@ EXIT_CODES: Final[dict[str, Exit]] = {
     "fence-superseded": Exit.FAILED,
     "wrong-method": Exit.USAGE,
     "wrong-media-type": Exit.USAGE,
-    "not-acceptable": Exit.USAGE,
     "too-large": Exit.USAGE,
     "quota": Exit.TEMPORARY,
     "agent-offline": Exit.TEMPORARY,

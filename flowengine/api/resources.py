@@ -60,7 +60,7 @@ Name: TypeAlias = Annotated[str, Meta(pattern=NAME_PATTERN)]
 SitePath: TypeAlias = Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^/[^\x00]*$")]
 Text: TypeAlias = Annotated[str, Meta(max_length=1000)]
 Word: TypeAlias = Annotated[str, Meta(max_length=128)]
-Size: TypeAlias = Annotated[int, Meta(ge=0)]
+Size: TypeAlias = Annotated[int, Meta(ge=0, le=2**62)]
 Rate: TypeAlias = Annotated[int, Meta(ge=1, le=10**15)]
 Role: TypeAlias = Literal["admin", "operator", "user", "auditor"]
 TransferState: TypeAlias = Literal[
@@ -421,8 +421,8 @@ class TenantRequest(_Request):
 
     name: Name | None = None
     weight: Annotated[float, Meta(gt=0, le=1000)] = 1.0
-    max_running: Annotated[int, Meta(ge=1)] | None = None
-    max_queued: Annotated[int, Meta(ge=1)] | None = None
+    max_running: Annotated[int, Meta(ge=1, le=10**9)] | None = None
+    max_queued: Annotated[int, Meta(ge=1, le=10**9)] | None = None
     max_bytes_per_day: Size | None = None
 
 

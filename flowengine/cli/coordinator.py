@@ -6,7 +6,7 @@ import os
 
 import click
 
-from flowengine.errors import Exit, LocalError, UsageError
+from flowengine.errors import Exit, LocalError, NotFound, UsageError
 
 __all__ = ["coordinator"]
 
@@ -127,4 +127,38 @@ def login_string(state: str, secrets: str | None) -> int:
         )
     print(path)
     click.echo(f"flow: log in with: flow login < {path}", err=True)
+    return Exit.DONE
+
+
+@coordinator.command()
+@_state
+@click.argument("file", type=click.Path())
+def backup(state: str, file: str) -> int:
+    """Copy a SQLite state that may be in use to FILE, in one consistent state.
+
+    The folder of secrets is not in it: keep a copy of that apart. PostgreSQL has pg_dump.
+    """
+    import contextlib
+    import sqlite3
+
+    if not state.startswith("sqlite:///"):
+        raise UsageError("this copies SQLite only", hint="use pg_dump for PostgreSQL")
+    path = state.removeprefix("sqlite:///")
+    if not os.path.isfile(path):
+        raise NotFound(f"there is no database {path}", hint="name it as flow coordinator run does")
+    part = f"{file}.{os.getpid()}.part"
+    try:
+        os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
+        with (
+            contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as source,
+            contextlib.closing(sqlite3.connect(part)) as target,
+        ):
+            source.backup(target)
+        with open(part, "rb") as copied:
+            os.fsync(copied.fileno())
+        os.replace(part, file)
+    except (OSError, sqlite3.Error) as error:
+        with contextlib.suppress(OSError):
+            os.unlink(part)
+        raise LocalError(f"cannot copy {path} to {file}: {error}", hint="choose another file") from None
     return Exit.DONE

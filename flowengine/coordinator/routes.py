@@ -515,10 +515,10 @@ ROUTES: Final[tuple[Route, ...]] = (
 
 
 def statuses(route: Route) -> dict[int, tuple[str, ...]]:
-    """Every status that an error of this route can have, with its reasons."""
+    """Every status that an error of this route can have, with its reasons; 500 is none: it would be a bug."""
     from flowengine.api.problems import STATUSES
 
-    reasons = ["usage", "failed", "temporary", *route.also]
+    reasons = ["usage", "temporary", *route.also]
     if route.who != "any":
         reasons += ["authentication", "denied"]
     if route.parameters:
@@ -527,8 +527,6 @@ def statuses(route: Route) -> dict[int, tuple[str, ...]]:
         reasons += ["too-large", "wrong-media-type"]
     if route.creates:
         reasons.append("conflict")
-    if route.media != "application/x-pem-file" or route.streams:
-        reasons.append("not-acceptable")
     found: dict[int, list[str]] = {}
     for reason in dict.fromkeys(reasons):
         found.setdefault(STATUSES[reason], []).append(reason)

@@ -332,6 +332,7 @@ def _record(
     values: dict[str, Any] = {"state": effect.state, "attempts": effect.attempts}
     values["holder_seq" if by_holder else "peer_seq"] = said.seq
     if effect.kind == "adopted":
+        lift_fence(0, said.fence)  # refuses what no coordinator can have given
         values |= {"fence": said.fence, "holder": site, "claimed": writing.now, "peer_seq": -1}
         writing.count_up("fence", 0, said.fence)
         writing.emit("task.adopted", transfer=row.transfer, site=site, task=row.id, fence=said.fence)

@@ -6,7 +6,7 @@ Plan
     A piece of work is a plain function of a connection; `read` and `write` run it in a transaction. On SQLite one
     thread does all writing, with BEGIN IMMEDIATE (a deferred read that turns into a write fails at once) and
     `synchronous=FULL`, because the answer to a request promises what it says; a whole transaction is one hop to that
-    thread (ADR 0012). On PostgreSQL rows are locked where two could meet: a transfer's row first, then its tasks, and
+    thread (ADR 20). On PostgreSQL rows are locked where two could meet: a transfer's row first, then its tasks, and
     last of all the counter of events.
 Invariants
     - Events are numbered in the order in which they become visible, without gaps: the number is taken at the end of
@@ -25,10 +25,10 @@ from typing import Any, Final, Generic, Literal, TypeVar
 
 import msgspec
 from sqlalchemy import Connection, Engine, create_engine, event, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DataError, DBAPIError
 
 from flowengine.coordinator.database.tables import events
-from flowengine.errors import TemporaryError, UsageError
+from flowengine.errors import FlowError, TemporaryError, UsageError
 
 __all__ = [
     "Database",
@@ -49,6 +49,7 @@ WRITERS: Final = 8
 """Connections that write at once, on PostgreSQL; on SQLite one thread does."""
 BUSY_MS: Final = 10_000
 TRIES: Final = 5
+_FAILURES: Final = (DBAPIError, OSError, OverflowError, UnicodeEncodeError)
 _AGAIN: Final = ("40001", "40P01", "55P03", "23505")
 """PostgreSQL's codes for serialization failure, deadlock, lock not available, unique violation (two made the same at
 once): the same work, run again, may pass, or finds what the other made."""
@@ -233,7 +234,7 @@ class SqliteDatabase(Database):
         # Shielded: a request that is given up must not leave its transaction half watched.
         try:
             return await asyncio.shield(asyncio.get_running_loop().run_in_executor(pool, run))
-        except (DBAPIError, OSError) as error:
+        except _FAILURES as error:
             raise _database_error(error) from error
 
 
@@ -294,7 +295,7 @@ class PostgresDatabase(Database):
         for left in reversed(range(TRIES)):
             try:
                 return await asyncio.shield(asyncio.ensure_future(attempt()))
-            except (DBAPIError, OSError) as error:
+            except _FAILURES as error:
                 if not left or getattr(getattr(error, "orig", None), "sqlstate", None) not in _AGAIN:
                     raise _database_error(error) from error
         raise AssertionError("unreachable")
@@ -316,7 +317,13 @@ def open_database(url: str, clock: Callable[[], float]) -> SqliteDatabase | Post
     )
 
 
-def _database_error(error: Exception) -> TemporaryError:
+def _database_error(error: Exception) -> FlowError:
+    state = str(getattr(getattr(error, "orig", None), "sqlstate", None) or "")
+    if isinstance(error, DataError | OverflowError | UnicodeEncodeError) or state.startswith("22"):
+        return UsageError(
+            "a value in the request cannot be kept: a number is out of range, or a text holds a NUL or half a character",
+            hint="send whole numbers below 2^62 and texts in UTF-8 without NUL",
+        )
     lines = str(getattr(error, "orig", error)).splitlines()
     return TemporaryError(
         f"the coordinator's database did not answer: {lines[0] if lines else type(error).__name__}",

@@ -1,0 +1,200 @@
+"""The coordinator's decisions: order of claims, hindrances, states, reports, what agents are told; the pages made of tables."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import create_engine
+
+from flowengine.coordinator.database.migrate import HEAD, alembic_config
+from flowengine.coordinator.database.tables import metadata
+from flowengine.coordinator.rules.paths import clean, overlap
+from flowengine.coordinator.rules.queue import Board, Place, Share, Work, choose, hindrance
+from flowengine.coordinator.rules.reports import Held, take
+from flowengine.coordinator.rules.states import TaskFacts, derive
+from flowengine.errors import UsageError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def work(seq: int, **changes: Any) -> Work:
+    fields: dict[str, Any] = {
+        "id": f"t-{seq}.1", "seq": seq, "transfer": f"t-{seq}", "tenant": "x", "priority": 1, "source_site": "a",
+        "source_path": f"/in{seq}", "target_site": "b", "target_path": f"/out{seq}", "driver": "b",
+    }  # fmt: skip
+    return Work(**(fields | changes))
+
+
+def board(waiting: list[Work], running: list[Work] | None = None, **shares: Share) -> Board:
+    places = {name: Place(name, "online", 0.0, 100) for name in "abc"}
+    tenants = {w.tenant for w in [*waiting, *(running or [])]}
+    known = {name: Share(name, 1.0) for name in tenants} | shares
+    return Board(100.0, waiting, running or [], places, known)
+
+
+def ids(chosen: list[Work]) -> list[int]:
+    return [found.seq for found in chosen]
+
+
+def test_priority_comes_first_then_the_tenant_served_least_then_age() -> None:
+    queue = [work(1), work(2), work(3, tenant="y"), work(4, tenant="y"), work(5, priority=3)]
+    shares = {"x": Share("x", 1.0, served_bytes=1 << 30), "y": Share("y", 1.0)}
+    assert ids(choose(board(queue, **shares), "b", 3)) == [5, 3, 4]
+    assert ids(choose(board(queue), "b", 10)) == [5, 3, 1, 4, 2]  # x was charged for the urgent one
+    assert choose(board(queue), "a", 10) == []
+
+
+def test_weights_divide_what_was_served() -> None:
+    queue = [work(n, tenant="xy"[n % 2]) for n in range(1, 13)]
+    chosen = choose(board(queue, x=Share("x", 2.0), y=Share("y", 1.0)), "b", 6)
+    assert sorted(found.tenant for found in chosen) == ["x"] * 4 + ["y"] * 2
+
+
+def test_bounds_of_sites_and_tenants_hold() -> None:
+    queue = [work(n) for n in range(1, 6)]
+    here = board(queue)
+    here.places["a"].max_tasks = 2
+    assert ids(choose(here, "b", 10)) == [1, 2]
+    found = hindrance(here, queue[2])
+    assert found is not None
+    assert found.name == "slots"
+    assert ids(choose(board(queue, x=Share("x", 1.0, max_running=3)), "b", 10)) == [1, 2, 3]
+    found = hindrance(board(queue, x=Share("x", 1.0, left_today_bytes=0)), queue[0])
+    assert found is not None
+    assert found.name == "tenant-quota"
+
+
+@pytest.mark.parametrize(
+    ("state", "name"),
+    [
+        ("offline", "agent-offline"),
+        ("expected", "agent-offline"),
+        ("draining", "draining"),
+        ("revoked", "site-revoked"),
+    ],
+)
+def test_a_site_that_is_not_online_hinders(state: str, name: str) -> None:
+    here = board([work(1)])
+    here.places["a"].state = state
+    found = hindrance(here, here.waiting[0])
+    assert found is not None
+    assert found.name == name
+
+
+def test_overlapping_writers_go_one_after_the_other_and_nobody_waits_for_a_later_one() -> None:
+    deep, above = work(1, target_path="/out/deep"), work(2, target_path="/out")
+    beside = work(3, target_path="/outer")
+    assert ids(choose(board([above, deep, beside]), "b", 10)) == [1, 3]
+    assert ids(choose(board([above], [deep]), "b", 10)) == []
+    paused = work(1, target_path="/out/deep", paused=True)
+    assert ids(choose(board([above, paused]), "b", 10)) == [2]
+    reader = work(2, source_site="b", source_path="/out1/x", target_site="c", driver="c")
+    found = hindrance(board([work(1), reader]), reader)
+    assert found is not None
+    assert (found.name, "t-1" in found.text) == ("source-path", True)
+    assert hindrance(board([work(5), reader]), reader) is None
+
+
+def test_paths_overlap_by_whole_components() -> None:
+    assert overlap("/", "/x")
+    assert overlap("/a/b", "/a")
+    assert not overlap("/a/b", "/a/bc")
+    with pytest.raises(UsageError):
+        clean("/a/../b")
+
+
+def state_of(*tasks: TaskFacts, **flags: Any) -> tuple[str, str]:
+    found = derive(tasks, **({"paused": False, "cancelled": False, "begun": False, "now": 100.0} | flags))
+    return found.state, found.reason
+
+
+def test_a_transfers_state_follows_from_its_tasks() -> None:
+    waiting, running, done = TaskFacts("waiting"), TaskFacts("running"), TaskFacts("done")
+    failed = TaskFacts("failed", reason="integrity")
+    lost = TaskFacts("waiting", wait_name="agent-offline", wait_since=10.0)
+    assert state_of(waiting) == ("requested", "queued")
+    assert state_of(waiting, done, begun=True) == ("started", "waiting")
+    assert state_of(running, failed) == ("started", "running")
+    assert state_of(done, failed) == ("terminated", "integrity")
+    assert state_of(done, done, cancelled=True) == ("completed", "done")
+    assert state_of(done, TaskFacts("cancelled"), cancelled=True) == ("terminated", "cancelled")
+    assert state_of(running, paused=True) == ("suspended", "paused")
+    assert state_of(lost) == ("suspended", "agent-offline")
+    assert state_of(lost, waiting) == ("requested", "queued")
+    assert state_of(lost, now=60.0) == ("requested", "queued")
+    assert state_of(TaskFacts("waiting", 1, "disk-full", "full"), begun=True) == ("suspended", "disk-full")
+    assert state_of(TaskFacts("waiting", 1, "disconnected"), begun=True) == ("started", "retrying")
+
+
+def held(**changes: Any) -> Held:
+    fields: dict[str, Any] = {
+        "state": "running", "fence": 10, "holder": "b", "driver": "b", "source_site": "a", "target_site": "b",
+        "attempts": 0, "holder_seq": 3, "peer_seq": -1,
+    }  # fmt: skip
+    return Held(**(fields | changes))
+
+
+@pytest.mark.parametrize(
+    ("task", "said", "kind", "state", "directive"),
+    [
+        (held(), ("b", 10, 4, "running"), "taken", "running", "go"),
+        (held(), ("b", 10, 3, "running"), "ignored", "running", "go"),
+        (held(paused=True), ("b", 10, 4, "running"), "taken", "running", "pause"),
+        (held(), ("b", 10, 4, "done"), "taken", "done", "stop"),
+        (held(), ("a", 10, 0, "done"), "taken", "running", "go"),
+        (held(holder="a", driver="a"), ("a", 10, 4, "done"), "taken", "running", "go"),
+        (held(holder="a", driver="a"), ("b", 10, 0, "done"), "taken", "done", "stop"),
+        (held(), ("b", 9, 4, "done"), "superseded", "running", "stop"),
+        (held(state="waiting", holder=""), ("b", 10, 4, "running"), "superseded", "waiting", "stop"),
+        (held(state="waiting"), ("b", 10, 4, "running"), "taken", "running", "go"),
+        (held(state="waiting"), ("b", 10, 4, "done"), "taken", "done", "stop"),
+        (held(state="cancelled"), ("b", 10, 4, "done"), "ignored", "cancelled", "stop"),
+        (held(state="waiting", holder=""), ("b", 11, 0, "running"), "adopted", "running", "go"),
+        (held(), ("a", 11, 0, "running"), "superseded", "running", "stop"),
+        (held(), ("b", 10, 4, "failed"), "taken", "waiting", "stop"),
+        (held(attempts=99), ("b", 10, 4, "failed"), "taken", "failed", "stop"),
+    ],
+)
+def test_what_a_report_does(
+    task: Held, said: tuple[str, int, int, str], kind: str, state: str, directive: str
+) -> None:
+    site, fence, seq, word = said
+    found = take(task, site, fence, seq, word, True, 100.0, False)
+    assert (found.kind, found.state, found.directive) == (kind, state, directive)
+
+
+def test_the_migrations_make_the_tables_and_head_is_the_newest() -> None:
+    from alembic import command
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
+    from alembic.script import ScriptDirectory
+
+    with create_engine("sqlite://").begin() as connection:
+        command.upgrade(alembic_config(connection), "head")
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+    assert ScriptDirectory.from_config(alembic_config()).get_current_head() == HEAD
+
+
+def test_the_reference_of_the_http_interface_is_made_from_the_table() -> None:
+    spec = importlib.util.spec_from_file_location("http_api", ROOT / "docs/http_api.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    page = (ROOT / "docs/reference/http-api.md").read_text(encoding="utf-8")
+    assert page == module.page(), "run: python docs/http_api.py > docs/reference/http-api.md"
+
+
+def test_every_event_that_is_left_is_documented() -> None:
+    page = (ROOT / "docs/reference/events.md").read_text(encoding="utf-8")
+    documented = set(re.findall(r"`((?:transfer|task|site|link|limit|user|token|tenant)\.[a-z]+)`", page))
+    left = set()
+    for source in (ROOT / "flowengine/coordinator").rglob("*.py"):
+        text = source.read_text(encoding="utf-8")
+        left |= set(re.findall(r'"((?:transfer|task|site|link|limit|user|token|tenant)\.[a-z]+)"', text))
+    left -= {"site.id"}  # a policy's attribute, not an event
+    assert left <= documented, left - documented
