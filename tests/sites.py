@@ -73,12 +73,13 @@ def _environment(state: Path, **more: str) -> dict[str, str]:
 
 @dataclass
 class Coordinator:
-    """`flow coordinator run` on SQLite; it keeps its port over a restart."""
+    """`flow coordinator run` on SQLite; it keeps its port over a restart. `prefix` stands before the command."""
 
     folder: Path
     options: list[str] = field(default_factory=list)
     listen: str = "127.0.0.1:0"
     process: _Process | None = None
+    prefix: list[str] = field(default_factory=list)
 
     @property
     def url(self) -> str:
@@ -89,7 +90,7 @@ class Coordinator:
         """Start it, or start it again."""
         self.folder.mkdir(exist_ok=True)
         command = [
-            *_FLOW, "coordinator", "run", "--state", f"sqlite:///{self.folder}/state.sqlite",
+            *self.prefix, *_FLOW, "coordinator", "run", "--state", f"sqlite:///{self.folder}/state.sqlite",
             "--listen", self.listen, *self.options,
         ]  # fmt: skip
         self.process = _Process(command, _environment(self.folder))
@@ -124,6 +125,7 @@ class SiteAgent:
     root_lines: list[str] = field(default_factory=list)
     token: str = ""
     process: _Process | None = None
+    prefix: list[str] = field(default_factory=list)
 
     @property
     def data(self) -> Path:
@@ -154,7 +156,7 @@ class SiteAgent:
 
     def start(self, *, ready: bool = True) -> None:
         """Start it, or start it again; waits until it is ready."""
-        command = [*_AGENT, "run", "--config", str(self.write_config())]
+        command = [*self.prefix, *_AGENT, "run", "--config", str(self.write_config())]
         more = {"FLOW_JOIN_TOKEN": self.token} if self.token else {}
         self.process = _Process(command, _environment(self.folder, **more))
         if ready:
