@@ -301,7 +301,8 @@ class _Agent:
             for granted in claimed.tasks:
                 self._tasks.start(granted, sent_at + granted.lease_s)
             if claimed.tasks and not self._was_full:
-                await trio.sleep(_LOOK_AFTER_S)  # all there was: a second word on the same work must not hold it up
+                # That was all there was: a second word on the same work must not hold it up.
+                await trio.sleep(_LOOK_AFTER_S)
 
     # --- housekeeping -------------------------------------------------------------------------------------------
 

@@ -1,4 +1,7 @@
-"""How long one small file takes between two running agents, from the call to its completion."""
+"""How long one small file takes between two running agents, from the call to its completion.
+
+A measurement: it means something only where nothing else runs, so it is not among the tests of every day.
+"""
 
 from __future__ import annotations
 
