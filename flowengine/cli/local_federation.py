@@ -44,8 +44,9 @@ class Running:
     children: Children
 
     def environment(self) -> dict[str, str]:
-        """The environment of commands that use this federation."""
-        return _clean_environment() | {"FLOW_CONFIG_DIR": str(self.config)}
+        """The environment of commands that use this federation; this `flow` is the first on their path."""
+        path = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)])
+        return _clean_environment() | {"FLOW_CONFIG_DIR": str(self.config), "PATH": path}
 
 
 @contextmanager
