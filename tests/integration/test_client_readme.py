@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -54,6 +55,9 @@ def test_plain_python(local: Local) -> None:
 
 @pytest.mark.parametrize("library", ["asyncio", "trio"])
 def test_await(local: Local, library: str) -> None:
+    shutil.rmtree(
+        local.data("cloud-b") / "more", ignore_errors=True
+    )  # what is there already does not land again
     text = example("example: await")
     if library == "trio":  # as the comment on the last line says
         first, last = "import asyncio\n", "asyncio.run(main())  # or trio.run(main)\n"
