@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import stat
 import time
 from collections.abc import AsyncIterator, Callable
@@ -12,20 +11,18 @@ from dataclasses import dataclass
 
 from flowengine.api.agents import TaskGrant
 from flowengine.api.resources import TransferOptions
-from flowengine.errors import Denied, FlowError, IntegrityError, ProtocolError
+from flowengine.errors import Denied, FlowError, IntegrityError
 from flowengine.store.landed import LandedManifest
-from flowengine.transfer.channel import session_errors
-from flowengine.transfer.connect import dial, join_streams, stream_count
 from flowengine.transfer.passes import PassResult, Report, TransferSettings, run_passes
-from flowengine.transfer.run import stat_remote
-from flowengine.transfer.session import Counters, Session
+from flowengine.transfer.run import peer_session, stat_remote
+from flowengine.transfer.session import Counters
 from flowengine.transfer.sites import SitePeer
 from flowengine.transfer.source import run_source
 from flowengine.transfer.target import NOWHERE, TargetRoot, run_target
 from flowengine.trust.grant import Grant, wire_path
 from flowengine.trust.receipt import SignedReceipt
 from flowengine.units import show_path
-from flowengine.wire.messages import Open, Opened, Options
+from flowengine.wire.messages import Options
 from flowengine_agent.meter import Meter
 from flowengine_agent.reporting import TaskReporter
 from flowengine_agent.roots import Place
@@ -112,7 +109,7 @@ async def _pull(
     async with landing_at(site, place, grant, reporter, settings.options, wait=True) as (path, meter):
 
         async def one_pass(counters: Counters) -> PassResult:
-            async with _session(peer, "target", source_path, settings) as session:
+            async with peer_session(peer, "target", source_path, settings) as session:
                 meter.begin(session)
                 caches = settings.caches()
                 done = await run_target(
@@ -122,7 +119,9 @@ async def _pull(
                     counters=counters,
                     observe=meter.observe,
                 )
-            return done.state, done.version_id, done.failures, done.extras, done.bottleneck
+            return PassResult(
+                done.state, done.version_id, done.failures, done.extras, done.bottleneck, session
+            )
 
         report = await run_passes(one_pass, settings, note)
         meter.finish(report.counters, report.bottleneck)
@@ -153,7 +152,7 @@ async def _push(
     with place.selection(settings.options.rename) as selection:
 
         async def one_pass(counters: Counters) -> PassResult:
-            async with _session(peer, "source", target_path, settings) as session:
+            async with peer_session(peer, "source", target_path, settings) as session:
                 meter.begin(session)
                 done = await run_source(
                     session,
@@ -164,7 +163,7 @@ async def _push(
                     observe=meter.observe,
                 )
             receipt = done.receipt
-            return receipt.state, done.version_id, done.failures, [], receipt.bottleneck
+            return PassResult(receipt.state, done.version_id, done.failures, [], receipt.bottleneck, session)
 
         report = await run_passes(one_pass, settings, note)
     meter.finish(report.counters, report.bottleneck)
@@ -176,26 +175,6 @@ def _renamed(options: Options, name: bytes) -> Options:
     import msgspec
 
     return msgspec.structs.replace(options, rename=name)
-
-
-@contextlib.asynccontextmanager
-async def _session(
-    peer: SitePeer, role: str, path: bytes, settings: TransferSettings
-) -> AsyncIterator[Session]:
-    """A session with the peer for the length of the block; an error that ends it is told to the peer and raised on."""
-    channel = await dial(peer)
-    try:
-        async with session_errors(channel):
-            streams = stream_count(channel.rtt_s, settings.streams)
-            await channel.send(Open(role, path, os.urandom(16), streams, settings.profile, settings.options))
-            answer = await channel.receive(settings.stall_s)
-            if not isinstance(answer, Opened):
-                raise ProtocolError("the other side did not answer the request", reason="disconnected")
-            yield await join_streams(
-                channel, peer, answer, settings.profile, settings.options, settings.compression
-            )
-    finally:
-        await channel.aclose()
 
 
 def _notes(site: Site, granted: TaskGrant, reporter: TaskReporter) -> Callable[[str], None]:

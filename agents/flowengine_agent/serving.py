@@ -18,8 +18,7 @@ import trio
 
 from flowengine.errors import Denied, LocalError, ProtocolError, TemporaryError
 from flowengine.store.scan_cache import ScanCache
-from flowengine.transfer.channel import session_errors
-from flowengine.transfer.connect import Incoming, Listener
+from flowengine.transfer.listen import Incoming, Listener
 from flowengine.transfer.session import Counters, Observer
 from flowengine.transfer.source import run_source
 from flowengine.transfer.target import run_target
@@ -179,8 +178,7 @@ class DataPort:
         with place.selection(request.options.rename) as selection:
             log.info("gives", path=grant.source_path)
             counters = Counters()
-            async with session_errors(incoming.channel):
-                session = await incoming.accept(_without_lists(request.options))
+            async with incoming.accept(_without_lists(request.options)) as session:
                 outcome = await run_source(
                     session,
                     selection,
@@ -225,8 +223,7 @@ class DataPort:
             counters = Counters()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(reporter.run)
-                async with session_errors(incoming.channel):
-                    session = await incoming.accept(options)
+                async with incoming.accept(options) as session:
                     meter.begin(session)
                     name = session.profile.name
                     caches = (None, None) if options.reread else (ScanCache(name), ScanCache(name))

@@ -51,6 +51,7 @@ def _common(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--chunk-size", "profile", type=click.Choice(_PROFILES), default="64KiB", show_default=True, help="Average chunk size."),
         click.option("--compress", type=str, default="auto", show_default=True, metavar="auto|none|1-19", help="zstd level for what is sent."),
         click.option("--streams", type=click.IntRange(0, 64), default=0, help="Data connections; 0 chooses."),
+        click.option("--bwlimit", metavar="RATE", help="Send no more than RATE (200Mbit/s, 20MB/s), by time of day (08:00-18:00=200Mbit/s,else=off), or as a file says now (@FILE)."),
         click.option("--threads", type=click.IntRange(0, 256), default=0, help="Threads that read one large file; 0 chooses."),
         click.option("--no-cache", is_flag=True, help="Read everything anew; remember nothing."),
         click.option("--retry-for", type=float, default=60.0, show_default=True, metavar="SECONDS", help="Go on trying so long after a connection broke."),
@@ -120,6 +121,7 @@ def _transfer(ctx: click.Context, sources: list[str], target: str, *, delete: bo
 
 
 def _settings(ctx: click.Context, given: dict[str, Any], *, delete: bool, remote: bool) -> Any:
+    from flowengine.transfer.bwlimit import LimitSetting
     from flowengine.transfer.passes import TransferSettings
     from flowengine.wire.filters import FilterSet
     from flowengine.wire.messages import Options
@@ -154,6 +156,7 @@ def _settings(ctx: click.Context, given: dict[str, Any], *, delete: bool, remote
         compression=level,
         use_cache=not given["no_cache"],
         retry_for_s=given["retry_for"],
+        limit=LimitSetting(given["bwlimit"]) if given["bwlimit"] else None,
     )
 
 
@@ -288,6 +291,8 @@ def _print_report(report: Any, given: dict[str, Any], *, delete: bool) -> None:
                 "passes": report.passes,
                 "dry_run": given["dry_run"],
                 "bottleneck": report.bottleneck,
+                "streams": report.streams,
+                "link_changes": report.link_changes,
                 "failures": [
                     {"path": show_path(path), "reason": reason, "message": message}
                     for path, reason, message in report.failures

@@ -63,7 +63,8 @@ def serve(
     Prints one line, the ticket: whoever has it may read ROOT and, without --read-only, write to it. Nothing outside
     ROOT can be reached.
     """
-    from flowengine.transfer.connect import Identity, Listener
+    from flowengine.transfer.identity import Identity
+    from flowengine.transfer.listen import Listener
     from flowengine.transfer.serve import ServedRoot
 
     host, _, port = listen.rpartition(":")

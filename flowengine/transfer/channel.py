@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from typing import Final
 
 import trio
 
-from flowengine.errors import FlowError, ProtocolError, TemporaryError
+import flowengine
+from flowengine.errors import FlowError, TemporaryError
 from flowengine.store.filesystem import local_error
 from flowengine.transfer.control import STALL_S, Control, refusal
 from flowengine.wire import messages
 from flowengine.wire.control import ControlDecoder
 from flowengine.wire.control import encode as frame
+from flowengine.wire.handshake import Software
 from flowengine.wire.keys import SessionSecrets
 from flowengine.wire.messages import Refuse
 
-__all__ = ["Channel", "disconnected", "first_flow_error", "session_errors"]
+__all__ = ["HANDSHAKE_S", "Channel", "disconnected", "first_flow_error", "session_errors", "software"]
+
+HANDSHAKE_S: Final = 15.0
+
+
+def software() -> Software:
+    """What this side says about itself in the handshake."""
+    return Software("flowengine", flowengine.__version__)
 
 
 class Channel:
@@ -27,14 +37,27 @@ class Channel:
         stream: connected; who is at its other end was proved, or is beyond doubt.
         secrets: key material that only the two ends share.
         rtt_s: round-trip time seen so far.
+        decoder: of what comes next, with the beginning of a message perhaps.
+        pending: whole messages that came together with the end of the handshake.
+        peer: address of the other end; None where it has none.
     """
 
-    def __init__(self, stream: trio.abc.Stream, secrets: SessionSecrets, rtt_s: float) -> None:
+    def __init__(
+        self,
+        stream: trio.abc.Stream,
+        secrets: SessionSecrets,
+        rtt_s: float,
+        *,
+        decoder: ControlDecoder | None = None,
+        pending: Sequence[bytes] = (),
+        peer: str | None = None,
+    ) -> None:
         self.stream = stream
         self.secrets = secrets
         self.rtt_s = rtt_s
-        self._decoder = ControlDecoder()
-        self._pending: list[bytes] = []
+        self.peer = peer
+        self._decoder = decoder or ControlDecoder()
+        self._pending = list(pending)
 
     async def send(self, message: messages.Message) -> None:
         """Send one message."""
@@ -72,9 +95,7 @@ class Channel:
 
     def control(self) -> Control:
         """Go over to the engine's use of the connection."""
-        if self._pending:
-            raise ProtocolError("the peer sent messages before the session began")
-        return Control(self.stream, self._decoder)
+        return Control(self.stream, self._decoder, self._pending)
 
     async def refuse(self, error: FlowError) -> None:
         """Tell the peer why this side will not go on, if it still listens, and close."""

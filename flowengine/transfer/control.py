@@ -32,10 +32,18 @@ class Control:
     """One control connection after its handshake.
 
     `post` may be called from any thread and never blocks; what bounds the queue are the offers in flight.
+
+    Args:
+        stream: TLS, established.
+        decoder: what cuts the stream into messages; it may hold the beginning of one.
+        pending: whole messages that arrived already.
     """
 
-    def __init__(self, stream: trio.abc.Stream, decoder: ControlDecoder) -> None:
+    def __init__(
+        self, stream: trio.abc.Stream, decoder: ControlDecoder, pending: list[bytes] | None = None
+    ) -> None:
         self._stream = stream
+        self._pending = pending or []
         self._decoder = decoder
         self._outgoing: deque[bytes] = deque()
         self._wake = trio.Event()
@@ -111,6 +119,9 @@ class Control:
             PeerError: the peer refused to go on (`Refuse`).
             ProtocolError: what arrived is no message.
         """
+        if self._pending:  # came together with the last message of the handshake
+            early, self._pending = self._batch(self._pending), []
+            yield early
         while True:
             try:
                 with trio.fail_after(stall_s):
@@ -130,12 +141,17 @@ class Control:
             if not data:
                 return
             self.bytes_received += len(data)
-            batch = [messages.decode(item) for item in self._decoder.feed(data)]
-            for message in batch:
-                if isinstance(message, Refuse):
-                    raise refusal(message)
+            batch = self._batch(self._decoder.feed(data))
             if batch:
                 yield batch
+
+    @staticmethod
+    def _batch(items: list[bytes]) -> list[Message]:
+        batch = [messages.decode(item) for item in items]
+        for message in batch:
+            if isinstance(message, Refuse):
+                raise refusal(message)
+        return batch
 
     async def aclose(self) -> None:
         """Close the connection without waiting for the peer."""

@@ -17,7 +17,6 @@ from __future__ import annotations
 import errno
 import queue
 import socket
-import struct
 import threading
 from collections.abc import Callable
 from time import perf_counter_ns
@@ -28,6 +27,9 @@ import zstandard
 from flowengine.codec import Compressor, decompress
 from flowengine.errors import FlowError, TemporaryError
 from flowengine.store.buffers import fresh_memory
+from flowengine.transfer.compression import CompressionChooser
+from flowengine.transfer.pacing import Pacer
+from flowengine.transfer.streams import SOCKET_TIMEOUT_S
 from flowengine.transfer.timing import StageClock
 from flowengine.wire.frames import (
     HEADER_BYTES,
@@ -42,21 +44,16 @@ from flowengine.wire.records import STORED, UNIT_BYTES, ZSTD, Run, pack_record_h
 
 __all__ = [
     "ChunkGone",
-    "CompressionChooser",
     "Credit",
     "LaneClosed",
     "ReceivingLane",
     "SendingLane",
     "Unit",
     "UnitSource",
-    "prepare_socket",
 ]
 
 _LINGER_S: Final = 0.003
 """How long a tail waits for more before it is padded and sent."""
-SOCKET_TIMEOUT_S: Final = 60
-_FIRST_BYTES: Final = 8 << 20
-_FIRST_LEVEL: Final = 3
 _MANY_CHUNKS: Final = 8
 """The sum of so many says little of any of them."""
 
@@ -151,63 +148,6 @@ class Credit:
             self._condition.notify_all()
 
 
-class CompressionChooser:
-    """Chooses none or a zstd level by which of CPU and link is the bottleneck now, and keeps the reason.
-
-    The link's speed is what the lanes see while the socket pushes back: sealed bytes over time spent in send calls.
-    A link slower than compression pays for it; a faster one (loopback, 10 Gbit/s and more per core) does not. Data
-    that did not compress is tried again only now and then.
-
-    The first bytes are compressed whatever the link: nothing is known of it yet, it costs milliseconds, and where a
-    transfer moves little, as an update does, it is all there is.
-    """
-
-    _STEPS: Final = ((40e6, 6), (160e6, 3), (450e6, 1))
-
-    def __init__(self, rtt_s: float, fixed_level: int | None = None) -> None:
-        self._fixed = fixed_level
-        self._lock = threading.Lock()
-        self._rate = 100e6 if rtt_s > 0.002 else 2e9
-        self._window: list[float] = [0.0, 0.0]
-        self._first_bytes = _FIRST_BYTES
-        self.level = 0
-        self.reason = "the link was not measured yet"
-        self._choose()
-
-    def level_for(self, size_bytes: int) -> int:
-        """The zstd level for so many bytes that are about to be sent; 0 for none."""
-        if self._fixed is None and self._first_bytes > 0:
-            self._first_bytes -= size_bytes
-            return max(self.level, _FIRST_LEVEL)
-        return self.level
-
-    def _choose(self) -> None:
-        if self._fixed is not None:
-            self.level, self.reason = self._fixed, "asked for"
-            return
-        for limit, level in self._STEPS:
-            if self._rate < limit:
-                self.level = level
-                self.reason = (
-                    f"the link carries {self._rate / 1e6:.0f} MB/s: zstd level {level} is faster than that"
-                )
-                return
-        self.level = 0
-        self.reason = f"the link carries {self._rate / 1e6:.0f} MB/s: faster than compressing"
-
-    def sent(self, size_bytes: int, seconds: float, streams: int) -> None:
-        """A lane spent `seconds` in send calls for `size_bytes`."""
-        with self._lock:
-            window = self._window
-            window[0] += size_bytes
-            window[1] += seconds
-            if window[0] >= 16e6 or window[1] >= 0.5 * streams:
-                rate = window[0] / max(window[1], 1e-6) * streams
-                self._rate = 0.5 * self._rate + 0.5 * min(rate, 4e9)
-                self._window = [0.0, 0.0]
-                self._choose()
-
-
 class SendingLane:
     """One stream's sending thread.
 
@@ -218,7 +158,8 @@ class SendingLane:
         credit: shared window.
         chooser: shared compression choice.
         clock: stage timing.
-        streams: how many lanes share the link.
+        pacer: the rates that hold for this transfer.
+        lanes: tells how many lanes share the link now.
         lost: told of a run whose bytes can no longer be read.
         carried: told of each unit that this lane is done with.
     """
@@ -231,7 +172,8 @@ class SendingLane:
         credit: Credit,
         chooser: CompressionChooser,
         clock: StageClock,
-        streams: int,
+        pacer: Pacer,
+        lanes: Callable[[], int],
         lost: Callable[[Run, ChunkGone], None],
         carried: Callable[[Unit], None],
     ) -> None:
@@ -242,8 +184,11 @@ class SendingLane:
         self._units = units
         self._credit = credit
         self._chooser = chooser
-        self._streams = streams
-        self._compress, self._seal, self._send = (clock.stage(name) for name in ("compress", "seal", "send"))
+        self._lanes = lanes
+        self._pacer = pacer
+        self._compress, self._seal, self._send, self._pace = (
+            clock.stage(name) for name in ("compress", "seal", "send", "pace")
+        )
         self._compressor = Compressor()
         self._plain = fresh_memory(MAX_PLAINTEXT_BYTES)
         self._out = fresh_memory(MAX_FRAME_BYTES)
@@ -324,13 +269,15 @@ class SendingLane:
             self._skip -= 1
             return None
         start = perf_counter_ns()
-        packed = self._compressor.compress(views[0] if len(views) == 1 else b"".join(views), level)
+        data = views[0] if len(views) == 1 else b"".join(views)
+        packed = self._compressor.compress(data, level)
+        spent = self._compress.since(start) - start
+        self._chooser.compressed(len(data), len(packed) if packed is not None else len(data), spent / 1e9)
         if packed is None:
             self._skip = self._backoff
             self._backoff = min(self._backoff * 2, 32)
         else:
             self._backoff = 1
-        self._compress.since(start)
         return packed
 
     def _put(self, view: memoryview) -> None:
@@ -361,10 +308,25 @@ class SendingLane:
 
     def _transmit(self, size: int) -> None:
         start = perf_counter_ns()
-        self._sock.sendall(self._out[:size])
+        if self._pacer.limited:
+            self._transmit_slowly(size)
+        else:
+            self._sock.sendall(self._out[:size])
+            self._send.since(start)
         self.bytes_sent += size
-        spent = self._send.since(start) - start
-        self._chooser.sent(size, spent / 1e9, self._streams)
+        now = perf_counter_ns()
+        self._chooser.sent(size, (now - start) / 1e9, now / 1e9, self._lanes())
+
+    def _transmit_slowly(self, size: int) -> None:
+        at = 0
+        while at < size:
+            start = perf_counter_ns()
+            part = self._pacer.portion(size - at)
+            self._pacer.take(part)
+            start = self._pace.since(start)
+            self._sock.sendall(self._out[at : at + part])
+            self._send.since(start)
+            at += part
 
 
 class ReceivingLane:
@@ -467,16 +429,6 @@ class ReceivingLane:
             got += count
         self._receive.since(began)
         return True
-
-
-def prepare_socket(sock: socket.socket) -> None:
-    """Blocking calls with a hard time-out, no Nagle."""
-    sock.setblocking(True)
-    limit = struct.pack("ll", SOCKET_TIMEOUT_S, 0)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
-    if sock.family != socket.AF_UNIX:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def _broken(error: OSError) -> FlowError:

@@ -26,11 +26,12 @@ from flowengine.errors import FlowError, TemporaryError
 from flowengine.store.landed import LandedManifest
 from flowengine.store.scan_cache import ScanCache
 from flowengine.store.selection import Selection
+from flowengine.transfer.bwlimit import following
 from flowengine.transfer.channel import Channel, session_errors
-from flowengine.transfer.lanes import prepare_socket
 from flowengine.transfer.passes import PassResult, Report, TransferSettings, run_passes
 from flowengine.transfer.session import Counters, Observer, Session
 from flowengine.transfer.source import run_source
+from flowengine.transfer.streams import Streams, prepare_socket
 from flowengine.transfer.target import TargetRoot, run_target
 from flowengine.wire.keys import ID_BYTES, NO_FINGERPRINT, RANDOM_BYTES, SessionSecrets
 
@@ -69,7 +70,7 @@ def copy_local(
         return not status
 
     async def one_pass(counters: Counters) -> PassResult:
-        return await _land(ours, target, settings, caches, counters, observe)
+        return await _land(ours, target, settings, caches, counters, observe, note)
 
     try:
         caches = settings.caches()
@@ -95,16 +96,17 @@ async def _land(
     caches: tuple[ScanCache | None, ScanCache | None],
     counters: Counters,
     observe: Observer | None,
+    note: Callable[[str], None],
 ) -> PassResult:
     """One session, at the target."""
     channel, session = _call(line, settings)
     try:
-        async with session_errors(channel):
+        async with session_errors(channel), following(session, settings.limit, note):
             record = LandedManifest(target) if not settings.options.dry_run else None
             done = await run_target(
                 session, TargetRoot(target, record), caches=caches, counters=counters, observe=observe
             )
-        return done.state, done.version_id, done.failures, done.extras, done.bottleneck
+        return PassResult(done.state, done.version_id, done.failures, done.extras, done.bottleneck, session)
     finally:
         await channel.aclose()
 
@@ -135,12 +137,14 @@ def _session(call: bytes, socks: list[socket.socket], settings: TransferSettings
         client_fingerprint=NO_FINGERPRINT,
         server_fingerprint=NO_FINGERPRINT,
     )
-    for sock in data:
-        prepare_socket(sock)
+    streams = Streams()
+    for number, sock in enumerate(data):
+        prepare_socket(sock, long=False)
+        streams.arrived(number, sock)
     channel = Channel(trio.SocketStream(trio.socket.from_stdlib_socket(control)), secrets, 0.0)
     return channel, Session(
         control=channel.control(),
-        sockets=data,
+        streams=streams,
         secrets=secrets,
         session_id=call[:ID_BYTES],
         profile=profile_named(settings.profile),
@@ -159,6 +163,7 @@ def _run_source(line: socket.socket, selection: Selection, settings: TransferSet
 
         async def answer(call: bytes, socks: list[socket.socket]) -> None:
             channel, session = _session(call, socks, settings)
+            session.sends = True
             try:
                 async with session_errors(channel):
                     cache = ScanCache(settings.profile) if settings.use_cache else None

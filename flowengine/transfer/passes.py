@@ -21,9 +21,10 @@ import trio
 from flowengine.chunking import DEFAULT_PROFILE
 from flowengine.errors import FlowError
 from flowengine.store.scan_cache import ScanCache
+from flowengine.transfer.bwlimit import LimitSetting
 from flowengine.transfer.channel import first_flow_error
 from flowengine.transfer.control import STALL_S
-from flowengine.transfer.session import Counters
+from flowengine.transfer.session import Counters, Session
 from flowengine.units import format_count
 from flowengine.wire.messages import Options
 
@@ -51,6 +52,7 @@ class TransferSettings:
         use_cache: whether the scan cache is read and written.
         retry_for_s: how long to go on after the connection broke without any progress.
         stall_s: how long the peer may say nothing before the connection is taken for broken.
+        limit: the rate that the transfer is held to, whichever side sends.
     """
 
     profile: str = DEFAULT_PROFILE.name
@@ -61,6 +63,7 @@ class TransferSettings:
     use_cache: bool = True
     retry_for_s: float = 60.0
     stall_s: float = STALL_S
+    limit: LimitSetting | None = None
 
     @property
     def reader_threads(self) -> int:
@@ -76,7 +79,10 @@ class TransferSettings:
 
 @dataclass
 class Report:
-    """How a transfer ended: the numbers of its last pass, bytes over the wire of all passes."""
+    """How a transfer ended: the numbers of its last pass, bytes over the wire of all passes.
+
+    `streams` is how many data connections were open at most; `link_changes` what was decided about them, with reasons.
+    """
 
     state: str
     version_id: bytes
@@ -87,9 +93,22 @@ class Report:
     seconds: float
     bytes_sent: int
     passes: int
+    streams: int
+    link_changes: list[str]
 
 
-PassResult = tuple[str, bytes, list[tuple[bytes, str, str]], list[bytes], str]
+@dataclass
+class PassResult:
+    """How one pass ended, and the session that it was."""
+
+    state: str
+    version_id: bytes
+    failures: list[tuple[bytes, str, str]]
+    extras: list[bytes]
+    bottleneck: str
+    session: Session
+
+
 OnePass = Callable[[Counters], Awaitable[PassResult]]
 
 
@@ -121,7 +140,7 @@ async def run_passes(
         counters = Counters()
         passes += 1
         try:
-            state, version_id, failures, extras, bottleneck = await one_pass(counters)
+            done = await one_pass(counters)
         except (FlowError, BaseExceptionGroup) as raised:
             error = raised if isinstance(raised, FlowError) else first_flow_error(raised)
             if error is None:
@@ -149,18 +168,21 @@ async def run_passes(
             continue
         sent += counters.bytes_sent
         good_passes += 1
+        failures = done.failures
         passing = bool(failures) and all(reason in PASSING_REASONS for _, reason, _ in failures)
         if passing and good_passes < MAX_PASSES:
             note(f"{format_count(len(failures), 'object')} changed meanwhile; going over what is left")
             continue
         return Report(
-            state,
-            version_id,
+            done.state,
+            done.version_id,
             counters,
             failures,
-            extras,
-            bottleneck,
+            done.extras,
+            done.bottleneck,
             time.monotonic() - started,
             sent,
             passes,
+            done.session.streams.most,
+            done.session.changes,
         )

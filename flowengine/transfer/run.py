@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
 import msgspec
 import trio
@@ -12,28 +13,49 @@ from flowengine.chunking import DEFAULT_PROFILE
 from flowengine.errors import ProtocolError
 from flowengine.store.landed import LandedManifest
 from flowengine.store.selection import Selection
-from flowengine.transfer.channel import Channel, session_errors
-from flowengine.transfer.connect import Peer, dial, join_streams, stream_count
+from flowengine.transfer.bwlimit import following
+from flowengine.transfer.connect import Peer, dial, open_session
 from flowengine.transfer.passes import PassResult, Report, TransferSettings, run_passes
 from flowengine.transfer.session import Counters, Observer, Session
 from flowengine.transfer.source import run_source
+from flowengine.transfer.streams import stream_count
 from flowengine.transfer.target import NOWHERE, TargetRoot, run_target
-from flowengine.wire.messages import Listed, Open, Opened, Options
+from flowengine.wire.messages import Listed, Open, Options
 
-__all__ = ["list_remote", "pull", "push", "remote_manifest", "stat_remote"]
+__all__ = ["list_remote", "peer_session", "pull", "push", "remote_manifest", "stat_remote"]
 
 
-async def _open(channel: Channel, peer: Peer, role: str, path: bytes, settings: TransferSettings) -> Session:
-    streams = stream_count(channel.rtt_s, settings.streams)
-    await channel.send(Open(role, path, os.urandom(16), streams, settings.profile, settings.options))
-    answer = await channel.receive(settings.stall_s)
-    if not isinstance(answer, Opened):
-        raise ProtocolError("the other side did not answer the request", reason="disconnected")
-    session = await join_streams(
-        channel, peer, answer, settings.profile, settings.options, settings.compression
-    )
-    session.stall_s = settings.stall_s
-    return session
+@contextlib.asynccontextmanager
+async def peer_session(
+    peer: Peer,
+    role: str,
+    path: bytes,
+    settings: TransferSettings,
+    note: Callable[[str], None] = lambda line: None,
+) -> AsyncIterator[Session]:
+    """A session for one pass, for the length of the block; as `connect.open_session`, held to the settings' limit.
+
+    Args:
+        role: what this side will be, "source" or "target".
+        path: what the peer is asked for.
+        note: told of changes of the limit.
+    """
+
+    def request(rtt_s: float, congestion: str) -> Open:
+        streams = stream_count(rtt_s, settings.streams, congestion=congestion)
+        return Open(role, path, os.urandom(16), streams, settings.profile, settings.options)
+
+    async with (
+        open_session(
+            peer,
+            request,
+            compression=settings.compression,
+            stall_s=settings.stall_s,
+            fixed_streams=bool(settings.streams),
+        ) as session,
+        following(session, settings.limit, note),
+    ):
+        yield session
 
 
 async def pull(
@@ -59,17 +81,12 @@ async def pull(
     caches = settings.caches()
 
     async def one_pass(counters: Counters) -> PassResult:
-        channel = await dial(peer)
-        try:
-            async with session_errors(channel):
-                session = await _open(channel, peer, "target", path, settings)
-                record = LandedManifest(target) if not settings.options.dry_run else None
-                done = await run_target(
-                    session, TargetRoot(target, record), caches=caches, counters=counters, observe=observe
-                )
-            return done.state, done.version_id, done.failures, done.extras, done.bottleneck
-        finally:
-            await channel.aclose()
+        async with peer_session(peer, "target", path, settings, note) as session:
+            record = LandedManifest(target) if not settings.options.dry_run else None
+            done = await run_target(
+                session, TargetRoot(target, record), caches=caches, counters=counters, observe=observe
+            )
+        return PassResult(done.state, done.version_id, done.failures, done.extras, done.bottleneck, session)
 
     return await run_passes(one_pass, settings, note)
 
@@ -87,27 +104,23 @@ async def push(
     cache, _ = settings.caches()
 
     async def one_pass(counters: Counters) -> PassResult:
-        channel = await dial(peer)
-        try:
-            async with session_errors(channel):
-                session = await _open(channel, peer, "source", path, settings)
-                done = await run_source(
-                    session,
-                    selection,
-                    cache=cache,
-                    counters=counters,
-                    threads=settings.reader_threads,
-                    observe=observe,
-                )
-            for name, value in done.receipt.counters.items():
-                own = {"bytes_sent", "objects_read", "bytes_read"}
-                if not settings.options.dry_run:
-                    own.add("bytes_payload")  # in a dry run only the target knows what would be sent
-                if name not in own and hasattr(counters, name):
-                    setattr(counters, name, value)
-            return done.receipt.state, done.version_id, done.failures, [], done.receipt.bottleneck
-        finally:
-            await channel.aclose()
+        async with peer_session(peer, "source", path, settings, note) as session:
+            done = await run_source(
+                session,
+                selection,
+                cache=cache,
+                counters=counters,
+                threads=settings.reader_threads,
+                observe=observe,
+            )
+        receipt = done.receipt
+        for name, value in receipt.counters.items():
+            own = {"bytes_sent", "objects_read", "bytes_read"}
+            if not settings.options.dry_run:
+                own.add("bytes_payload")  # in a dry run only the target knows what would be sent
+            if name not in own and hasattr(counters, name):
+                setattr(counters, name, value)
+        return PassResult(receipt.state, done.version_id, done.failures, [], receipt.bottleneck, session)
 
     return await run_passes(one_pass, settings, note)
 
@@ -130,22 +143,16 @@ def remote_manifest(
     async def main() -> list[tuple[bytes, str, str]]:
         asked = msgspec.structs.replace(options, dry_run=True)
         settings = TransferSettings(profile=profile, options=asked, use_cache=False)
-        channel = await dial(peer)
-        try:
-            async with session_errors(channel):
-                session = await _open(
-                    channel, peer, "target", path.rstrip(b"/") + b"/" if path else path, settings
-                )
-                done = await run_target(
-                    session,
-                    TargetRoot(NOWHERE, None, sink),
-                    caches=(None, None),
-                    counters=Counters(),
-                    observe=observe,
-                )
-            return done.failures
-        finally:
-            await channel.aclose()
+        contents = path.rstrip(b"/") + b"/" if path else path
+        async with peer_session(peer, "target", contents, settings, note) as session:
+            done = await run_target(
+                session,
+                TargetRoot(NOWHERE, None, sink),
+                caches=(None, None),
+                counters=Counters(),
+                observe=observe,
+            )
+        return done.failures
 
     return trio.run(main)
 
@@ -166,10 +173,10 @@ async def list_remote(peer: Peer, path: bytes) -> list[tuple[bytes, int, int, in
 
 
 async def _look(peer: Peer, role: str, path: bytes) -> list[tuple[bytes, int, int, int]]:
-    channel = await dial(peer)
+    request = Open(role, path, bytes(16), 0, DEFAULT_PROFILE.name, Options())
+    channel = await dial(peer, lambda *_: request)
     rows: list[tuple[bytes, int, int, int]] = []
     try:
-        await channel.send(Open(role, path, bytes(16), 0, DEFAULT_PROFILE.name, Options()))
         while True:
             answer = await channel.receive()
             if not isinstance(answer, Listed):

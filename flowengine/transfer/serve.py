@@ -16,8 +16,8 @@ from flowengine.store.filesystem import open_beneath
 from flowengine.store.landed import LandedManifest
 from flowengine.store.scan_cache import ScanCache
 from flowengine.store.selection import Root, Selection
-from flowengine.transfer.channel import session_errors
-from flowengine.transfer.connect import Incoming
+from flowengine.transfer.listen import Incoming
+from flowengine.transfer.pacing import Limits
 from flowengine.transfer.session import Counters
 from flowengine.transfer.source import run_source
 from flowengine.transfer.target import NOWHERE, TargetRoot, run_target
@@ -41,6 +41,7 @@ class ServedRoot:
         path: of the directory.
         read_only: refuse to be a target.
         links: "inside" refuses symbolic links that lead out of what is received; "keep" takes them as they are.
+        limits: rates that bind what is sent from here, under the name "serve"; they may be set at any time.
         on_event: told of transfers as they begin and end, one line each.
     """
 
@@ -48,6 +49,7 @@ class ServedRoot:
     read_only: bool = False
     links: str = "inside"
     threads: int = 1
+    limits: Limits = field(default_factory=Limits)
     on_event: Callable[[str], None] = field(default=lambda line: None)
 
     def __post_init__(self) -> None:
@@ -162,8 +164,8 @@ class ServedRoot:
                 for item in request.options.files_from:
                     check_relative_path(item.strip(b"/"))
             self.on_event(f"{incoming.peer} reads {show_path(path) or 'everything'}")
-            async with session_errors(incoming.channel):
-                session = await incoming.accept(request.options)
+            async with incoming.accept(request.options) as session:
+                session.pacer = self.limits.pacer("serve")
                 outcome = await run_source(
                     session,
                     Selection([root], request.options.files_from),
@@ -198,8 +200,7 @@ class ServedRoot:
         fd = self._make(path, make=not options.dry_run)
         try:
             self.on_event(f"{incoming.peer} writes {show_path(path) or 'the root'}")
-            async with session_errors(incoming.channel):
-                session = await incoming.accept(options)
+            async with incoming.accept(options) as session:
                 name = session.profile.name
                 root = b"/proc/self/fd/%d" % fd if fd >= 0 else NOWHERE
                 outcome = await run_target(

@@ -6,7 +6,6 @@ A transfer outlives its sessions: whatever breaks one, the next continues from w
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,18 +15,46 @@ import trio
 
 from flowengine.chunking import Profile
 from flowengine.transfer.control import STALL_S, Control
+from flowengine.transfer.pacing import Limits, Pacer
+from flowengine.transfer.streams import Streams
 from flowengine.transfer.timing import StageClock
 from flowengine.wire.frames import FrameOpener, FrameSealer
 from flowengine.wire.keys import Direction, SessionSecrets
-from flowengine.wire.messages import Options, Progress
+from flowengine.wire.messages import Options, Progress, Rate, WantStreams
 
-__all__ = ["MAX_OPEN_OFFERS", "MIN_WINDOW_BYTES", "Counters", "Observer", "Session"]
+__all__ = [
+    "MAX_OPEN_OFFERS",
+    "MIN_WINDOW_BYTES",
+    "Counters",
+    "Observer",
+    "Session",
+    "first_window_bytes",
+    "window_bytes",
+]
 
 MIN_WINDOW_BYTES: Final = 16 * 1024 * 1024
 """Least credit window; a longer link gets two bandwidth-delay products."""
+MAX_WINDOW_BYTES: Final = 256 * 1024 * 1024
+_ASSUMED_BYTES_PER_S: Final = 312_500_000
+"""2.5 Gbit/s: what a link is taken for until it was measured."""
 PROGRESS_S: Final = 0.5
+_CHANGES_AT_ONCE: Final = 20
 MAX_OPEN_OFFERS: Final = 512
 """Offers that a source may have unanswered."""
+
+
+def window_bytes(rtt_s: float, bytes_per_s: float) -> int:
+    """The credit window of a link: two bandwidth-delay products, at least 16 MiB, at most 256 MiB.
+
+    >>> window_bytes(0.001, 1e9), window_bytes(0.08, 312.5e6), window_bytes(0.3, 1e10)
+    (16777216, 50000000, 268435456)
+    """
+    return max(MIN_WINDOW_BYTES, min(int(2 * rtt_s * bytes_per_s), MAX_WINDOW_BYTES))
+
+
+def first_window_bytes(rtt_s: float) -> int:
+    """The window of a link that was not measured yet."""
+    return window_bytes(rtt_s, _ASSUMED_BYTES_PER_S)
 
 
 @dataclass
@@ -67,17 +94,23 @@ class Session:
 
     Attributes:
         control: the control connection, handshake done, `Open` agreed.
-        sockets: connected data sockets, preambles exchanged; index is the stream number.
+        streams: data connections, as they come and go.
         secrets: what stream keys are derived from.
         session_id: 16 bytes, new for each session.
         rtt_s: round-trip time seen in the handshake.
         window_bytes: credit window.
         stall_s: how long the peer may say nothing.
         peer_progress: what the peer said last about itself.
+        first_streams: data connections that were agreed on at the beginning.
+        fixed_streams: whether their number was asked for and stays.
+        peer: address of the other side; what is found out about the link is remembered by it.
+        pacer: the rates that hold for what this side sends.
+        changes: what was decided about the link, with reasons, by the side that sends.
+        sends: whether this is that side.
     """
 
     control: Control
-    sockets: list[socket.socket]
+    streams: Streams
     secrets: SessionSecrets
     session_id: bytes
     profile: Profile
@@ -88,6 +121,12 @@ class Session:
     stall_s: float = STALL_S
     clock: StageClock = field(default_factory=StageClock)
     peer_progress: Progress | None = None
+    first_streams: int = 1
+    fixed_streams: bool = False
+    peer: str | None = None
+    pacer: Pacer = field(default_factory=lambda: Limits().pacer())
+    changes: list[str] = field(default_factory=list)
+    sends: bool = False
 
     def sealer(self, stream: int) -> FrameSealer:
         """The sealer of a stream that carries data from source to target; once per stream."""
@@ -97,31 +136,35 @@ class Session:
         """The opener of a stream that carries data from source to target; once per stream."""
         return FrameOpener(self.secrets.stream_keys(self.session_id, stream, Direction.SOURCE_TO_TARGET, 0))
 
-    def shut_sockets(self) -> None:
-        """Wake every lane by ending its connection; safe to call twice."""
-        for sock in self.sockets:
-            try:
-                sock.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
+    def limit(self, bits_per_s: float | None) -> None:
+        """Hold this session to a rate from now on; the side that sends does it, and is told if that is the other."""
+        if self.sends:
+            self.pacer.set_rate(bits_per_s)
+        else:
+            self.control.post(Rate(0 if bits_per_s is None else max(1, int(bits_per_s))))
 
-    def close_sockets(self) -> None:
-        """Close the data sockets; no lane may be running."""
-        for sock in self.sockets:
-            sock.close()
+    def want_streams(self, count: int) -> None:
+        """Have so many data connections in all: dial them here, or ask the side that dials."""
+        if self.streams.dial is not None:
+            self.streams.dial(count - len(self.streams))
+        else:
+            self.control.post(WantStreams(count))
 
     async def heartbeat(
         self, counters: Counters, observe: Observer | None, bottleneck: Callable[[], str]
     ) -> None:
         """Send `Progress` and tell the observer twice a second, until cancelled."""
         last = time.monotonic()
+        told = 0
         while True:
             await trio.sleep(PROGRESS_S)
             if observe is not None:
                 observe(counters)
             now = time.monotonic()
             if now - last >= PROGRESS_S:
-                self.control.post(Progress(counters.as_dict() | self.clock_counters(), bottleneck()))
+                fresh = self.changes[told : told + _CHANGES_AT_ONCE] if self.sends else []
+                told += len(fresh)
+                self.control.post(Progress(counters.as_dict() | self.clock_counters(), bottleneck(), fresh))
                 last = now
 
     def peer_counters(self) -> dict[str, int]:

@@ -15,12 +15,13 @@ Invariants
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import trio
@@ -43,10 +44,13 @@ from flowengine.store.scan import (
 )
 from flowengine.store.scan_cache import ScanCache
 from flowengine.store.selection import Selection
+from flowengine.transfer.compression import CompressionChooser
 from flowengine.transfer.holds import BatchHold, FineHold, Hold, PieceHold, UnitPacker, wanted_runs
-from flowengine.transfer.lanes import ChunkGone, CompressionChooser, Credit, SendingLane, Unit
+from flowengine.transfer.lanes import ChunkGone, Credit, SendingLane, Unit
+from flowengine.transfer.link_control import LinkControl
 from flowengine.transfer.recorder import ManifestRecorder
 from flowengine.transfer.session import MAX_OPEN_OFFERS, Counters, Observer, Session
+from flowengine.transfer.streams import MAX_STREAMS
 from flowengine.wire.filters import FilterSet
 from flowengine.wire.messages import (
     MAX_FINE_CHUNKS,
@@ -67,6 +71,7 @@ from flowengine.wire.messages import (
     ObjectRun,
     Offer,
     Progress,
+    Rate,
     Receipt,
     Received,
     Totals,
@@ -148,7 +153,8 @@ class _Source:
         self._reader = ObjectReader(profile, self._pool, threads)
         self._units: queue.SimpleQueue[Unit | None] = queue.SimpleQueue()
         self._credit = Credit(session.window_bytes)
-        self._chooser = CompressionChooser(session.rtt_s, session.compression)
+        self._chooser = CompressionChooser(session.rtt_s, session.compression, cores=os.cpu_count() or 1)
+        self._link = LinkControl(session, self._credit.resize, lambda: self._units.put(None))
         self._holds: deque[Hold] = deque()
         self._finer: queue.SimpleQueue[tuple[PieceHold | BatchHold, list[int]] | None] = queue.SimpleQueue()
         self._hold_lock = threading.Lock()
@@ -168,12 +174,41 @@ class _Source:
     async def run(self) -> SourceOutcome:
         session = self._session
         self._token = trio.lowlevel.current_trio_token()
-        limiter = trio.CapacityLimiter(len(session.sockets) + 3)
+        limiter = trio.CapacityLimiter(MAX_STREAMS + 3)
+        try:
+            async with trio.open_nursery() as nursery:
+                try:
+                    nursery.start_soon(self._join_lanes, nursery, limiter)
+                    nursery.start_soon(partial(trio.to_thread.run_sync, self._scan, limiter=limiter))
+                    nursery.start_soon(partial(trio.to_thread.run_sync, self._cut_finer, limiter=limiter))
+                    nursery.start_soon(self._control.run_writer)
+                    nursery.start_soon(self._flusher)
+                    nursery.start_soon(self._link.run)
+                    nursery.start_soon(session.heartbeat, self._counters, self._observed, self._bottleneck)
+                    await self._listen()
+                    session.streams.finish()
+                    for _ in session.streams.sockets:
+                        self._units.put(None)
+                    nursery.cancel_scope.cancel()
+                except BaseException:
+                    session.streams.shut()
+                    raise
+                finally:
+                    self._stop()
+        finally:
+            self._reader.close()
+            session.streams.close()
+        assert self._receipt is not None
+        self._count()
+        return SourceOutcome(
+            self._receipt, self._failures, self._summary.version_id if self._summary else b""
+        )
 
-        async def thread(body: Callable[[], None]) -> None:
-            await trio.to_thread.run_sync(body, limiter=limiter)
-
-        for number, sock in enumerate(session.sockets):
+    async def _join_lanes(self, nursery: trio.Nursery, limiter: trio.CapacityLimiter) -> None:
+        """Start a lane on every data connection that comes."""
+        session = self._session
+        while True:
+            number, sock = await session.streams.next()
             lane = SendingLane(
                 sock,
                 session.sealer(number),
@@ -181,38 +216,19 @@ class _Source:
                 self._credit,
                 self._chooser,
                 session.clock,
-                len(session.sockets),
+                session.pacer,
+                lambda: len(session.streams),
                 self._lost,
                 self._carried,
             )
             self._lanes.append(lane)
-        try:
-            async with trio.open_nursery() as nursery:
-                try:
-                    for lane in self._lanes:
-                        nursery.start_soon(thread, lane.run)
-                    nursery.start_soon(thread, self._scan)
-                    nursery.start_soon(thread, self._cut_finer)
-                    nursery.start_soon(self._control.run_writer)
-                    nursery.start_soon(self._flusher)
-                    nursery.start_soon(session.heartbeat, self._counters, self._observed, self._bottleneck)
-                    await self._listen()
-                    for _ in self._lanes:
-                        self._units.put(None)
-                    nursery.cancel_scope.cancel()
-                except BaseException:
-                    session.shut_sockets()
-                    raise
-                finally:
-                    self._stop()
-        finally:
-            self._reader.close()
-            session.close_sockets()
-        assert self._receipt is not None
-        self._count()
-        return SourceOutcome(
-            self._receipt, self._failures, self._summary.version_id if self._summary else b""
-        )
+            nursery.start_soon(self._run_lane, number, lane, limiter)
+
+    async def _run_lane(self, number: int, lane: SendingLane, limiter: trio.CapacityLimiter) -> None:
+        # Its end mark stands in the queue already, if the session ends before the thread begins.
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(lane.run, limiter=limiter)
+        self._session.streams.gone(number)
 
     def _observed(self, counters: Counters) -> None:
         self._count()
@@ -235,10 +251,12 @@ class _Source:
         self._pool.close()
         self._credit.close()
         self._finer.put(None)
+        if self._receipt is None:
+            self._session.pacer.close()
         for _ in range(MAX_OPEN_OFFERS):
             self._open_offers.release()
         if self._receipt is None:
-            for _ in self._lanes:
+            for _ in range(MAX_STREAMS):
                 self._units.put(None)
         with self._hold_lock:
             while self._holds:
@@ -380,6 +398,8 @@ class _Source:
                 self._answer(kind, bitmap, finer)
             case Received(size_bytes):
                 self._credit.give_back(size_bytes)
+            case Rate(bits_per_s):
+                self._asked_rate(bits_per_s)
             case Landed(objects, size_bytes):
                 self._counters.objects_done, self._counters.bytes_done = objects, size_bytes
             case Progress():
@@ -396,6 +416,12 @@ class _Source:
                     f"the target sent {type(message).__name__}, which only a source sends",
                     hint="check that both sides run compatible versions",
                 )
+
+    def _asked_rate(self, bits_per_s: int) -> None:
+        """The target's own limit; a limit of this side holds besides it."""
+        if bits_per_s < 0:
+            raise ProtocolError(f"the target asked for a rate of {bits_per_s} bit/s")
+        self._session.pacer.set_asked_rate(bits_per_s or None)
 
     def _answer(self, kind: int, bitmap: bytes, finer: bytes) -> None:
         with self._hold_lock:

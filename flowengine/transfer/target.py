@@ -35,6 +35,7 @@ from flowengine.transfer.placing import Placer
 from flowengine.transfer.publishing import Publisher
 from flowengine.transfer.recorder import ManifestRecorder
 from flowengine.transfer.session import MAX_OPEN_OFFERS, Counters, Observer, Session
+from flowengine.transfer.streams import MAX_STREAMS
 from flowengine.transfer.timing import bottleneck_line
 from flowengine.units import show_path
 from flowengine.wire.filters import FilterSet
@@ -54,6 +55,7 @@ from flowengine.wire.messages import (
     Receipt,
     Totals,
     Want,
+    WantStreams,
 )
 from flowengine.wire.records import record_limit
 
@@ -127,6 +129,7 @@ async def run_target(
         FlowError: as the peer or the local system says.
     """
     raise_descriptor_limit()
+    await session.streams.wait_first()  # until then it is a request like any other, and touches nothing
     options = session.options
     dry = options.dry_run
     tree = AtomicTree(root.path, caches[1]) if options.publish == "atomic" and not dry else None
@@ -150,7 +153,7 @@ async def run_target(
             staging.close(remove=False)
         if tree is not None:
             tree.close()
-        session.close_sockets()
+        session.streams.close()
         if root_fd >= 0:
             os.close(root_fd)
 
@@ -270,13 +273,7 @@ class _Target:
 
     async def run(self, tree: AtomicTree | None) -> TargetOutcome:
         session, landing = self._session, self._landing
-        threads = len(session.sockets) + _COPIERS + 2
-        limiter = trio.CapacityLimiter(threads)
-        limit = record_limit(session.profile.maximum)
-        for number, sock in enumerate(session.sockets):
-            self._lanes.append(
-                ReceivingLane(sock, session.opener(number), limit, landing.deliver, session.clock)
-            )
+        limiter = trio.CapacityLimiter(MAX_STREAMS + _COPIERS + 2)
         outcome: TargetOutcome | None = None
 
         async def thread(body: Callable[[], None]) -> None:
@@ -286,8 +283,7 @@ class _Target:
             async with trio.open_nursery() as nursery:
                 try:
                     async with trio.open_nursery() as lanes:
-                        for lane in self._lanes:
-                            lanes.start_soon(self._lane, lane, limiter)
+                        nursery.start_soon(self._join_lanes, lanes, limiter)
                         for _ in range(_COPIERS):
                             nursery.start_soon(thread, self._copier.run)
                         nursery.start_soon(self._shut_when_cancelled)
@@ -303,7 +299,7 @@ class _Target:
                             await publisher_done.wait()
                             outcome = await trio.to_thread.run_sync(self._conclude, tree, limiter=limiter)
                         except BaseException:
-                            session.shut_sockets()  # or this nursery would wait for its lanes for ever
+                            session.streams.shut()  # or this nursery would wait for its lanes for ever
                             raise
                         self._concluded = True
                         self._control.post(self._receipt(outcome))
@@ -311,7 +307,7 @@ class _Target:
                     self._control.finish_writing()
                     nursery.cancel_scope.cancel()
                 except BaseException:
-                    session.shut_sockets()
+                    session.streams.shut()
                     raise
                 finally:
                     self._inbox.put(None)
@@ -334,16 +330,30 @@ class _Target:
         if self._observe is not None:
             self._observe(counters)
 
-    async def _lane(self, lane: ReceivingLane, limiter: trio.CapacityLimiter) -> None:
+    async def _join_lanes(self, lanes: trio.Nursery, limiter: trio.CapacityLimiter) -> None:
+        """Start a lane on every data connection that comes, until all has landed."""
+        session = self._session
+        limit = record_limit(session.profile.maximum)
+        while not self._concluded:
+            number, sock = await session.streams.next()
+            if not self._concluded:
+                lane = ReceivingLane(
+                    sock, session.opener(number), limit, self._landing.deliver, session.clock
+                )
+                self._lanes.append(lane)
+                lanes.start_soon(self._lane, number, lane, limiter)
+
+    async def _lane(self, number: int, lane: ReceivingLane, limiter: trio.CapacityLimiter) -> None:
         """Run a lane's thread; when it fails, wake the other lanes, which nothing else can."""
         try:
             await trio.to_thread.run_sync(lane.run, limiter=limiter)
+            self._session.streams.gone(number)
         except TemporaryError:
-            self._session.shut_sockets()
+            self._session.streams.shut()
             if not self._concluded:  # all has landed: a source that leaves without a word does no harm
                 raise
         except BaseException:
-            self._session.shut_sockets()
+            self._session.streams.shut()
             raise
 
     async def _shut_when_cancelled(self) -> None:
@@ -351,7 +361,7 @@ class _Target:
         try:
             await trio.sleep_forever()
         finally:
-            self._session.shut_sockets()
+            self._session.streams.shut()
 
     async def _until_concluded(self, work: Callable[[], Awaitable[None]]) -> None:
         """Run a part of the control connection, which the source may drop once it has the receipt."""
@@ -376,7 +386,9 @@ class _Target:
                     self._room, self._held = trio.Event(), True
                     if self._inbox.qsize() > MAX_QUEUED_MESSAGES // 2:
                         await self._room.wait()  # what is not received holds the source back
-        if not self._concluded:
+        if self._concluded:
+            self._session.streams.shut()  # a stream that the source never saw has no sealed end
+        else:
             raise TemporaryError(
                 "the source closed the control connection before it was done",
                 hint="look at the source's own message; the same command continues where it stopped",
@@ -410,6 +422,10 @@ class _Target:
                 self._landing.lose(offer, index, count, reason, text)
             case Progress():
                 self._session.peer_progress = message
+                self._session.changes += message.changes
+            case WantStreams(count) if self._session.streams.dial is not None:
+                if not self._session.fixed_streams:
+                    self._session.want_streams(min(count, MAX_STREAMS))
             case _:
                 raise ProtocolError(
                     f"the source sent {type(message).__name__}, which only a target sends",

@@ -402,6 +402,11 @@ class ClientHandshake(_Handshake):
         self._proof = proof
         self._server_random = b""
 
+    @property
+    def proof_given(self) -> bool:
+        """Whether the proof is out and the welcome is not in; a request may follow the proof at once."""
+        return self._state is _State.WELCOME
+
     def start(self) -> list[bytes]:
         """The messages to send first."""
         if self._state is not _State.NEW:

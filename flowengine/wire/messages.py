@@ -42,11 +42,13 @@ __all__ = [
     "Opened",
     "Options",
     "Progress",
+    "Rate",
     "Receipt",
     "Received",
     "Refuse",
     "Totals",
     "Want",
+    "WantStreams",
     "decode",
     "encode",
 ]
@@ -221,6 +223,18 @@ class Received(_Message, tag=14):
     size_bytes: int
 
 
+class WantStreams(_Message, tag=21):
+    """Source: so many data connections would be of use now; the side that dials opens what is missing."""
+
+    count: int
+
+
+class Rate(_Message, tag=22):
+    """Target: the source is to send at most so much from now on; 0 for as much as it can."""
+
+    bits_per_s: int
+
+
 class Landed(_Message, tag=15):
     """Totals so far of what is durable under its final name."""
 
@@ -229,10 +243,11 @@ class Landed(_Message, tag=15):
 
 
 class Progress(_Message, tag=16):
-    """Counters for the watching end; informational."""
+    """Counters for the watching end, and what was decided since the last one; informational."""
 
     counters: dict[str, int]
     bottleneck: str = ""
+    changes: list[str] = []
 
 
 class Receipt(_Message, tag=17):
@@ -265,6 +280,8 @@ Message = (
     | Landed
     | Progress
     | Receipt
+    | WantStreams
+    | Rate
 )
 
 encode = msgspec.msgpack.Encoder().encode

@@ -29,6 +29,7 @@ __all__ = [
     "PREAMBLE_BYTES",
     "PREAMBLE_MAGIC",
     "PREAMBLE_VERSION",
+    "SESSION_ID",
     "Kind",
     "Preamble",
     "PreambleRegistry",
@@ -41,6 +42,9 @@ PREAMBLE_VERSION: Final = 1
 MAX_SESSIONS: Final = 4096
 MAX_STREAMS: Final = 1024
 """Streams of one session; a stream number is below it."""
+
+SESSION_ID: Final = slice(12, 12 + ID_BYTES)
+"""Where a preamble names its session."""
 
 _KEY_BYTES: Final = 32
 _MAC_BYTES: Final = 32

@@ -22,8 +22,7 @@ from flowengine.chunking import chunk_id, pack_chunks, profile_named
 from flowengine.chunking.fine import FINE_BYTES, FINE_ID_BYTES, FineCutter, fine_id
 from flowengine.errors import Exit, FlowError, exit_code
 from flowengine.manifest import FILE, HARDLINK, SYMLINK, Entry, Header, ManifestBuilder
-from flowengine.transfer.channel import session_errors
-from flowengine.transfer.connect import Incoming, Listener
+from flowengine.transfer.listen import Incoming, Listener
 from flowengine.transfer.passes import Report, TransferSettings
 from flowengine.transfer.recorder import ManifestRecorder
 from flowengine.transfer.run import pull
@@ -91,14 +90,14 @@ class FakeSource:
         buffer, out = bytearray(MAX_PLAINTEXT_BYTES), bytearray(MAX_FRAME_BYTES)
         buffer[: len(plain)] = plain
         size = self.sealer.seal_into(buffer, len(plain), out)
-        self.session.sockets[0].sendall(out[:size])
+        self.session.streams.sockets[0].sendall(out[:size])
 
     def send_record(self, runs: list[tuple[int, int, int]], payload: bytes) -> None:
         self.send(pack_record_header(STORED, len(payload), len(payload), runs) + payload)
 
     def send_end(self) -> None:
         out = bytearray(MAX_FRAME_BYTES)
-        for number, sock in enumerate(self.session.sockets):
+        for number, sock in self.session.streams.sockets.items():
             sealer = self.sealer if number == 0 else self.session.sealer(number)
             sock.sendall(out[: sealer.seal_end(out)])
 
@@ -137,14 +136,16 @@ def attack(
         listener.bind()
 
         async def handle(incoming: Incoming) -> None:
-            fake = FakeSource(await incoming.accept(incoming.request.options))
-            try:
-                async with session_errors(incoming.channel), trio.open_nursery() as nursery:
-                    nursery.start_soon(fake.session.control.run_writer)
-                    nursery.start_soon(fake.listen)
-                    await act(fake)
-            finally:
-                fake.session.close_sockets()
+            async with incoming.accept(incoming.request.options) as session:
+                fake = FakeSource(session)
+                try:
+                    await session.streams.next()
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(session.control.run_writer)
+                        nursery.start_soon(fake.listen)
+                        await act(fake)
+                finally:
+                    session.streams.close()
 
         settings = TransferSettings(
             use_cache=False,
@@ -474,7 +475,7 @@ def test_a_large_object_with_one_wrong_chunk_does_not_land(target: Path) -> None
 
 @pytest.mark.parametrize("garbage", [b"\xff" * 5000, b"\xf5" + bytes(4999), b"GET / HTTP/1.1\r\n\r\n" * 300])
 def test_garbage_on_a_data_connection_is_refused(target: Path, garbage: bytes) -> None:
-    assert_refused(data_attack(target, lambda fake: fake.session.sockets[0].sendall(garbage)), target)
+    assert_refused(data_attack(target, lambda fake: fake.session.streams.sockets[0].sendall(garbage)), target)
 
 
 @pytest.mark.parametrize("position", [0, 5, 15, 16, 100, 1023])
@@ -485,20 +486,20 @@ def test_a_changed_bit_in_a_frame_is_refused(target: Path, position: int) -> Non
         buffer[: len(plain)] = plain
         size = fake.sealer.seal_into(buffer, len(plain), out)
         out[position] ^= 1
-        fake.session.sockets[0].sendall(out[:size])
+        fake.session.streams.sockets[0].sendall(out[:size])
 
     assert_refused(data_attack(target, send), target)
 
 
 def test_a_data_connection_that_ends_unsealed_is_no_end(target: Path) -> None:
-    ended = data_attack(target, lambda fake: fake.session.sockets[0].shutdown(socket.SHUT_WR))
+    ended = data_attack(target, lambda fake: fake.session.streams.sockets[0].shutdown(socket.SHUT_WR))
     assert_refused(ended, target, Exit.TEMPORARY)
 
 
 def test_a_sealed_end_before_everything_came_is_refused(target: Path) -> None:
     def send(fake: FakeSource) -> None:
         fake.send_end()
-        fake.session.sockets[0].shutdown(socket.SHUT_WR)
+        fake.session.streams.sockets[0].shutdown(socket.SHUT_WR)
         fake.session.control.finish_writing()
 
     ended = attack_with_close(target, send)

@@ -12,12 +12,13 @@ from support import MIB, Flow, assert_same, bytes_on, random_file, rich_tree, sn
 
 from flowengine.errors import Denied, Exit, FlowError, exit_code
 from flowengine.manifest import Entry
-from flowengine.transfer.channel import Channel
-from flowengine.transfer.connect import Listener, dial, join_streams
+from flowengine.transfer.connect import dial, open_session
+from flowengine.transfer.listen import Listener
 from flowengine.transfer.passes import TransferSettings
 from flowengine.transfer.run import list_remote, pull, stat_remote
 from flowengine.transfer.serve import ServedRoot
-from flowengine.wire.messages import DirectoryBegin, Message, Offer, Open, Opened, Options
+from flowengine.transfer.session import Session
+from flowengine.wire.messages import DirectoryBegin, Message, Offer, Open, Options
 from flowengine.wire.ticket import Ticket
 
 pytestmark = pytest.mark.slow
@@ -151,21 +152,23 @@ def test_read_only_refuses_before_anything_is_made(jail: Path) -> None:
 
 def test_a_client_that_pushes_lies_is_refused_and_the_server_lives(jail: Path) -> None:
     async def push(ticket: Ticket, *messages: Message) -> FlowError:
-        channel: Channel = await dial(ticket)
-        await channel.send(Open("source", b"sub", bytes(16), 1, "64KiB", Options()))
-        opened = await channel.receive(10)
-        assert isinstance(opened, Opened)
-        session = await join_streams(channel, ticket, opened, "64KiB", Options(), None)
-        try:
+        request = Open("source", b"sub", bytes(16), 1, "64KiB", Options())
+        caught: list[FlowError] = []
+
+        async def listen(session: Session, done: trio.CancelScope) -> None:
+            try:
+                async for _ in session.control.receive(10):
+                    pass
+            except FlowError as error:
+                caught.append(error)
+            done.cancel()
+
+        async with open_session(ticket, lambda *_: request) as session, trio.open_nursery() as nursery:
+            nursery.start_soon(session.control.run_writer)
             for message in messages:
-                await channel.send(message)
-            while True:
-                await channel.receive(10)
-        except FlowError as error:
-            return error
-        finally:
-            session.close_sockets()
-            await channel.aclose()
+                session.control.post(message)
+            await listen(session, nursery.cancel_scope)
+        return caught[0]
 
     async def visit(ticket: Ticket) -> None:
         for bad in (b"..", b"../../outside/owned", b"/etc/owned", b".flow-staging"):

@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from flowengine.errors import FlowError
-from flowengine.transfer.connect import Listener
+from flowengine.transfer.listen import Listener
 from flowengine.transfer.run import TransferSettings, pull
 from flowengine.transfer.serve import ServedRoot
 from flowengine.transfer.sites import SitePeer, SiteTrust

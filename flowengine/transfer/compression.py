@@ -1,0 +1,137 @@
+"""None or which zstd level: by which of link and processors is the bottleneck now.
+
+Goal
+    Logical bytes per second. Compression pays while the link is slower than it, and must never be the bottleneck.
+Plan
+    Lanes report what they compressed, what they sealed and how long each call took. Every quarter of a second that
+    becomes a judgement: lanes that stand in send calls mean that the link is the limit, and what was sealed is what it
+    carries; lanes that stand in the compressor with the link idle mean that the level is too high. A step is taken
+    where the prediction, min(link x ratio, processors x speed), says that it gains.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Final
+
+from flowengine.units import format_rate
+
+__all__ = ["CompressionChooser"]
+
+_LEVELS: Final = (0, 1, 3, 6)
+_COST: Final = {0: 0.0, 1: 1.0, 3: 2.0, 6: 5.0}
+"""Processor time per byte, relative to level 1, on tables and text."""
+_FIRST_BYTES: Final = 8 << 20
+_FIRST_LEVEL: Final = 3
+"""The first bytes are compressed whatever the link: nothing is known of it yet, it costs milliseconds, and where a
+transfer moves little, as an update does, it is all there is."""
+_FIRST_SPEED: Final = 400e6
+"""Bytes per second and thread that level 1 is taken for until it was measured."""
+_FIRST_RATIO: Final = 2.0
+_FAST_LINK: Final = 450e6
+_LONG_RTT_S: Final = 0.002
+_WINDOW_S: Final = 0.25
+_LEAST_BYTES: Final = 2 << 20
+_LINK_IS_LIMIT: Final = 0.4
+_LINK_IS_IDLE: Final = 0.15
+_SHARE_OF_CORES: Final = 0.6
+"""Of the processors, for compression; the rest reads, hashes, seals and sends."""
+
+
+class CompressionChooser:
+    """Chooses for all lanes of a session; thread-safe.
+
+    Args:
+        rtt_s: of the link; a long one is worth compressing for until it was measured.
+        fixed_level: what was asked for; None adapts.
+        cores: processors of this side.
+
+    Attributes:
+        level: to compress with now; 0 is not at all.
+        reason: why, in a few words.
+    """
+
+    def __init__(self, rtt_s: float, fixed_level: int | None = None, *, cores: int = 1) -> None:
+        self._fixed = fixed_level is not None
+        self._cores = cores
+        self._lock = threading.Lock()
+        self._began = 0.0
+        self._sealed = self._tried = self._packed = 0
+        self._sending_s = self._compressing_s = 0.0
+        self._link = 0.0
+        self._first_bytes = _FIRST_BYTES
+        self._speed = _FIRST_SPEED
+        self._ratio = _FIRST_RATIO
+        self.level = fixed_level if fixed_level is not None else 1 if rtt_s > _LONG_RTT_S else 0
+        self.reason = "asked for" if self._fixed else "the link was not measured yet"
+
+    def level_for(self, size_bytes: int) -> int:
+        """The zstd level for so many bytes that are about to be sent; 0 for none."""
+        if not self._fixed and self._first_bytes > 0:
+            self._first_bytes -= size_bytes
+            return max(self.level, _FIRST_LEVEL)
+        return self.level
+
+    def compressed(self, raw_bytes: int, packed_bytes: int, seconds: float) -> None:
+        """A lane tried to compress a unit; `packed_bytes` is `raw_bytes` where it did not get smaller."""
+        with self._lock:
+            self._tried += raw_bytes
+            self._packed += packed_bytes
+            self._compressing_s += seconds
+
+    def sent(self, sealed_bytes: int, seconds: float, now: float, lanes: int) -> None:
+        """A lane stood so long in send calls for so many bytes.
+
+        Args:
+            now: a clock in seconds.
+            lanes: how many share the link.
+        """
+        with self._lock:
+            self._sealed += sealed_bytes
+            self._sending_s += seconds
+            if not self._began:
+                self._began = now
+            elapsed = now - self._began
+            if elapsed < _WINDOW_S or self._sealed < _LEAST_BYTES:
+                return
+            if not self._fixed:
+                self._judge(elapsed, self._sending_s / elapsed / max(1, lanes))
+            self._began = now
+            self._sealed = self._tried = self._packed = 0
+            self._sending_s = self._compressing_s = 0.0
+
+    def _judge(self, elapsed: float, sending: float) -> None:
+        rate = self._sealed / elapsed
+        limited = sending >= _LINK_IS_LIMIT
+        if limited:
+            self._link = 0.5 * (self._link or rate) + 0.5 * rate
+        else:
+            self._link = max(self._link, rate)
+        if self._tried and self._compressing_s > 0:
+            measured = self._tried / self._compressing_s * _COST[self.level]
+            self._speed = 0.5 * self._speed + 0.5 * measured
+            self._ratio = 0.5 * self._ratio + 0.5 * self._tried / max(1, self._packed)
+        at = _LEVELS.index(self.level)
+        busy = self._compressing_s / elapsed
+        if limited and at + 1 < len(_LEVELS) and self._pays(_LEVELS[at + 1]):
+            self._take(_LEVELS[at + 1], "and compressing is faster")
+        elif at and sending < _LINK_IS_IDLE and busy > _SHARE_OF_CORES * self._cores and self._hinders(at):
+            self._take(_LEVELS[at - 1], "and compressing holds it up")
+
+    def _pays(self, level: int) -> bool:
+        """Whether the processors can compress so well as fast as the link takes it."""
+        if self._link > _FAST_LINK:
+            return False
+        able = _SHARE_OF_CORES * self._cores * self._speed / _COST[level]
+        # Without compression at present, anything above the link's own rate is a gain.
+        return able > self._link * (self._ratio if self.level else 1.2)
+
+    def _hinders(self, at: int) -> bool:
+        """Whether the next lower level would give more; only the link's rate, where known, speaks for none at all."""
+        return at > 1 or self._link > self._cores * self._speed * _SHARE_OF_CORES
+
+    def _take(self, level: int, why: str) -> None:
+        self.level = level
+        self.reason = f"zstd level {level}: the link carries {format_rate(self._link)}, {why}"
+        if not level:
+            self.reason = f"no compression: the link carries {format_rate(self._link)}, {why}"

@@ -1,0 +1,145 @@
+"""Rates that are held on real connections, changed while a transfer runs; streams that come and go."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from proxy import Way, proxied
+from support import MIB, Flow, assert_same, random_file
+
+from flowengine.errors import UsageError
+from flowengine.transfer.bwlimit import LimitSetting
+from flowengine.transfer.concurrency import Remembered
+from flowengine.transfer.link_control import load_remembered, save_remembered
+from flowengine.transfer.pacing import Limits
+from flowengine.transfer.tcp_info import tcp_state
+
+pytestmark = pytest.mark.slow
+
+
+class Meter:
+    """Counts what passes in the larger direction, and when."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.seen: list[tuple[float, int]] = []
+
+    def __call__(self, way: Way, data: bytes) -> bytes:
+        with self._lock:
+            self.seen.append((time.monotonic(), len(data)))
+        return data
+
+    def rate(self, begin_s: float, end_s: float) -> float:
+        """Bytes per second between two moments after the first byte of bulk."""
+        first = next(at for at, size in self.seen if size > 3000)
+        total = sum(size for at, size in self.seen if begin_s <= at - first < end_s)
+        return total / (end_s - begin_s)
+
+
+@pytest.mark.parametrize("way", ["pull", "push"])
+def test_a_limit_is_kept_within_five_percent_over_five_seconds(flow: Flow, tmp_path: Path, way: str) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    target.mkdir()
+    random_file(source / "large", 64 * MIB)
+    meter = Meter()
+    with flow.serving(source if way == "pull" else target) as ticket, proxied(ticket, meter) as proxy:
+        url = proxy.ticket.format_secret_url()
+        words = [url, target] if way == "pull" else [f"{source}/", url]
+        flow("sync", *words, "--bwlimit", "80Mbit/s", "--json")
+    assert_same(source, target)
+    assert meter.rate(0.5, 5.5) == pytest.approx(10e6, rel=0.05)
+
+
+def test_a_limit_in_a_file_is_changed_while_the_transfer_runs(flow: Flow, tmp_path: Path) -> None:
+    source, target, limit = tmp_path / "source", tmp_path / "target", tmp_path / "limit"
+    source.mkdir()
+    random_file(source / "large", 48 * MIB)
+    limit.write_text("16Mbit/s\n")
+    meter = Meter()
+    with flow.serving(source) as ticket, proxied(ticket, meter) as proxy:
+        url = proxy.ticket.format_secret_url()
+        with flow.started("sync", url, target, "--bwlimit", f"@{limit}", "--progress", "json") as running:
+            running.wait_progress(lambda event: event["bytes_sent"] > 3 * MIB)
+            limit.write_text("nonsense\n")
+            running.wait_progress(lambda event: event["bytes_sent"] > 5 * MIB)
+            limit.write_text("off\n")
+            assert running.finish().code == 0
+            notes = [event["message"] for event in running.events() if event["event"] == "note"]
+    assert any("cannot be read" in note or "nonsense" in note for note in notes), notes
+    assert "the limit is off" in notes
+    assert meter.rate(0.5, 2.0) == pytest.approx(2e6, rel=0.1)
+    assert_same(source, target)
+
+
+def test_lanes_of_several_transfers_share_a_named_rate_on_real_sockets() -> None:
+    limits = Limits()
+    limits.set_rate("link", 400e6)
+    pacers = [limits.pacer("link") for _ in range(2)]
+    pairs = [socket.socketpair() for _ in range(4)]
+    received = [0] * 4
+    begin = time.monotonic()
+    deadline = begin + 5.0
+
+    def send(number: int) -> None:
+        pacer, data = pacers[number % 2], bytes(MIB)
+        while time.monotonic() < deadline:
+            part = pacer.portion(MIB)
+            pacer.take(part)
+            pairs[number][0].sendall(data[:part])
+        pairs[number][0].close()
+
+    def receive(number: int) -> None:
+        while data := pairs[number][1].recv(MIB):
+            received[number] += len(data)
+        pairs[number][1].close()
+
+    threads = [threading.Thread(target=body, args=(n,)) for n in range(4) for body in (send, receive)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(received) / (time.monotonic() - begin) == pytest.approx(50e6, rel=0.05)
+
+
+def test_a_limit_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be read"):
+        LimitSetting(f"@{tmp_path}/missing")
+    setting = LimitSetting("00:00-24:00=8Mbit/s")
+    assert setting.current(time.localtime()) == 8e6
+
+
+def test_what_was_found_out_about_a_link_is_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLOW_STATE_DIR", str(tmp_path))
+    assert load_remembered("10.0.0.1") is None
+    save_remembered("10.0.0.1", Remembered(12, 1e8))
+    for number in range(300):
+        save_remembered(f"10.1.{number // 250}.{number % 250}", Remembered(1, 1.0))
+    assert load_remembered("10.1.1.49") == Remembered(1, 1.0)
+    assert load_remembered("10.0.0.1") is None  # the oldest make room
+    (tmp_path / "links.json").write_bytes(b"{broken")
+    assert load_remembered("10.1.1.49") is None
+
+
+def test_the_kernel_tells_what_arrived() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = socket.create_connection(listener.getsockname())
+        server, _ = listener.accept()
+        with client, server:
+            client.sendall(bytes(200_000))
+            left = 200_000
+            while left:
+                left -= len(server.recv(left))
+            server.sendall(b"!")
+            assert client.recv(1) == b"!"
+            state = tcp_state(client)
+    assert state.arrived_bytes == pytest.approx(200_000, rel=0.01)
+    assert 0 < state.min_rtt_s <= 1.0
+    assert state.sent_segments > 0
+    assert state.resent_segments == 0

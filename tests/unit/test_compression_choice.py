@@ -1,0 +1,59 @@
+"""Which zstd level is chosen, from what lanes report."""
+
+from __future__ import annotations
+
+from flowengine.transfer.compression import CompressionChooser
+
+LANES = 8
+
+
+def windows(
+    chooser: CompressionChooser, count: int, *, link: float, speed: float, ratio: float, begin: float = 1.0
+) -> list[int]:
+    """Let lanes send over a link of a rate, with data of a ratio, where level 1 compresses `speed` bytes/s a thread."""
+    levels = []
+    now = begin
+    cost = {0: 0.0, 1: 1.0, 3: 2.0, 6: 5.0}
+    for _ in range(count):
+        level = chooser.level
+        able = 1e12 if not level else 2 * speed / cost[level]
+        logical = min(able, link * (ratio if level else 1.0))
+        sealed = logical / (ratio if level else 1.0)
+        full = sealed > 0.95 * link
+        if level:
+            chooser.compressed(int(logical * 0.3), int(sealed * 0.3), logical * 0.3 * cost[level] / speed)
+        chooser.sent(0, 0.0, now, LANES)
+        now += 0.3
+        chooser.sent(int(sealed * 0.3), 0.3 * LANES * (0.8 if full else 0.05), now, LANES)
+        levels.append(chooser.level)
+    return levels
+
+
+def test_a_long_slow_link_is_compressed_for_better_and_better() -> None:
+    chooser = CompressionChooser(0.08, cores=2)
+    assert chooser.level == 1
+    windows(chooser, 10, link=5e6, speed=500e6, ratio=3.0)
+    assert chooser.level == 6
+    assert "5.00 MB/s" in chooser.reason
+
+
+def test_a_gigabit_link_gets_the_level_that_two_cores_can_do() -> None:
+    chooser = CompressionChooser(0.08, cores=2)
+    assert set(windows(chooser, 20, link=120e6, speed=500e6, ratio=3.0)) == {1}
+
+
+def test_compression_is_given_up_where_the_processors_are_slower_than_the_link() -> None:
+    chooser = CompressionChooser(0.0001, cores=2)
+    assert chooser.level == 0
+    assert set(windows(chooser, 10, link=1.2e9, speed=500e6, ratio=3.0)) == {0}
+    chooser = CompressionChooser(0.08, cores=2)
+    chooser._link = 1.2e9  # as it was seen before
+    assert windows(chooser, 5, link=1.2e9, speed=200e6, ratio=3.0)[-1] == 0
+    assert "holds it up" in chooser.reason
+
+
+def test_what_was_asked_for_stays() -> None:
+    chooser = CompressionChooser(0.08, 9, cores=2)
+    chooser.sent(1 << 30, 100.0, 1.0, 1)
+    chooser.sent(1 << 30, 100.0, 100.0, 1)
+    assert (chooser.level, chooser.reason) == (9, "asked for")
