@@ -6,7 +6,7 @@ Plan
     Lanes report what they compressed, what they sealed and how long each call took. Every quarter of a second that
     becomes a judgement: lanes that stand in send calls mean that the link is the limit, and what was sealed is what it
     carries; lanes that stand in the compressor with the link idle mean that the level is too high. A step is taken
-    where the prediction, min(link x ratio, processors x speed), says that it gains.
+    where the prediction, min(link x ratio, threads x speed), says that it gains.
 """
 
 from __future__ import annotations
@@ -34,8 +34,7 @@ _WINDOW_S: Final = 0.25
 _LEAST_BYTES: Final = 2 << 20
 _LINK_IS_LIMIT: Final = 0.4
 _LINK_IS_IDLE: Final = 0.15
-_SHARE_OF_CORES: Final = 0.6
-"""Of the processors, for compression; the rest reads, hashes, seals and sends."""
+_BUSY: Final = 0.7
 
 
 class CompressionChooser:
@@ -47,13 +46,15 @@ class CompressionChooser:
         cores: processors of this side.
 
     Attributes:
+        slots: to be held while compressing; half of the processors, so that the others read, hash, seal and send.
         level: to compress with now; 0 is not at all.
         reason: why, in a few words.
     """
 
     def __init__(self, rtt_s: float, fixed_level: int | None = None, *, cores: int = 1) -> None:
         self._fixed = fixed_level is not None
-        self._cores = cores
+        self._threads = max(1, cores // 2)
+        self.slots = threading.BoundedSemaphore(self._threads)
         self._lock = threading.Lock()
         self._began = 0.0
         self._sealed = self._tried = self._packed = 0
@@ -73,7 +74,12 @@ class CompressionChooser:
         return self.level
 
     def compressed(self, raw_bytes: int, packed_bytes: int, seconds: float) -> None:
-        """A lane tried to compress a unit; `packed_bytes` is `raw_bytes` where it did not get smaller."""
+        """A lane tried to compress a unit.
+
+        Args:
+            packed_bytes: `raw_bytes` where it did not get smaller.
+            seconds: of processor time; how long it took besides says how busy others are, not how fast this is.
+        """
         with self._lock:
             self._tried += raw_bytes
             self._packed += packed_bytes
@@ -115,20 +121,20 @@ class CompressionChooser:
         busy = self._compressing_s / elapsed
         if limited and at + 1 < len(_LEVELS) and self._pays(_LEVELS[at + 1]):
             self._take(_LEVELS[at + 1], "and compressing is faster")
-        elif at and sending < _LINK_IS_IDLE and busy > _SHARE_OF_CORES * self._cores and self._hinders(at):
+        elif at and sending < _LINK_IS_IDLE and busy > _BUSY * self._threads and self._hinders(at):
             self._take(_LEVELS[at - 1], "and compressing holds it up")
 
     def _pays(self, level: int) -> bool:
         """Whether the processors can compress so well as fast as the link takes it."""
         if self._link > _FAST_LINK:
             return False
-        able = _SHARE_OF_CORES * self._cores * self._speed / _COST[level]
+        able = self._threads * self._speed / _COST[level]
         # Without compression at present, anything above the link's own rate is a gain.
         return able > self._link * (self._ratio if self.level else 1.2)
 
     def _hinders(self, at: int) -> bool:
         """Whether the next lower level would give more; only the link's rate, where known, speaks for none at all."""
-        return at > 1 or self._link > self._cores * self._speed * _SHARE_OF_CORES
+        return at > 1 or self._link > self._threads * self._speed
 
     def _take(self, level: int, why: str) -> None:
         self.level = level

@@ -42,6 +42,8 @@ _EPOCH_S: Final = 0.5
 _EPOCH_ROUND_TRIPS: Final = 6
 _FIRST_HOLD_S: Final = 8.0
 _LAST_HOLD_S: Final = 240.0
+_AT_PACE: Final = 0.98
+"""Share of a pace that arrives when the pace, and nothing else, is the limit."""
 _FIRST_STEP: Final = 0.04
 _LAST_STEP: Final = 0.25
 """What a pace is raised by: little at first, twice as much after each time that went well."""
@@ -160,7 +162,7 @@ class Concurrency:
             return self._fill_pipe(now, goodput) if limited else []
         if not limited:
             return []
-        if resent > _LITTLE_RESENT or goodput < 0.85 * self.pace:
+        if resent > _LITTLE_RESENT or goodput < _AT_PACE * self.pace:
             self._calm = 0
             return []
         self._calm += 1

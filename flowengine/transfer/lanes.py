@@ -19,7 +19,7 @@ import queue
 import socket
 import threading
 from collections.abc import Callable
-from time import perf_counter_ns
+from time import perf_counter_ns, thread_time_ns
 from typing import Final, Protocol
 
 import zstandard
@@ -268,10 +268,12 @@ class SendingLane:
         if self._skip:
             self._skip -= 1
             return None
-        start = perf_counter_ns()
-        data = views[0] if len(views) == 1 else b"".join(views)
-        packed = self._compressor.compress(data, level)
-        spent = self._compress.since(start) - start
+        with self._chooser.slots:
+            start, begun = perf_counter_ns(), thread_time_ns()
+            data = views[0] if len(views) == 1 else b"".join(views)
+            packed = self._compressor.compress(data, level)
+            self._compress.since(start)
+            spent = thread_time_ns() - begun
         self._chooser.compressed(len(data), len(packed) if packed is not None else len(data), spent / 1e9)
         if packed is None:
             self._skip = self._backoff

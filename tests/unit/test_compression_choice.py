@@ -16,7 +16,7 @@ def windows(
     cost = {0: 0.0, 1: 1.0, 3: 2.0, 6: 5.0}
     for _ in range(count):
         level = chooser.level
-        able = 1e12 if not level else 2 * speed / cost[level]
+        able = 1e12 if not level else speed / cost[level]
         logical = min(able, link * (ratio if level else 1.0))
         sealed = logical / (ratio if level else 1.0)
         full = sealed > 0.95 * link
