@@ -19,6 +19,7 @@ LONG_LINKS: dict[str, LinkSpec] = {
     "link": LinkSpec.symmetric(0.080, GIGABIT),
     "link-loss": LinkSpec.symmetric(0.080, GIGABIT, loss=0.001),
     "link-cubic": LinkSpec.symmetric(0.080, GIGABIT, congestion="cubic"),
+    "link-stock": LinkSpec.symmetric(0.080, GIGABIT, mtu=1500, tuned=False),
     "link-loss-cubic": LinkSpec.symmetric(0.080, GIGABIT, loss=0.001, congestion="cubic"),
 }
 LOOPBACK_NAMESPACE = "flow-perf-lo"

@@ -63,13 +63,15 @@ class Direction:
 
 @dataclass(frozen=True)
 class LinkSpec:
-    """What a link is like: each direction, the MTU, and the congestion control of both ends."""
+    """What a link is like: each direction, the MTU, the congestion control of both ends, and whether their limits
+    for TCP buffers are those of hosts that move data, or those of this kernel."""
 
     ab: Direction
     ba: Direction
     mtu: int = 9000
     congestion: str = "bbr"
     seed: int = 1
+    tuned: bool = True
 
     @classmethod
     def symmetric(
@@ -81,11 +83,12 @@ class LinkSpec:
         mtu: int = 9000,
         congestion: str = "bbr",
         seed: int = 1,
+        tuned: bool = True,
     ) -> LinkSpec:
         """Both directions alike; the queue is in bandwidth-delay products, and holds a few packets."""
         queue = max(int(rate_bits_per_s / 8 * rtt_s * queue_bdp), 8 * mtu)
         one_way = Direction(rtt_s / 2, rate_bits_per_s, queue, loss)
-        return cls(one_way, one_way, mtu, congestion, seed)
+        return cls(one_way, one_way, mtu, congestion, seed, tuned)
 
     def as_dict(self) -> dict[str, object]:
         return dataclasses.asdict(self)
@@ -143,7 +146,7 @@ class Link:
         directions = [spec.ab.argument(), spec.ba.argument()]
         try:
             for site in ADDRESSES:
-                self._make_namespace(site)
+                self._make_namespace(site, tuned=spec.tuned)
             with self._log.open("w") as log:
                 forwarder = self._forwarder = subprocess.Popen(
                     [program, *map(self.namespace, ADDRESSES), DEVICE, *directions, str(spec.seed)],
@@ -208,7 +211,7 @@ class Link:
         if not Path("/dev/net/tun").exists():
             raise LinkError("/dev/net/tun is missing; load the kernel's tun module")
 
-    def _make_namespace(self, site: str) -> None:
+    def _make_namespace(self, site: str, *, tuned: bool) -> None:
         name = self.namespace(site)
         _run("ip", "netns", "add", name)
         _run("ip", "-n", name, "link", "set", "lo", "up")
@@ -218,7 +221,7 @@ class Link:
         lines = [f"{ADDRESSES[other]} {self.namespace(other)}" for other in ADDRESSES]
         lines.append(f"{ADDRESSES[site]} {os.uname().nodename}")
         (hosts / "hosts").write_text("\n".join(["127.0.0.1 localhost", *lines, ""]))
-        for key, value in HOST_SETTINGS.items():
+        for key, value in HOST_SETTINGS.items() if tuned else ():
             _run("ip", "netns", "exec", name, "sysctl", "-qw", f"{key}={value}")
 
     def _configure(self, site: str, spec: LinkSpec) -> None:

@@ -21,6 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     up.add_argument("--queue", type=float, default=1.0, help="in bandwidth-delay products")
     up.add_argument("--mtu", type=int, default=9000)
     up.add_argument("--congestion", default="bbr", help="bbr, cubic or reno")
+    up.add_argument(
+        "--stock", action="store_true", help="leave the limits of TCP buffers as the kernel has them"
+    )
     up.add_argument("--seed", type=int, default=1, help="which packets are lost")
     for verb in ("ab", "ba"):
         up.add_argument(f"--rate-{verb}", help="another rate in this direction")
@@ -44,11 +47,12 @@ def spec_of(args: argparse.Namespace) -> LinkSpec:
             args.mtu,
             args.congestion,
             args.seed,
+            not args.stock,
         )
 
     there = one(args.rate_ab or args.rate, args.loss_ab or args.loss)
     back = one(args.rate_ba or args.rate, args.loss_ba or args.loss)
-    return LinkSpec(there.ab, back.ba, args.mtu, args.congestion, args.seed)
+    return LinkSpec(there.ab, back.ba, args.mtu, args.congestion, args.seed, not args.stock)
 
 
 def main(args: argparse.Namespace) -> int:
