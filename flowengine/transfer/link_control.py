@@ -98,7 +98,7 @@ class LinkControl:
                 )
         finally:
             arrived = sum(state.arrived_bytes for state in self._latest.values())
-            if self._peer and arrived >= _LEAST_MEASURED_BYTES:
+            if self._peer and not self._fixed and arrived >= _LEAST_MEASURED_BYTES:
                 save_remembered(self._peer, rule.remember())
 
     def _sample(self) -> Sample:

@@ -8,7 +8,17 @@ from pathlib import Path
 
 import pytest
 import trio
-from support import MIB, Flow, assert_same, bytes_on, random_file, rich_tree, snapshot, two_namespaces
+from support import (
+    MIB,
+    Flow,
+    assert_same,
+    bytes_on,
+    random_file,
+    rich_tree,
+    small_tree,
+    snapshot,
+    two_namespaces,
+)
 
 from flowengine.errors import Denied, Exit, FlowError, exit_code
 from flowengine.manifest import Entry
@@ -239,3 +249,25 @@ def test_read_only_between_two_hosts(tmp_path: Path) -> None:
             done = near("cp", tmp_path / "file", ticket.format_secret_url(), code=5)
     assert "read-only" in done.stderr
     assert os.listdir(tmp_path / "served") == []
+
+
+def test_a_request_that_is_too_long_to_follow_the_proof_goes_behind_the_welcome(
+    flow: Flow, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    small_tree(source, 1200, size=10)
+    names = "\n".join(sorted(str(path.relative_to(source)) for path in source.rglob("f*"))[:1199]) + "\n"
+    assert len(names) > 12_000
+    listed = names + "".join(f"{number:0100d}\n" for number in range(200))
+    with flow.serving(source) as ticket:
+        done = flow(
+            "cp",
+            ticket.format_secret_url(),
+            tmp_path / "target",
+            "--files-from",
+            "-",
+            "--json",
+            stdin=listed.encode(),
+            code=None,
+        )
+    assert done.data["objects"] == 1199

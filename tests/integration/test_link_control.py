@@ -1,0 +1,76 @@
+"""Over an emulated long link: few round trips, streams that are added, a pace that is found, what is remembered."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support import MIB, Flow, assert_same, random_file
+
+from perf.link import ADDRESSES, Link, LinkSpec
+
+pytestmark = [pytest.mark.root, pytest.mark.slow]
+
+
+@pytest.fixture
+def link() -> Iterator[Link]:
+    made = Link("flow-control")
+    made.down()
+    yield made
+    made.down()
+
+
+def transfer(link: Link, tmp_path: Path, way: str, *options: str) -> dict[str, object]:
+    """Move tmp_path/source to tmp_path/target between the link's ends; what --json said."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    target.mkdir(exist_ok=True)
+    here = Flow(tmp_path / "state-a", prefix=link.command("a"))
+    there = Flow(tmp_path / "state-b", prefix=link.command("b"))
+    with there.serving(source if way == "pull" else target, listen=f"{ADDRESSES['b']}:7171") as ticket:
+        url = ticket.format_secret_url()
+        words = [url, target] if way == "pull" else [f"{source}/", url]
+        done = here("sync", *words, "--json", *options)
+    assert_same(source, target)
+    return done.data
+
+
+@pytest.mark.parametrize("way", ["pull", "push"])
+def test_a_lossy_link_gets_more_streams_and_says_why(link: Link, tmp_path: Path, way: str) -> None:
+    (tmp_path / "source").mkdir()
+    random_file(tmp_path / "source" / "large", 64 * MIB)
+    with link.raised(LinkSpec.symmetric(0.06, 300_000_000, loss=0.004, congestion="reno")):
+        report = transfer(link, tmp_path, way)
+    assert isinstance(report["streams"], int)
+    assert report["streams"] > 16
+    assert any("streams 24: the network is the limit" in line for line in report["link_changes"])  # type: ignore[attr-defined]
+
+
+def test_a_number_of_streams_that_was_asked_for_stays(link: Link, tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    random_file(tmp_path / "source" / "large", 32 * MIB)
+    with link.raised(LinkSpec.symmetric(0.06, 300_000_000, loss=0.004, congestion="reno")):
+        report = transfer(link, tmp_path, "pull", "--streams", "3")
+    assert report["streams"] == 3
+
+
+def test_what_a_link_carries_is_remembered_by_the_sender(link: Link, tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    random_file(tmp_path / "source" / "large", 96 * MIB)
+    with link.raised(LinkSpec.symmetric(0.04, 400_000_000)):
+        transfer(link, tmp_path, "push")
+        known = json.loads((tmp_path / "state-a" / "links.json").read_text())[ADDRESSES["b"]]
+        assert 0.6 * 50e6 < known["bytes_per_s"] < 1.2 * 50e6
+        random_file(tmp_path / "source" / "second", 16 * MIB, seed=1)
+        again = transfer(link, tmp_path, "push")
+    assert "an earlier transfer saw" in again["link_changes"][0]  # type: ignore[index]
+
+
+def test_a_small_file_takes_seven_round_trips(link: Link, tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    random_file(tmp_path / "source" / "small", 50_000)
+    with link.raised(LinkSpec.symmetric(0.2, 100_000_000)):
+        report = transfer(link, tmp_path, "push")
+    assert isinstance(report["seconds"], float)
+    assert 6 * 0.2 < report["seconds"] < 7.5 * 0.2
