@@ -30,7 +30,9 @@ SAID = [
     m.Finer(7, bytes(32)),
     m.Received(1 << 40),
     m.Landed(1, 2),
-    m.Progress({"a": 1}, "the disk"),
+    m.Progress({"a": 1}, "the disk", ["1.00 s: streams 12: try more"]),
+    m.WantStreams(12),
+    m.Rate(200_000_000),
     m.Receipt(bytes(32), "completed", {"a": 1}, "the disk"),
 ]
 
