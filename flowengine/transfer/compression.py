@@ -19,7 +19,7 @@ from flowengine.units import format_rate
 __all__ = ["CompressionChooser"]
 
 _LEVELS: Final = (0, 1, 3, 6)
-_COST: Final = {0: 0.0, 1: 1.0, 3: 2.0, 6: 5.0}
+_COST: Final = {1: 1.0, 3: 2.0, 6: 5.0}
 """Processor time per byte, relative to level 1, on tables and text."""
 _FIRST_BYTES: Final = 8 << 20
 _FIRST_LEVEL: Final = 3
@@ -58,7 +58,7 @@ class CompressionChooser:
         self._lock = threading.Lock()
         self._began = 0.0
         self._sealed = self._tried = self._packed = 0
-        self._sending_s = self._compressing_s = 0.0
+        self._sending_s = self._compressing_s = self._as_level_1_s = 0.0
         self._link = 0.0
         self._first_bytes = _FIRST_BYTES
         self._speed = _FIRST_SPEED
@@ -73,7 +73,7 @@ class CompressionChooser:
             return max(self.level, _FIRST_LEVEL)
         return self.level
 
-    def compressed(self, raw_bytes: int, packed_bytes: int, seconds: float) -> None:
+    def compressed(self, raw_bytes: int, packed_bytes: int, seconds: float, level: int) -> None:
         """A lane tried to compress a unit.
 
         Args:
@@ -84,6 +84,7 @@ class CompressionChooser:
             self._tried += raw_bytes
             self._packed += packed_bytes
             self._compressing_s += seconds
+            self._as_level_1_s += seconds / _COST.get(level, _COST[6])
 
     def sent(self, sealed_bytes: int, seconds: float, now: float, lanes: int) -> None:
         """A lane stood so long in send calls for so many bytes.
@@ -104,7 +105,7 @@ class CompressionChooser:
                 self._judge(elapsed, self._sending_s / elapsed / max(1, lanes))
             self._began = now
             self._sealed = self._tried = self._packed = 0
-            self._sending_s = self._compressing_s = 0.0
+            self._sending_s = self._compressing_s = self._as_level_1_s = 0.0
 
     def _judge(self, elapsed: float, sending: float) -> None:
         rate = self._sealed / elapsed
@@ -113,8 +114,8 @@ class CompressionChooser:
             self._link = 0.5 * (self._link or rate) + 0.5 * rate
         else:
             self._link = max(self._link, rate)
-        if self._tried and self._compressing_s > 0:
-            measured = self._tried / self._compressing_s * _COST[self.level]
+        if self._tried and self._as_level_1_s > 0:
+            measured = self._tried / self._as_level_1_s
             self._speed = 0.5 * self._speed + 0.5 * measured
             self._ratio = 0.5 * self._ratio + 0.5 * self._tried / max(1, self._packed)
         at = _LEVELS.index(self.level)

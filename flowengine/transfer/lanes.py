@@ -274,7 +274,9 @@ class SendingLane:
             packed = self._compressor.compress(data, level)
             self._compress.since(start)
             spent = thread_time_ns() - begun
-        self._chooser.compressed(len(data), len(packed) if packed is not None else len(data), spent / 1e9)
+        self._chooser.compressed(
+            len(data), len(packed) if packed is not None else len(data), spent / 1e9, level
+        )
         if packed is None:
             self._skip = self._backoff
             self._backoff = min(self._backoff * 2, 32)

@@ -21,7 +21,9 @@ def windows(
         sealed = logical / (ratio if level else 1.0)
         full = sealed > 0.95 * link
         if level:
-            chooser.compressed(int(logical * 0.3), int(sealed * 0.3), logical * 0.3 * cost[level] / speed)
+            chooser.compressed(
+                int(logical * 0.3), int(sealed * 0.3), logical * 0.3 * cost[level] / speed, level
+            )
         chooser.sent(0, 0.0, now, LANES)
         now += 0.3
         chooser.sent(int(sealed * 0.3), 0.3 * LANES * (0.8 if full else 0.05), now, LANES)
@@ -50,6 +52,12 @@ def test_compression_is_given_up_where_the_processors_are_slower_than_the_link()
     chooser._link = 1.2e9  # as it was seen before
     assert windows(chooser, 5, link=1.2e9, speed=200e6, ratio=3.0)[-1] == 0
     assert "holds it up" in chooser.reason
+
+
+def test_the_first_bytes_are_compressed_whatever_the_link() -> None:
+    chooser = CompressionChooser(0.0001, cores=2)
+    assert [chooser.level_for(1 << 20) for _ in range(9)] == [3] * 8 + [0]
+    assert CompressionChooser(0.0001, 0).level_for(1) == 0
 
 
 def test_what_was_asked_for_stays() -> None:
