@@ -58,5 +58,6 @@ def tcp_state(sock: HasOptions) -> TcpState:
     counts = _COUNTS.unpack_from(data, _COUNTS_AT)
     resent, acked, min_rtt_us, sent = counts[0], counts[3], counts[8], counts[10]
     delivered, sent_bytes = counts[15], counts[17]
-    arrived = max(acked, int(delivered * sent_bytes / sent)) if sent else acked
+    # The SYN counts as delivered, too.
+    arrived = max(acked, int((delivered - 1) * sent_bytes / sent)) if sent else acked
     return TcpState(rtt_us / 1e6, min_rtt_us / 1e6, arrived, sent, resent, counts[13] / 1e6)
