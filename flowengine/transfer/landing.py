@@ -651,9 +651,7 @@ class Landing:
             elif isinstance(sink, LargeObject):
                 if sink.staged is not None:
                     sink.staged.close()
-                if sink.basis is not None:
-                    sink.basis.close()
-                sink.drop_twin()
+                sink.drop_old()
         self._sinks.clear()
         for directory in self.directories.values():
             if directory.fd >= 0:

@@ -7,7 +7,7 @@ import stat
 from itertools import accumulate
 from typing import Final
 
-from flowengine.chunking import CHUNK_BYTES, chunk_id, packed_size, zero_chunk_id
+from flowengine.chunking import CHUNK_BYTES, packed_size, zero_chunk_id
 from flowengine.errors import ProtocolError
 from flowengine.manifest import FILE, Entry
 from flowengine.store.buffers import Buffer, BufferPool
@@ -15,6 +15,7 @@ from flowengine.store.filesystem import local_error
 from flowengine.store.scan_cache import PROVISIONAL, Identity
 from flowengine.transfer.basis import Basis
 from flowengine.transfer.copying import CopyJob, WriteJob, append_copy
+from flowengine.transfer.following import Follower
 from flowengine.transfer.lookalikes import begins_with
 from flowengine.transfer.placement import Placement
 from flowengine.transfer.refining import Refiner, regions_beside
@@ -25,8 +26,8 @@ from flowengine.wire.paths import STAGING_NAME, check_name
 
 __all__ = ["LargePlacer"]
 
-_TWIN_BUFFERS: Final = 4
-_TWIN_BYTES: Final = 2 * MIB
+_READ_BUFFERS: Final = 4
+_READ_BYTES: Final = 2 * MIB
 _VAIN_BYTES: Final = 32 * MIB
 """A file of another name is let go when nothing of so much was found in it."""
 
@@ -41,7 +42,7 @@ class LargePlacer:
         self._large: LargeObject | None = None
         self._entry: Entry | None = None
         self._zero = zero_chunk_id(placement.profile.maximum)
-        self._pool = BufferPool(_TWIN_BUFFERS, _TWIN_BYTES + placement.profile.maximum)
+        self._pool = BufferPool(_READ_BUFFERS, _READ_BYTES + placement.profile.maximum)
 
     @property
     def inside(self) -> bool:
@@ -84,9 +85,7 @@ class LargePlacer:
             except OSError:
                 pass
             else:
-                large.basis = Basis(fd, os.fstat(fd), self._placement.profile, self._placement.cache)
-                if not large.basis.known_without_reading:
-                    self._placement.counters.objects_read += 1
+                self._take_old(large, fd)
         self._large = large
         self._placement.landing.adopt(large)
         if not self._placement.dry:
@@ -97,6 +96,22 @@ class LargePlacer:
                 or self._placement.must_not_touch(entry, large.basis.st)
             ):
                 self._stage(large)
+
+    def _take_old(self, large: LargeObject, fd: int) -> None:
+        """The file in place is what the object is compared with.
+
+        Of the same size it may be the same: then nothing is to be written. Else, where nothing is known of it, it is
+        followed.
+        """
+        placement, st = self._placement, os.fstat(fd)
+        cache = placement.cache
+        known = cache is not None and cache.pieces(Identity.of(st))
+        if st.st_size != large.entry.size and not known and not placement.dry:
+            large.follower = Follower(fd, placement.profile, self._pool, elsewhere=False)
+        else:
+            large.basis = Basis(fd, st, placement.profile, cache)
+        if large.follower is not None or not known:
+            placement.counters.objects_read += 1
 
     def _stage(self, large: LargeObject) -> None:
         """Make (or find again) the staging file, and bring in what was the same so far."""
@@ -148,11 +163,24 @@ class LargePlacer:
             return
         if large.staged is None:
             self._stage(large)
-        if not offset and large.basis is None:
+        if not offset and large.basis is None and large.follower is None:
             self._look_alike(large, packed)
         elif large.basis is not None and large.basis.elsewhere and self._is_in_vain(large, large.basis):
             large.basis.close()
             large.basis = None
+        follower, staged = large.follower, large.staged
+        assert staged is not None
+        if follower is not None and (follower.lost or staged.have):
+            # Where much was moved, or much is here already, the whole old file is searched.
+            large.follower = None
+            large.basis = Basis(
+                follower.fd,
+                os.fstat(follower.fd),
+                self._placement.profile,
+                self._placement.cache,
+                elsewhere=follower.elsewhere,
+            )
+            large.basis.found_bytes = int(follower.found)
         self._take_run(large, offset, packed, number)
 
     def _look_alike(self, large: LargeObject, packed: bytes) -> None:
@@ -174,72 +202,15 @@ class LargePlacer:
             fd, st = opened
             begins = begins_with(fd, packed)
             if begins and st.st_size == entry.size:
-                large.twin = fd
                 lookalikes.won(folder, entry.name, path)
-                return
             if begins or (like is not None and path == like[0] and st.st_size >= least):
-                large.basis = Basis(fd, st, self._placement.profile, self._placement.cache, elsewhere=True)
+                large.follower = Follower(fd, self._placement.profile, self._pool, elsewhere=True)
                 return
             os.close(fd)
 
     def _is_in_vain(self, large: LargeObject, basis: Basis) -> bool:
         """Whether nothing was found in a file of another name for a while."""
         return not basis.found_bytes and large.position > _VAIN_BYTES
-
-    def _take_twin(self, large: LargeObject, offer: RunOffer, lengths: list[int]) -> bytearray:
-        """Take what the twin has at the same place; gives a mark for each chunk that was taken."""
-        taken = bytearray(len(lengths))
-        at = 0
-        while at < len(lengths):
-            buffer = self._pool.acquire()
-            try:
-                end, size = at, 0
-                while end < len(lengths) and size + lengths[end] <= len(buffer.view):
-                    size += lengths[end]
-                    end += 1
-                self._compare_twin(large, offer, lengths, at, end, buffer, taken)
-            finally:
-                buffer.release()
-            at = end
-        if not all(taken):  # edited, or another file after all: from here on it is searched for what moved
-            fd, large.twin = large.twin, -1
-            large.basis = Basis(
-                fd, os.fstat(fd), self._placement.profile, self._placement.cache, elsewhere=True
-            )
-        return taken
-
-    def _compare_twin(
-        self,
-        large: LargeObject,
-        offer: RunOffer,
-        lengths: list[int],
-        first: int,
-        end: int,
-        buffer: Buffer,
-        taken: bytearray,
-    ) -> None:
-        """Read the chunks from `first` to `end` at once; what is right goes on to be written."""
-        start = offer.offsets[first]
-        try:
-            got = os.preadv(large.twin, [buffer.view[: sum(lengths[first:end])]], start)
-        except OSError:
-            return
-        begin = first
-        for index in range(first, end + 1):
-            if index < end:
-                at = offer.offsets[index] - start
-                data = buffer.view[at : at + lengths[index]]
-                identity = offer.packed[index * CHUNK_BYTES + 4 : (index + 1) * CHUNK_BYTES]
-                if at + lengths[index] <= got and chunk_id(data) == identity:
-                    taken[index] = 1
-                    continue
-            if begin < index:
-                view = buffer.view[
-                    offer.offsets[begin] - start : offer.offsets[index - 1] - start + lengths[index - 1]
-                ]
-                packed = offer.packed[begin * CHUNK_BYTES : index * CHUNK_BYTES]
-                self._placement.copier.jobs.put(WriteJob(large, offer.offsets[begin], packed, buffer, view))
-            begin = index + 1
 
     def stop(self) -> None:
         """Let the placer's thread not wait for copies any more."""
@@ -296,11 +267,11 @@ class LargePlacer:
         places = [-1] * len(lengths)
         there = 0
         unknown: list[int] = []
-        taken = self._take_twin(large, offer, lengths) if large.twin >= 0 else bytes(len(lengths))
-        basis = large.basis
+        basis, old = large.basis, large.follower or large.basis
+        if large.follower is not None:
+            places = self._follow(large, large.follower, offer, lengths)
         for index, offset in enumerate(offer.offsets):
-            if taken[index]:
-                places[index] = offset
+            if places[index] >= 0:
                 continue
             one = packed[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES]
             length = lengths[index]
@@ -319,9 +290,9 @@ class LargePlacer:
                 else:
                     unknown.append(index)
         elsewhere = self._want_unknown(large, offer, unknown, jobs)
-        if basis is not None and WANTED in wanted:
-            regions = regions_beside(lengths, places, wanted, large.left, basis.size_bytes)
-            self._ask_finer(number, offer, regions, lengths, basis.fd)
+        if old is not None and WANTED in wanted:
+            regions = regions_beside(lengths, places, wanted, large.left, old.size_bytes)
+            self._ask_finer(number, offer, regions, lengths, old.fd)
         large.left = places[-1] + lengths[-1] if places[-1] >= 0 else -1
         offer.open = len(wanted) - wanted.count(NOT_WANTED)
         if offer.open:
@@ -332,6 +303,24 @@ class LargePlacer:
             self._placement.reuse(large, offer.offsets[index], one[4:], one, jobs)
         if there:
             landing.add(large, there)
+
+    def _follow(
+        self, large: LargeObject, follower: Follower, offer: RunOffer, lengths: list[int]
+    ) -> list[int]:
+        """Have what the followed file has written; gives the places of the chunks in it."""
+        packed, jobs = offer.packed, self._placement.copier.jobs
+        zero = self._placement.profile.maximum.to_bytes(4, "little") + self._zero
+        holes = {
+            index
+            for index in range(len(lengths))
+            if packed[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES] == zero
+        }
+
+        def write(first: int, end: int, buffer: Buffer, view: memoryview) -> None:
+            chunks = packed[first * CHUNK_BYTES : end * CHUNK_BYTES]
+            jobs.put(WriteJob(large, offer.offsets[first], chunks, buffer, view))
+
+        return follower.take(offer.offsets, lengths, packed, holes, write)
 
     def _want_unknown(
         self, large: LargeObject, offer: RunOffer, unknown: list[int], jobs: list[CopyJob]
@@ -384,7 +373,6 @@ class LargePlacer:
         self._placement.recorder.large_end(keep=not message.reason)
         if large is None:
             return
-        large.drop_twin()
         directory = large.directory
         if message.reason:
             self._give_up(large, message)

@@ -162,8 +162,7 @@ class Publisher:
             if not large.failed:
                 large.staged.forget_journal()
                 large.staged.close()
-                if large.basis is not None:
-                    large.basis.close()
+                large.drop_old()
                 self._landing.disown(large)
         self._remember(landed)
         if self._tell is not None and landed:

@@ -16,6 +16,7 @@ from flowengine.manifest import Entry
 from flowengine.store.filesystem import open_beneath
 from flowengine.store.staging import StagedObject, Staging
 from flowengine.transfer.basis import Basis
+from flowengine.transfer.following import Follower
 from flowengine.wire.messages import DirectoryEnd
 
 __all__ = [
@@ -124,12 +125,12 @@ class LargeObject(Sink):
     """A large object in its staging file.
 
     Attributes:
-        basis: the file that it may be another version of.
+        basis: an old file that is searched for its chunks.
+        follower: an old file that it is compared with in step; there is one of the two at most.
         left: where in that ends what was found last, -1 where the last chunk was not found.
-        twin: an open file that began with the same chunk and has the same size; -1 for none.
     """
 
-    __slots__ = ("basis", "left", "position", "same_until", "staged", "twin", "unsynced")
+    __slots__ = ("basis", "follower", "left", "position", "same_until", "staged", "unsynced")
 
     def __init__(self, directory: TargetDirectory, entry: Entry) -> None:
         super().__init__(directory, entry, entry.size)
@@ -137,16 +138,19 @@ class LargeObject(Sink):
         self.staged: StagedObject | None = None
         self.position = 0
         self.left = -1
-        self.twin = -1
+        self.follower: Follower | None = None
         self.same_until: list[tuple[int, bytes]] = []
         self.unsynced = 0
         self.basis: Basis | None = None
 
-    def drop_twin(self) -> None:
-        """Nothing more is taken from the twin."""
-        if self.twin >= 0:
-            os.close(self.twin)
-            self.twin = -1
+    def drop_old(self) -> None:
+        """Close the files that it was compared with."""
+        if self.basis is not None:
+            self.basis.close()
+            self.basis = None
+        if self.follower is not None:
+            self.follower.close()
+            self.follower = None
 
     def put(self, offset: int, data: memoryview, packed: bytes) -> None:
         assert self.staged is not None

@@ -1,0 +1,152 @@
+"""Following an old file: what is taken is right, and the way is found again after edits."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable
+from itertools import accumulate
+from pathlib import Path
+
+import pytest
+
+from flowengine.chunking import DEFAULT_PROFILE, Cutter, chunk_id, pack_chunks
+from flowengine.store.buffers import Buffer, BufferPool
+from flowengine.transfer.following import Follower
+from flowengine.units import MIB
+
+OLD = random.Random(1).randbytes(30 * MIB)
+RUN_CHUNKS = 100
+
+
+def follow(
+    path: Path, new: bytes, between: Callable[[int], None] = lambda run: None, *, honest: bool = True
+) -> int:
+    """Follow `path` as `new` is offered run by run; how many bytes were taken, after comparing them."""
+    pool = BufferPool(2, 2 * MIB + DEFAULT_PROFILE.maximum)
+    follower = Follower(os.open(path, os.O_RDONLY), DEFAULT_PROFILE, pool, elsewhere=False)
+    lengths = Cutter(DEFAULT_PROFILE).lengths(new)
+    offsets = list(accumulate(lengths[:-1], initial=0))
+    old = path.read_bytes()
+    taken = 0
+    calls: list[tuple[int, int, bytes]] = []
+
+    def write(first: int, end: int, buffer: Buffer, view: memoryview) -> None:
+        calls.append((first, end, bytes(view)))
+
+    try:
+        for at in range(0, len(lengths), RUN_CHUNKS):
+            between(at // RUN_CHUNKS)
+            mine, starts = lengths[at : at + RUN_CHUNKS], offsets[at : at + RUN_CHUNKS]
+            packed = pack_chunks(
+                (length, chunk_id(new[offset : offset + length]))
+                for offset, length in zip(starts, mine, strict=True)
+            )
+            calls.clear()
+            places = follower.take(starts, mine, packed, set(), write)
+            assert {index for first, end, _ in calls for index in range(first, end)} == {
+                index for index, place in enumerate(places) if place >= 0
+            }
+            for first, end, data in calls:
+                assert data == new[starts[first] : starts[first] + len(data)]
+                assert len(data) == sum(mine[first:end])
+                assert data == old[places[first] : places[first] + len(data)] or not honest
+                taken += len(data)
+    finally:
+        follower.close()
+    return taken
+
+
+@pytest.fixture(scope="module")
+def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("following") / "old"
+    path.write_bytes(OLD)
+    return path
+
+
+EDITS: dict[str, tuple[bytes, int]] = {
+    "nothing": (OLD, 0),
+    "a byte": (OLD[: 9 * MIB] + b"!" + OLD[9 * MIB + 1 :], 1),
+    "a byte more": (OLD[: 9 * MIB] + b"!" + OLD[9 * MIB :], 1),
+    "at the head": (b"!" + OLD, 1),
+    "at the end": (OLD + b"!", 1),
+    "cut short": (OLD[: 9 * MIB + 77], 1),
+    "a megabyte overwritten": (OLD[: 9 * MIB] + bytes(MIB) + OLD[10 * MIB :], 1),
+    "five taken out": (OLD[: 9 * MIB] + OLD[14 * MIB :], 1),
+    "ten more": (OLD[: 9 * MIB] + random.Random(2).randbytes(10 * MIB) + OLD[9 * MIB :], 1),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EDITS)
+def test_what_is_the_same_is_found_again(old: Path, name: str) -> None:
+    new, edits = EDITS[name]
+    same = min(len(new), len(OLD))
+    if name == "a megabyte overwritten":
+        same -= MIB
+    assert follow(old, new) >= same - edits * 6 * DEFAULT_PROFILE.maximum
+
+
+@pytest.mark.slow
+def test_another_file_gives_nothing_and_is_lost(old: Path) -> None:
+    assert follow(old, random.Random(3).randbytes(20 * MIB)) == 0
+
+
+@pytest.mark.slow
+def test_a_file_that_is_written_to_ends_it(tmp_path: Path) -> None:
+    path = tmp_path / "old"
+    path.write_bytes(OLD[: 16 * MIB])
+    new = b"!" + OLD[: 16 * MIB]
+
+    def spoil(run: int) -> None:
+        if run == 1:
+            path.write_bytes(bytes(16 * MIB))
+
+    assert follow(path, new, spoil, honest=False) < 16 * MIB
+
+
+def test_no_window_is_trusted_twice(tmp_path: Path) -> None:
+    """The file changes between the cut of a window and the reading of what was found in it."""
+    path = tmp_path / "old"
+    path.write_bytes(OLD[:MIB])
+    new = b"!" + OLD[:MIB]
+    lengths = Cutter(DEFAULT_PROFILE).lengths(new)
+    offsets = list(accumulate(lengths[:-1], initial=0))
+    packed = pack_chunks(
+        (length, chunk_id(new[offset : offset + length]))
+        for offset, length in zip(offsets, lengths, strict=True)
+    )
+
+    class Spoiled(Follower):
+        def _cut(self, window: int) -> None:
+            super()._cut(window)
+            path.write_bytes(bytes(MIB))
+
+    pool = BufferPool(2, 2 * MIB)
+    follower = Spoiled(os.open(path, os.O_RDONLY), DEFAULT_PROFILE, pool, elsewhere=False)
+    try:
+        places = follower.take(offsets, lengths, packed, set(), lambda *written: pytest.fail("took it"))
+    finally:
+        follower.close()
+    assert set(places) == {-1}
+
+
+def test_what_is_there_already_is_skipped(tmp_path: Path) -> None:
+    path = tmp_path / "old"
+    path.write_bytes(OLD[:MIB])
+    lengths = Cutter(DEFAULT_PROFILE).lengths(OLD[:MIB])
+    offsets = list(accumulate(lengths[:-1], initial=0))
+    packed = pack_chunks(
+        (length, chunk_id(OLD[offset : offset + length]))
+        for offset, length in zip(offsets, lengths, strict=True)
+    )
+    written: list[tuple[int, int]] = []
+    follower = Follower(os.open(path, os.O_RDONLY), DEFAULT_PROFILE, BufferPool(1, 2 * MIB), elsewhere=False)
+    try:
+        places = follower.take(
+            offsets, lengths, packed, {0, 3}, lambda first, end, buffer, view: written.append((first, end))
+        )
+    finally:
+        follower.close()
+    assert written == [(1, 3), (4, len(lengths))]
+    assert [index for index, place in enumerate(places) if place < 0] == [0, 3]
