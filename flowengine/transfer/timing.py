@@ -62,6 +62,7 @@ class StageClock:
 
 _WHERE: Final = {
     "read": ("source", "reading, cutting and hashing"),
+    "finer": ("source", "cutting finer what was edited"),
     "scan": ("source", "listing files"),
     "compress": ("source", "compressing"),
     "seal": ("source", "sealing"),
