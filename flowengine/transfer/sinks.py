@@ -130,7 +130,7 @@ class LargeObject(Sink):
         left: where in that ends what was found last, -1 where the last chunk was not found.
     """
 
-    __slots__ = ("basis", "follower", "left", "position", "same_until", "staged", "unsynced")
+    __slots__ = ("basis", "follower", "left", "position", "same_until", "staged", "unsynced", "_writing")
 
     def __init__(self, directory: TargetDirectory, entry: Entry) -> None:
         super().__init__(directory, entry, entry.size)
@@ -139,6 +139,8 @@ class LargeObject(Sink):
         self.position = 0
         self.left = -1
         self.follower: Follower | None = None
+        # The kernel lets one thread write to a file at a time, and the others spin: let them sleep.
+        self._writing = threading.Lock()
         self.same_until: list[tuple[int, bytes]] = []
         self.unsynced = 0
         self.basis: Basis | None = None
@@ -154,7 +156,8 @@ class LargeObject(Sink):
 
     def put(self, offset: int, data: memoryview, packed: bytes) -> None:
         assert self.staged is not None
-        _write_all(self.staged.fd, data, offset)
+        with self._writing:
+            _write_all(self.staged.fd, data, offset)
         self.staged.journal(offset, packed)
         self.unsynced += len(data)
 
