@@ -130,7 +130,7 @@ class LargeObject(Sink):
         left: where in that ends what was found last, -1 where the last chunk was not found.
     """
 
-    __slots__ = ("basis", "follower", "left", "position", "same_until", "staged", "unsynced", "_writing")
+    __slots__ = ("_writing", "basis", "follower", "left", "position", "same_until", "staged", "unsynced")
 
     def __init__(self, directory: TargetDirectory, entry: Entry) -> None:
         super().__init__(directory, entry, entry.size)
