@@ -18,7 +18,7 @@ from flowengine.errors import AuthenticationError, IntegrityError, PeerError, Pr
 from flowengine.wire import messages as wire_messages
 from flowengine.wire.control import ControlDecoder
 from flowengine.wire.filters import FilterSet
-from flowengine.wire.frames import HEADER_BYTES, FrameOpener, FrameSealer
+from flowengine.wire.frames import FRAME_SIZES, HEADER_BYTES, FrameOpener, FrameSealer
 from flowengine.wire.handshake import ClientHandshake, ServerHandshake, TicketProof, among
 from flowengine.wire.keys import NO_FINGERPRINT, Direction, SessionSecrets, StreamKeys
 from flowengine.wire.paths import check_link_target, check_relative_path, collision_key
@@ -52,7 +52,7 @@ def frames(data: bytes) -> None:
         while len(data) - at >= HEADER_BYTES:
             header = data[at : at + HEADER_BYTES]
             length = opener.parse_header(header)
-            if length not in (4080, 16368, 65520, 262128, 1048560):
+            if length + HEADER_BYTES not in FRAME_SIZES:
                 raise AssertionError(f"unpublished length {length}")
             body = data[at + HEADER_BYTES : at + HEADER_BYTES + length].ljust(length, b"\0")
             used = opener.open_into(header, body, _OUT)
