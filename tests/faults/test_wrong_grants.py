@@ -7,70 +7,27 @@ leaves nothing behind, and whoever has the right is let in right after it.
 from __future__ import annotations
 
 import os
-import ssl
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
+from attackers import Attacker, meet
+from parties import Federation, SiteHost
 
 from flowengine.errors import AuthenticationError, FlowError
 from flowengine.store.grants import GrantLedger
 from flowengine.store.selection import Root, Selection
-from flowengine.transfer.connect import dial
 from flowengine.transfer.passes import TransferSettings
 from flowengine.transfer.run import pull, push
-from flowengine.transfer.sites import SiteDialled, SiteIdentity, SitePeer, SiteTrust
+from flowengine.transfer.sites import SiteIdentity, SitePeer, SiteTrust
 from flowengine.trust.grant import GrantKey, Party
-from flowengine.wire.handshake import GrantProof, Proof
-from tests.federation import Federation, SiteHost
 
 pytestmark = pytest.mark.slow
 SETTINGS = TransferSettings(use_cache=False, retry_for_s=0)
-
-
-@dataclass(frozen=True)
-class Unchecked(SiteDialled):
-    """A connection of somebody who checks neither the peer nor the own grant."""
-
-    secret: bytes = b""
-    no_certificate: bool = False
-
-    @property
-    def context(self) -> ssl.SSLContext:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if self.no_certificate else self.own.client_context
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-        return context
-
-    def recognise(self, certificate: bytes | None) -> Proof:
-        return GrantProof(self.secret, self.document)
-
-
-class Attacker(SitePeer):
-    """Dials with any identity and any document."""
-
-    def __init__(
-        self, host: SiteHost, own: SiteIdentity, document: bytes, secret: bytes, *, bare: bool = False
-    ) -> None:
-        super().__init__("127.0.0.1", host.port, SiteTrust(own, {}, GrantLedger(":memory:")), document)
-        self._secret = secret
-        self._bare = bare
-
-    def dialled(self) -> SiteDialled:
-        return Unchecked(self.trust, self.trust.identity, self.document, self._secret, self._bare)
-
-
-def meet(peer: SitePeer) -> None:
-    """Get as far as an authenticated connection, and no further."""
-
-    async def main() -> None:
-        await (await dial(peer)).aclose()
-
-    trio.run(main)
 
 
 class Scene:
@@ -94,7 +51,7 @@ class Scene:
         """Try to pull; the reason of the refusal, empty for none."""
         grant = self.federation.grant(host.identity, self.b, **changes)
         document = (key or self.federation.grant_key).sign(grant)
-        attacker = Attacker(host, own or self.b, document, grant.secret, bare=bare)
+        attacker = Attacker(host.port, own or self.b, document, grant.secret, bare=bare)
         return self.reason(lambda: trio.run(pull, attacker, path, os.fsencode(self.folder / "in"), SETTINGS))
 
     def reason(self, act: Callable[[], object]) -> str:
@@ -231,10 +188,10 @@ def test_a_changed_grant_is_refused(scene: Scene) -> None:
             b"",
             b"\xc1" * 100,
         ):
-            attacker = Attacker(host, scene.b, changed, grant.secret)
+            attacker = Attacker(host.port, scene.b, changed, grant.secret)
             assert scene.reason(lambda attacker=attacker: meet(attacker)) == "grant-forged"
         # Somebody who only saw the signed grant's outside, and not its secret, proves nothing.
-        attacker = Attacker(host, scene.b, document, b"x" * 32)
+        attacker = Attacker(host.port, scene.b, document, b"x" * 32)
         assert scene.reason(lambda: meet(attacker)) == "authentication"
         scene.assert_nothing_came()
         scene.assert_the_right_one_gets_in(host)
@@ -250,7 +207,7 @@ def test_a_pushing_site_may_write_to_its_path_alone(scene: Scene) -> None:
     with scene.host() as host:
         grant = scene.federation.grant(scene.b, host.identity, dial="source")
         document = scene.federation.grant_key.sign(grant)
-        attacker = Attacker(host, scene.b, document, grant.secret)
+        attacker = Attacker(host.port, scene.b, document, grant.secret)
         for path in (b"", b"data", b"in/../data", b"in/below"):
             assert scene.reason(lambda path=path: trio.run(push, selection, attacker, path, SETTINGS)) == (
                 "grant-other-path"

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import trio
+from parties import Federation
 
 from flowengine.errors import FlowError
 from flowengine.transfer.listen import Listener
 from flowengine.transfer.run import TransferSettings, pull
 from flowengine.transfer.serve import ServedRoot
 from flowengine.transfer.sites import SitePeer, SiteTrust
-from tests.federation import Federation
 
 
 def serving(host: SiteTrust, folder: Path, visit: Callable[[int], Awaitable[None]]) -> list[str]:
