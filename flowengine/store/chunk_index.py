@@ -3,9 +3,10 @@
 Goal
     A look-up costs microseconds however much lies at the target, and memory does not grow with it.
 Plan
-    Each transfer that lands something writes one sealed *run*: chunk ids (their first 8 bytes) sorted, with the place
-    of each; it is searched through a memory map (numpy searchsorted). Small runs are merged. A place names an object
-    by its path below the root, with size and mtime as they were.
+    Each transfer that lands something leaves a log (`store.index_log`). Who opens the index makes it a sealed *run*:
+    chunk ids (their first 8 bytes) sorted, with the place of each; it is searched through a memory map (numpy
+    searchsorted). Small runs are merged. A place names an object by its path below the root, with size and mtime as
+    they were.
 Invariants
     - It is a cache. A hit is checked against the object's stat before it is used, and against the full hash when it
       is copied; an index that was wrong, or is broken, is dropped whole.
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 
 from flowengine.chunking import CHUNK_BYTES
 from flowengine.store.filesystem import open_beneath
+from flowengine.store.index_log import LOG_SUFFIX, read_log
 from flowengine.store.landed import index_folder
 
 __all__ = ["ChunkIndex"]
@@ -68,12 +70,15 @@ class _Run:
 
 
 class ChunkIndex:
-    """The index of one target root and profile. For use by one thread at a time for look-ups, another for `add`.
+    """The index of one target root and profile. For use by one thread.
 
     Args:
         root: the target root's real path.
         profile_name: of the chunking profile.
         directory: state directory; the user's where None.
+
+    Attributes:
+        stale: logs were written since it looked for them; any thread may say so.
     """
 
     def __init__(self, root: bytes, profile_name: str, directory: str | None = None) -> None:
@@ -81,9 +86,9 @@ class ChunkIndex:
         self._runs: list[_Run] = []
         self._paths: list[bytes] = []
         self._stats: list[tuple[int, int]] = []
-        self._keys: list[NDArray[np.uint64]] = []
-        self._rows: list[tuple[int, int, NDArray[np.uint32]]] = []
+        self._rows: list[tuple[int, int, bytes]] = []
         self._pending = 0
+        self.stale = False
         try:
             os.makedirs(self._folder, mode=0o700, exist_ok=True)
             for file in sorted(os.listdir(self._folder)):
@@ -91,6 +96,20 @@ class ChunkIndex:
                     self._runs.append(_Run(os.path.join(self._folder, file)))
         except (OSError, ValueError, struct.error):
             self.drop()
+        self._absorb()
+
+    def _absorb(self) -> None:
+        """Take over the logs that are there."""
+        self.stale = False
+        with contextlib.suppress(OSError):
+            for file in sorted(os.listdir(self._folder)):
+                if file.endswith(LOG_SUFFIX):
+                    path = os.path.join(self._folder, file)
+                    with contextlib.suppress(ValueError):  # a cut log counts as far as it is whole
+                        for row in read_log(path):
+                            self.add(*row)
+                    os.unlink(path)
+        self.commit()
 
     def __bool__(self) -> bool:
         """Whether it knows anything; where not, there is no need to ask."""
@@ -101,6 +120,8 @@ class ChunkIndex:
 
         A hit is a hint: only the first 8 bytes of the id were compared, and the object only by its stat.
         """
+        if self.stale:
+            self._absorb()
         if not self._runs or not packed:
             return {}
         ids = np.frombuffer(packed, dtype=np.uint8).reshape(-1, CHUNK_BYTES)
@@ -124,42 +145,37 @@ class ChunkIndex:
                     found[position] = (path, int(run.offsets[row]))
         return found
 
-    def add(self, path: bytes, st: os.stat_result, offset: int, packed: bytes) -> None:
-        """Chunks that landed in an object, from `offset` on."""
+    def add(self, path: bytes, size_bytes: int, mtime_ns: int, offset: int, packed: bytes) -> None:
+        """Chunks that landed in an object of this size and time, from `offset` on."""
         if not self._paths or self._paths[-1] != path:
             self._paths.append(path)
-            self._stats.append((st.st_size, st.st_mtime_ns))
-        ids = np.frombuffer(packed, dtype=np.uint8).reshape(-1, CHUNK_BYTES)
-        self._keys.append(np.ascontiguousarray(ids[:, 4:12]).view(np.uint64).ravel())
-        self._rows.append(
-            (len(self._paths) - 1, offset, np.ascontiguousarray(ids[:, :4]).view(np.uint32).ravel())
-        )
-        self._pending += len(ids)
+            self._stats.append((size_bytes, mtime_ns))
+        self._rows.append((len(self._paths) - 1, offset, packed))
+        self._pending += len(packed) // CHUNK_BYTES
         if self._pending >= _PENDING_ROWS:
-            self.commit(merge=False)  # a look-up may be under way in the other thread
+            self.commit()
 
-    def commit(self, *, merge: bool = True) -> None:
+    def commit(self) -> None:
         """Write what was added as a run, and merge small runs when there are many. Failures cost the cache only."""
         if not self._pending:
             return
-        keys = np.concatenate(self._keys)
-        offsets = np.concatenate(
-            [
-                np.uint64(start)
-                + np.concatenate(([0], np.cumsum(lengths[:-1], dtype=np.uint64))).astype(np.uint64)
-                for _, start, lengths in self._rows
-            ]
-        )
-        places = np.repeat(
-            np.array([place for place, _, _ in self._rows], dtype=np.uint32),
-            [len(rows) for _, _, rows in self._rows],
-        )
+        ids = np.frombuffer(b"".join([packed for _, _, packed in self._rows]), dtype=np.uint8)
+        ids = ids.reshape(-1, CHUNK_BYTES)
+        keys = np.ascontiguousarray(ids[:, 4:12]).view(np.uint64).ravel()
+        lengths = np.ascontiguousarray(ids[:, :4]).view(np.uint32).ravel().astype(np.uint64)
+        counts = np.array([len(packed) // CHUNK_BYTES for _, _, packed in self._rows])
+        firsts = np.cumsum(counts) - counts
+        before = np.cumsum(lengths, dtype=np.uint64) - lengths
+        starts = np.array([offset for _, offset, _ in self._rows], dtype=np.uint64)
+        offsets = before + np.repeat(
+            starts - before[firsts], counts
+        )  # modulo 2^64, where it may go below zero
+        places = np.repeat(np.array([place for place, _, _ in self._rows], dtype=np.uint32), counts)
         stats = np.array(self._stats, dtype=np.int64)
         with contextlib.suppress(OSError, ValueError):
             self._write(keys, offsets, places, self._paths, stats[:, 0], stats[:, 1])
-            if merge:
-                self._merge()
-        self._paths, self._stats, self._keys, self._rows, self._pending = [], [], [], [], 0
+            self._merge()
+        self._paths, self._stats, self._rows, self._pending = [], [], [], 0
 
     def _write(
         self,

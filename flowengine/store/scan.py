@@ -252,6 +252,9 @@ class Scanner:
         self._links: dict[tuple[int, int], tuple[bytes, int]] = {}
         self._named: set[bytes] = set()
         self._subset = _subset_tree(selection.files_from)
+        # Small objects of many directories lie one behind the other in one buffer.
+        self._shared: Buffer | None = None
+        self._filled = 0
         self.objects = 0
         self.size_bytes = 0
         self.objects_read = 0
@@ -278,8 +281,15 @@ class Scanner:
             else:
                 yield DirectoryLeft(0o755, 0, b"", root.complete, False)
         finally:
+            self._let_go()
             for fd in extra_fds:
                 os.close(fd)
+
+    def _let_go(self) -> None:
+        """Leave the shared buffer to those who hold batches in it."""
+        if self._shared is not None:
+            self._shared.release()
+            self._shared = None
 
     def _renamed(self, events: Iterator[Event]) -> Iterator[Event]:
         """The root's own entries; a single file that gets another name was read under its own."""
@@ -585,7 +595,7 @@ class Scanner:
         batch_rows: list[tuple[bytes, os.stat_result]] = []
         starts: list[int] = []
         buffer: Buffer | None = None
-        filled = chunk_total = 0
+        chunk_total = 0
         proofs = iter(split_proof(stats_proof(rows))) if known else None
         minimum = self._profile.minimum
         for name, st in rows:
@@ -596,7 +606,7 @@ class Scanner:
                 large
                 or len(entries) >= MAX_BATCH_ENTRIES
                 or chunk_total >= MAX_BATCH_CHUNKS
-                or (buffer is not None and filled + st.st_size >= self._pool.size_bytes)
+                or (buffer is not None and self._filled + st.st_size >= self._pool.size_bytes)
             ):
                 if remember and not large:
                     assert self._cache is not None
@@ -612,8 +622,9 @@ class Scanner:
                 shown = list(entries)
                 self._mark_links(frame, shown, batch_rows)
                 yield Batch(shown, buffer, starts, frame.real)
-                entries, batch_rows, starts, buffer, filled, chunk_total = [], [], [], None, 0, 0
+                entries, batch_rows, starts, buffer, chunk_total = [], [], [], None, 0
             if large:
+                self._let_go()
                 yield from self._large(frame, name, st, racy_from)
                 continue
             entry = known.get(proof) if known else None
@@ -635,8 +646,12 @@ class Scanner:
                 made = Entry(name, FILE, st.st_mode & self._mode_bits, st.st_mtime_ns, st.st_size)
                 start = -1
             else:
+                if buffer is not None and self._filled + st.st_size >= self._pool.size_bytes:
+                    buffer.release()  # of this directory nothing lies in it
+                    buffer = None
                 if buffer is None:
-                    buffer = self._pool.acquire()
+                    buffer = self._hold_shared(st.st_size)
+                filled = self._filled
                 try:
                     st, size = self._read_small(frame.dirfd, name, st, buffer.view, filled)
                 except OSError as error:
@@ -653,7 +668,7 @@ class Scanner:
                     chunks = self._cut(view)
                 made = Entry(name, FILE, st.st_mode & self._mode_bits, st.st_mtime_ns, size, chunks)
                 start = filled
-                filled += size
+                self._filled += size
                 self.objects_read += 1
                 self.bytes_read += size
             if self._extra is not None:
@@ -677,6 +692,15 @@ class Scanner:
             self._cache.save_directory(
                 st_dir.st_dev, st_dir.st_ino, [DirectoryPart(stats_proof(keep), encode_entries(keep_entries))]
             )
+
+    def _hold_shared(self, size_bytes: int) -> Buffer:
+        """A buffer with room behind `_filled`, held once more for a batch."""
+        if self._shared is not None and self._filled + size_bytes >= self._pool.size_bytes:
+            self._let_go()
+        if self._shared is None:
+            self._shared, self._filled = self._pool.acquire(), 0
+        self._shared.hold()
+        return self._shared
 
     def _extra_of(self, dirfd: int, name: bytes, st: os.stat_result) -> bytes:
         assert self._extra is not None

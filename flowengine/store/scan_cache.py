@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import time
 from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
@@ -33,6 +34,9 @@ PROVISIONAL: Final = -1
 """Stands for a ctime that is not known yet: the object does not stand under its name."""
 BLESSED: Final = -2
 """Stands for a ctime that is about to change by our own doing (`store.atomic`)."""
+_COMMIT_S: Final = 0.25
+_COMMIT_BYTES: Final = 4 << 20
+"""What is written waits at most so long, and is at most so much: a transaction per directory costs more than it."""
 _PARTIAL: Final = 1 << 32
 """Sequence numbers from here on are parts of a directory whose scan has not come to its end."""
 
@@ -77,12 +81,17 @@ def state_directory() -> str:
 class ScanCache:
     """The cache of one profile. For use by one thread; several processes may share the file.
 
-    Every method swallows database errors: a cache that cannot be used is an empty cache.
+    Every method swallows database errors: a cache that cannot be used is an empty cache. What is written reaches the
+    file some time later, many rows at once; `flush` is called where the work ends.
     """
 
     def __init__(self, profile_name: str, directory: str | None = None) -> None:
         self._path = os.path.join(directory or state_directory(), f"scan-{profile_name}.sqlite")
         self._broken = False
+        self._waiting: list[tuple[str, list[tuple[int | bytes, ...]]]] = []
+        self._waiting_keys: set[tuple[int, int]] = set()
+        self._waiting_bytes = 0
+        self._committed = time.monotonic()
         try:
             self._db = self._open()
         except sqlite3.DatabaseError:
@@ -110,7 +119,9 @@ class ScanCache:
         except sqlite3.Error:
             self._broken = True
 
-    def _query(self, sql: str, args: tuple[int, ...]) -> list[tuple[Any, ...]]:
+    def _query(self, sql: str, args: tuple[int, int]) -> list[tuple[Any, ...]]:
+        if args in self._waiting_keys:
+            self.flush()
         if self._broken:
             return []
         try:
@@ -121,8 +132,28 @@ class ScanCache:
             self._drop()
             return []
 
-    def _write(self, statements: Iterable[tuple[str, list[tuple[int | bytes, ...]]]]) -> None:
+    def _write(
+        self, key: tuple[int, int], statements: Iterable[tuple[str, list[tuple[int | bytes, ...]]]]
+    ) -> None:
+        """Keep statements about one inode for the next transaction."""
         if self._broken:
+            return
+        self._waiting_keys.add(key)
+        for sql, rows in statements:
+            self._waiting.append((sql, rows))
+            self._waiting_bytes += sum(
+                [len(value) for row in rows for value in row if isinstance(value, bytes)]
+            )
+        if self._waiting_bytes >= _COMMIT_BYTES or time.monotonic() - self._committed >= _COMMIT_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what waits, in one transaction."""
+        statements, self._waiting = self._waiting, []
+        self._waiting_keys.clear()
+        self._waiting_bytes = 0
+        self._committed = time.monotonic()
+        if self._broken or not statements:
             return
         try:
             self._db.execute("BEGIN IMMEDIATE")
@@ -146,19 +177,20 @@ class ScanCache:
         """Replace all that is known of a directory."""
         d, i = _s(dev), _s(ino)
         self._write(
+            (d, i),
             [
                 ("DELETE FROM directory WHERE dev=? AND ino=?", [(d, i)]),
                 (
                     "INSERT INTO directory VALUES (?,?,?,?,?)",
                     [(d, i, n, *part) for n, part in enumerate(parts)],
                 ),
-            ]
+            ],
         )
 
     def add_directory_part(self, dev: int, ino: int, number: int, part: DirectoryPart) -> None:
         """Keep a part of a directory that is still being scanned or filled."""
         row = (_s(dev), _s(ino), _PARTIAL + number, *part)
-        self._write([("INSERT OR REPLACE INTO directory VALUES (?,?,?,?,?)", [row])])
+        self._write(row[:2], [("INSERT OR REPLACE INTO directory VALUES (?,?,?,?,?)", [row])])
 
     def pieces(self, identity: Identity) -> list[tuple[int, bytes]]:
         """(offset, packed chunks) of a large object, contiguous from 0, as far as they are known."""
@@ -185,7 +217,9 @@ class ScanCache:
             (d, i, offset, *identity[2:], chunks) for offset, chunks in pieces
         ]
         statements.append(("INSERT OR REPLACE INTO piece VALUES (?,?,?,?,?,?,?)", rows))
-        self._write(statements)
+        self._write((d, i), statements)
+        if identity.ctime_ns == PROVISIONAL:
+            self.flush()  # another connection settles them once the object stands under its name
 
     def settle_pieces(self, identity: Identity, was_ctime_ns: int = PROVISIONAL) -> None:
         """Give pieces that were kept under a provisional (or other known) ctime their present identity.
@@ -195,20 +229,23 @@ class ScanCache:
         d, i = _s(identity.dev), _s(identity.ino)
         row = (identity.ctime_ns, d, i, identity.size, identity.mtime_ns, was_ctime_ns)
         self._write(
+            (d, i),
             [
                 (
                     "UPDATE piece SET ctime_ns=? WHERE dev=? AND ino=? AND size=? AND mtime_ns=? AND ctime_ns=?",
                     [row],
                 )
-            ]
+            ],
         )
 
     def forget_pieces(self, identity: Identity) -> None:
         """Drop what is known of an inode: it turned out to be wrong."""
-        self._write([("DELETE FROM piece WHERE dev=? AND ino=?", [(_s(identity.dev), _s(identity.ino))])])
+        key = (_s(identity.dev), _s(identity.ino))
+        self._write(key, [("DELETE FROM piece WHERE dev=? AND ino=?", [key])])
 
     def close(self) -> None:
-        """Close the database; nothing is lost by not calling it."""
+        """Write what waits and close the database."""
+        self.flush()
         if not self._broken:
             self._db.close()
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import itertools
 import os
 import struct
 from typing import Final
@@ -190,7 +191,7 @@ class Staging:
             raise local_error(error, "cannot make the staging folder in", root_path) from error
         self._root_fd = root_fd
         self._root_path = root_path
-        self._counter = 0
+        self._numbers = itertools.count(1)
         self._locks: list[int] = []
         try:
             self._lock(
@@ -267,9 +268,8 @@ class Staging:
                     os.unlink(name, dir_fd=self.fd)
 
     def small_name(self) -> str:
-        """A fresh name for a small object's staging file."""
-        self._counter += 1
-        return f"s.{self._counter:x}"
+        """A fresh name for a small object's staging file; safe from any thread."""
+        return f"s.{next(self._numbers):x}"
 
     def open_object(self, path: bytes, size_bytes: int, attempt: int = 0) -> StagedObject:
         """The staging file of a large object, with what an earlier session left in it.

@@ -13,12 +13,13 @@ Invariants
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import queue
 import resource
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from time import perf_counter_ns
 from typing import Final
 
@@ -56,10 +57,11 @@ _CHECKPOINT_BYTES: Final = 256 * 1024 * 1024
 _RECENT_CHUNKS: Final = 200_000
 _ACKNOWLEDGE_BYTES: Final = 2 * MIB
 """Credit goes back in steps of this size, an eighth of the least window: each message wakes both ends' loops."""
-_MAX_BACKLOG: Final = 16_384
-"""Objects that may wait for the publisher before lanes wait too."""
+_MAX_BACKLOG: Final = 2048
+"""Deliveries that may wait for the publisher before lanes wait too; `_MAX_OPEN_OBJECTS` bounds what is in them."""
 _MAX_OPEN_OBJECTS: Final = 32_768
 """Objects that may be on their way before the placer takes no more offers."""
+_TURN_S: Final = 0.02
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL
 
 
@@ -67,7 +69,9 @@ class Landing:
     """Delivery for one session at the target, and the account of what is open.
 
     Attributes:
-        publishable: what is complete, for the publisher: (kind, directory, entry, staging name or sink).
+        publishable: what is complete, for the publisher: (kind, directory, entry, staging name or sink); of kind
+            "smalls" the last is a list of (entry, staging name).
+        turn: see `in_turn`.
         links: hard links that wait for their first name; kept by the publisher.
         closing: nothing more will be offered.
         settled: called once all that was opened has landed or failed.
@@ -106,6 +110,7 @@ class Landing:
         self.closing = False
         self.settled: Callable[[], None] = lambda: None
         self._open_objects = 0
+        self.turn = threading.Lock()
         self._local = threading.local()
         self._sinks: set[Sink] = set()
         umask = os.umask(0o077)
@@ -236,6 +241,20 @@ class Landing:
             while len(self.directories) - in_use > self._max_directories and not self._stopped:
                 self._room.wait()
 
+    @contextlib.contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """Let one thread at a time make small files, where that is quick.
+
+        Each system call lets go of the interpreter; threads that do nothing else hand it to each other at every
+        one, which costs more than the calls. Where calls are slow (a network file system) nobody waits long.
+        """
+        held = self.turn.acquire(timeout=_TURN_S)
+        try:
+            yield
+        finally:
+            if held:
+                self.turn.release()
+
     # --- delivery, lane threads ---------------------------------------------------------------------------------
 
     def deliver(self, runs: list[Run], plain: memoryview, stored_bytes: int) -> None:
@@ -258,7 +277,6 @@ class Landing:
                 offer.open -= count
                 if not offer.open:
                     del self.offers[number]
-            with self.lock:
                 # The publisher needs nothing from here, so waiting for it cannot stop it.
                 while self.publishable.qsize() > _MAX_BACKLOG and not self._stopped:
                     self._room.wait()
@@ -324,10 +342,7 @@ class Landing:
         length = int.from_bytes(packed[start : start + 4], "little")
         data = plain[at : at + length]
         if len(data) != length or chunk_id(data) != packed[start + 4 : start + CHUNK_BYTES]:
-            raise IntegrityError(
-                f"a chunk of {show_path(directory.child(entry.name))} does not have the hash it was offered with",
-                hint="nothing of it was used; if it repeats, the source's memory or disk is faulty, or it lies",
-            )
+            raise _wrong_chunk(directory, entry)
         return length
 
     def _deliver_run(
@@ -355,47 +370,68 @@ class Landing:
         self, offer: SmallOffer, index: int, count: int, plain: memoryview, stages: tuple[Stage, Stage]
     ) -> int:
         verify, write = stages
+        with self.in_turn():
+            begin = perf_counter_ns()
+            parts = self._verify_small(offer, index, count, plain)
+            begin = verify.since(begin)
+            directory, entries = offer.directory, offer.entries
+            arrived: list[tuple[bytes, int, Location]] = []
+            complete: list[tuple[Entry, str]] = []
+            at = 0
+            for owner, number, chunks, size in parts:
+                entry = entries[owner]
+                packed = entry.chunks
+                if chunks * CHUNK_BYTES == len(packed) and owner not in offer.sinks:
+                    staged = self.staging.small_name()
+                    refused = self._write_small(staged, entry, plain[at : at + size])
+                    arrived.append((packed, at, (directory.child(entry.name), staged, 0)))
+                    if refused:
+                        self.fail(directory, entry.name, "attributes", refused)
+                    else:
+                        complete.append((entry, staged))
+                else:
+                    sink = self._small_sink(offer, owner)
+                    before = sum(_lengths(packed[: number * CHUNK_BYTES]))
+                    run = packed[number * CHUNK_BYTES : (number + chunks) * CHUNK_BYTES]
+                    sink.put(before, plain[at : at + size], run)
+                    arrived.append((run, at, (directory.child(entry.name), sink.staged, before)))
+                    self.add(sink, size)
+                at += size
+            if complete:
+                self.publishable.put(("smalls", directory, _NO_ENTRY, complete))
+            self._arrived(arrived, plain)
+            write.since(begin)
+        return at
+
+    def _verify_small(
+        self, offer: SmallOffer, index: int, count: int, plain: memoryview
+    ) -> list[tuple[int, int, int, int]]:
+        """Check all chunks of a run: per object (which, its first chunk here, how many, their bytes)."""
         directory, entries, owners = offer.directory, offer.entries, offer.owners
-        staging = self.staging
-        arrived: list[tuple[bytes, int, Location]] = []
+        parts: list[tuple[int, int, int, int]] = []
         at = 0
-        number = index
-        end = index + count
-        begin = perf_counter_ns()
+        number, end = index, index + count
         while number < end:
             owner = owners[number]
             entry = entries[owner]
             packed = entry.chunks
-            chunks = len(packed) // CHUNK_BYTES
-            first = offer.first[owner]
-            whole = number == first and number + chunks <= end and owner not in offer.sinks
-            stop = first + chunks if whole else min(end, first + chunks)
+            if len(packed) == CHUNK_BYTES:
+                data = plain[at : at + entry.size]
+                if len(data) != entry.size or chunk_id(data) != packed[4:]:
+                    raise _wrong_chunk(directory, entry)
+                parts.append((owner, 0, 1, entry.size))
+                at += entry.size
+                number += 1
+                continue
+            first = number - offer.first[owner]
+            chunks = min(end - number, len(packed) // CHUNK_BYTES - first)
             size = 0
-            for chunk in range(number - first, stop - first):
+            for chunk in range(first, first + chunks):
                 size += self._verify(packed, chunk, plain, at + size, directory, entry)
-            data = plain[at : at + size]
-            begin = verify.since(begin)
-            if whole:
-                staged = staging.small_name()
-                refused = self._write_small(staged, entry, data)
-                arrived.append((packed, at, (directory.child(entry.name), staged, 0)))
-                if refused:
-                    self.fail(directory, entry.name, "attributes", refused)
-                else:
-                    self.publishable.put(("small", directory, entry, staged))
-            else:
-                sink = self._small_sink(offer, owner)
-                before = sum(_lengths(packed[: (number - first) * CHUNK_BYTES]))
-                run = packed[(number - first) * CHUNK_BYTES : (stop - first) * CHUNK_BYTES]
-                sink.put(before, data, run)
-                arrived.append((run, at, (directory.child(entry.name), sink.staged, before)))
-                self.add(sink, size)
-            begin = write.since(begin)
+            parts.append((owner, first, chunks, size))
             at += size
-            number = stop
-        self._arrived(arrived, plain)
-        write.since(begin)
-        return at
+            number += chunks
+        return parts
 
     def _deliver_fine(
         self, offer: FineOffer, index: int, count: int, plain: memoryview, stages: tuple[Stage, Stage]
@@ -522,7 +558,15 @@ class Landing:
         waiting: list[tuple[list[Waiter], int, int, bytes]] = []
         with self.lock:
             inflight, recent = self.inflight, self.recent
-            for packed, at, (path, staged, offset) in items:
+            for packed, at, location in items:
+                if len(packed) == CHUNK_BYTES:
+                    identity = packed[4:]
+                    waiters = inflight.pop(identity, None)
+                    if waiters:
+                        waiting.append((waiters, at, int.from_bytes(packed[:4], "little"), packed))
+                    recent[identity] = location
+                    continue
+                path, staged, offset = location
                 place = offset - at
                 for start in range(0, len(packed), CHUNK_BYTES):
                     length = int.from_bytes(packed[start : start + 4], "little")
@@ -660,6 +704,13 @@ class Landing:
 
 
 _NO_ENTRY: Final = Entry(b"-", FILE, 0, 0)
+
+
+def _wrong_chunk(directory: TargetDirectory, entry: Entry) -> IntegrityError:
+    return IntegrityError(
+        f"a chunk of {show_path(directory.child(entry.name))} does not have the hash it was offered with",
+        hint="nothing of it was used; if it repeats, the source's memory or disk is faulty, or it lies",
+    )
 
 
 def _lengths(packed: bytes) -> list[int]:

@@ -96,6 +96,8 @@ def make_manifest(
             tick()
     finally:
         reader.close()
+        if cache is not None:
+            cache.flush()
     return recorder.finish(), failures
 
 

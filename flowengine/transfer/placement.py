@@ -69,7 +69,7 @@ class Placement:
         recorder: ManifestRecorder,
         want: Callable[[Want], None],
         *,
-        open_index: Callable[[], ChunkIndex] | None = None,
+        open_index: Callable[[], ChunkIndex | None] = lambda: None,
     ) -> None:
         self.landing = landing
         self.copier = copier
@@ -112,9 +112,8 @@ class Placement:
 
     def remembered(self, packed: bytes) -> dict[int, tuple[bytes, int]]:
         """What the index knows of chunks: position → (path below the root, offset). The first call loads it."""
-        if self._open_index is None or not packed:
-            return {}
-        return self._open_index().find(self.root_fd, packed)
+        index = self._open_index() if packed else None
+        return index.find(self.root_fd, packed) if index is not None else {}
 
     def count_wanted(self, entry: Entry) -> None:
         """A dry run would want all of an object."""

@@ -18,11 +18,11 @@ import queue
 import stat
 from collections.abc import Callable
 from time import perf_counter_ns
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from flowengine.chunking import CHUNK_BYTES
 from flowengine.manifest import FILE, SYMLINK, Entry
 from flowengine.store.filesystem import local_error, open_beneath, sync_filesystem
+from flowengine.store.index_log import IndexLog
 from flowengine.store.scan import encode_entries, stats_proof
 from flowengine.store.scan_cache import DirectoryPart, Identity, ScanCache
 from flowengine.transfer.control import Control
@@ -32,9 +32,6 @@ from flowengine.transfer.timing import StageClock
 from flowengine.units import show_path
 from flowengine.wire.messages import LARGE_OBJECT_BYTES, Landed
 
-if TYPE_CHECKING:
-    from flowengine.store.chunk_index import ChunkIndex
-
 __all__ = ["Publisher"]
 
 _BATCH_OBJECTS: Final = 2048
@@ -43,7 +40,8 @@ _BATCH_BYTES: Final = 8 * 1024 * 1024
 _BATCH_WAIT_S: Final = 0.05
 _SYNC_EACH: Final = 8
 """Up to so many files of a batch are synced one by one; more of them with one syncfs."""
-_INDEX_CHUNKS: Final = 50_000
+_INDEX_CHUNKS: Final = 150_000
+"""So many chunks reach the index during a session; fewer than a landing remembers by itself."""
 _INDEX_LEAST: Final = 16
 
 
@@ -51,6 +49,7 @@ class Publisher:
     """Publishes what a `Landing` has complete; its `run` is the body of a thread.
 
     Attributes:
+        index_grew: called when chunks were written for the index to take over.
         make_way: removes a folder that stands where an object must be; None where nothing may be removed.
         needs_final_sync: some finished directories wait for one sync of the file system at the end.
     """
@@ -63,7 +62,7 @@ class Publisher:
         clock: StageClock,
         cache: ScanCache | None,
         *,
-        open_index: Callable[[], ChunkIndex] | None = None,
+        index_log: IndexLog | None = None,
         tell: Callable[[list[tuple[bytes, int]]], None] | None = None,
     ) -> None:
         self._landing = landing
@@ -75,13 +74,12 @@ class Publisher:
         self._control = control
         self._clock = clock
         self._cache = cache
-        self._open_index = open_index
-        self._to_index: list[tuple[bytes, os.stat_result, int, bytes]] = []
-        self._chunks_to_index = 0
+        self._index_log = index_log
         self._parts: dict[bytes, int] = {}
         self._finished_directories = 0
         self.needs_final_sync = False
         self.make_way: Callable[[TargetDirectory, bytes], bool] | None = None
+        self.index_grew: Callable[[], None] = lambda: None
 
     def run(self) -> None:
         """Publish what is ready, in batches, until `stop`; blocks."""
@@ -91,9 +89,9 @@ class Publisher:
             if first is None:
                 return
             batch = [first]
-            size = first[2].size
+            count, size = _measure(first)
             ended = False
-            while len(batch) < _BATCH_OBJECTS and size < _BATCH_BYTES:
+            while count < _BATCH_OBJECTS and size < _BATCH_BYTES:
                 try:
                     item = self._ready.get(timeout=_BATCH_WAIT_S if not self._landing.closing else 0)
                 except queue.Empty:
@@ -102,7 +100,8 @@ class Publisher:
                     ended = True
                     break
                 batch.append(item)
-                size += item[2].size
+                more = _measure(item)
+                count, size = count + more[0], size + more[1]
             begin = perf_counter_ns()
             self._publish(batch)
             stage.since(begin)
@@ -110,7 +109,12 @@ class Publisher:
                 return
 
     def _publish(self, batch: list[tuple[str, TargetDirectory, Entry, object]]) -> None:
-        smalls = [(d, e, w) for kind, d, e, w in batch if kind == "small"]
+        smalls: list[tuple[TargetDirectory, Entry, str]] = []
+        for kind, directory, entry, what in batch:
+            if kind == "small" and isinstance(what, str):
+                smalls.append((directory, entry, what))
+            elif kind == "smalls" and isinstance(what, list):
+                smalls += [(directory, one, staged) for one, staged in what]
         larges = [
             large
             for kind, _, _, large in batch
@@ -131,11 +135,11 @@ class Publisher:
         self._sync_data(smalls, larges)
         touched: dict[int, TargetDirectory] = {}
         landed: list[tuple[TargetDirectory, Entry]] = []
-        for directory, entry, staged in smalls:
-            assert isinstance(staged, str)
-            if self._rename(staged, directory, entry):
-                landed.append((directory, entry))
-                touched[directory.fd] = directory
+        with self._landing.in_turn():
+            for directory, entry, staged in smalls:
+                if self._rename(staged, directory, entry):
+                    landed.append((directory, entry))
+                    touched[directory.fd] = directory
         for large in larges:
             assert large.staged is not None
             if self._rename(large.staged.name, large.directory, large.entry):
@@ -209,8 +213,7 @@ class Publisher:
             self._landing.fail_sink(large, "attributes", refused)
         return not refused
 
-    def _sync_small(self, staged: object) -> None:
-        assert isinstance(staged, str)
+    def _sync_small(self, staged: str) -> None:
         try:
             fd = os.open(staged, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self._staging.fd)
         except PermissionError:  # its own mode forbids reading, to everybody but root
@@ -221,9 +224,7 @@ class Publisher:
         finally:
             os.close(fd)
 
-    def _sync_data(
-        self, smalls: list[tuple[TargetDirectory, Entry, object]], larges: list[LargeObject]
-    ) -> None:
+    def _sync_data(self, smalls: list[tuple[TargetDirectory, Entry, str]], larges: list[LargeObject]) -> None:
         try:
             for large in larges:
                 assert large.staged is not None
@@ -342,15 +343,18 @@ class Publisher:
     def _remember(self, landed: list[tuple[TargetDirectory, Entry]]) -> None:
         """Tell the scan cache what now lies at the target."""
         by_directory: dict[int, tuple[TargetDirectory, list[tuple[bytes, os.stat_result]], list[Entry]]] = {}
-        for directory, entry in landed:
-            if entry.kind not in (FILE, SYMLINK) or entry.extra:
+        known: list[tuple[TargetDirectory, Entry, os.stat_result]] = []
+        with self._landing.in_turn():
+            for directory, entry in landed:
                 directory.unchanged_all = False
-                continue
-            try:
-                st = os.stat(entry.name, dir_fd=directory.fd, follow_symlinks=False)
-            except OSError:
-                continue
-            directory.unchanged_all = False
+                if entry.kind not in (FILE, SYMLINK) or entry.extra:
+                    continue
+                try:
+                    st = os.stat(entry.name, dir_fd=directory.fd, follow_symlinks=False)
+                except OSError:
+                    continue
+                known.append((directory, entry, st))
+        for directory, entry, st in known:
             if entry.size >= LARGE_OBJECT_BYTES:
                 if self._cache is not None:
                     self._cache.settle_pieces(Identity.of(st))
@@ -378,11 +382,10 @@ class Publisher:
 
     def _index(self, path: bytes, st: os.stat_result, offset: int, packed: bytes) -> None:
         """Note where chunks lie now; they reach the index many at a time."""
-        if self._open_index is None or not packed:
+        if self._index_log is None or not packed:
             return
-        self._to_index.append((path, st, offset, packed))
-        self._chunks_to_index += len(packed) // CHUNK_BYTES
-        if self._chunks_to_index >= _INDEX_CHUNKS:
+        self._index_log.add(path, st, offset, packed)
+        if self._index_log.chunks >= _INDEX_CHUNKS:
             self.flush_index()
 
     def flush_index(self, *, last: bool = False) -> None:
@@ -390,18 +393,10 @@ class Publisher:
 
         A few chunks are not worth it: sending them again takes less time than loading what searches the index.
         """
-        if (
-            self._open_index is None
-            or (last and self._chunks_to_index < _INDEX_LEAST)
-            or self._landing.index_is_wrong
-        ):
-            return
-        index = self._open_index()
-        for row in self._to_index:
-            index.add(*row)
-        self._to_index = []
-        self._chunks_to_index = 0
-        index.commit(merge=last)
+        log = self._index_log
+        if log is not None and not (last and log.chunks < _INDEX_LEAST) and not self._landing.index_is_wrong:
+            log.flush()
+            self.index_grew()
 
     def _sync_finished(self, directory: TargetDirectory) -> None:
         """A few directories are synced one by one; more of them at the end, with one syncfs."""
@@ -453,6 +448,14 @@ class Publisher:
                     ready = parent.end is not None and not parent.open_names
                 if ready:
                     self._finish_directory(parent)
+
+
+def _measure(item: tuple[str, TargetDirectory, Entry, object]) -> tuple[int, int]:
+    """(objects, bytes) that an item of the queue stands for."""
+    kind, _, entry, what = item
+    if kind == "smalls" and isinstance(what, list):
+        return len(what), sum([one.size for one, _ in what])
+    return 1, entry.size
 
 
 def _why_not_placed(error: OSError, directory: TargetDirectory, entry: Entry) -> str:

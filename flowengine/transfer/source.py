@@ -88,7 +88,6 @@ _LEAST_COST_BYTES: Final = 4096
 """What a chunk counts for at least: an object costs both ends memory however small it is."""
 POOL_BUFFERS: Final = 10
 _TOTALS_EVERY_S: Final = 0.25
-_LINGER_S: Final = 0.004
 
 
 @dataclass
@@ -164,7 +163,6 @@ class _Source:
         self._stopped = False
         self._offers = 0
         self._packer = UnitPacker()
-        self._wants_seen = 0
         self._finer_bytes = 0
         self._failures: list[tuple[bytes, str, str]] = []
         self._summary: Summary | None = None
@@ -173,7 +171,6 @@ class _Source:
 
     async def run(self) -> SourceOutcome:
         session = self._session
-        self._token = trio.lowlevel.current_trio_token()
         limiter = trio.CapacityLimiter(MAX_STREAMS + 3)
         try:
             async with trio.open_nursery() as nursery:
@@ -182,7 +179,6 @@ class _Source:
                     nursery.start_soon(partial(trio.to_thread.run_sync, self._scan, limiter=limiter))
                     nursery.start_soon(partial(trio.to_thread.run_sync, self._cut_finer, limiter=limiter))
                     nursery.start_soon(self._control.run_writer)
-                    nursery.start_soon(self._flusher)
                     nursery.start_soon(self._link.run)
                     nursery.start_soon(session.heartbeat, self._counters, self._observed, self._bottleneck)
                     await self._listen()
@@ -197,6 +193,8 @@ class _Source:
                     self._stop()
         finally:
             self._reader.close()
+            if self._cache is not None:
+                self._cache.flush()
             session.streams.close()
         assert self._receipt is not None
         self._count()
@@ -308,8 +306,6 @@ class _Source:
         self._summary = summary = recorder.finish()
         self._control.post(Totals(scanner.objects, scanner.size_bytes, True))
         self._control.post(Finish(summary.version_id, summary.objects, summary.size_bytes, scanner.complete))
-        with contextlib.suppress(trio.RunFinishedError):
-            self._token.run_sync_soon(self._flush_last)
 
     def _post_event(self, event: Event, recorder: ManifestRecorder) -> None:
         post = self._control.post
@@ -386,6 +382,8 @@ class _Source:
                     self._handle(message)
                     if self._receipt is not None:
                         return
+                # Wants come many to a batch; what they leave of a unit does not wait for the next one.
+                self._flush_packer()
         raise ProtocolError(
             "the target closed the control connection without a receipt",
             hint="look at the target's own message; the same command continues where it stopped",
@@ -428,7 +426,6 @@ class _Source:
             if not self._holds:
                 raise ProtocolError("the target answered an offer that was not made")
             hold = self._holds.popleft()
-        self._wants_seen += 1
         indexes = self._to_cut_finer(hold, kind, bitmap, finer) if finer else []
         if isinstance(hold, FineHold):
             self._finer_bytes -= sum(hold.lengths)
@@ -446,15 +443,6 @@ class _Source:
                 self._finer.put((hold, indexes))
             else:
                 hold.release()
-        # Parts that wait in an unfilled unit keep their buffers: don't let the scan starve on them.
-        if self._packer.pending_bytes and self._pool.exhausted():
-            self._flush_packer()
-        self._flush_last()
-
-    def _flush_last(self) -> None:
-        """Send what is wanted at once where no further answer could fill the unit: the end of every transfer."""
-        if self._summary is not None and not self._holds and self._packer.pending_bytes:
-            self._flush_packer()
 
     def _to_cut_finer(self, hold: Hold, kind: int, bitmap: bytes, finer: bytes) -> list[int]:
         """The chunks that the target wants to see cut finer before it decides."""
@@ -482,15 +470,6 @@ class _Source:
         unit = self._packer.flush()
         if unit is not None:
             self._units.put(unit)
-
-    async def _flusher(self) -> None:
-        """Send a unit that no further wants have filled for a moment."""
-        seen = -1
-        while True:
-            await trio.sleep(_LINGER_S if self._packer.pending_bytes else 4 * _LINGER_S)
-            if self._packer.pending_bytes and seen == self._wants_seen:
-                self._flush_packer()
-            seen = self._wants_seen
 
     # --- lane threads -------------------------------------------------------------------------------------------
 

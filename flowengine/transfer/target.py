@@ -11,7 +11,6 @@ import os
 import queue
 import shutil
 import stat
-import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from time import perf_counter_ns
@@ -24,6 +23,7 @@ from flowengine.manifest import Header, ManifestBuilder
 from flowengine.store.atomic import AtomicTree
 from flowengine.store.buffers import PoolClosed
 from flowengine.store.filesystem import local_error, open_beneath, raise_descriptor_limit, sync_filesystem
+from flowengine.store.index_log import IndexLog
 from flowengine.store.landed import LandedManifest, index_exists
 from flowengine.store.scan_cache import ScanCache
 from flowengine.store.staging import Staging
@@ -149,6 +149,9 @@ async def run_target(
             staging = None
         return outcome
     finally:
+        for cache in caches:
+            if cache is not None:
+                cache.flush()
         if staging is not None:
             staging.close(remove=False)
         if tree is not None:
@@ -191,13 +194,13 @@ class _Target:
         self._root = root
         self._root_fd = root_fd
         self._counters = counters
+        self._caches = caches
         self._observe = observe
         self._started = trio.current_time()
         # What lies elsewhere below the root is worth remembering only where the scan cache is.
         self._remembers = caches[0] is not None and not options.dry_run
         self._index: ChunkIndex | None = None
-        self._index_lock = threading.Lock()
-        has_index = self._remembers and index_exists(root.path, session.profile.name)
+        self._has_index = self._remembers and index_exists(root.path, session.profile.name)
         apply = None
         if options.xattrs or options.owner:
             from flowengine.store.attributes import apply_extra
@@ -216,9 +219,10 @@ class _Target:
             session.control,
             session.clock,
             caches[1],
-            open_index=self._open_index if self._remembers else None,
+            index_log=IndexLog(root.path, session.profile.name) if self._remembers else None,
             tell=root.landed if options.publish != "atomic" else None,
         )
+        self._publisher.index_grew = self._index_grew
         self._settled = trio.Event()
         token = self._token = trio.lowlevel.current_trio_token()
         self._landing.settled = lambda: token.run_sync_soon(self._settled.set)
@@ -245,7 +249,7 @@ class _Target:
             counters,
             self._recorder,
             self._answer,
-            open_index=self._open_index if has_index else None,
+            open_index=self._open_index,
         )
         self._placer = Placer(
             placement,
@@ -262,14 +266,18 @@ class _Target:
         self._room = trio.Event()
         self._held = False
 
-    def _open_index(self) -> ChunkIndex:
-        """The chunk index of the target root; loaded when first needed, because numpy takes its time."""
-        with self._index_lock:  # placer and publisher may come at once
-            if self._index is None:
-                from flowengine.store.chunk_index import ChunkIndex
+    def _open_index(self) -> ChunkIndex | None:
+        """The chunk index of the target root, if it has one; loaded when first needed, because numpy takes its time."""
+        if self._index is None and self._has_index:
+            from flowengine.store.chunk_index import ChunkIndex
 
-                self._index = ChunkIndex(self._root.path, self._session.profile.name)
-            return self._index
+            self._index = ChunkIndex(self._root.path, self._session.profile.name)
+        return self._index
+
+    def _index_grew(self) -> None:
+        self._has_index = True
+        if self._index is not None:
+            self._index.stale = True
 
     async def run(self, tree: AtomicTree | None) -> TargetOutcome:
         session, landing = self._session, self._landing
@@ -502,6 +510,9 @@ class _Target:
             elif self._publisher.needs_final_sync or extras:
                 sync_filesystem(self._root_fd)
             self._publisher.flush_index(last=True)
+            for cache in self._caches:  # before the receipt: who runs the next command counts on it
+                if cache is not None:
+                    cache.flush()
             if self._root.record is not None:
                 if state == "completed":
                     self._root.record.commit(beside=not self._placer.root_is_one_directory)

@@ -1,0 +1,86 @@
+"""What landed below a target root, noted for its chunk index without loading what searches one.
+
+A log is written in one piece at the end of a transfer (or once much has come together) and taken over by the next
+`ChunkIndex` that is opened there. Like the index it is a cache: it is never synced, and a damaged one is dropped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+from collections.abc import Iterator
+from typing import Final
+
+from flowengine.chunking import CHUNK_BYTES
+from flowengine.store.landed import index_folder
+
+__all__ = ["LOG_SUFFIX", "IndexLog", "read_log"]
+
+LOG_SUFFIX: Final = ".log"
+_MAGIC: Final = b"flowlog1"
+_ROW: Final = struct.Struct("<HIQqQ")
+"""Bytes of the path, bytes of the packed chunks, size and mtime_ns of the object, offset of the first chunk."""
+
+
+class IndexLog:
+    """Collects what landed below a root. For use by one thread.
+
+    Args:
+        root: the target root's real path.
+        profile_name: of the chunking profile.
+        directory: state directory; the user's where None.
+
+    Attributes:
+        chunks: how many wait to be written.
+    """
+
+    def __init__(self, root: bytes, profile_name: str, directory: str | None = None) -> None:
+        self._folder = index_folder(root, profile_name, directory)
+        self._rows: list[bytes] = []
+        self._written = 0
+        self.chunks = 0
+
+    def add(self, path: bytes, st: os.stat_result, offset: int, packed: bytes) -> None:
+        """Chunks that landed in an object, from `offset` on."""
+        row = _ROW.pack(len(path), len(packed), st.st_size, st.st_mtime_ns, offset)
+        self._rows += (row, path, packed)
+        self.chunks += len(packed) // CHUNK_BYTES
+
+    def flush(self) -> None:
+        """Write what was added. Failures cost the cache only."""
+        if not self._rows:
+            return
+        path = os.path.join(self._folder, f"{os.getpid():08d}-{self._written:04d}{LOG_SUFFIX}")
+        self._written += 1
+        rows, self._rows, self.chunks = self._rows, [], 0
+        with contextlib.suppress(OSError):
+            os.makedirs(self._folder, mode=0o700, exist_ok=True)
+            fd = os.open(f"{path}.part", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with open(fd, "wb") as file:
+                file.write(_MAGIC + b"".join(rows))
+            os.replace(f"{path}.part", path)
+
+
+def read_log(path: str) -> Iterator[tuple[bytes, int, int, int, bytes]]:
+    """(path, size, mtime_ns, offset, packed chunks) of each row of a log.
+
+    Raises:
+        ValueError: it is damaged.
+        OSError: as the file system says.
+    """
+    with open(path, "rb") as file:
+        data = file.read()
+    at, end = len(_MAGIC), len(data)
+    if data[:at] != _MAGIC:
+        raise ValueError("not a log of a chunk index")
+    while at < end:
+        if at + _ROW.size > end:
+            raise ValueError("the log is cut off")
+        path_bytes, packed_bytes, size, mtime_ns, offset = _ROW.unpack_from(data, at)
+        at += _ROW.size
+        stop = at + path_bytes + packed_bytes
+        if stop > end or not packed_bytes or packed_bytes % CHUNK_BYTES:
+            raise ValueError("a row of the log is cut off")
+        yield data[at : at + path_bytes], size, mtime_ns, offset, data[at + path_bytes : stop]
+        at = stop
