@@ -14,8 +14,17 @@ from pathlib import Path
 
 import pytest
 from gate import Gate, gated
-from sites import Federation, federation
-from support import GIB, MIB, Flow, assert_same, random_file, wait_until
+from sites import Coordinator, Federation, SiteAgent, federation
+from support import (  # fmt: skip
+    GIB,
+    MIB,
+    Flow,
+    assert_same,
+    bytes_on,
+    loopback_namespace,
+    random_file,
+    wait_until,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -121,3 +130,43 @@ def _run(sites: Federation, gate: Gate, place: Path, size: int) -> None:
             if event.type == "transfer.completed":
                 break
     assert states == ["transfer.requested", "transfer.started", "transfer.completed"]
+
+
+@pytest.mark.root
+@pytest.mark.full
+def test_bytes_on_the_interface_when_everybody_dies(place: Path) -> None:
+    size = 2 * GIB
+    with loopback_namespace() as prefix:
+        coordinator = Coordinator(place / "coordinator", prefix=prefix)
+        agents = {site: SiteAgent(site, place / site, prefix=prefix) for site in "ab"}
+        processes = [coordinator, *agents.values()]
+        flow = Flow(place / "client-state", prefix, {"FLOW_CONFIG_DIR": str(place / "client")})
+        try:
+            coordinator.start()
+            flow("login", stdin=(coordinator.folder / "secrets/admin-login").read_bytes())
+            for site, agent in agents.items():
+                agent.token = flow("site", "token", site).stdout.strip()
+                agent.start()
+            random_file(agents["a"].data / "large", size)
+            before = bytes_on(prefix, "lo")
+
+            def wait_passed(share: float) -> None:
+                wait_until(lambda: bytes_on(prefix, "lo") - before > share * size, "bytes on the wire", 120)
+
+            with flow.started("cp", "a:/data/large", "b:/data/in/") as client:
+                wait_passed(0.2)
+                client.process.kill()
+            for share, victim in ((0.4, agents["a"]), (0.6, agents["b"]), (0.8, coordinator)):
+                wait_passed(share)
+                victim.kill()
+                pause()
+                victim.start()
+            wait_until(
+                lambda: "completed" in flow("transfer", "ls", "--json").stdout, "the end", 120
+            )
+            assert bytes_on(prefix, "lo") - before < 1.03 * size
+            assert_same(agents["a"].data, agents["b"].data / "in", root_itself=False)
+        finally:
+            for running in processes:
+                if running.process is not None:
+                    running.process.end(signal.SIGKILL)
