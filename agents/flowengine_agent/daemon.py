@@ -329,8 +329,8 @@ class _Agent:
     async def _follow_limits(self) -> None:
         """Windows of limits begin and end by the clock, whether the coordinator is there or not."""
         while True:
-            await trio.sleep(_LIMITS_EVERY_S)
             self._site.limits.follow(datetime.now(UTC))
+            await trio.sleep(_LIMITS_EVERY_S)
 
     async def _housekeeping(self) -> None:
         """Know how full roots with a budget are; forget what no grant and no report can speak of any more."""

@@ -153,6 +153,7 @@ async def _push(
 
         async def one_pass(counters: Counters) -> PassResult:
             async with peer_session(peer, "source", target_path, settings) as session:
+                session.pacer = site.pacer(grant)
                 meter.begin(session)
                 done = await run_source(
                     session,

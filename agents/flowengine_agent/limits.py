@@ -1,4 +1,8 @@
-"""Bandwidth limits as the coordinator and site.toml set them, kept up with the clock."""
+"""Bandwidth limits as the coordinator and site.toml set them, held by what this site sends and kept up with the clock.
+
+Each limit is one bucket that all transfers below its name share (`transfer.pacing`). A link's and a site's limit are
+held exactly, because all of it leaves from here; a tenant's is held by each site that sends for it.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from typing import Final
 from flowengine.api.resources import Limit
 from flowengine.coordinator.rules.windows import rate_now
 from flowengine.errors import UsageError
+from flowengine.transfer.pacing import Limits, Pacer
 
 __all__ = ["LimitBook"]
 
@@ -28,6 +33,7 @@ class LimitBook:
         self._own = own_bits_per_s
         self._told: list[Limit] = []
         self._held: dict[str, float] = {}
+        self._limits = Limits()
 
     def set(self, limits: Sequence[Limit], now: datetime) -> None:
         """Replace what the coordinator said before; holds at once, for transfers that run as well."""
@@ -52,4 +58,14 @@ class LimitBook:
     def follow(self, now: datetime) -> None:
         """Hold to the rates of this moment; to be called again and again, for windows begin and end."""
         rates = self.rates(now)
+        for scope in self._held.keys() - rates.keys():
+            self._limits.set_rate(scope, None)
+        for scope, rate in rates.items():
+            if self._held.get(scope) != rate:
+                self._limits.set_rate(scope, rate)
         self._held = rates
+
+    def pacer(self, source: str, target: str, transfer: str, tenant: str) -> Pacer:
+        """What a session that sends from here asks before each portion."""
+        names = [f"site:{source}", f"link:{source}>{target}", f"transfer:{transfer}"]
+        return self._limits.pacer(*names, *([f"tenant:{tenant}"] if tenant else []))

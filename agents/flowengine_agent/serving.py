@@ -179,6 +179,7 @@ class DataPort:
             log.info("gives", path=grant.source_path)
             counters = Counters()
             async with incoming.accept(_without_lists(request.options)) as session:
+                session.pacer = site.pacer(grant)
                 outcome = await run_source(
                     session,
                     selection,

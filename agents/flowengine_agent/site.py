@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 
 from flowengine.errors import AuthenticationError
 from flowengine.store.grants import GrantLedger
+from flowengine.transfer.pacing import Pacer
 from flowengine.transfer.sites import SiteTrust
+from flowengine.trust.grant import Grant
 from flowengine_agent.config import SiteConfig
 from flowengine_agent.coordinator_link import CoordinatorLink
 from flowengine_agent.identity import Identity
@@ -58,6 +60,10 @@ class Site:
     def reader_threads(self) -> int:
         """Threads that read one large object."""
         return self.config.threads or max(1, (os.cpu_count() or 1) // 2)
+
+    def pacer(self, grant: Grant) -> Pacer:
+        """The limits that bind what is sent from here under a grant."""
+        return self.limits.pacer(grant.source.site, grant.target.site, grant.transfer, grant.tenant)
 
     def use(self, identity: Identity) -> None:
         """Believe and show what enrolment, renewal or a heartbeat brought, from the next connection on."""

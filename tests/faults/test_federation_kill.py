@@ -161,9 +161,7 @@ def test_bytes_on_the_interface_when_everybody_dies(place: Path) -> None:
                 victim.kill()
                 pause()
                 victim.start()
-            wait_until(
-                lambda: "completed" in flow("transfer", "ls", "--json").stdout, "the end", 120
-            )
+            wait_until(lambda: "completed" in flow("transfer", "ls", "--json").stdout, "the end", 120)
             assert bytes_on(prefix, "lo") - before < 1.03 * size
             assert_same(agents["a"].data, agents["b"].data / "in", root_itself=False)
         finally:

@@ -253,6 +253,12 @@ def test_windows_begin_and_end_without_the_coordinator() -> None:
     book = LimitBook("a", None)
     window = LimitWindow(rate_bits_per_s=0, start="20:00", end="06:00")
     book.set([limit("link:a>b", 800, window)], NOON)
+    pacer = book.pacer("a", "b", "transfer", "tenant")
     assert book.rates(NOON) == {"link:a>b": 800}
+    assert pacer.limited
     night = NOON.replace(hour=23)
     assert book.rates(night) == {"link:a>b": 1.0}  # nothing to speak of
+    book.follow(night)
+    book.set([], night)
+    assert not pacer.limited
+    assert not book.pacer("a", "c", "transfer", "").limited

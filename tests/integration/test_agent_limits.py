@@ -1,0 +1,50 @@
+"""Bandwidth limits of the coordinator, held by the agents, and changed while a transfer runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+from sites import Federation, federation
+from support import MIB, random_file, wait_until
+
+pytestmark = pytest.mark.slow
+
+RATE = 32_000_000
+"""4 MB/s."""
+
+
+@pytest.fixture(scope="module")
+def sites(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+    with federation(tmp_path_factory.mktemp("federation"), "a", "b") as made:
+        random_file(made["a"].data / "large", 64 * MIB)
+        made.add("c", listen="")
+        random_file(made["c"].data / "large", 64 * MIB)
+        yield made
+
+
+@pytest.mark.parametrize(
+    ("scope", "source"), [("link:a>b", "a"), ("site:a", "a"), ("tenant:default", "a"), ("link:c>b", "c")]
+)
+def test_a_limit_holds_and_can_be_lifted(sites: Federation, scope: str, source: str) -> None:
+    client = sites.client
+    client.set_limit(scope, RATE)
+    begun = time.monotonic()
+    transfer = client.copy(f"{source}:/data/large", f"b:/data/{scope.replace(':', '-')}/")
+
+    def sent() -> int:
+        return transfer.refresh().counters.bytes_sent
+
+    wait_until(lambda: sent() > 4 * MIB, "some of it")
+    seen, elapsed = sent(), time.monotonic() - begun
+    assert seen < 64 * MIB
+    # What is counted may be a window ahead of the frames that the rate lets out.
+    assert seen <= RATE / 8 * (elapsed + 1) + MIB
+    client.remove_limit(scope)
+    lifted = time.monotonic()
+    assert (
+        wait_until(lambda: transfer.refresh().ended and transfer.refresh(), "the end", 60).state
+        == "completed"
+    )
+    assert time.monotonic() - lifted < 10  # at 4 MB/s the rest would have taken longer
