@@ -46,15 +46,16 @@ class CompressionChooser:
         cores: processors of this side.
 
     Attributes:
-        slots: to be held while compressing; half of the processors, so that the others read, hash, seal and send.
+        slots: to be held while compressing; all processors but one, at least two threads: lanes must not crowd out the
+            reader that feeds them.
         level: to compress with now; 0 is not at all.
         reason: why, in a few words.
     """
 
     def __init__(self, rtt_s: float, fixed_level: int | None = None, *, cores: int = 1) -> None:
         self._fixed = fixed_level is not None
-        self._threads = max(1, cores // 2)
-        self.slots = threading.BoundedSemaphore(self._threads)
+        self._threads = max(1, cores // 2)  # what may be counted on: the others read, hash, seal and send
+        self.slots = threading.BoundedSemaphore(max(2, cores - 1))
         self._lock = threading.Lock()
         self._began = 0.0
         self._sealed = self._tried = self._packed = 0
