@@ -13,7 +13,7 @@ from pathlib import Path
 import trio
 
 from flowengine.store.grants import GrantLedger
-from flowengine.transfer.connect import Listener
+from flowengine.transfer.listen import Listener
 from flowengine.transfer.serve import ServedRoot
 from flowengine.transfer.sites import SiteIdentity, SiteTrust
 
