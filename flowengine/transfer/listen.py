@@ -15,7 +15,14 @@ from typing import Final
 
 import trio
 
-from flowengine.errors import AuthenticationError, FlowError, NotFound, ProtocolError, UsageError
+from flowengine.errors import (
+    AuthenticationError,
+    FlowError,
+    NotFound,
+    ProtocolError,
+    TemporaryError,
+    UsageError,
+)
 from flowengine.transfer.channel import HANDSHAKE_S, Channel, disconnected, session_errors, software
 from flowengine.transfer.connect import blocking, new_session
 from flowengine.transfer.identity import Identity, TicketGuest
@@ -232,9 +239,15 @@ class Listener:
                 return
             guest.certificate = stream.getpeercert(binary_form=True)
             channel = await self._server_handshake(stream, guest, tcp.socket.getpeername()[0])
+        looked = False
         try:
             while True:
-                request = await channel.receive()
+                try:
+                    request = await channel.receive()
+                except TemporaryError:
+                    if looked:
+                        return  # it has seen what it came for
+                    raise
                 if request is None:
                     return
                 if not isinstance(request, Open):
@@ -243,7 +256,8 @@ class Listener:
                     )
                 guest.check_request(request)
                 await handler(Incoming(channel, request, peer, self, guest.grant, guest.facts))
-                if request.role not in ("stat", "list"):
+                looked = request.role in ("stat", "list")
+                if not looked:
                     return
         except FlowError as error:
             self._log(f"{peer}: {_logged(error)}")
