@@ -46,6 +46,8 @@ class Secrets:
         self.agent_valid_s = agent_valid_s
         self.authority = self._authority(now)
         self._grant_key = GrantKey(self._bytes("grant.key", lambda: GrantKey.make(os.urandom).secret_bytes()))
+        self._served: tuple[ssl.SSLContext, list[str]] | None = None
+        self._renew_at = 0.0
         self._sealing = AESGCM(sha256(_SEALING + self._grant_key.secret_bytes()).digest())
 
     def _bytes(self, name: str, make: object) -> bytes:
@@ -109,20 +111,30 @@ class Secrets:
 
     def server_context(self, names: Sequence[str], now: float) -> ssl.SSLContext:
         """TLS of the server: 1.3 only, its certificate for these names, client certificates of the own CA welcome."""
-        key = self._bytes("server.key", lambda: trust.make_key(os.urandom))
-        certificate = trust.issue_coordinator(self.authority, key, names, now, os.urandom)
-        path = str(self.folder / f"server.{os.getpid()}.pem")
-        write_secret(path, certificate.encode("ascii") + self.ca_pem.encode("ascii") + key)
-        try:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.minimum_version = ssl.TLSVersion.TLSv1_3
-            context.load_cert_chain(path)
-        finally:
-            os.unlink(path)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        self._served = (context, list(names))
+        self._renew_at = 0.0
+        self.renew_server(now)
         context.verify_mode = ssl.CERT_OPTIONAL
         context.load_verify_locations(cadata=self.ca_pem)
         context.set_alpn_protocols(["http/1.1"])
         return context
+
+    def renew_server(self, now: float) -> None:
+        """Give the server a new certificate where half of the old one's time is over; new connections see it."""
+        if self._served is None or now < self._renew_at:
+            return
+        context, names = self._served
+        key = self._bytes("server.key", lambda: trust.make_key(os.urandom))
+        certificate = trust.issue_coordinator(self.authority, key, names, now, os.urandom)
+        self._renew_at = trust.parse_certificate(certificate).renew_at.timestamp()
+        path = str(self.folder / f"server.{os.getpid()}.pem")
+        write_secret(path, certificate.encode("ascii") + self.ca_pem.encode("ascii") + key)
+        try:
+            context.load_cert_chain(path)
+        finally:
+            os.unlink(path)
 
     def seal(self, text: str, about: str) -> str:
         """Text that only this federation's coordinators can read again."""

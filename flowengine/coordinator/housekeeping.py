@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, Final
 
@@ -43,26 +44,63 @@ class Housekeeping:
 
     async def run(self) -> None:
         """Until cancelled; a round that fails is logged and tried again."""
-        service = self._service
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._follow())
+            group.create_task(self._keep())
+
+    async def _keep(self) -> None:
         try:
             while True:
-                try:
+                with _logged():
                     await self._round()
-                except FlowError as error:
-                    log.warning("housekeeping: %s", error.message)
-                except Exception:
-                    log.exception("housekeeping failed")
-                service.hub.behind.clear()
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(service.settings.poll_s):
-                        await service.hub.behind.wait()
+                await asyncio.sleep(self._service.settings.poll_s)
         finally:
             if self._lock is not None:
                 await self._lock.close()
 
+    async def _follow(self) -> None:
+        """Read what other coordinators did: at their notice, and once a second whatever was noticed."""
+        hub = self._service.hub
+        listening: AsyncConnection | None = None
+        try:
+            while True:
+                with _logged():
+                    if listening is None and isinstance(self._db, PostgresDatabase):
+                        listening = await self._listen(self._db)
+                    hub.behind.clear()
+                    await self._hear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._service.settings.poll_s):
+                        await hub.behind.wait()
+                if listening is not None and await _is_broken(listening):
+                    await listening.close()
+                    listening = None
+        finally:
+            if listening is not None:
+                await listening.close()
+
+    async def _listen(self, database: PostgresDatabase) -> AsyncConnection:
+        """A connection on which PostgreSQL tells of other coordinators' commits; a hint that may get lost."""
+        connection = await database.engine.connect()
+        try:
+            await connection.execution_options(isolation_level="AUTOCOMMIT")
+            driver = (await connection.get_raw_connection()).driver_connection
+            assert driver is not None
+            hub = self._service.hub
+
+            def told(_connection: Any, _process: int, _channel: str, payload: str) -> None:
+                if int(payload) > hub.last_seq:
+                    hub.behind.set()
+
+            await driver.add_listener("flow_events", told)
+        except BaseException:
+            await connection.close()
+            raise
+        return connection
+
     async def _round(self) -> None:
         service = self._service
-        await self._hear()
+        service.secrets.renew_server(service.clock())
         service.leader = await self._lead()
         if service.leader:
             await self._db.write(end_leases)
@@ -117,6 +155,22 @@ class Housekeeping:
         connection.execute(delete(idempotency).where(idempotency.c.created < now - settings.keep_keys_s))
         connection.execute(delete(looks).where(looks.c.expires < now - 60))
         connection.execute(delete(usage).where(usage.c.minute < int(now // 60) - 2 * 24 * 60))
+
+
+@contextlib.contextmanager
+def _logged() -> Iterator[None]:
+    """Log what fails and go on: the next round tries again."""
+    try:
+        yield
+    except FlowError as error:
+        log.warning("housekeeping: %s", error.message)
+    except Exception:
+        log.exception("housekeeping failed")
+
+
+async def _is_broken(connection: AsyncConnection) -> bool:
+    driver = (await connection.get_raw_connection()).driver_connection
+    return driver is None or bool(driver.is_closed())
 
 
 def end_leases(writing: Writing) -> None:

@@ -150,6 +150,7 @@ def held(**changes: Any) -> Held:
         (held(holder="a", driver="a"), ("b", 10, 0, "done"), "taken", "done", "stop"),
         (held(), ("b", 9, 4, "done"), "superseded", "running", "stop"),
         (held(state="waiting", holder=""), ("b", 10, 4, "running"), "superseded", "waiting", "stop"),
+        (held(state="waiting", holder=""), ("b", 10, 4, "done"), "taken", "done", "stop"),
         (held(state="waiting"), ("b", 10, 4, "running"), "taken", "running", "go"),
         (held(state="waiting"), ("b", 10, 4, "done"), "taken", "done", "stop"),
         (held(state="cancelled"), ("b", 10, 4, "done"), "ignored", "cancelled", "stop"),

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import msgspec
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import Connection, bindparam, func, select, update
 
 from flowengine.api.agents import Claim, Claimed, Heartbeat, HeartbeatReply, Report, ReportReply, TaskGrant
 from flowengine.api.resources import PRIORITIES, Counters, LandedObject
 from flowengine.coordinator.actions.transfers import redrive
 from flowengine.coordinator.database.catalogue import decode_addresses, limits_of_site, revoked_serials
 from flowengine.coordinator.database.people import moment
-from flowengine.coordinator.database.tables import AnyRow, landed, looks, sites, tasks, transfers
+from flowengine.coordinator.database.tables import AnyRow, counters, landed, looks, sites, tasks, transfers
 from flowengine.coordinator.database.transactions import Writing, json_text
 from flowengine.coordinator.database.transfers import decode_counters, decode_request, lock_transfer, settle
 from flowengine.coordinator.database.work import (
@@ -35,8 +35,9 @@ from flowengine.trust.grant import Grant, Party
 __all__ = ["Terms", "agent_view", "claim", "heartbeat", "report"]
 
 MAX_CLAIM: Final = 64
-LOST_CLAIM_S: Final = 15.0
-"""A claimed task that its site does not know of after so long never reached it."""
+_COUNTER: Final = select(counters.c.value).where(counters.c.name == bindparam("counter"))
+LOST_CLAIM_S: Final = 60.0
+"""A task that its site does not name, and was silent on for so long, never reached it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,7 @@ def heartbeat(
     if state != row.state:
         writing.emit(f"site.{state}", site=site, previous=row.state)
         _wake_drivers(writing, site)
-    last = writing.connection.execute(_counter("fence")).scalar_one()
+    last = writing.connection.execute(_COUNTER, {"counter": "fence"}).scalar_one()
     told = lift_fence(last, beat.seen_fence)
     if told > last:
         writing.count_up("fence", 0, told)
@@ -97,19 +98,13 @@ def heartbeat(
         renew = writing.now > row.cert_not_before + span * terms.renew_certificate_at
     return HeartbeatReply(
         now=moment(writing.now),
-        epoch=writing.connection.execute(_counter("epoch")).scalar_one(),
+        epoch=writing.connection.execute(_COUNTER, {"counter": "epoch"}).scalar_one(),
         grant_keys=grant_keys,
         revoked=revoked_serials(writing.connection, writing.now),
         limits=limits_of_site(writing.connection, writing.now, site),
         draining=row.draining,
         renew=renew,
     )
-
-
-def _counter(name: str) -> Any:
-    from flowengine.coordinator.database.tables import counters
-
-    return select(counters.c.value).where(counters.c.name == name)
 
 
 def _wake_drivers(writing: Writing, site: str) -> None:
@@ -123,15 +118,15 @@ def _wake_drivers(writing: Writing, site: str) -> None:
 
 def _release_lost(writing: Writing, site: str, beat: Heartbeat) -> None:
     held = writing.connection.execute(
-        select(tasks.c.id, tasks.c.transfer, tasks.c.boot, tasks.c.claimed, tasks.c.fence)
+        select(tasks.c.id, tasks.c.transfer, tasks.c.boot, tasks.c.claimed, tasks.c.reported, tasks.c.fence)
         .where(tasks.c.state == "running", tasks.c.holder == site)
         .order_by(tasks.c.transfer)
     ).all()
     for row in held:
         if beat.holding.get(row.id, -1) == row.fence:
             continue
-        if row.boot == beat.boot and writing.now - row.claimed < LOST_CLAIM_S:
-            continue  # its claim may still be under way to the agent
+        if row.boot == beat.boot and writing.now - (row.reported or row.claimed) < LOST_CLAIM_S:
+            continue  # its claim, or its last report, may still be under way
         lock_transfer(writing, row.transfer)
         gone = writing.connection.execute(
             update(tasks)
@@ -163,10 +158,10 @@ def claim(writing: Writing, site: str, asked: Claim, terms: Terms) -> Claimed:
     asked_for = {
         row.id: row for row in writing.connection.execute(select(transfers).where(transfers.c.id.in_(wanted)))
     }
-    epoch = writing.connection.execute(_counter("epoch")).scalar_one()
+    epoch = writing.connection.execute(_COUNTER, {"counter": "epoch"}).scalar_one()
     given = []
     for row in rows:
-        last = writing.connection.execute(_counter("fence")).scalar_one()
+        last = writing.connection.execute(_COUNTER, {"counter": "fence"}).scalar_one()
         fence = writing.count_up("fence", 0, next_fence(last, writing.now))
         given.append(_give(writing, row, asked_for[row.transfer], known, fence, epoch, asked.boot, terms))
         add_usage(writing, row.tenant, 0, 1)
@@ -424,7 +419,7 @@ def _new_grant(writing: Writing, row: AnyRow, transfer: AnyRow, fence: int, term
     }
     if any(found.key_sha256 is None for found in known.values()):
         return ""
-    epoch = writing.connection.execute(_counter("epoch")).scalar_one()
+    epoch = writing.connection.execute(_COUNTER, {"counter": "epoch"}).scalar_one()
     writing.connection.execute(
         update(tasks).where(tasks.c.id == row.id).values(grant_until=writing.now + terms.grant_s)
     )

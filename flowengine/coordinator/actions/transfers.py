@@ -218,6 +218,8 @@ def steer(
             hint="flow transfer show tells what became of it",
             reason="conflict",
         )
+    if verb == "cancel" and row.cancelled:
+        return find_transfer(writing.connection, transfer, tenant)
     if verb == "retry" and row.state == "completed":
         raise FlowError(f"transfer {transfer} is complete: there is nothing to retry", reason="conflict")
     mine = tasks.c.transfer == transfer

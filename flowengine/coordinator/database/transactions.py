@@ -270,7 +270,9 @@ class PostgresDatabase(Database):
         super().__init__(clock)
         self.url = "postgresql+asyncpg://" + url.partition("://")[2]
         self._readers = create_async_engine(self.url, pool_size=READERS * 2, max_overflow=0)
-        self.engine = create_async_engine(self.url, pool_size=WRITERS, max_overflow=0)
+        self.engine = create_async_engine(
+            self.url, pool_size=WRITERS + 2, max_overflow=0
+        )  # and leader, listener
 
     async def aclose(self) -> None:
         await self._readers.dispose()

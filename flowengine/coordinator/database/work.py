@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from typing import Final
+from collections.abc import Iterable
+from typing import Any, Final
 
-from sqlalchemy import Connection, and_, case, func, or_, select, text
+from sqlalchemy import BindParameter, Connection, Select, bindparam, case, func, or_, select, text
 from sqlalchemy.dialects import postgresql, sqlite
 
-from flowengine.coordinator.database.catalogue import running_by_site
 from flowengine.coordinator.database.people import day_minute
 from flowengine.coordinator.database.tables import AnyRow, sites, tasks, tenants, transfers, usage
 from flowengine.coordinator.database.transactions import Writing
@@ -76,17 +75,52 @@ def lock_for_claims(writing: Writing) -> None:
         writing.connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _CLAIM_LOCK})
 
 
-def _candidates(connection: Connection, driver: str | None) -> list[Work]:
-    """The oldest waiting tasks of each tenant and class that `driver` (or anybody) drives."""
+_NAMES: Final[BindParameter[Any]] = bindparam("names", expanding=True)
+
+
+def _candidates_query(one_driver: bool) -> Select[Any]:
     rank = func.row_number().over(
         partition_by=(tasks.c.tenant, tasks.c.priority, tasks.c.driver), order_by=tasks.c.seq
     )
     query = select(*_WORK_COLUMNS, rank.label("rank")).where(tasks.c.state == "waiting")
-    if driver is not None:
-        query = query.where(tasks.c.driver == driver)
+    if one_driver:
+        query = query.where(tasks.c.driver == bindparam("driver"))
     ranked = query.subquery()
-    rows = connection.execute(select(ranked).where(ranked.c.rank <= CANDIDATES).order_by(ranked.c.seq))
-    return [task_work(row) for row in rows]
+    return select(ranked).where(ranked.c.rank <= CANDIDATES).order_by(ranked.c.seq)
+
+
+# Built once: to build and to key them costs as much as to run them.
+_ALL_CANDIDATES: Final = _candidates_query(False)
+_CANDIDATES_OF: Final = _candidates_query(True)
+_OLDER_WRITERS: Final = select(*_WORK_COLUMNS).where(
+    tasks.c.state == "waiting",
+    tasks.c.target_site.in_(_NAMES),
+    tasks.c.seq < bindparam("newest"),
+    ~tasks.c.paused,
+)
+_RUNNING_THERE: Final = select(*_WORK_COLUMNS).where(
+    tasks.c.state == "running", or_(tasks.c.target_site.in_(_NAMES), tasks.c.source_site.in_(_NAMES))
+)
+_PLACES: Final = select(sites.c.name, sites.c.state, sites.c.since, sites.c.max_tasks).where(
+    sites.c.name.in_(_NAMES)
+)
+_RUNNING_OF: Final = (
+    select(tasks.c.tenant, func.count())
+    .where(tasks.c.state == "running", tasks.c.tenant.in_(_NAMES))
+    .group_by(tasks.c.tenant)
+)
+_RECENT: Final = usage.c.minute > bindparam("since")
+_USED: Final = (
+    select(
+        usage.c.tenant,
+        func.sum(case((_RECENT, usage.c.size_bytes), else_=0)).label("size_bytes"),
+        func.sum(case((_RECENT, usage.c.tasks), else_=0)).label("tasks"),
+        func.sum(case((usage.c.minute >= bindparam("today"), usage.c.size_bytes), else_=0)).label("today"),
+    )
+    .where(usage.c.tenant.in_(_NAMES), usage.c.minute >= bindparam("first"))
+    .group_by(usage.c.tenant)
+)
+_TENANTS: Final = select(tenants).where(tenants.c.name.in_(_NAMES))
 
 
 def read_board(connection: Connection, now: float, driver: str | None) -> Board:
@@ -94,74 +128,47 @@ def read_board(connection: Connection, now: float, driver: str | None) -> Board:
 
     Older waiting tasks that write at the sites in question are on it too: they come first where paths overlap.
     """
-    waiting = _candidates(connection, driver)
-    names = {work.source_site for work in waiting} | {work.target_site for work in waiting}
-    newest = max((work.seq for work in waiting), default=0)
-    there = or_(
-        and_(
-            tasks.c.state == "waiting", tasks.c.target_site.in_(names), tasks.c.seq < newest, ~tasks.c.paused
-        ),
-        and_(tasks.c.state == "running", or_(tasks.c.target_site.in_(names), tasks.c.source_site.in_(names))),
-    )
-    known = {work.id for work in waiting}
-    running = []
-    if names:
-        for row in connection.execute(select(*_WORK_COLUMNS).where(there)):
-            if row.state == "running":
-                running.append(task_work(row))
-            elif row.id not in known:
-                waiting.append(task_work(row))
+    if driver is None:
+        rows = connection.execute(_ALL_CANDIDATES)
+    else:
+        rows = connection.execute(_CANDIDATES_OF, {"driver": driver})
+    waiting = [task_work(row) for row in rows]
+    if not waiting:
+        return Board(now=now, waiting=[], running=[], places={}, shares={})
+    names = sorted({name for work in waiting for name in (work.source_site, work.target_site)})
+    if driver is not None:
+        known = {work.id for work in waiting}
+        older = connection.execute(_OLDER_WRITERS, {"names": names, "newest": waiting[-1].seq})
+        waiting += [task_work(row) for row in older if row.id not in known]
+    running = [task_work(row) for row in connection.execute(_RUNNING_THERE, {"names": names})]
     return Board(
         now=now,
         waiting=waiting,
         running=running,
-        places=_places(connection, names),
-        shares=_shares(connection, now, {work.tenant for work in waiting}),
+        places=_places(connection, names, running),
+        shares=_shares(connection, now, sorted({work.tenant for work in waiting})),
     )
 
 
-def _places(connection: Connection, names: Collection[str]) -> dict[str, Place]:
-    if not names:
-        return {}
-    counts = running_by_site(connection, names)
-    query = select(sites.c.name, sites.c.state, sites.c.since, sites.c.max_tasks).where(
-        sites.c.name.in_(names)
-    )
-    return {
-        row.name: Place(row.name, row.state, row.since, row.max_tasks, counts.get(row.name, 0))
-        for row in connection.execute(query)
+def _places(connection: Connection, names: list[str], running: list[Work]) -> dict[str, Place]:
+    found = {
+        row.name: Place(row.name, row.state, row.since, row.max_tasks)
+        for row in connection.execute(_PLACES, {"names": names})
     }
+    for work in running:
+        for name in {work.source_site, work.target_site}:
+            if name in found:
+                found[name].running += 1
+    return found
 
 
-def _shares(connection: Connection, now: float, names: Collection[str]) -> dict[str, Share]:
-    if not names:
-        return {}
-    running: dict[str, int] = dict(
-        connection.execute(
-            select(tasks.c.tenant, func.count())
-            .where(tasks.c.state == "running", tasks.c.tenant.in_(names))
-            .group_by(tasks.c.tenant)
-        )
-        .tuples()
-        .all()
-    )
+def _shares(connection: Connection, now: float, names: list[str]) -> dict[str, Share]:
+    running: dict[str, int] = dict(connection.execute(_RUNNING_OF, {"names": names}).tuples().all())
     today, since = day_minute(now), int((now - WINDOW_S) // 60)
-    recent = usage.c.minute > since
-    used = {
-        row.tenant: row
-        for row in connection.execute(
-            select(
-                usage.c.tenant,
-                func.sum(case((recent, usage.c.size_bytes), else_=0)).label("size_bytes"),
-                func.sum(case((recent, usage.c.tasks), else_=0)).label("tasks"),
-                func.sum(case((usage.c.minute >= today, usage.c.size_bytes), else_=0)).label("today"),
-            )
-            .where(usage.c.tenant.in_(names), usage.c.minute >= min(today, since))
-            .group_by(usage.c.tenant)
-        )
-    }
+    moments = {"today": today, "since": since, "first": min(today, since)}
+    used = {row.tenant: row for row in connection.execute(_USED, {"names": names} | moments)}
     shares = {}
-    for row in connection.execute(select(tenants).where(tenants.c.name.in_(names))):
+    for row in connection.execute(_TENANTS, {"names": names}):
         mine = used.get(row.name)
         left = None
         if row.max_bytes_per_day is not None:

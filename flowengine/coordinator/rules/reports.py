@@ -98,7 +98,8 @@ def take(
         return Effect("superseded", "stop", task.state)
     if task.state in ("done", "failed", "cancelled"):
         return Effect("ignored", "stop", task.state, reason=task.state)
-    if task.state == "waiting" and task.holder != site:
+    verified = state == "done" and site == task.target_site  # true whoever holds it: nothing is left to move
+    if task.state == "waiting" and task.holder != site and not verified:
         # It was given back or failed under this fence: who still runs must stop, who also says so is heard.
         return Effect("ignored" if ended else "superseded", "stop", task.state)
     return _take(task, site, seq, state, retryable, now, peer_counts)
