@@ -103,28 +103,34 @@ class SmallPlacer:
     ) -> dict[int, Found]:
         """Take what lies at the target under another name out of `new`; for the rest, what it may be a version of."""
         placement, landing = self._placement, self._placement.landing
-        size = sum([offer.entries[index].size for index in new])
-        if placement.dry or not new or not placement.lookalikes.known(size):
+        entries = offer.entries
+        fresh = [
+            index
+            for index in new
+            if entries[index].size
+            and entries[index].name not in directory.existing
+            and offer.first[index] not in hints
+        ]
+        if placement.dry or not fresh:
+            return {}
+        if not placement.lookalikes.known(sum([entries[index].size for index in fresh])):
             return {}
         alike: dict[int, Found] = {}
-        for index in new.copy():
-            entry = offer.entries[index]
-            if not entry.size or offer.first[index] in hints:
-                continue
+        for index in fresh:
+            entry = entries[index]
             with landing.lock:
                 identity = entry.chunks[4:CHUNK_BYTES]
                 if identity in landing.inflight or identity in landing.recent:
                     continue
-            in_place = entry.name in directory.existing
-            data = None if in_place else placement.lookalikes.content(directory.path, entry)
+            data = placement.lookalikes.content(directory.path, entry)
             if data is not None:
                 landing.opened(directory, entry.name)
                 landing.place_small(directory, entry, data)
                 new.remove(index)
-            elif not in_place:
-                found = placement.lookalikes.like(directory.path, entry)
-                if found is not None:
-                    alike[index] = found
+                continue
+            found = placement.lookalikes.like(directory.path, entry)
+            if found is not None:
+                alike[index] = found
         return alike
 
     def _ask_finer(
