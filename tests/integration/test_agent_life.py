@@ -205,6 +205,26 @@ def test_a_cancelled_transfer_stops_at_the_agents(sites: Federation) -> None:
         assert source.stop() == 0
 
 
+def test_a_paused_transfer_goes_on_where_it_was(sites: Federation) -> None:
+    with gated() as gate:
+        source = sites.make("paused", listen=f"127.0.0.1:{gate.behind}")
+        source.lines.append(f'advertise = ["127.0.0.1:{gate.port}"]')
+        source.data.mkdir(parents=True)
+        random_file(source.data / "large", 48 * MIB)
+        source.start()
+        transfer = sites.client.copy("paused:/data/large", "b:/data/later/")
+        gate.wait_reached(16 * MIB)
+        transfer.pause()
+        wait_until(lambda: transfer.refresh().tasks[0].state == "waiting", "the target to give it back")
+        assert transfer.state == "suspended"
+        gate.open()
+        transfer.resume()
+        record = ended(transfer)
+        assert record.state == "completed"
+        assert record.tasks[0].counters.bytes_sent < 40 * MIB
+        assert source.stop() == 0
+
+
 # --- being sent away --------------------------------------------------------------------------------------------
 
 
