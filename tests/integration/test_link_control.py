@@ -67,10 +67,11 @@ def test_what_a_link_carries_is_remembered_by_the_sender(link: Link, tmp_path: P
     assert "an earlier transfer saw" in again["link_changes"][0]  # type: ignore[index]
 
 
-def test_a_small_file_takes_seven_round_trips(link: Link, tmp_path: Path) -> None:
+def test_a_small_file_takes_few_round_trips(link: Link, tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
     random_file(tmp_path / "source" / "small", 50_000)
     with link.raised(LinkSpec.symmetric(0.2, 100_000_000)):
         report = transfer(link, tmp_path, "push")
     assert isinstance(report["seconds"], float)
-    assert 6 * 0.2 < report["seconds"] < 7.5 * 0.2
+    # Four until the session is there; eight data connections dialled in turn alone would make it fourteen.
+    assert 6 * 0.2 < report["seconds"] < 10.5 * 0.2
