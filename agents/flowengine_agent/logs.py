@@ -19,7 +19,7 @@ def open_log(style: Literal["json", "console"], site: str) -> Log:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     if style == "json":
-        processors.append(structlog.processors.JSONRenderer())
+        processors += [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
     else:
         processors.append(structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()))
     structlog.configure(

@@ -18,6 +18,7 @@ import trio
 
 from flowengine.errors import Denied, LocalError, ProtocolError, TemporaryError
 from flowengine.store.scan_cache import ScanCache
+from flowengine.transfer.channel import first_flow_error
 from flowengine.transfer.listen import Incoming, Listener
 from flowengine.transfer.session import Counters, Observer
 from flowengine.transfer.source import run_source
@@ -138,10 +139,16 @@ class DataPort:
         if incoming.request.role not in ("source", "target"):
             raise ProtocolError(f"a peer asked to be {incoming.request.role!r}")
         async with self._visit(grant, facts.serial):
-            if end == "source":
-                await self._give(incoming, grant, place)
-            else:
-                await self._take(incoming, grant, place)
+            try:
+                if end == "source":
+                    await self._give(incoming, grant, place)
+                else:
+                    await self._take(incoming, grant, place)
+            except BaseExceptionGroup as group:
+                error = first_flow_error(group)
+                if error is None:
+                    raise
+                raise error from group
 
     @contextlib.asynccontextmanager
     async def _visit(self, grant: Grant, serial: str) -> AsyncIterator[None]:

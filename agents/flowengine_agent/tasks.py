@@ -192,9 +192,11 @@ class HeldTasks:
             except FlowError as raised:
                 error = raised
             except BaseExceptionGroup as group:
-                error = first_flow_error(group)
+                error = first_flow_error(group) or _bug(group, log)
                 if error is None:
                     raise
+            except Exception as bug:  # whatever is wrong with one task must not end the others
+                error = _internal(bug, log)
         if finished is not None:
             await self._finished(run, finished)
         elif run.directive:
@@ -231,3 +233,17 @@ class HeldTasks:
             while not run.directive:
                 run.reporter.changed()
                 await trio.sleep(_ASK_AGAIN_S)
+
+
+def _bug(group: BaseExceptionGroup[BaseException], log: Log) -> FlowError | None:
+    """An error for the programming errors in a group; None where it is only about being cancelled, or ending."""
+    _, rest = group.split(trio.Cancelled)
+    return _internal(rest, log) if isinstance(rest, ExceptionGroup) else None
+
+
+def _internal(bug: Exception, log: Log) -> FlowError:
+    log.error("internal error, please report it", exc_info=bug)
+    return FlowError(
+        f"an internal error of this agent: {bug!r}"[:500],
+        hint="look at the agent's log, and please report it",
+    )

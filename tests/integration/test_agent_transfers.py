@@ -146,12 +146,15 @@ def test_folders_are_shown_within_what_is_offered(sites: Federation) -> None:
             sites.client.ls(f"a:{path}")
 
 
-def test_a_full_budget_is_refused_by_name(sites: Federation) -> None:
-    small = sites.add("small", root_lines=['budget = "1MB"'])
-    random_file(sites["a"].data / "too-much", 8 << 20)
-    record = move(sites, "a:/data/too-much", "small:/data/too-much")
-    if record.state == "completed":  # it was there before the first look at the counters
-        record = move(sites, "a:/data/one", "small:/data/one-more")
+@pytest.mark.parametrize("source", ["a", "c"])
+def test_a_full_budget_is_refused_by_name(sites: Federation, source: str) -> None:
+    small = sites.add(f"small-{source}", root_lines=['budget = "1MB"'])
+    small.data.joinpath("full").write_bytes(bytes(1_000_000))
+    assert small.stop() == 0
+    small.start()  # what is there is counted at the start
+    random_file(sites[source].data / "more", 1000)
+    record = move(sites, f"{source}:/data/more", f"{small.site}:/data/more")
     assert record.state == "terminated"
     assert record.tasks[0].reason == "budget"
+    assert "internal error" not in small.log
     assert small.stop() == 0
