@@ -14,7 +14,7 @@ from flowengine.chunking import CHUNK_BYTES
 from flowengine.errors import Exit, FlowError, exit_code
 from flowengine.store.selection import Root, Selection
 from flowengine.transfer.channel import session_errors
-from flowengine.transfer.connect import Incoming, Listener
+from flowengine.transfer.listen import Incoming, Listener
 from flowengine.transfer.passes import TransferSettings
 from flowengine.transfer.run import push
 from flowengine.wire.messages import WANT_ALL, WANT_NONE, WANT_SOME, Finer, Message, ObjectRun, Offer, Want
@@ -30,17 +30,18 @@ def attacked(source: Path, answer: Answer) -> FlowError:
         listener.bind()
 
         async def handle(incoming: Incoming) -> None:
-            session = await incoming.accept(incoming.request.options)
-            try:
-                async with session_errors(incoming.channel), trio.open_nursery() as nursery:
-                    nursery.start_soon(session.control.run_writer)
-                    async for batch in session.control.receive():
-                        for message in batch:
-                            if isinstance(message, Offer | ObjectRun | Finer):
-                                for want in answer(message):
-                                    session.control.post(want)
-            finally:
-                session.close_sockets()
+            async with incoming.accept(incoming.request.options) as session:
+                await session.streams.next()
+                try:
+                    async with session_errors(incoming.channel), trio.open_nursery() as nursery:
+                        nursery.start_soon(session.control.run_writer)
+                        async for batch in session.control.receive():
+                            for message in batch:
+                                if isinstance(message, Offer | ObjectRun | Finer):
+                                    for want in answer(message):
+                                        session.control.post(want)
+                finally:
+                    session.streams.close()
 
         settings = TransferSettings(use_cache=False, streams=1, retry_for_s=0.0, stall_s=20.0)
         selection = Selection([Root(os.fsencode(source), b"")])
