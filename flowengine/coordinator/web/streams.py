@@ -25,6 +25,8 @@ from flowengine.errors import AuthenticationError, Denied, FlowError
 __all__ = ["Streams"]
 
 MAX_STREAMS: Final = 2000
+CLAIM_FIRST_S: Final = 0.05
+"""After a hint at new work the claim that follows goes before a look at everything else."""
 _PING: Final = b": ping\n\n"
 _encode = msgspec.json.Encoder().encode
 
@@ -52,6 +54,7 @@ class Streams:
                     if waiter.work:
                         waiter.work = False
                         await response.write(_message(_encode(WorkCommand())))
+                        await asyncio.sleep(CLAIM_FIRST_S)
                     elif not woken:
                         await response.write(_PING)
                     try:
