@@ -125,7 +125,9 @@ async def _pull(
 
         report = await run_passes(one_pass, settings, note)
         meter.finish(report.counters, report.bottleneck)
-    check_ended(report, granted.mode)
+    check_ended(report)
+    if granted.mode == "verify":
+        check_same(report.counters, report.extras)
     return Finished(
         report.version_id, make_receipt(site, grant, report.state, report.version_id, report.counters)
     )
@@ -168,7 +170,7 @@ async def _push(
 
         report = await run_passes(one_pass, settings, note)
     meter.finish(report.counters, report.bottleneck)
-    check_ended(report, granted.mode)
+    check_ended(report)
     return Finished(report.version_id, b"")
 
 
@@ -235,12 +237,11 @@ def target_root(path: bytes, reporter: TaskReporter, options: Options) -> Target
     return TargetRoot(path, LandedManifest(path), landed=landed)
 
 
-def check_ended(report: Report, mode: str) -> None:
-    """Raise unless all of it is right at the target.
+def check_ended(report: Report) -> None:
+    """Raise unless every object came through.
 
     Raises:
         FlowError: some objects failed (reason "some-objects-failed").
-        IntegrityError: a verification found differences.
     """
     if report.failures or report.state != "completed":
         path, reason, message = (
@@ -255,15 +256,21 @@ def check_ended(report: Report, mode: str) -> None:
                 for path, reason, message in report.failures[:100]
             ],
         )
-    if mode == "verify":
-        counters = report.counters
-        wrong = counters.objects - counters.objects_unchanged
-        if wrong or report.extras:
-            raise IntegrityError(
-                f"{wrong} of {counters.objects} objects differ at the target or are missing there"
-                + (f", {len(report.extras)} are there besides" if report.extras else ""),
-                hint="flow cp of the same paths mends them",
-            )
+
+
+def check_same(counters: Counters, extras: list[bytes]) -> None:
+    """Raise unless a verification found everything in place; only the target can tell.
+
+    Raises:
+        IntegrityError: something differs, is missing, or is there besides.
+    """
+    wrong = counters.objects - counters.objects_unchanged
+    if wrong or extras:
+        raise IntegrityError(
+            f"{wrong} of {counters.objects} objects differ at the target or are missing there"
+            + (f", {len(extras)} are there besides" if extras else ""),
+            hint="flow cp of the same paths mends them",
+        )
 
 
 def make_receipt(site: Site, grant: Grant, state: str, version_id: bytes, counters: Counters) -> bytes:

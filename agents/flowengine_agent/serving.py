@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import msgspec
 import trio
 
-from flowengine.errors import Denied, LocalError, ProtocolError, TemporaryError
+from flowengine.errors import Denied, IntegrityError, LocalError, ProtocolError, TemporaryError
 from flowengine.store.scan_cache import ScanCache
 from flowengine.transfer.channel import first_flow_error
 from flowengine.transfer.listen import Incoming, Listener
@@ -25,7 +25,7 @@ from flowengine.transfer.source import run_source
 from flowengine.transfer.target import run_target
 from flowengine.trust.grant import Grant
 from flowengine.wire.messages import Listed, Options
-from flowengine_agent.engine import landing_at, make_receipt, target_root
+from flowengine_agent.engine import check_same, landing_at, make_receipt, target_root
 from flowengine_agent.meter import Meter
 from flowengine_agent.reporting import REPORT_EVERY_S, Standing, TaskReporter
 from flowengine_agent.roots import Place
@@ -246,14 +246,19 @@ class DataPort:
                 log.info(
                     "took", state=outcome.state, objects=counters.objects_done, bytes_sent=counters.bytes_sent
                 )
-                if outcome.state == "completed" and grant.mode != "verify":
-                    site.ledger.spend(grant)
-                    receipt = make_receipt(site, grant, outcome.state, outcome.version_id, counters)
-                    reporter.finish(
-                        "done",
-                        version_id=outcome.version_id.hex(),
-                        receipt=base64.b64encode(receipt).decode("ascii"),
-                    )
+                if outcome.state == "completed":
+                    try:
+                        if grant.mode == "verify":
+                            check_same(counters, outcome.extras)
+                        receipt = make_receipt(site, grant, outcome.state, outcome.version_id, counters)
+                        reporter.finish(
+                            "done",
+                            version_id=outcome.version_id.hex(),
+                            receipt=base64.b64encode(receipt).decode("ascii"),
+                        )
+                    except IntegrityError as error:
+                        reporter.finish("failed", error=error)
+                    site.ledger.spend(grant)  # behind the journal: an end that was told is never run again
                     with trio.move_on_after(_TELL_S):
                         await reporter.told.wait()
                 nursery.cancel_scope.cancel()

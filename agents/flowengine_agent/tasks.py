@@ -214,7 +214,7 @@ class HeldTasks:
     async def _finished(self, run: _Run, finished: Finished) -> None:
         site, reporter = self._site, run.reporter
         assert run.grant is not None
-        if run.granted.role == "source" and run.granted.mode != "verify":
+        if run.granted.role == "source":
             site.ledger.spend(run.grant)
             await self._wait_for_target(run)
             return

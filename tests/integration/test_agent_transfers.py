@@ -82,17 +82,20 @@ def test_what_landed_is_told_once_each(sites: Federation, source: str, target: s
     assert again.tasks[0].counters.objects_unchanged == 3000
 
 
-def test_a_verification_finds_what_differs(sites: Federation) -> None:
-    tree = small_tree(sites["a"].data / "checked", 20)
-    assert move(sites, "a:/data/checked/", "b:/data/checked").state == "completed"
-    assert move(sites, "a:/data/checked/", "b:/data/checked", "verify").state == "completed"
-    victim = next((sites["b"].data / "checked").rglob("f7"))
+@pytest.mark.parametrize("source", ["a", "c"])
+def test_a_verification_finds_what_differs(sites: Federation, source: str) -> None:
+    # Also where the source dials, as c does: then too it is the target that tells what it found.
+    tree = small_tree(sites[source].data / "checked", 20)
+    here, there = f"{source}:/data/checked/", f"b:/data/checked-{source}"
+    assert move(sites, here, there).state == "completed"
+    assert move(sites, here, there, "verify").state == "completed"
+    victim = next((sites["b"].data / f"checked-{source}").rglob("f7"))
     stat = victim.stat()
     damaged = bytearray(victim.read_bytes())
     damaged[5] ^= 1
     victim.write_bytes(damaged)
     os.utime(victim, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    record = move(sites, "a:/data/checked/", "b:/data/checked", "verify")
+    record = move(sites, here, there, "verify")
     assert record.state == "terminated"
     assert record.tasks[0].reason == "integrity"
     assert "1 of 20 objects" in record.tasks[0].message
