@@ -307,6 +307,26 @@ async def test_limits_reach_agents_and_links_give_estimates(lab: Lab) -> None:
     await admin("DELETE", "/v1/limits/site:a", expect=404)
 
 
+async def test_a_stream_ends_with_the_right_to_it(lab: Lab) -> None:
+    admin = lab.admin()
+    bob = await lab.user(admin, "bob", "physics", "auditor")
+    token = next(t["id"] for t in (await bob("GET", "/v1/tokens"))["items"] if t["user"] == "bob")
+    seen = []
+    async with asyncio.timeout(10):
+        stream = bob.stream("/v1/events?after=0&types=token.,site.")
+        seen.append((await anext(stream))["type"])
+        await admin("DELETE", f"/v1/tokens/{token}")
+        await admin("POST", "/v1/sites", {"name": "secret"})
+        seen += [event["type"] async for event in stream]
+    assert "site.expected" not in seen
+    carol = await lab.user(admin, "carol", "physics", "auditor")
+    async with asyncio.timeout(10):
+        stream = carol.stream("/v1/events?after=0&types=token.")
+        await anext(stream)
+        await admin("PATCH", "/v1/users/carol", {"role": "user"})
+        assert {event["type"] async for event in stream} <= {"token.created"}  # and ends
+
+
 async def test_users_follow_events_without_a_gap(lab: Lab) -> None:
     admin = lab.admin()
     await site(lab, admin, "a")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -51,6 +52,7 @@ class Call:
         query: of the route's query type.
         body: of the route's request type; `raw` the bytes.
         key: Idempotency-Key.
+        again: asks anew who asks, for what lasts longer than a right; raises AuthenticationError.
     """
 
     route: Route
@@ -61,6 +63,7 @@ class Call:
     raw: bytes = b""
     who: UserWho | AgentWho | None = None
     key: str = ""
+    again: Callable[[], Awaitable[UserWho | AgentWho | None]] | None = None
 
     @property
     def user(self) -> UserWho:

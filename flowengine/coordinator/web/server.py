@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any, Final, Protocol
 from urllib.parse import unquote
 
@@ -118,7 +119,8 @@ class HttpServer(web.Server):
             )
         for name, value in path.items():
             _check_path(name, value)
-        call = Call(route, request, path, self._query(route, request), who=who)
+        again = partial(self._authenticate, request, route)
+        call = Call(route, request, path, self._query(route, request), who=who, again=again)
         if route.creates:
             call.key = _idempotency_key(request)
         if route.request is not None:

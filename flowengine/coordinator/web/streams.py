@@ -28,6 +28,8 @@ MAX_STREAMS: Final = 2000
 CLAIM_FIRST_S: Final = 0.05
 """After a hint at new work the claim that follows goes before a look at everything else."""
 _PING: Final = b": ping\n\n"
+_RIGHTS: Final = ("token.removed", "user.changed")
+"""Events after which a user may have lost the right to the stream."""
 _encode = msgspec.json.Encoder().encode
 
 
@@ -101,6 +103,8 @@ class Streams:
                 if rows is None:
                     rows = await self._db.read(partial(events_after, after=cursor, limit=1000))
                 for row in rows:
+                    if row.type.startswith(_RIGHTS) and not await _still(call):
+                        return response
                     cursor = row.seq
                     if _wanted(row, query.transfer, query.site, types, user.sees):
                         event: Event = show_event(row)
@@ -109,6 +113,8 @@ class Streams:
                     continue
                 left = ping_at - loop.time()
                 if left <= 0:
+                    if not await _still(call):
+                        break  # its token expired: its next request tells it why
                     await response.write(_PING)
                     ping_at = loop.time() + service.settings.ping_s
                     continue
@@ -156,6 +162,15 @@ def _message(data: bytes) -> bytes:
 def _gone(call: Call) -> bool:
     transport = call.request.transport
     return transport is None or transport.is_closing()
+
+
+async def _still(call: Call) -> bool:
+    """Whether who asked may still see what it saw when it asked."""
+    assert call.again is not None
+    try:
+        return await call.again() == call.who
+    except AuthenticationError:
+        return False
 
 
 def _types(text: str) -> tuple[str, ...]:
