@@ -39,6 +39,8 @@ _TELL_S: Final = 5.0
 """How long a task stays, at least, to have its last report taken before that is left to the journal."""
 _ASK_AGAIN_S: Final = 1.0
 """How often a source that has sent everything asks whether the target's word has arrived."""
+_TARGET_TELLS_S: Final = 90.0
+"""How long it asks. A target that was killed before it journalled its word never tells: a new claim goes over it."""
 
 
 class _Run:
@@ -227,12 +229,21 @@ class HeldTasks:
 
     async def _wait_for_target(self, run: _Run) -> None:
         """All is sent and the target says that it is durable: keep the lease until the coordinator knows."""
-        run.scope = trio.CancelScope()
+        run.scope = trio.CancelScope(deadline=trio.current_time() + _TARGET_TELLS_S)
         run.reporter.standing.wait = "target-report: the target's agent has not told the coordinator yet"
         with run.scope:
             while not run.directive:
                 run.reporter.changed()
                 await trio.sleep(_ASK_AGAIN_S)
+        if run.directive in ("", "pause"):
+            run.reporter.finish(
+                "released",
+                error=TemporaryError(
+                    "the target's agent has not told the coordinator that everything landed",
+                    hint="the next claim goes over what is there",
+                    reason="stalled",
+                ),
+            )
 
 
 def _bug(group: BaseExceptionGroup[BaseException], log: Log) -> FlowError | None:

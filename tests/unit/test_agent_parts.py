@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import time
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import trio
+import trio.testing
 
 from flowengine.api.agents import Report, TaskGrant
 from flowengine.api.resources import Counters, Endpoint, Limit, LimitWindow, TransferOptions
@@ -16,6 +20,8 @@ from flowengine_agent.config import OfferedFolder
 from flowengine_agent.journal import Journal
 from flowengine_agent.limits import LimitBook
 from flowengine_agent.roots import Roots
+from flowengine_agent.site import Site
+from flowengine_agent.tasks import HeldTasks, _Run
 from flowengine_agent.writers import Writers
 
 
@@ -101,6 +107,21 @@ def test_a_journal_of_another_version_is_refused(tmp_path: Path) -> None:
     db.close()
     with pytest.raises(LocalError, match="another version"):
         Journal(path)
+
+
+@pytest.mark.trio
+async def test_a_source_does_not_wait_for_ever_for_the_targets_word(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    journal = Journal(str(tmp_path / "state/journal.sqlite"))
+    site = cast("Site", SimpleNamespace(name="a", journal=journal, link=None))
+    run = _Run(site, granted("one", 5), lease_until=time.time() + 1e6)
+    async with trio.open_nursery() as nursery:
+        with trio.fail_after(3600):
+            await HeldTasks(site, nursery, lambda: None)._wait_for_target(run)
+    last = journal.conclusion("one", 5)
+    assert last is not None
+    assert (last.state, last.reason) == ("released", "stalled")
 
 
 # --- writers ----------------------------------------------------------------------------------------------------
