@@ -208,6 +208,7 @@ class _Agent:
     def _revoke(self, serials: list[str]) -> None:
         self._site.trust.revoked = frozenset(serials)
         self._port.drop_revoked()
+        self._tasks.drop_revoked()
 
     async def _look(self, command: LookCommand) -> None:
         answer: Answer = await trio.to_thread.run_sync(self._site.roots.look, command.path)

@@ -139,6 +139,18 @@ class HeldTasks:
         if run is not None and run.granted.fence == fence:
             run.stop(directive, reason)
 
+    def drop_revoked(self) -> None:
+        """Leave peers whose certificates were revoked while a session with them was open."""
+        for run in self._runs.values():
+            if run.peer is not None and run.peer.serial in self._site.trust.revoked:
+                self._site.log.warning(
+                    "session ended",
+                    reason="certificate-revoked",
+                    task=run.granted.task,
+                    serial=run.peer.serial,
+                )
+                run.stop("release", "certificate-revoked")
+
     async def drain(self, grace_s: float) -> None:
         """Let what is nearly done end, give the rest back, and wait until all has been told."""
         with trio.move_on_after(grace_s):

@@ -221,12 +221,14 @@ class SitePeer:
         host, port: where its agent listens.
         trust: this agent's.
         document: the signed grant; a newer one of the same task is used from the next connection on.
+        serial: of the certificate that it showed last; empty before.
     """
 
     host: str
     port: int
     trust: SiteTrust
     document: bytes = field(repr=False)
+    serial: str = ""
 
     @classmethod
     def at(cls, address: str, trust: SiteTrust, document: bytes) -> SitePeer:
@@ -247,7 +249,10 @@ class SitePeer:
 
     def dialled(self) -> SiteDialled:
         """For one connection."""
-        return SiteDialled(self.trust, self.trust.identity, self.document)
+        return SiteDialled(self.trust, self.trust.identity, self.document, self._recognised)
+
+    def _recognised(self, facts: CertificateFacts) -> None:
+        self.serial = facts.serial
 
 
 @dataclass(frozen=True)
@@ -257,6 +262,7 @@ class SiteDialled:
     trust: SiteTrust
     own: SiteIdentity
     document: bytes = field(repr=False)
+    recognised: Callable[[CertificateFacts], None] = field(default=lambda facts: None, repr=False)
 
     @property
     def context(self) -> ssl.SSLContext:
@@ -276,6 +282,7 @@ class SiteDialled:
         """
         facts = self.trust.check_peer(certificate)
         grant = self.trust.admit(self.document, dials=True, peer=facts)
+        self.recognised(facts)
         return GrantProof(grant.secret, self.document)
 
 

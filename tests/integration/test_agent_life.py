@@ -247,6 +247,23 @@ def test_a_revoked_site_is_cut_off_by_its_peer(sites: Federation) -> None:
         assert source.stop() == 0
 
 
+def test_a_site_leaves_a_peer_that_it_dialled_and_that_was_revoked(sites: Federation) -> None:
+    with gated() as gate:
+        source = sites.make("outcast", listen=f"127.0.0.1:{gate.behind}")
+        source.lines.append(f'advertise = ["127.0.0.1:{gate.port}"]')
+        source.data.mkdir(parents=True)
+        random_file(source.data / "large", 32 * MIB)
+        source.start()
+        taker = sites.add("dialler")
+        sites.client.copy("outcast:/data/large", "dialler:/data/")
+        gate.wait_reached(8 * MIB)
+        sites.client.remove_site("outcast")
+        wait_until(lambda: "certificate-revoked" in taker.log, "the dialler to leave the outcast")
+        gate.open()
+        assert not (taker.data / "large").exists()
+        assert taker.stop() == 0
+
+
 # --- check ------------------------------------------------------------------------------------------------------
 
 
