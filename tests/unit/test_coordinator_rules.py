@@ -168,6 +168,11 @@ def test_what_a_report_does(
     assert (found.kind, found.state, found.directive) == (kind, state, directive)
 
 
+def test_a_task_that_was_given_back_is_not_claimed_at_once() -> None:
+    found = take(held(), "b", 10, 4, "released", False, 100.0, False)
+    assert (found.state, found.ready_at, found.attempts) == ("waiting", 101.0, 0)
+
+
 def test_the_migrations_make_the_tables_and_head_is_the_newest() -> None:
     from alembic import command
     from alembic.autogenerate import compare_metadata

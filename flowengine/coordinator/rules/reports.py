@@ -122,7 +122,9 @@ def _take(
     if state == "done":
         return Effect("taken", "stop", "done", True, False, task.attempts, reason="done")
     if state == "released":
-        return Effect("taken", "stop", "waiting", counts, False, task.attempts, now, "released")
+        # Not at once: an agent whose clock makes every grant look expired would claim and give back without end.
+        ready_at = now + backoff_s(1)
+        return Effect("taken", "stop", "waiting", counts, False, task.attempts, ready_at, "released")
     attempts = task.attempts + 1
     if retryable and attempts < MAX_ATTEMPTS:
         return Effect("taken", "stop", "waiting", counts, False, attempts, now + backoff_s(attempts))
