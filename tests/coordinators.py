@@ -136,9 +136,13 @@ class Http:
     async def aclose(self) -> None:
         await self._session.close()
 
+    def request(self, method: str, path: str, **options: Any) -> Any:
+        """A request whose answer is read as it comes."""
+        return self._session.request(method, self._urls[0] + path, **options)
+
     async def raw(self, method: str, path: str, **options: Any) -> tuple[int, dict[str, str], bytes]:
         """Status, headers, body."""
-        async with self._session.request(method, self._urls[0] + path, **options) as answer:
+        async with self.request(method, path, **options) as answer:
             return answer.status, dict(answer.headers), await answer.read()
 
     async def __call__(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
 import os
@@ -305,6 +306,21 @@ async def test_limits_reach_agents_and_links_give_estimates(lab: Lab) -> None:
     assert (plan["permitted"], plan["rate_bits_per_s"], plan["duration_s"]) == (True, 4e6, 10.0)
     await admin("DELETE", "/v1/limits/site:a", expect=204)
     await admin("DELETE", "/v1/limits/site:a", expect=404)
+
+
+async def test_a_user_cannot_take_all_streams(lab: Lab) -> None:
+    admin = lab.admin()
+    bob = await lab.user(admin, "bob", "physics")
+    agent = await site(lab, admin, "a")
+    headers = {"Accept": "text/event-stream"}
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(100):
+            await stack.enter_async_context(bob.request("GET", "/v1/events", headers=headers))
+        assert (await bob.raw("GET", "/v1/events", headers=headers))[0] == 503
+        async with asyncio.timeout(10):
+            for other in (admin.stream("/v1/events?after=0"), agent.stream("/v1/agent/events")):
+                await anext(other)
+                await other.aclose()
 
 
 async def test_a_stream_ends_with_the_right_to_it(lab: Lab) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from functools import partial
 from typing import Final
 
@@ -25,6 +26,8 @@ from flowengine.errors import AuthenticationError, Denied, FlowError
 __all__ = ["Streams"]
 
 MAX_STREAMS: Final = 2000
+"""Of users; those of agents are not counted, so that no user can take an agent's place."""
+MAX_STREAMS_OF_USER: Final = 100
 CLAIM_FIRST_S: Final = 0.05
 """After a hint at new work the claim that follows goes before a look at everything else."""
 _PING: Final = b": ping\n\n"
@@ -39,10 +42,11 @@ class Streams:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._db = service.database
-        self._open = 0
+        self._open: Counter[str] = Counter()
 
     async def agent_events(self, call: Call) -> web.StreamResponse:
-        response = await self._begin(call)
+        response = _response()
+        await response.prepare(call.request)
         service = self._service
         assert isinstance(call.who, AgentWho)
         told = NOTHING_TOLD
@@ -68,8 +72,6 @@ class Streams:
                     told = view
         except (ConnectionError, OSError):
             pass  # the agent went; it comes back
-        finally:
-            self._open -= 1
         return response
 
     async def list_events(self, call: Call) -> object:
@@ -91,9 +93,12 @@ class Streams:
     async def _stream(self, call: Call, after: int | None) -> web.StreamResponse:
         query, user, service = call.query, call.user, self._service
         cursor = await self._db.read(last_event) if after is None else after
-        response = await self._begin(call)
-        types = _types(query.types)
+        response, types = _response(), _types(query.types)
+        if self._open.total() >= MAX_STREAMS or self._open[user.name] >= MAX_STREAMS_OF_USER:
+            raise FlowError("too many event streams are open", hint="close some", reason="busy")
+        self._open[user.name] += 1
         try:
+            await response.prepare(call.request)
             await response.write(b": stream\n\n")
             loop = asyncio.get_running_loop()
             ping_at = loop.time() + service.settings.ping_s
@@ -128,26 +133,20 @@ class Streams:
         except (ConnectionError, OSError):
             pass
         finally:
-            self._open -= 1
+            self._open[user.name] -= 1
+            if not self._open[user.name]:
+                del self._open[user.name]
         return response
 
-    async def _begin(self, call: Call) -> web.StreamResponse:
-        if self._open >= MAX_STREAMS:
-            raise FlowError("too many event streams are open", hint="close some", reason="busy")
-        self._open += 1
-        response = web.StreamResponse(
-            headers={
-                "Content-Type": "text/event-stream",
-                "Cache-Control": "no-store",
-                "X-Accel-Buffering": "no",
-            }
-        )
-        try:
-            await response.prepare(call.request)
-        except BaseException:
-            self._open -= 1
-            raise
-        return response
+
+def _response() -> web.StreamResponse:
+    return web.StreamResponse(
+        headers={
+            "Content-Type": "text/event-stream",
+            "Cache-Control": "no-store",
+            "X-Accel-Buffering": "no",
+        }
+    )
 
 
 def _view(connection: Connection, who: AgentWho, now: float) -> AgentView:
