@@ -16,12 +16,22 @@ from sqlalchemy import Connection, delete, func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from flowengine.coordinator.database.events import events_after
-from flowengine.coordinator.database.tables import events, idempotency, looks, sites, tasks, transfers, usage
+from flowengine.coordinator.database.tables import (
+    events,
+    idempotency,
+    join_tokens,
+    landed,
+    looks,
+    sites,
+    tasks,
+    transfers,
+    usage,
+)
 from flowengine.coordinator.database.transactions import PostgresDatabase, Writing
 from flowengine.coordinator.database.transfers import lock_transfer, settle
 from flowengine.coordinator.database.work import read_board, wake_beside
 from flowengine.coordinator.rules.queue import hindrance
-from flowengine.coordinator.service import Service
+from flowengine.coordinator.service import Service, Settings
 from flowengine.coordinator.web.calls import log
 from flowengine.errors import FlowError
 
@@ -107,7 +117,7 @@ class Housekeeping:
             await self._db.write(lambda w: mark_silent(w, service.settings.offline_s))
             await self._db.write(name_waits)
             if self._rounds % _PRUNE_EVERY == 0:
-                await self._db.write(self._prune)
+                await self._db.write(lambda w: prune(w, service.settings))
             self._rounds += 1
         now, before = service.clock(), self._last_tick
         self._last_tick = now
@@ -148,14 +158,6 @@ class Housekeeping:
         await connection.close()
         return False
 
-    def _prune(self, writing: Writing) -> None:
-        settings, now = self._service.settings, writing.now
-        connection = writing.connection
-        connection.execute(delete(events).where(events.c.at < now - settings.keep_events_s))
-        connection.execute(delete(idempotency).where(idempotency.c.created < now - settings.keep_keys_s))
-        connection.execute(delete(looks).where(looks.c.expires < now - 60))
-        connection.execute(delete(usage).where(usage.c.minute < int(now // 60) - 2 * 24 * 60))
-
 
 @contextlib.contextmanager
 def _logged() -> Iterator[None]:
@@ -171,6 +173,18 @@ def _logged() -> Iterator[None]:
 async def _is_broken(connection: AsyncConnection) -> bool:
     driver = (await connection.get_raw_connection()).driver_connection
     return driver is None or bool(driver.is_closed())
+
+
+def prune(writing: Writing, settings: Settings) -> None:
+    """Forget what is old: events, kept answers, looks, usage, and which objects landed in transfers that ended."""
+    connection, now = writing.connection, writing.now
+    connection.execute(delete(events).where(events.c.at < now - settings.keep_events_s))
+    connection.execute(delete(idempotency).where(idempotency.c.created < now - settings.keep_keys_s))
+    connection.execute(delete(looks).where(looks.c.expires < now - 60))
+    connection.execute(delete(usage).where(usage.c.minute < int(now // 60) - 2 * 24 * 60))
+    old = select(transfers.c.id).where(transfers.c.ended < now - settings.keep_events_s)
+    connection.execute(delete(landed).where(landed.c.transfer.in_(old)))
+    connection.execute(delete(join_tokens).where(join_tokens.c.expires < now - settings.keep_events_s))
 
 
 def end_leases(writing: Writing) -> None:
