@@ -23,6 +23,8 @@ from flowengine.errors import LocalError
 __all__ = ["MAX_LANDED_IN_REPORT", "HeldTask", "Journal", "Pending"]
 
 MAX_LANDED_IN_REPORT: Final = 1000
+MAX_LANDED_BYTES: Final = 512 * 1024
+"""Of their paths as JSON: a report stays well below what the coordinator takes as one body, 1 MiB."""
 _VERSION: Final = 1
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS held (
@@ -153,16 +155,26 @@ class Journal:
             )
 
     def next_landed(self, task: str, fence: int) -> list[tuple[int, str, int]]:
-        """(id, path, size) of the oldest objects that no report has carried yet."""
-        return [
-            (row[0], row[1], row[2])
-            for row in self._read(
-                "SELECT id, path, size_bytes FROM landed WHERE task=? AND fence=? ORDER BY id LIMIT ?",
-                task,
-                fence,
-                MAX_LANDED_IN_REPORT,
-            )
-        ]
+        """(id, path, size) of the oldest objects that no report has carried yet: as many as one report takes."""
+        rows = self._read(
+            "SELECT id, path, size_bytes FROM landed WHERE task=? AND fence=? ORDER BY id LIMIT ?",
+            task,
+            fence,
+            MAX_LANDED_IN_REPORT,
+        )
+        found: list[tuple[int, str, int]] = []
+        size = 0
+        for number, path, size_bytes in rows:
+            size += len(msgspec.json.encode(path))
+            if found and size > MAX_LANDED_BYTES:
+                break
+            found.append((number, path, size_bytes))
+        return found
+
+    def has_landed(self, task: str, fence: int, after: int) -> bool:
+        """Whether objects landed behind this id that no report has carried yet."""
+        sql = "SELECT 1 FROM landed WHERE task=? AND fence=? AND id>? LIMIT 1"
+        return bool(self._read(sql, task, fence, after))
 
     def last_seq(self, task: str, fence: int) -> int:
         """The number of the last report on the task's fence."""

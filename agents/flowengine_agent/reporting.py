@@ -24,7 +24,7 @@ from flowengine.api.agents import Report, ReportReply
 from flowengine.api.resources import Counters, LandedObject
 from flowengine.errors import FlowError
 from flowengine_agent.coordinator_link import CoordinatorLink
-from flowengine_agent.journal import MAX_LANDED_IN_REPORT, Journal, Pending
+from flowengine_agent.journal import Journal, Pending
 
 __all__ = ["REPORT_EVERY_S", "FinalState", "Standing", "TaskReporter", "deliver", "tell_left_over"]
 
@@ -157,7 +157,7 @@ class TaskReporter:
             self._due = trio.current_time() + self._every_s
             final = self._final  # asked for first: what landed before the end is among the rows
             rows = self._journal.next_landed(self._task, self._fence)
-            more = len(rows) == MAX_LANDED_IN_REPORT
+            more = bool(rows) and self._journal.has_landed(self._task, self._fence, rows[-1][0])
             if not await self._send(self._file(rows, None if more else final)):
                 return
             if more or (final is None and self._final is not None):

@@ -14,6 +14,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final, Literal
 
+import msgspec
+
 from flowengine.api.agents import Answer
 from flowengine.api.resources import Root
 from flowengine.errors import Denied, FlowError, LocalError, NotFound
@@ -28,6 +30,8 @@ __all__ = ["MAX_LISTED", "OfferedRoot", "Place", "Roots"]
 
 MAX_LISTED: Final = 10_000
 """Entries of a folder that are shown at most."""
+MAX_LISTED_BYTES: Final = 900_000
+"""Of them as JSON: the coordinator takes 1 MiB as one body."""
 
 
 class OfferedRoot:
@@ -332,7 +336,7 @@ def _listed(root: OfferedRoot, path: bytes, shown: str) -> Answer:
             name = show_path(path.rpartition(b"/")[2])
             return Answer(entries=[(name, _kind(st.st_mode), st.st_size, st.st_mtime_ns)])
         rows: list[tuple[str, str, int, int]] = []
-        complete = True
+        complete, size = True, 0
         for entry in sorted(os.listdir(fd)):
             name_bytes = os.fsencode(entry)
             if name_bytes == STAGING_NAME:
@@ -344,7 +348,12 @@ def _listed(root: OfferedRoot, path: bytes, shown: str) -> Answer:
                 st = os.stat(name_bytes, dir_fd=fd, follow_symlinks=False)
             except OSError:
                 continue
-            rows.append((show_path(name_bytes), _kind(st.st_mode), st.st_size, st.st_mtime_ns))
+            row = (show_path(name_bytes), _kind(st.st_mode), st.st_size, st.st_mtime_ns)
+            size += len(msgspec.json.encode(row)) + 1
+            if size > MAX_LISTED_BYTES:
+                complete = False
+                break
+            rows.append(row)
         return Answer(entries=rows, complete=complete)
     except OSError as error:
         raise Denied(f"{shown} cannot be listed: {error.strerror}") from None

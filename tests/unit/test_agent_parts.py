@@ -9,12 +9,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
+import msgspec
 import pytest
 import trio
 import trio.testing
 
 from flowengine.api.agents import Report, TaskGrant
-from flowengine.api.resources import Counters, Endpoint, Limit, LimitWindow, TransferOptions
+from flowengine.api.resources import Counters, Endpoint, LandedObject, Limit, LimitWindow, TransferOptions
 from flowengine.errors import Denied, FlowError, LocalError, NotFound, TemporaryError
 from flowengine_agent.config import OfferedFolder
 from flowengine_agent.journal import Journal
@@ -84,6 +85,20 @@ def test_what_landed_goes_into_one_report_and_is_not_lost_with_it(tmp_path: Path
     journal.adopt_landed("one", 9)
     assert [row[1] for row in journal.next_landed("one", 9)] == ["c"]
     assert journal.next_landed("one", 5) == []
+
+
+def test_a_report_is_no_larger_than_the_coordinator_takes(tmp_path: Path) -> None:
+    journal = Journal(str(tmp_path / "journal.sqlite"))
+    journal.add_landed("t-1.1", 5, [("\\xff" * 1000 + str(number), 1) for number in range(600)])
+    told = 0
+    while rows := journal.next_landed("t-1.1", 5):
+        landed = [LandedObject(seq=0, target="b", path=path, size_bytes=size) for _, path, size in rows]
+        said = msgspec.structs.replace(report(5), landed=landed)
+        assert len(msgspec.json.encode(said)) < 1 << 20
+        told += len(rows)
+        assert journal.has_landed("t-1.1", 5, rows[-1][0]) == (told < 600)
+        journal.file_report("t-1.1", said, 1.0, rows[-1][0])
+    assert told == 600
 
 
 def test_old_rows_are_dropped(tmp_path: Path) -> None:
@@ -242,6 +257,17 @@ def test_a_look_shows_roots_folders_and_files(roots: Roots, tmp_path: Path) -> N
     assert roots.look("/public/file").entries[0][:3] == ("file", "file", 3)
     assert roots.look("/public/none").reason == "not-found"
     assert roots.look("/etc").reason == "not-offered"
+
+
+def test_a_listing_is_no_larger_than_the_coordinator_takes(roots: Roots, tmp_path: Path) -> None:
+    folder = os.fsencode(tmp_path / "data/many")
+    os.mkdir(folder)
+    for number in range(1000):
+        os.close(os.open(folder + b"/%04d" % number + b"\xff" * 240, os.O_CREAT | os.O_WRONLY))
+    answer = roots.look("/data/many")
+    assert not answer.complete
+    assert 500 < len(answer.entries) < 1000
+    assert len(msgspec.json.encode(answer)) < 1 << 20
 
 
 # --- limits -----------------------------------------------------------------------------------------------------
