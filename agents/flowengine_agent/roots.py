@@ -325,7 +325,8 @@ class Roots:
 
 def _listed(root: OfferedRoot, path: bytes, shown: str) -> Answer:
     try:
-        fd = open_beneath(root.fd, path, os.O_RDONLY)
+        # Not waiting: to open a pipe that nobody writes to would hold the thread for ever.
+        fd = open_beneath(root.fd, path, os.O_RDONLY | os.O_NONBLOCK)
     except FileNotFoundError:
         raise NotFound(f"{shown} does not exist") from None
     except OSError as error:

@@ -84,7 +84,8 @@ class ServedRoot:
 
     def _open(self, path: bytes, flags: int = os.O_RDONLY) -> int:
         try:
-            return open_beneath(self._fd, path, flags)
+            # Not waiting: to open a pipe that nobody writes to would hold everybody for ever.
+            return open_beneath(self._fd, path, flags | os.O_NONBLOCK)
         except FileNotFoundError:
             raise NotFound(
                 f"{show_path(path)} does not exist in the served folder", hint="flow ls TICKET lists it"

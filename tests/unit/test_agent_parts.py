@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +18,7 @@ import trio.testing
 from flowengine.api.agents import Report, TaskGrant
 from flowengine.api.resources import Counters, Endpoint, LandedObject, Limit, LimitWindow, TransferOptions
 from flowengine.errors import Denied, FlowError, LocalError, NotFound, TemporaryError
+from flowengine.transfer.serve import ServedRoot
 from flowengine_agent.config import OfferedFolder
 from flowengine_agent.journal import Journal
 from flowengine_agent.limits import LimitBook
@@ -257,6 +259,22 @@ def test_a_look_shows_roots_folders_and_files(roots: Roots, tmp_path: Path) -> N
     assert roots.look("/public/file").entries[0][:3] == ("file", "file", 3)
     assert roots.look("/public/none").reason == "not-found"
     assert roots.look("/etc").reason == "not-offered"
+
+
+def test_a_pipe_holds_nobody(roots: Roots, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "data/pipe")
+    served = ServedRoot(os.fsencode(tmp_path / "data"))
+    found: list[object] = []
+
+    def look() -> None:
+        found.append(roots.look("/data/pipe").entries[0][:2])
+        os.close(served._open(b"pipe"))
+        found.append("opened")
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    thread.join(5)
+    assert found == [("pipe", "other"), "opened"]
 
 
 def test_a_listing_is_no_larger_than_the_coordinator_takes(roots: Roots, tmp_path: Path) -> None:
