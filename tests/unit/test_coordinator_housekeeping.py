@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
 from sqlalchemy import create_engine, select
 
+from flowengine.coordinator.database.migrate import prepare
 from flowengine.coordinator.database.tables import landed, metadata, tenants, transfers
-from flowengine.coordinator.database.transactions import Writing
+from flowengine.coordinator.database.transactions import Writing, open_database
 from flowengine.coordinator.housekeeping import prune
 from flowengine.coordinator.service import Settings
 
@@ -28,3 +34,19 @@ def test_what_landed_is_forgotten_some_time_after_the_end() -> None:
             connection.execute(landed.insert().values(**row))
         prune(Writing(connection, 1000.0, "sqlite"), Settings("", keep_events_s=100.0))
         assert set(connection.execute(select(landed.c.transfer)).scalars()) == {"new", "runs"}
+
+
+@pytest.mark.slow
+def test_only_the_owner_reads_the_database(tmp_path: Path) -> None:
+    async def make() -> set[int]:
+        database = open_database(f"sqlite:///{tmp_path}/state.sqlite", lambda: 0.0)
+        await prepare(database)
+        modes = {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+        await database.aclose()
+        return modes
+
+    before = os.umask(0o022)
+    try:
+        assert asyncio.run(make()) == {0o600}
+    finally:
+        os.umask(before)

@@ -17,6 +17,7 @@ Invariants
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -243,6 +244,8 @@ def _sqlite_engine(path: str, size: int, begin: str) -> Engine:
 
     @event.listens_for(engine, "connect")
     def connected(connection: Any, _record: Any) -> None:
+        with contextlib.suppress(PermissionError):  # another account's file: that one has chosen
+            os.chmod(path, 0o600)  # before anything is in it; the files beside it get the same mode
         connection.isolation_level = None  # transactions begin below, not where the driver guesses
         for pragma in (
             f"busy_timeout={BUSY_MS}",
