@@ -1,0 +1,35 @@
+"""How long a one-file copy between two running agents takes, from the call of the API to its end."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from pathlib import Path
+
+import pytest
+from federations import local_federation
+
+pytestmark = pytest.mark.slow
+
+COPIES = 24
+QUICK_S = 0.1
+"""What a copy takes on a machine that does nothing else."""
+BUSY = 4
+"""How much longer most of them may take where tests share two processors with others."""
+
+
+def test_a_small_copy_is_quick(tmp_path: Path) -> None:
+    for site in ("a", "b"):
+        (tmp_path / site).mkdir()
+    with local_federation(tmp_path, {"a": "", "b": ""}) as federation, federation.client() as client:
+        took = []
+        for number in range(COPIES):
+            (federation.data("a") / f"{number}").write_text(f"one small file, number {number}")
+            begin = time.perf_counter()
+            client.copy(f"a:/data/{number}", f"b:/data/{number}").wait()
+            took.append(time.perf_counter() - begin)
+        assert (federation.data("b") / f"{COPIES - 1}").read_text().endswith(f"{COPIES - 1}")
+    shown = f"{min(took) * 1e3:.0f} ms at best, {statistics.median(took) * 1e3:.0f} ms in the median"
+    print(shown)
+    assert statistics.median(took) < BUSY * QUICK_S, shown
+    assert min(took) < 1.5 * QUICK_S, shown
