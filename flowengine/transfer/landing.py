@@ -103,9 +103,7 @@ class Landing:
         self.directories: dict[bytes, TargetDirectory] = {}
         self.failures: list[tuple[bytes, str, str]] = []
         self.failed_paths: set[bytes] = set()
-        self.publishable: queue.SimpleQueue[tuple[str, TargetDirectory, Entry, object] | None] = (
-            queue.SimpleQueue()
-        )
+        self.publishable: queue.Queue[tuple[str, TargetDirectory, Entry, object] | None] = queue.Queue()
         self.links: list[tuple[TargetDirectory, Entry]] = []
         self.closing = False
         self.settled: Callable[[], None] = lambda: None

@@ -154,7 +154,8 @@ class SendingLane:
     Args:
         sock: connected, blocking socket; the preamble was sent.
         sealer: of this stream.
-        units: shared queue; None ends the lane after a sealed end of stream.
+        units: shared queue; None ends the lane after a sealed end of stream. No SimpleQueue: its `get` with a timeout
+            waits for ever where the time is up just when another lane took what woke it (CPython 3.11).
         credit: shared window.
         chooser: shared compression choice.
         clock: stage timing.
@@ -168,7 +169,7 @@ class SendingLane:
         self,
         sock: socket.socket,
         sealer: FrameSealer,
-        units: queue.SimpleQueue[Unit | None],
+        units: queue.Queue[Unit | None],
         credit: Credit,
         chooser: CompressionChooser,
         clock: StageClock,

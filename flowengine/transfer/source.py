@@ -150,7 +150,7 @@ class _Source:
         profile = session.profile
         self._pool = BufferPool(POOL_BUFFERS, SEGMENT_BYTES + profile.maximum)
         self._reader = ObjectReader(profile, self._pool, threads)
-        self._units: queue.SimpleQueue[Unit | None] = queue.SimpleQueue()
+        self._units: queue.Queue[Unit | None] = queue.Queue()  # not SimpleQueue: see SendingLane
         self._credit = Credit(session.window_bytes)
         self._chooser = CompressionChooser(session.rtt_s, session.compression, cores=os.cpu_count() or 1)
         self._link = LinkControl(session, self._credit.resize, lambda: self._units.put(None))
