@@ -63,7 +63,8 @@ def run_federation(federation: Federation, folder: Path, tell: Callable[[str], N
         coordinator = children.start(
             "coordinator",
             _coordinator_command(federation, folder),
-            _clean_environment(),
+            # Not among the arguments, which everybody on the machine can read: it may hold a password.
+            _clean_environment() | {"FLOW_COORDINATOR_STATE": _state_url(federation, folder)},
             folder / "log" / "coordinator.log",
         )
         url = coordinator.wait_ready(COORDINATOR_READY_S)
@@ -126,13 +127,18 @@ def _coordinator_command(federation: Federation, folder: Path) -> list[str]:
     entry = federation.coordinator
     home = folder / "coordinator"
     home.mkdir(mode=0o700, exist_ok=True)
-    state = f"sqlite:///{home / 'state.sqlite'}" if entry.state == "sqlite" else entry.state
     command = [
         *(sys.executable, "-m", "flowengine.cli.main", "coordinator", "run"),
-        *("--state", state, "--secrets", str(home / "secrets"), "--listen", entry.listen),
+        *("--secrets", str(home / "secrets"), "--listen", entry.listen),
         *("--lease-s", str(entry.lease_s)),
     ]
     return [*command, "--policies", entry.policies] if entry.policies else command
+
+
+def _state_url(federation: Federation, folder: Path) -> str:
+    """Where the coordinator keeps its state."""
+    state = federation.coordinator.state
+    return f"sqlite:///{folder / 'coordinator' / 'state.sqlite'}" if state == "sqlite" else state
 
 
 def _log_in(folder: Path, url: str) -> Access:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -57,6 +58,9 @@ def test_it_serves_until_it_is_stopped_and_only_once(flow: Flow, tmp_path: Path)
         other = Flow(flow.state, env={"FLOW_CONFIG_DIR": line.partition("=")[2]})
         assert "online" in other("site", "ls").stdout
         assert "already runs" in flow("up", path, code=1).stderr
+        coordinator = json.loads((tmp_path / "federation.state/running.json").read_text())["coordinator"]
+        # Everybody may read a process's arguments, and a database's address may hold a password.
+        assert b"sqlite" not in Path(f"/proc/{coordinator}/cmdline").read_bytes()
         os.kill(running.pid, signal.SIGINT)
         assert running.finish().code == 0
     flow("up", path, "--once", "true")
