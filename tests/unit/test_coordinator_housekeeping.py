@@ -10,10 +10,13 @@ import pytest
 from sqlalchemy import create_engine, select
 
 from flowengine.coordinator.database.migrate import prepare
-from flowengine.coordinator.database.tables import landed, metadata, tenants, transfers
+from flowengine.coordinator.database.tables import certificates, landed, metadata, sites, tenants, transfers
 from flowengine.coordinator.database.transactions import Writing, open_database
 from flowengine.coordinator.housekeeping import prune
 from flowengine.coordinator.service import Settings
+from flowengine.coordinator.web.calls import AgentWho
+from flowengine.coordinator.web.principals import check_agent
+from flowengine.errors import AuthenticationError
 
 
 def test_what_landed_is_forgotten_some_time_after_the_end() -> None:
@@ -50,3 +53,16 @@ def test_only_the_owner_reads_the_database(tmp_path: Path) -> None:
         assert asyncio.run(make()) == {0o600}
     finally:
         os.umask(before)
+
+
+def test_a_connection_does_not_outlive_its_certificate() -> None:
+    who = AgentWho("a", "key", "serial")
+    with create_engine("sqlite://").begin() as connection:
+        metadata.create_all(connection)
+        connection.execute(sites.insert().values(name="a", state="online", since=0.0, created=0.0))
+        row = {"serial": "serial", "site": "a", "key_sha256": "key", "not_after": 1000.0}
+        connection.execute(certificates.insert().values(**row))
+        check_agent(connection, who, 1059.0)
+        with pytest.raises(AuthenticationError) as raised:
+            check_agent(connection, who, 1061.0)
+        assert raised.value.reason == "certificate-expired"

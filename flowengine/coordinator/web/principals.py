@@ -15,7 +15,7 @@ from flowengine.coordinator.routes import Route
 from flowengine.coordinator.service import Service
 from flowengine.coordinator.web.calls import AgentWho, UserWho
 from flowengine.errors import AuthenticationError, UsageError
-from flowengine.trust.certificates import parse_certificate
+from flowengine.trust.certificates import SKEW_S, parse_certificate
 from flowengine.trust.tokens import UserToken
 
 __all__ = ["Principals", "check_agent"]
@@ -84,14 +84,15 @@ class Principals:
             if transport is not None:
                 self._known[transport] = who
         agent = who
-        await self._service.database.read(lambda connection: check_agent(connection, agent))
+        now = self._service.clock()
+        await self._service.database.read(lambda connection: check_agent(connection, agent, now))
         return who
 
 
-def check_agent(connection: Connection, who: AgentWho) -> None:
-    """Refuse a site whose certificate was revoked or that was removed."""
+def check_agent(connection: Connection, who: AgentWho, now: float) -> None:
+    """Refuse a site whose certificate was revoked or that was removed; or whose connection outlived the certificate."""
     row = connection.execute(
-        select(certificates.c.revoked, sites.c.state)
+        select(certificates.c.revoked, certificates.c.not_after, sites.c.state)
         .join(sites, sites.c.name == certificates.c.site)
         .where(certificates.c.serial == who.serial, certificates.c.site == who.site)
     ).first()
@@ -100,4 +101,11 @@ def check_agent(connection: Connection, who: AgentWho) -> None:
             f"the certificate of site {who.site} (serial {who.serial}) was revoked",
             hint="an operator makes a new join token: flow site token " + who.site,
             reason="certificate-revoked",
+        )
+    if row.not_after + SKEW_S < now:
+        raise AuthenticationError(
+            f"the certificate of site {who.site} (serial {who.serial}) has expired",
+            hint="connect again with the renewed one; without one the site joins again: flow site token "
+            + who.site,
+            reason="certificate-expired",
         )

@@ -150,7 +150,7 @@ def _response() -> web.StreamResponse:
 
 
 def _view(connection: Connection, who: AgentWho, now: float) -> AgentView:
-    check_agent(connection, who)
+    check_agent(connection, who, now)
     return agent_view(connection, now, who.site)
 
 
