@@ -386,7 +386,7 @@ BROKEN: list[tuple[str, str, dict[str, Any], int, str]] = [
     ("POST", "/v1/transfers", {"data": b"{", **JSON}, 400, "usage"),
     ("POST", "/v1/transfers", {"data": b"\xff" * 10, **JSON}, 400, "usage"),
     ("POST", "/v1/transfers", {"data": b"[" * 100000, **JSON}, 400, "usage"),
-    ("POST", "/v1/transfers", {"data": io.BytesIO(b" " * (1 << 21)), **JSON}, 413, "too-large"),
+    ("POST", "/v1/transfers", {"data": b" " * (1 << 21), **JSON}, 413, "too-large"),
     ("POST", "/v1/transfers", {"json": {"source": {"site": "a", "path": "/x", "y": 1}}}, 400, "usage"),
     ("POST", "/v1/agent/claim", {"json": {"boot": "b", "count": 1}}, 401, "authentication"),
 ]
@@ -394,7 +394,9 @@ BROKEN: list[tuple[str, str, dict[str, Any], int, str]] = [
 
 async def test_every_error_is_a_problem(lab: Lab) -> None:
     admin = lab.admin()
-    for method, path, options, status, reason in BROKEN:
+    for method, path, given, status, reason in BROKEN:
+        # A large body goes as a file, which is read once.
+        options = given | ({"data": io.BytesIO(given["data"])} if len(given.get("data", b"")) > 1 << 20 else {})
         found, headers, body = await admin.raw(method, path, **options)
         problem = json.loads(body)
         assert (found, problem["status"], problem["reason"]) == (status, status, reason), path

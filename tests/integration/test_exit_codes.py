@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 REPORT_FIELDS = {
     "state", "objects", "bytes", "bytes_sent", "bytes_reused", "bytes_unchanged", "objects_landed", "objects_unchanged",
     "objects_failed", "objects_deleted", "objects_read_at_target", "bytes_to_send", "seconds", "version", "passes",
-    "dry_run", "bottleneck", "failures", "extra",
+    "dry_run", "bottleneck", "failures", "extra", "streams", "link_changes",
 }  # fmt: skip
 
 
