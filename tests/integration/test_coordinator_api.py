@@ -396,7 +396,9 @@ async def test_every_error_is_a_problem(lab: Lab) -> None:
     admin = lab.admin()
     for method, path, given, status, reason in BROKEN:
         # A large body goes as a file, which is read once.
-        options = given | ({"data": io.BytesIO(given["data"])} if len(given.get("data", b"")) > 1 << 20 else {})
+        options = given | (
+            {"data": io.BytesIO(given["data"])} if len(given.get("data", b"")) > 1 << 20 else {}
+        )
         found, headers, body = await admin.raw(method, path, **options)
         problem = json.loads(body)
         assert (found, problem["status"], problem["reason"]) == (status, status, reason), path
