@@ -131,6 +131,7 @@ class _Agent:
         self._was_full = False
         self._beat = trio.Event()
         self._greeted = False
+        self._telling = False
         self._exit = Exit.DONE
         self._rng = random.Random()  # noqa: S311 - spreads claims after a failure
 
@@ -226,7 +227,7 @@ class _Agent:
                     await self._heartbeat()
                 except FlowError as error:
                     self._log.warning("heartbeat not taken", why=error.message)
-                    if not error.retryable:
+                    if not error.retryable and error.reason != "failed":  # a fault of its own may pass
                         raise
                     pause = _AGAIN_S
             with trio.move_on_after(pause):
@@ -276,9 +277,21 @@ class _Agent:
             )
             self._ready = None
             self._work.set()
-        await tell_left_over(
-            site.link, site.journal, site.name, set(self._tasks.holding()) | self._port.tasks()
-        )
+        if not self._telling:
+            self._nursery.start_soon(self._tell_left_over)
+
+    async def _tell_left_over(self) -> None:
+        """Beside the heartbeats: a report that nobody takes for long must not make this site look dead."""
+        self._telling = True
+        site = self._site
+        try:
+            await tell_left_over(
+                site.link, site.journal, site.name, set(self._tasks.holding()) | self._port.tasks()
+            )
+        except FlowError as error:
+            self._log.warning("reports of earlier tasks not taken", why=error.message)
+        finally:
+            self._telling = False
 
     async def _claims(self) -> None:
         while True:

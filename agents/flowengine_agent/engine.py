@@ -36,7 +36,7 @@ _RETRY_FOR_S = 30.0
 
 @dataclass(frozen=True)
 class Finished:
-    """A task came to its end: what landed, and the target's signed word on it (empty at the source)."""
+    """A task came to its end: what landed, and the target's signed word on it (empty at the source, and of a dry run)."""
 
     version_id: bytes
     receipt: bytes
@@ -128,6 +128,8 @@ async def _pull(
     check_ended(report)
     if granted.mode == "verify":
         check_same(report.counters, report.extras)
+    if granted.options.dry_run:  # nothing landed that could be signed for
+        return Finished(report.version_id, b"")
     return Finished(
         report.version_id, make_receipt(site, grant, report.state, report.version_id, report.counters)
     )

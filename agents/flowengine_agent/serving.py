@@ -203,7 +203,8 @@ class DataPort:
         """The peer pushes: this site is the target, and tells what landed."""
         site = self._site
         options = _without_lists(incoming.request.options)
-        if (options.delete and not grant.may_delete) or (grant.mode == "verify" and not options.dry_run):
+        only_looks = grant.dry_run or grant.mode == "verify"
+        if (options.delete and not grant.may_delete) or options.dry_run is not only_looks:
             raise Denied(f"the grant for {grant.shown} does not permit that", reason="grant-other-path")
         if options.rename:
             st = place.lstat()
@@ -250,7 +251,9 @@ class DataPort:
                     try:
                         if grant.mode == "verify":
                             check_same(counters, outcome.extras)
-                        receipt = make_receipt(site, grant, outcome.state, outcome.version_id, counters)
+                        receipt = b""  # of a dry run nothing landed that could be signed for
+                        if not grant.dry_run:
+                            receipt = make_receipt(site, grant, outcome.state, outcome.version_id, counters)
                         reporter.finish(
                             "done",
                             version_id=outcome.version_id.hex(),

@@ -86,6 +86,7 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         secret: 32 random bytes that only the coordinator and the two ends know.
         byte_limit: most payload bytes that may cross; None for no bound.
         may_delete: whether the target may remove what the source does not have.
+        dry_run: whether it permits to look at what would move, and nothing else.
         labels, purpose, policy_digest: what the policy decision was made on.
         tenant: for whom it is, so that its bandwidth limit can be held.
         required: conditions that whoever checks must know; unknown ones refuse the grant.
@@ -108,6 +109,7 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     secret: bytes
     byte_limit: int | None = None
     may_delete: bool = False
+    dry_run: bool = False
     labels: list[str] = []
     purpose: str = ""
     policy_digest: bytes = b""

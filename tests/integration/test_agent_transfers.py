@@ -103,6 +103,16 @@ def test_a_verification_finds_what_differs(sites: Federation, source: str) -> No
     del tree
 
 
+@pytest.mark.parametrize("source", ["a", "c"])
+def test_a_dry_run_looks_and_leaves_nothing(sites: Federation, source: str) -> None:
+    small_tree(sites[source].data / "looked-at", 7)
+    record = move(sites, f"{source}:/data/looked-at/", f"b:/data/dry-{source}", dry_run=True)
+    assert record.state == "completed", record.message
+    assert record.tasks[0].counters.objects == 7
+    assert record.tasks[0].counters.objects_done == 0
+    assert not (sites["b"].data / f"dry-{source}").exists()
+
+
 def test_deleting_needs_to_be_asked_for(sites: Federation) -> None:
     small_tree(sites["a"].data / "less", 5)
     target = sites["b"].data / "less"

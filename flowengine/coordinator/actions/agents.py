@@ -265,6 +265,7 @@ def _grant(
         mode=row.mode,
         secret=terms.rng(32),
         may_delete=request.options.delete,
+        dry_run=request.options.dry_run,
         labels=request.labels,
         purpose=request.purpose,
         policy_digest=bytes.fromhex(transfer.policy_digest),
