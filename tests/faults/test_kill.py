@@ -122,7 +122,8 @@ def test_a_killed_end_of_a_local_copy_takes_the_other_along(place: Path, victim:
                     total += os.lstat(os.path.join(folder, name)).st_blocks * 512
         return total
 
-    with flow.started("cp", f"{source}/", target) as running:
+    # Slow enough that the copy is still under way when the signal comes, however busy the machine.
+    with flow.started("cp", "--bwlimit", "60MB/s", f"{source}/", target) as running:
         (child,) = wait_until(lambda: children(running.pid), "the source process")
         wait_until(lambda: landed() > size // 4, "bytes at the target")
         os.kill(child if victim == "source" else running.pid, signal.SIGKILL)
