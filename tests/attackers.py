@@ -44,7 +44,9 @@ class Attacker(SitePeer):
         self._bare = bare
 
     def dialled(self) -> SiteDialled:
-        return Unchecked(self.trust, self.trust.identity, self.document, self._secret, self._bare)
+        return Unchecked(
+            self.trust, self.trust.identity, self.document, secret=self._secret, no_certificate=self._bare
+        )
 
 
 def meet(peer: SitePeer) -> None:
