@@ -73,10 +73,14 @@ def _environment(state: Path, **more: str) -> dict[str, str]:
 
 @dataclass
 class Coordinator:
-    """`flow coordinator run` on SQLite; it keeps its port over a restart. `prefix` stands before the command."""
+    """`flow coordinator run`; it keeps its port over a restart. `prefix` stands before the command.
+
+    `state` is a database's URL; empty: SQLite in the folder. Several on one database share the folder.
+    """
 
     folder: Path
     options: list[str] = field(default_factory=list)
+    state: str = ""
     listen: str = "127.0.0.1:0"
     process: _Process | None = None
     prefix: list[str] = field(default_factory=list)
@@ -90,8 +94,9 @@ class Coordinator:
         """Start it, or start it again."""
         self.folder.mkdir(exist_ok=True)
         command = [
-            *self.prefix, *_FLOW, "coordinator", "run", "--state", f"sqlite:///{self.folder}/state.sqlite",
-            "--listen", self.listen, *self.options,
+            *self.prefix, *_FLOW, "coordinator", "run",
+            "--state", self.state or f"sqlite:///{self.folder}/state.sqlite",
+            "--secrets", f"{self.folder}/secrets", "--listen", self.listen, *self.options,
         ]  # fmt: skip
         self.process = _Process(command, _environment(self.folder))
         self.listen = self.process.wait_ready().removeprefix("https://")
