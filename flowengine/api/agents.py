@@ -18,8 +18,9 @@ from flowengine.errors import ProtocolError
 
 __all__ = [
     "Answer", "Claim", "Claimed", "Command", "DrainCommand", "Enrolled", "Greeting", "Heartbeat", "HeartbeatReply",
-    "Join", "LimitsCommand", "LookCommand", "Renewal", "Report", "ReportReply", "RevocationsCommand", "TaskCommand",
-    "TaskGrant", "Told", "WorkCommand", "check_required",
+    "Join", "Lease", "LeasesCommand", "LimitsCommand", "LookCommand", "Renewal", "Report", "ReportReply",
+    "RevocationsCommand", "RoutesCommand", "TaskCommand", "TaskGrant", "TaskRoute", "Told", "WorkCommand",
+    "check_required",
 ]  # fmt: skip
 
 
@@ -119,6 +120,38 @@ class Claim(Told):
     count: int
 
 
+class TaskRoute(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """One way between the two ends of a task; several are used at once, the first carries the control connection.
+
+    Attributes:
+        sites: in the order in which they are dialled: this agent, relays, the other end.
+        address: where the second of them is dialled.
+        grant: base64 of the signed relay grant that all sites of the route check; empty on a route without relays.
+        rate_bits_per_s: what the plan gives to it; None: as much as goes.
+    """
+
+    sites: list[Name]
+    address: str
+    grant: str = ""
+    rate_bits_per_s: int | None = None
+
+
+class Lease(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """The right to send for a task over one link, out of this site, until a time: a part of the plan.
+
+    Attributes:
+        next: the site at the other end of the link.
+        number: rises with every plan; a lower one than was seen is old.
+    """
+
+    task: str
+    transfer: str
+    next: Name
+    rate_bits_per_s: int
+    until: datetime
+    number: int
+
+
 class TaskGrant(Told):
     """A task that the agent holds until `lease_until`, with the grant that proves it to the peer.
 
@@ -128,6 +161,7 @@ class TaskGrant(Told):
         peer_address: where to dial; the peer's agent listens there.
         lease_s: term; report within half of it.
         mode: copy, sync or verify.
+        routes: the ways to the peer; empty: straight to `peer_address`.
     """
 
     task: str
@@ -143,6 +177,7 @@ class TaskGrant(Told):
     options: TransferOptions
     tenant: str = ""
     priority: str = "normal"
+    routes: list[TaskRoute] = []
 
 
 class Claimed(Told):
@@ -213,6 +248,20 @@ class LimitsCommand(msgspec.Struct, kw_only=True, tag="limits"):
     limits: list[Limit]
 
 
+class RoutesCommand(msgspec.Struct, kw_only=True, tag="routes"):
+    """The routes of a held task, as they are from now on."""
+
+    task: str
+    fence: int
+    routes: list[TaskRoute]
+
+
+class LeasesCommand(msgspec.Struct, kw_only=True, tag="leases"):
+    """All leases on links out of this site, as they are now."""
+
+    leases: list[Lease]
+
+
 class RevocationsCommand(msgspec.Struct, kw_only=True, tag="revocations"):
     """All revoked serials."""
 
@@ -234,7 +283,15 @@ class LookCommand(msgspec.Struct, kw_only=True, tag="look"):
 
 
 Command: TypeAlias = (
-    Greeting | WorkCommand | TaskCommand | LimitsCommand | RevocationsCommand | DrainCommand | LookCommand
+    Greeting
+    | WorkCommand
+    | TaskCommand
+    | RoutesCommand
+    | LeasesCommand
+    | LimitsCommand
+    | RevocationsCommand
+    | DrainCommand
+    | LookCommand
 )
 
 

@@ -89,7 +89,8 @@ class Options(msgspec.Struct, kw_only=True, omit_defaults=True):
 class Open(_Message, tag=1):
     """Client's request on a served root: what to do below which path.
 
-    `role` is what the *client* will be: "source" pushes, "target" pulls; "stat" and "list" only look.
+    `role` is what the *client* will be: "source" pushes, "target" pulls; "stat" and "list" only look. A client that is
+    the source of a site's data shows the `ticket` of its own decision to release it.
     """
 
     role: str
@@ -98,13 +99,15 @@ class Open(_Message, tag=1):
     streams: int
     profile: str
     options: Options
+    ticket: bytes = b""
 
 
 class Opened(_Message, tag=2):
-    """Server's consent: how many data streams it accepts."""
+    """Server's consent: how many data streams it accepts; with the `ticket`, where it is the source of a site's data."""
 
     streams: int
     session_id: bytes
+    ticket: bytes = b""
 
 
 class Refuse(_Message, tag=3):
