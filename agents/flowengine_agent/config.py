@@ -11,10 +11,13 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from flowengine.errors import NotFound, UsageError
 from flowengine.units import parse_bytes, parse_duration_s, parse_rate_bits_per_s
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 __all__ = ["Access", "OfferedFolder", "SiteConfig", "load_config", "split_address"]
 
@@ -61,6 +64,9 @@ class SiteConfig:
         join_token_file: where the one-time token lies until the site has enrolled.
         allow_root: whether it may run as root.
         log: "json" for machines, "console" for people.
+        policy_keys: keys whose signatures count on policy bundles, by role; without them no bundle is taken.
+        policy_required: whether nothing moves without a bundle.
+        policy_max_offline_s: how long transfers go on without a word from the coordinator; None: as the bundle says.
     """
 
     site: str
@@ -76,6 +82,9 @@ class SiteConfig:
     join_token_file: str = ""
     allow_root: bool = False
     log: Literal["json", "console"] = "console"
+    policy_keys: Mapping[str, tuple[Ed25519PublicKey, ...]] = field(default_factory=dict, compare=False)
+    policy_required: bool = False
+    policy_max_offline_s: float | None = None
     source: str = field(default="", compare=False)
 
 
@@ -211,6 +220,33 @@ def _advertise(value: Any) -> tuple[str, ...]:
     return tuple(items)
 
 
+def _role_keys(value: Any) -> tuple[Ed25519PublicKey, ...]:
+    items = [value] if isinstance(value, str) else value
+    if not isinstance(items, list) or not items:
+        raise _Wrong("must be a list of keys: 64 hexadecimal digits, or the file of a public key")
+    return tuple(_role_key(item) for item in items)
+
+
+def _role_key(item: object) -> Ed25519PublicKey:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+    if isinstance(item, str) and re.fullmatch(r"[0-9a-f]{64}", item):
+        return Ed25519PublicKey.from_public_bytes(bytes.fromhex(item))
+    if not isinstance(item, str) or not os.path.isabs(item):
+        raise _Wrong(f"{item!r} is neither 64 hexadecimal digits nor the absolute path of a public key")
+    try:
+        with open(item, "rb") as file:
+            key = load_pem_public_key(file.read(65536))
+    except OSError as error:
+        raise _Wrong(f"{item!r} cannot be read: {error.strerror}") from None
+    except ValueError:
+        key = None
+    if not isinstance(key, Ed25519PublicKey):
+        raise _Wrong(f"{item!r} is no Ed25519 public key; make one with `flow policy bundle keygen`")
+    return key
+
+
 def _log(value: Any) -> str:
     if value not in ("json", "console"):
         raise _Wrong(f"{value!r} is neither 'json' nor 'console'")
@@ -232,6 +268,12 @@ _SITE: Final[dict[str, _Check]] = {
 }
 _ROOT: Final[dict[str, _Check]] = {"path": _folder, "name": _root_name, "access": _access, "budget": _size}
 _LIMITS: Final[dict[str, _Check]] = {"site": _rate}
+_POLICY: Final[dict[str, _Check]] = {
+    "required": _flag,
+    "max_offline": _seconds,
+    "policy_owner": _role_keys,
+    "security": _role_keys,
+}
 
 
 class _Reader:
@@ -318,8 +360,9 @@ def load_config(path: str, *, overrides: Mapping[str, object] | None = None) -> 
 
 def _parse(path: str, data: dict[str, Any]) -> SiteConfig:
     reader = _Reader(path)
-    top = reader.table(data, "", _SITE, also=("root", "limits"))
+    top = reader.table(data, "", _SITE, also=("root", "limits", "policy"))
     limits = reader.table(data.get("limits", {}), "limits", _LIMITS)
+    policy = reader.table(data.get("policy", {}), "policy", _POLICY)
     roots = reader.roots(data.get("root"))
     for key, what in (("site", "the site's name"), ("state", "the folder for key, journal and caches")):
         if key not in data:
@@ -331,6 +374,13 @@ def _parse(path: str, data: dict[str, Any]) -> SiteConfig:
                     "state",
                     f"{top['state']!r} lies in the offered folder {root.path!r}: its key could be read",
                 )
+    keys = {
+        role: policy[name]
+        for name, role in (("policy_owner", "policy-owner"), ("security", "security"))
+        if name in policy
+    }
+    if len(keys) == 1:
+        reader.wrong("policy", "needs both policy_owner and security: two roles sign a bundle")
     if "listen" in data and top.get("listen") is None and data.get("advertise"):
         reader.wrong("advertise", "makes no sense without listen: nothing answers there")
     if reader.problems:
@@ -356,5 +406,8 @@ def _parse(path: str, data: dict[str, Any]) -> SiteConfig:
         join_token_file=top.get("join_token_file", ""),
         allow_root=top.get("allow_root", False),
         log=top.get("log", "console"),
+        policy_keys=keys,
+        policy_required=policy.get("required", False),
+        policy_max_offline_s=policy.get("max_offline"),
         source=path,
     )

@@ -39,10 +39,12 @@ from flowengine.store.grants import GrantLedger
 from flowengine.transfer.sites import SiteTrust
 from flowengine_agent.config import SiteConfig
 from flowengine_agent.coordinator_link import open_link
+from flowengine_agent.gate import Gate
 from flowengine_agent.identity import Identity, enrol, keep_grant_keys, load_identity, renew
 from flowengine_agent.journal import Journal
 from flowengine_agent.limits import LimitBook
 from flowengine_agent.logs import Log
+from flowengine_agent.policies import Policies
 from flowengine_agent.reporting import tell_left_over
 from flowengine_agent.roots import Roots
 from flowengine_agent.serving import DataPort
@@ -92,15 +94,20 @@ async def run_agent(config: SiteConfig, log: Log, *, join_token: str, ready: Cal
 
     async with open_link(urls, context, retried=retried) as link:
         ledger = GrantLedger(os.path.join(config.state, "grants.sqlite"))
+        trust = SiteTrust(identity.for_engine(), identity.grant_keys, ledger)
+        policies = Policies(
+            os.path.join(config.state, "policy"), config.policy_keys, required=config.policy_required
+        )
         site = Site(
             config,
             log,
             Journal(os.path.join(config.state, "journal.sqlite")),
             Roots(config.roots),
             identity,
-            SiteTrust(identity.for_engine(), identity.grant_keys, ledger),
+            trust,
             link,
             LimitBook(config.site, config.site_limit_bits_per_s),
+            Gate(trust, policies, log),
         )
         return await _Agent(site, ready).run()
 
@@ -156,6 +163,7 @@ class _Agent:
         finally:
             site.journal.close()
             site.ledger.close()
+            site.gate.policies.close()
         return self._exit
 
     def _changed(self) -> None:

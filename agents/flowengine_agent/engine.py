@@ -18,7 +18,7 @@ from flowengine.transfer.run import peer_session, stat_remote
 from flowengine.transfer.session import Counters
 from flowengine.transfer.sites import SitePeer
 from flowengine.transfer.source import run_source
-from flowengine.transfer.target import NOWHERE, TargetRoot, run_target
+from flowengine.transfer.target import NOWHERE, TargetOutcome, TargetRoot, run_target
 from flowengine.trust.grant import Grant, wire_path
 from flowengine.trust.receipt import SignedReceipt
 from flowengine.units import show_path
@@ -110,6 +110,7 @@ async def _pull(
 
         async def one_pass(counters: Counters) -> PassResult:
             async with peer_session(peer, "target", source_path, settings) as session:
+                permit = await site.gate.land(grant, session.release)
                 meter.begin(session)
                 caches = settings.caches()
                 done = await run_target(
@@ -119,6 +120,7 @@ async def _pull(
                     counters=counters,
                     observe=meter.observe,
                 )
+                await site.gate.publish(grant, permit, what_landed(counters, done))
             return PassResult(
                 done.state, done.version_id, done.failures, done.extras, done.bottleneck, session
             )
@@ -146,6 +148,7 @@ async def _push(
     place = site.roots.find(grant.source_path, "read")
     target_path = wire_path(grant.target_path)
     name = target_path.rpartition(b"/")[2]
+    await site.gate.release(grant)  # before the target is even asked what is there
     st = place.lstat()
     if name and not place.contents and st is not None and not stat.S_ISDIR(st.st_mode):
         there = await stat_remote(peer, target_path)
@@ -156,7 +159,8 @@ async def _push(
     with place.selection(settings.options.rename) as selection:
 
         async def one_pass(counters: Counters) -> PassResult:
-            async with peer_session(peer, "source", target_path, settings) as session:
+            release = await site.gate.release(grant)
+            async with peer_session(peer, "source", target_path, settings, release=release) as session:
                 session.pacer = site.pacer(grant)
                 meter.begin(session)
                 done = await run_source(
@@ -258,6 +262,19 @@ def check_ended(report: Report) -> None:
                 for path, reason, message in report.failures[:100]
             ],
         )
+
+
+def what_landed(counters: Counters, outcome: TargetOutcome) -> dict[str, object]:
+    """The end of a pass at the target, for its record: bytes that were here already are copies like those that came."""
+    return {
+        "state": outcome.state,
+        "version_id": outcome.version_id.hex(),
+        "objects": counters.objects_done,
+        "bytes": counters.bytes_done,
+        "bytes_sent": counters.bytes_payload,
+        "bytes_reused": counters.bytes_reused,
+        "bytes_unchanged": counters.bytes_unchanged,
+    }
 
 
 def check_same(counters: Counters, extras: list[bytes]) -> None:

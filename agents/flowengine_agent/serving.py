@@ -25,7 +25,7 @@ from flowengine.transfer.source import run_source
 from flowengine.transfer.target import run_target
 from flowengine.trust.grant import Grant
 from flowengine.wire.messages import Listed, Options
-from flowengine_agent.engine import check_same, landing_at, make_receipt, target_root
+from flowengine_agent.engine import check_same, landing_at, make_receipt, target_root, what_landed
 from flowengine_agent.meter import Meter
 from flowengine_agent.reporting import REPORT_EVERY_S, Standing, TaskReporter
 from flowengine_agent.roots import Place
@@ -130,6 +130,7 @@ class DataPort:
         place = self._site.roots.find(grant.path(end), "read" if end == "source" else "write")  # type: ignore[arg-type]
         if incoming.request.role == "stat":
             if end == "source":
+                await self._site.gate.release(grant)  # a name is data too
                 with place.selection():
                     pass  # what cannot be given is refused before the peer makes room for it
             st = place.lstat()
@@ -182,10 +183,11 @@ class DataPort:
         """The peer pulls."""
         site, request = self._site, incoming.request
         log = site.log.bind(task=grant.task, transfer=grant.transfer, peer=grant.target.site)
+        release = await site.gate.release(grant)
         with place.selection(request.options.rename) as selection:
             log.info("gives", path=grant.source_path)
             counters = Counters()
-            async with incoming.accept(_without_lists(request.options)) as session:
+            async with incoming.accept(_without_lists(request.options), release=release) as session:
                 session.pacer = site.pacer(grant)
                 outcome = await run_source(
                     session,
@@ -217,6 +219,7 @@ class DataPort:
                     f"the grant for {grant.shown} does not permit that name", reason="grant-other-path"
                 )
             place, _ = place.parent()
+        permit = await site.gate.land(grant, incoming.request.ticket)
         log = site.log.bind(task=grant.task, transfer=grant.transfer, peer=grant.source.site)
         reporter = TaskReporter(
             site.link,
@@ -243,6 +246,7 @@ class DataPort:
                         counters=counters,
                         observe=meter.observe,
                     )
+                    await site.gate.publish(grant, permit, what_landed(counters, outcome))
                 meter.finish(counters, outcome.bottleneck)
                 log.info(
                     "took", state=outcome.state, objects=counters.objects_done, bytes_sent=counters.bytes_sent

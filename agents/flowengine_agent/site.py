@@ -13,6 +13,7 @@ from flowengine.transfer.sites import SiteTrust
 from flowengine.trust.grant import Grant
 from flowengine_agent.config import SiteConfig
 from flowengine_agent.coordinator_link import CoordinatorLink
+from flowengine_agent.gate import Gate
 from flowengine_agent.identity import Identity
 from flowengine_agent.journal import Journal
 from flowengine_agent.limits import LimitBook
@@ -30,6 +31,7 @@ class Site:
     Attributes:
         identity: as enrolment stored it.
         trust: the same for the engine, with whom and what it believes now.
+        gate: what policy says here to whatever leaves, passes or lands.
         boot: random id of this run.
         listening: where the data port answers here; None for a site that only dials out.
     """
@@ -42,6 +44,7 @@ class Site:
     trust: SiteTrust
     link: CoordinatorLink
     limits: LimitBook
+    gate: Gate
     writers: Writers = field(default_factory=Writers)
     boot: str = field(default_factory=lambda: os.urandom(8).hex())
     listening: tuple[str, int] | None = None

@@ -1,8 +1,7 @@
 """What residency policy says to a request before anything moves, and what a transfer would be.
 
-The coordinator's answer narrows only: each agent still checks its grant, and what the policies' own `sites.toml` says
-of a site counts with what the catalogue says; where the two contradict each other nothing is known, and who does not
-know denies.
+The coordinator's answer narrows only: each agent still checks its grant and decides for itself by the same rules and
+facts (`flowengine.policy.asking`). What the policies' own `sites.toml` pins of a site beats what the catalogue says.
 """
 
 from __future__ import annotations
@@ -19,18 +18,17 @@ from flowengine.api.resources import Decision, Plan, PlanRequest, TransferReques
 from flowengine.coordinator.database.catalogue import decode_facts, list_limits
 from flowengine.coordinator.database.tables import AnyRow, links, sites
 from flowengine.errors import NotFound, UsageError
-from flowengine.policy import Engine, PolicySet, Statement, load, reasons, resolve
+from flowengine.policy import Engine, PolicySet, Statement, load, reasons
+from flowengine.policy.asking import Matter, Place, ask
 from flowengine.policy.bundle import open_bundle
 from flowengine.policy.explain import explain
-from flowengine.policy.facts import clock_statement, has_key
+from flowengine.policy.labels import data_statements
 from flowengine.policy.model import Value
 from flowengine.policy.vocabulary import SOURCES
 from flowengine.units import format_duration, format_rate
 
-__all__ = ["AGENT_CAN", "Decider"]
+__all__ = ["Decider"]
 
-AGENT_CAN: Final = frozenset({"encrypt.flight", "encrypt.end-to-end", "suite.aes-256-gcm"})
-"""Duties that every agent carries out; another one must be vouched for in the policies' sites.toml, or denies."""
 MAX_FILES: Final = 10_000
 
 
@@ -68,15 +66,25 @@ class Decider:
         uses += [("land", name) for name in dict.fromkeys(target.site for target in request.targets)]
         if self._engine is None:
             return [Decision(use=use, site=site, verdict="none") for use, site in uses], ""
-        return [self._decide(use, request, rows[site], user, int(now)) for use, site in uses], self._digest
+        found = [self._decide(use, request, rows, site, user, int(now)) for use, site in uses]
+        return found, self._digest
 
-    def _decide(self, use: str, request: TransferRequest, row: AnyRow, user: str, now: int) -> Decision:
+    def _decide(
+        self, use: str, request: TransferRequest, rows: Mapping[str, AnyRow], at: str, user: str, now: int
+    ) -> Decision:
         engine = self._engine
         assert engine is not None
-        statements = _statements(engine.policies, use, request, row, user, now)
-        pinned = engine.policies.sites.get(row.name)
-        can = AGENT_CAN if pinned is None or pinned.can is None else pinned.can
-        found = engine.decide(use, resolve(engine.policies, statements, now).facts, can)
+        policies = engine.policies
+        source, row = request.source, rows[at]
+        recipient = at if use == "land" else request.targets[0].site
+        matter = Matter(
+            tuple(data_statements(policies, (), source.site, source.path, now, added=request.labels)),
+            _place(policies, rows[recipient], now),
+            user,
+            request.purpose,
+        )
+        judged = ask(engine, use, _place(policies, row, now), matter, now)
+        found = judged.decision
         rules = [rule.rule.name for rule in found.chosen] if found.permit else list(reasons(found).because)
         return Decision(
             use=use,
@@ -158,34 +166,9 @@ def _words(permitted: bool, decisions: list[Decision], rate: float | None, durat
     return text + (f": about {format_duration(duration)}" if duration is not None else "")
 
 
-def _statements(
-    policies: PolicySet, use: str, request: TransferRequest, row: AnyRow, user: str, now: int
-) -> list[Statement]:
-    """Everything that is said about the data, the site and the request."""
-    said = [
-        Statement("data.labels", frozenset(request.labels), "label:request", now),
-        Statement("data.contracts", frozenset(), "label:request", now),
-        Statement("request.requester", user, "request", now),
-        Statement("site.id", row.name, "registry", now),
-        Statement("site.has_key", has_key(use, end_to_end=True), "engine", now),
-        Statement("crypto.end_to_end", True, "engine", now),
-        Statement("crypto.strength_bits", 256, "engine", now),
-        Statement("crypto.suite", "aes-256-gcm", "engine", now),
-        *clock_statement(now, 0),
-    ]
-    if request.purpose:
-        said.append(Statement("request.purpose", request.purpose, "request", now))
-    pinned = policies.sites.get(row.name)
-    if pinned is not None:
-        if pinned.key and pinned.key != row.key_sha256:
-            return (
-                said  # another key than the pinned one: nothing that is said of that site is said of this one
-            )
-        said += [
-            Statement(name, value, "registry:policies", now)
-            for name, value in pinned.facts.items()
-            if name != "site.id"
-        ]
+def _place(policies: PolicySet, row: AnyRow, now: int) -> Place:
+    """A site as the catalogue has it."""
+    said = []
     for name, fact in decode_facts(row.facts).items():
         attribute = policies.attributes.get(name if "." in name else f"site.{name}")
         if attribute is None or attribute.subject != "site":
@@ -200,7 +183,7 @@ def _statements(
         kind = fact.source.partition(":")[0]
         by = fact.source if kind in SOURCES else f"registry:{fact.source}"
         said.append(Statement(attribute.name, value, by, min(now, int(fact.as_of.timestamp()))))
-    return said
+    return Place(row.name, row.key_sha256 or "", tuple(said))
 
 
 def _read_files(path: Path) -> dict[str, bytes]:

@@ -29,6 +29,7 @@ __all__ = [
     "MAX_BUNDLE_BYTES",
     "ROLES",
     "Bundle",
+    "authentic",
     "build",
     "digest",
     "key_id",
@@ -140,6 +141,19 @@ def verify(
         AuthenticationError: A role has not signed with a key trusted for it, or one key signed for two roles.
         Denied: It has expired, or is not newer.
     """
+    opened = authentic(bundle, trusted)
+    if opened.version <= newest_version:
+        raise Denied(
+            f"bundle version {opened.version} is not newer than {newest_version}",
+            hint="to go back, build the old content with a new version",
+        )
+    if opened.not_after <= now:
+        raise Denied(f"bundle version {opened.version} has expired", hint="build and sign a new one")
+    return opened
+
+
+def authentic(bundle: bytes, trusted: Mapping[str, Iterable[Ed25519PublicKey]]) -> Bundle:
+    """The bundle, if both roles have signed it, whatever its version and age; errors as of `verify`."""
     opened = open_bundle(bundle)
     signers: dict[str, str] = {}
     for role in ROLES:
@@ -148,13 +162,6 @@ def verify(
         raise AuthenticationError(
             "one key signed for both roles", hint="policy owner and security sign with different keys"
         )
-    if opened.version <= newest_version:
-        raise Denied(
-            f"bundle version {opened.version} is not newer than {newest_version}",
-            hint="to go back, build the old content with a new version",
-        )
-    if opened.not_after <= now:
-        raise Denied(f"bundle version {opened.version} has expired", hint="build and sign a new one")
     return opened
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 
 from flowengine.policy.conditions import LineError
 from flowengine.policy.countries import COUNTRIES, NOT_COUNTRIES
-from flowengine.policy.model import Attribute, Combine, Label, Link, NamedList, Site, Value
+from flowengine.policy.model import Attribute, Combine, Label, Link, NamedList, Owner, Site, Value
 from flowengine.policy.obligations import CAPABILITIES
 from flowengine.policy.problems import closest
 from flowengine.policy.reader import Source, Table, fact_value
@@ -20,10 +21,12 @@ __all__ = [
     "read_labels",
     "read_lists",
     "read_named_list",
+    "read_owners",
     "read_sites",
     "subject_facts",
 ]
 
+_HEX_64 = re.compile(r"[0-9a-f]{64}")
 _UNITS = ("bytes", "seconds", "rate", "bits", "percent", "count")
 
 
@@ -192,9 +195,13 @@ def read_sites(
     sites: dict[str, Site] = {}
     for name in declared.data:
         table = declared.table(name)
-        facts = subject_facts(table, "site", attributes, ("can", "key"))
+        facts = subject_facts(table, "site", attributes, ("can", "key", "recipient"))
         facts.setdefault("site.id", name)
-        sites[name] = Site(name, facts, read_capabilities(table), table.text("key", ""))
+        key = table.text("key", "")
+        if key and not _HEX_64.fullmatch(key):
+            table.problem(("key",), f"{key!r} is no key", "`flow site show` tells it: 64 hexadecimal digits")
+        recipient = subject_facts(table.table("recipient"), "recipient", attributes)
+        sites[name] = Site(name, facts, read_capabilities(table), key, recipient)
     links = []
     for table in root.tables("link", None):
         ends = table.text("from"), table.text("to")
@@ -203,6 +210,32 @@ def read_sites(
                 table.problem((key,), f"the site {end!r} is not declared here", closest(end, sites))
         links.append(Link(*ends, subject_facts(table, "link", attributes, ("from", "to"))))
     return sites, tuple(links)
+
+
+def read_owners(source: Source) -> dict[str, Owner]:
+    """The data owners of `owners.toml`: whose key gives labels to what lies below which roots."""
+    declared = source.root(("owner",)).table("owner")
+    owners: dict[str, Owner] = {}
+    for name in declared.data:
+        table = declared.table(name, ("title", "key", "roots"))
+        key = table.text("key", example="'64 hexadecimal digits'")
+        if key and not _HEX_64.fullmatch(key):
+            hint = "`flow label keygen` prints it: 64 hexadecimal digits"
+            table.problem(("key",), f"{key!r} is no Ed25519 public key", hint)
+            key = ""
+        for other in owners.values():
+            if key and other.key == bytes.fromhex(key):
+                table.problem(("key",), f"{other.name!r} has the same key", "give each owner its own")
+        roots = []
+        for index, text in enumerate(table.texts("roots", required=True)):
+            site, colon, path = text.partition(":")
+            parts = path.strip("/").split("/")
+            if not site or not colon or not path.startswith("/") or ".." in parts or "." in parts:
+                table.problem(("roots", index), f"{text!r} is no root", "write it like 'paris:/data/cohort'")
+                continue
+            roots.append((site, "/" + "/".join(part for part in parts if part)))
+        owners[name] = Owner(name, bytes.fromhex(key), tuple(roots), table.text("title", ""))
+    return owners
 
 
 def read_data(

@@ -31,6 +31,7 @@ __all__ = [
     "ListRef",
     "Literal",
     "NamedList",
+    "Owner",
     "Policy",
     "PolicySet",
     "Reference",
@@ -261,12 +262,29 @@ class Combine:
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """A pinned site: its facts and what its agent can do (None: nothing said)."""
+    """A pinned site: its facts, what its agent can do (None: nothing said), whose identity key counts as its own.
+
+    `recipient` holds facts of the organisation that receives what lands there.
+    """
 
     name: str
     facts: Mapping[str, Value]
     can: frozenset[str] | None = None
     key: str = ""
+    recipient: Mapping[str, Value] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Who speaks for data: the key (Ed25519, raw) and the roots, as (site, path), `*` for any site.
+
+    Data below one of the roots has the labels that a statement with this key gives it; without one they are unknown.
+    """
+
+    name: str
+    key: bytes
+    roots: tuple[tuple[str, str], ...]
+    title: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,6 +311,7 @@ class PolicySet:
     copies: tuple[tuple[str, str, str], ...]
     zones: Mapping[str, tzinfo]
     tests: Mapping[str, bytes] = field(default_factory=dict)
+    owners: Mapping[str, Owner] = field(default_factory=dict)
 
     def policy(self, name: str) -> Policy | None:
         """The policy of that id, None where there is none."""

@@ -1,7 +1,7 @@
 """Reading a set of policy files: bytes in, a `PolicySet` out, or every problem at once.
 
-Which file is what follows from its name: `attributes.toml`, `labels.toml`, `sites.toml`, `datasets.toml`, anything
-in a directory `lists`, `*.test.toml`, and every other `.toml` is one policy.
+Which file is what follows from its name: `attributes.toml`, `labels.toml`, `owners.toml`, `sites.toml`,
+`datasets.toml`, anything in a directory `lists`, `*.test.toml`, and every other `.toml` is one policy.
 """
 
 from __future__ import annotations
@@ -12,7 +12,14 @@ from itertools import pairwise
 
 from flowengine.policy.conditions import LineError, Scope, parse_line
 from flowengine.policy.countries import COUNTRIES
-from flowengine.policy.declarations import read_attributes, read_data, read_labels, read_lists, read_sites
+from flowengine.policy.declarations import (
+    read_attributes,
+    read_data,
+    read_labels,
+    read_lists,
+    read_owners,
+    read_sites,
+)
 from flowengine.policy.model import (
     MODES,
     USES,
@@ -26,6 +33,7 @@ from flowengine.policy.model import (
     Link,
     Literal,
     NamedList,
+    Owner,
     Policy,
     PolicySet,
     Reference,
@@ -54,12 +62,12 @@ _RULE_KEYS = (
 
 
 def kind_of(path: str) -> str:
-    """What a file holds by its path: attributes, labels, sites, datasets, lists, test, policy or nothing ('')."""
+    """What a file holds by its path: attributes, labels, owners, sites, datasets, lists, test, policy or nothing ('')."""
     parts = path.split("/")
     name = parts[-1]
     if not name.endswith(".toml"):
         return ""
-    if name in ("attributes.toml", "labels.toml", "sites.toml", "datasets.toml"):
+    if name in ("attributes.toml", "labels.toml", "owners.toml", "sites.toml", "datasets.toml"):
         return name.removesuffix(".toml")
     if "lists" in parts[:-1]:
         return "lists"
@@ -85,6 +93,7 @@ class _Loader:
         self.lists: dict[str, NamedList] = {}
         self.policies: list[Policy] = []
         self.sites: dict[str, Site] = {}
+        self.owners: dict[str, Owner] = {}
         self.links: tuple[Link, ...] = ()
         self.data: dict[str, dict[str, Value]] = {}
         self.copies: tuple[tuple[str, str, str], ...] = ()
@@ -135,6 +144,8 @@ def load(files: Mapping[str, bytes], zone_of: Callable[[str], tzinfo | None] = s
         sites, links = read_sites(source, loader.attributes)
         loader.sites |= sites
         loader.links += links
+    for source in sources.get("owners", []):
+        loader.owners |= read_owners(source)
     for source in sources.get("datasets", []):
         data, copies = read_data(source, loader.attributes)
         loader.data |= data
@@ -146,6 +157,7 @@ def load(files: Mapping[str, bytes], zone_of: Callable[[str], tzinfo | None] = s
         tuple(loader.policies), loader.lists, loader.attributes, loader.labels, loader.combines, loader.sites,
         loader.links, loader.data, loader.copies, loader.zones,
         {path: content for path, content in sorted(files.items()) if is_test(path)},
+        loader.owners,
     )  # fmt: skip
 
 

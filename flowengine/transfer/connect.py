@@ -338,6 +338,7 @@ async def open_session(
                 session.first_streams = answer.streams
                 session.fixed_streams = fixed_streams
                 session.sends = asked[0].role == "source"
+                session.release = answer.ticket
                 yield session
         finally:
             dialer.streams.close()

@@ -68,8 +68,12 @@ class Incoming:
     site: CertificateFacts | None = None
 
     @contextlib.asynccontextmanager
-    async def accept(self, options: Options, compression: int | None = None) -> AsyncIterator[Session]:
+    async def accept(
+        self, options: Options, compression: int | None = None, *, release: bytes = b""
+    ) -> AsyncIterator[Session]:
         """Agree to the request and give the session, which data connections join while the block lasts.
+
+        `release` is this side's own, where it is the source of a site's data.
 
         An error that ends the session is told to the peer and raised on; `FlowError` only.
         """
@@ -82,7 +86,7 @@ class Incoming:
         with self._listener._expecting(session_id, channel, session.streams):
             try:
                 async with session_errors(channel):
-                    await channel.send(Opened(count, session_id))
+                    await channel.send(Opened(count, session_id, release))
                     yield session
             finally:
                 session.streams.close()

@@ -107,6 +107,7 @@ class Session:
         pacer: the rates that hold for what this side sends.
         changes: what was decided about the link, with reasons, by the side that sends.
         sends: whether this is that side.
+        release: the source's signed word that policy lets this leave, as it came with the answer to the request.
     """
 
     control: Control
@@ -127,6 +128,7 @@ class Session:
     pacer: Pacer = field(default_factory=lambda: Limits().pacer())
     changes: list[str] = field(default_factory=list)
     sends: bool = False
+    release: bytes = b""
 
     def sealer(self, stream: int) -> FrameSealer:
         """The sealer of a stream that carries data from source to target; once per stream."""

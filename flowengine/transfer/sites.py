@@ -20,6 +20,7 @@ from flowengine.store.grants import GrantLedger
 from flowengine.trust.certificates import CertificateFacts, check_certificate, parse_certificate
 from flowengine.trust.grant import End, Grant, Party, check_grant, check_requested_path, peek_grant
 from flowengine.trust.receipt import SignedReceipt, sign_receipt
+from flowengine.trust.release import Release, sign_release
 from flowengine.wire.handshake import GrantProof, Proof, Resolver
 from flowengine.wire.keys import Secret
 from flowengine.wire.messages import Open
@@ -62,6 +63,10 @@ class SiteIdentity(Secret):
     def sign_receipt(self, receipt: SignedReceipt) -> bytes:
         """This site's signed word on what landed."""
         return sign_receipt(receipt, self._secret_pem, self.certificate_der)
+
+    def sign_release(self, release: Release) -> bytes:
+        """This site's signed word that its policies let data leave."""
+        return sign_release(release, self._secret_pem, self.certificate_der)
 
 
 def _context(protocol: int, pem: bytes, ca_pem: str) -> ssl.SSLContext:

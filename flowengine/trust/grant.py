@@ -87,7 +87,7 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         byte_limit: most payload bytes that may cross; None for no bound.
         may_delete: whether the target may remove what the source does not have.
         dry_run: whether it permits to look at what would move, and nothing else.
-        labels, purpose, policy_digest: what the policy decision was made on.
+        labels, contracts, purpose, requester, policy_digest: what the policy decision was made on.
         tenant: for whom it is, so that its bandwidth limit can be held.
         required: conditions that whoever checks must know; unknown ones refuse the grant.
     """
@@ -115,6 +115,8 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     policy_digest: bytes = b""
     tenant: str = ""
     required: list[str] = []
+    contracts: list[str] = []
+    requester: str = ""
 
     def party(self, end: End) -> Party:
         """Who is at an end."""
@@ -344,7 +346,7 @@ def _problem(grant: Grant) -> str:
         return "its route does not lead from its source to its target"
     if grant.byte_limit is not None and grant.byte_limit < 0:
         return "its byte limit is negative"
-    if max(len(grant.labels), len(grant.required)) > MAX_LABELS:
+    if max(len(grant.labels), len(grant.required), len(grant.contracts)) > MAX_LABELS:
         return f"it has more than {MAX_LABELS} labels"
     for path in (grant.source_path, grant.target_path):
         if not path.startswith("/"):

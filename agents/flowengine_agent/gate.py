@@ -1,0 +1,458 @@
+"""Policy at this site: nothing leaves, passes or lands here that its own policies do not permit.
+
+Goal
+    A coordinator that lies, and a site that lies, can only keep data from moving.
+Plan
+    The source decides the whole route by its own bundle and signs a *release*. Each relay, and the target before it
+    accepts anything, checks that release and decides its own part again. Facts are made by `flowengine.policy.asking`
+    from the bundle's pins, the label statements that this site holds, and what grant and release add to them.
+Invariants
+    - Before a name or a byte of a path leaves, and before one is accepted, a decision was made and recorded.
+    - A decision that permits takes effect only after its record is durable.
+    - Without a bundle everything passes and says so; where the configuration requires policies it is refused.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import trio
+
+from flowengine.errors import AuthenticationError, Denied, FlowError, TemporaryError
+from flowengine.policy import Statement
+from flowengine.policy.asking import AGENT_CAN, Judged, Matter, Place, ask
+from flowengine.policy.explain import explain, record
+from flowengine.policy.labels import Inherited, Labelling, data_statements
+from flowengine.policy.reasons import nearest_permit, reasons
+from flowengine.transfer.sites import SiteTrust
+from flowengine.trust.grant import Grant, Party
+from flowengine.trust.release import Release, check_release
+from flowengine_agent.logs import Log
+from flowengine_agent.policies import InForce, Policies
+
+__all__ = ["Carried", "Evidence", "Gate", "Permit"]
+
+RELEASE_S: Final = 300
+"""How long a release holds; each new connection asks for a new one."""
+GRACE_S: Final = 900
+"""How long past its bundle's expiry a transfer that began before may still come to its end."""
+
+
+class Carried(Protocol):
+    """What grants and relay grants say alike of a transfer."""
+
+    @property
+    def transfer(self) -> str: ...
+    @property
+    def task(self) -> str: ...
+    @property
+    def fence(self) -> int: ...
+    @property
+    def source_path(self) -> str: ...
+    @property
+    def target_path(self) -> str: ...
+    @property
+    def labels(self) -> list[str]: ...
+    @property
+    def contracts(self) -> list[str]: ...
+    @property
+    def purpose(self) -> str: ...
+    @property
+    def requester(self) -> str: ...
+    @property
+    def policy_digest(self) -> bytes: ...
+
+
+class Evidence(Protocol):
+    """Where decisions are kept; durable before it returns."""
+
+    def record(self, kind: str, body: Mapping[str, object]) -> object:
+        """Keep one record."""
+
+
+@dataclass(frozen=True)
+class Permit:
+    """What this site's policies permitted.
+
+    Attributes:
+        bundle: they were; None where this site has none.
+        judged: the decisions, each with its place.
+        decisions: their ids, in the same order.
+        release: the source's, as it was checked; None at the source itself.
+        document: that release as it came.
+        route: for which it is.
+    """
+
+    bundle: InForce | None = None
+    judged: tuple[Judged, ...] = ()
+    decisions: tuple[str, ...] = ()
+    release: Release | None = None
+    document: bytes = b""
+    route: tuple[Party, ...] = ()
+
+
+class Gate:
+    """Decides at this site.
+
+    Args:
+        trust: who this site is, and the federation's CA.
+        policies: the bundle in force, labels, inheritance.
+        evidence: where decisions are kept; None: only the log tells them.
+        clock: Unix seconds.
+    """
+
+    def __init__(
+        self,
+        trust: SiteTrust,
+        policies: Policies,
+        log: Log,
+        *,
+        evidence: Evidence | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._trust = trust
+        self.policies = policies
+        self._log = log
+        self.evidence = evidence
+        self._clock = clock
+        self.can: frozenset[str] = AGENT_CAN
+        """Duties that this agent carries out."""
+        self.further: list[Callable[[Carried, str], Iterable[Statement]]] = []
+        """What else is known here of a transfer and a use of it: approvals, counters."""
+
+    @property
+    def me(self) -> Party:
+        """This site."""
+        return self._trust.identity.party
+
+    # --- the four points ----------------------------------------------------------------------------------------
+
+    async def release(self, grant: Grant, route: Sequence[Party] = ()) -> bytes:
+        """Let data of this site leave over a route: the signed release; empty where this site has no policies.
+
+        Args:
+            route: all sites from this one to the target; straight to the target where empty.
+
+        Raises:
+            Denied: policy does not permit it (reason "policy-denied", "policy-missing", "policy-expired").
+        """
+        bundle = await self._bundle("release", grant)
+        if bundle is None:
+            return b""
+        route = list(route) or [grant.source, grant.target]
+        now = self._clock()
+        labellings = self.policies.labellings(grant.source.site, grant.source_path, now)
+        inherited = self.policies.inherited(grant.source_path)
+        matter = self._matter(bundle, grant, route, labellings, inherited, "release")
+        asked = [("release", 0)]
+        asked += [("relay", hop) for hop in range(1, len(route) - 1)]
+        asked.append(("land", len(route) - 1))
+        permit = await self._decide(bundle, "release", grant, route, matter, asked)
+        labels, contracts = (
+            _texts(permit.judged[0], "data.labels"),
+            _texts(permit.judged[0], "data.contracts"),
+        )
+        return self._trust.identity.sign_release(
+            Release(
+                transfer=grant.transfer,
+                task=grant.task,
+                fence=grant.fence,
+                route=route,
+                source_path=grant.source_path,
+                target_path=grant.target_path,
+                issued=int(now),
+                expires=int(now) + RELEASE_S,
+                labels=labels,
+                contracts=contracts,
+                statements=[bytes.fromhex(one.digest) for one in labellings],
+                requester=grant.requester,
+                purpose=grant.purpose,
+                bundle=bundle.bundle.digest,
+                bundle_version=bundle.bundle.version,
+                decisions=list(permit.decisions),
+                duties=sorted({duty.type for one in permit.judged for duty in one.decision.duties}),
+            )
+        )
+
+    async def relay(self, carried: Carried, route: Sequence[Party], document: bytes) -> Permit:
+        """Let sealed data pass through this site.
+
+        Args:
+            route: of the relay grant, from the source to the target.
+            document: the source's release.
+
+        Raises:
+            Denied: policy does not permit it.
+            AuthenticationError: the release is missing, forged, or another's.
+        """
+        here = next((hop for hop, party in enumerate(route) if party == self.me), 0)
+        if not 0 < here < len(route) - 1:
+            raise AuthenticationError("this site is no relay of that route", reason="release-other")
+        return await self._arriving("relay", carried, route, document, here)
+
+    async def land(self, grant: Grant, document: bytes, route: Sequence[Party] = ()) -> Permit:
+        """Accept data at this site; before the first offer is looked at.
+
+        Args:
+            document: the source's release.
+            route: as of `release`.
+
+        Raises:
+            Denied: policy does not permit it.
+            AuthenticationError: the release is missing, forged, or another's.
+        """
+        route = list(route) or [grant.source, grant.target]
+        permit = await self._arriving("land", grant, route, document, len(route) - 1)
+        if permit.release is not None and not grant.dry_run and grant.mode != "verify":
+            self.policies.inherit(grant.target_path, permit.release.labels, permit.release.contracts)
+        return permit
+
+    async def publish(self, grant: Grant, permit: Permit, landed: Mapping[str, object]) -> None:
+        """Confirm what landed, by what is known at the end; chunks that were here already count as copied.
+
+        Args:
+            permit: as `land` gave it.
+            landed: the target's counters and version, for the record.
+
+        Raises:
+            Denied: policy does not permit it any more.
+        """
+        if permit.bundle is None and self.policies.in_force is None:
+            return
+        route = permit.route or (grant.source, grant.target)
+        await self._arriving("publish", grant, route, permit.document, len(route) - 1)
+        await self._keep("chunk-root", _about(grant, "publish") | dict(landed))
+
+    # --- how ----------------------------------------------------------------------------------------------------
+
+    async def _bundle(self, point: str, carried: Carried) -> InForce | None:
+        """The bundle to decide by; None where there is none and none is required."""
+        found = self.policies.in_force
+        if found is None:
+            if not self.policies.required:
+                self._log.debug("no policy at this site", point=point, task=carried.task)
+                return None
+            error = Denied(
+                f"site {self.me.site} requires policies and has none in force"
+                + (f": {self.policies.problem}" if self.policies.problem else ""),
+                hint="an operator activates a bundle: flow policy bundle push",
+                reason="policy-missing",
+            )
+            await self._refused(point, carried, error)
+            raise error
+        grace = GRACE_S if point == "publish" else 0
+        if found.is_expired(self._clock() - grace):
+            error = Denied(
+                f"the policies in force at {self.me.site}, version {found.bundle.version}, have expired",
+                hint="build, sign and push a new bundle",
+                reason="policy-expired",
+            )
+            await self._refused(point, carried, error)
+            raise error
+        return found
+
+    def _matter(
+        self,
+        bundle: InForce,
+        carried: Carried,
+        route: Sequence[Party],
+        labellings: Sequence[Labelling],
+        inherited: Sequence[Inherited],
+        use: str,
+    ) -> Matter:
+        now = int(self._clock())
+        return Matter(
+            tuple(
+                data_statements(
+                    bundle.policies,
+                    labellings,
+                    route[0].site,
+                    carried.source_path,
+                    now,
+                    added=carried.labels,
+                    contracts=carried.contracts,
+                    inherited=inherited,
+                )
+            ),
+            Place(route[-1].site, route[-1].key_sha256),
+            carried.requester,
+            carried.purpose,
+            tuple(word for more in self.further for word in more(carried, use)),
+        )
+
+    async def _arriving(
+        self, point: str, carried: Carried, route: Sequence[Party], document: bytes, here: int
+    ) -> Permit:
+        bundle = await self._bundle(point, carried)
+        if bundle is None:
+            return Permit()
+        try:
+            release, labellings = self._checked(carried, route, document, ends=point == "publish")
+        except FlowError as error:
+            await self._refused(point, carried, error)
+            raise
+        inherited = [
+            Inherited(
+                frozenset(release.labels), frozenset(release.contracts), f"label:release:{route[0].site}"
+            )
+        ]
+        matter = self._matter(bundle, carried, route, labellings, inherited, point)
+        use = "relay" if point == "relay" else "land"
+        permit = await self._decide(bundle, point, carried, route, matter, [(use, here)])
+        if release.bundle != bundle.bundle.digest:
+            self._log.warning(
+                "two sites have different policies; both permit",
+                task=carried.task,
+                source=release.bundle_version,
+                here=bundle.bundle.version,
+            )
+        return Permit(permit.bundle, permit.judged, permit.decisions, release, document, tuple(route))
+
+    def _checked(
+        self, carried: Carried, route: Sequence[Party], document: bytes, *, ends: bool
+    ) -> tuple[Release, list[Labelling]]:
+        """The source's release, if it leaves out nothing that this site knows of the data."""
+        now = self._clock()
+        release, _ = check_release(
+            document,
+            self._trust.identity.ca_pem,
+            now,
+            transfer=carried.transfer,
+            task=carried.task,
+            fence=carried.fence,
+            route=route,
+            source_path=carried.source_path,
+            target_path=carried.target_path,
+            revoked=self._trust.revoked,
+            began=ends,
+        )
+        labellings = self.policies.labellings(route[0].site, carried.source_path, now)
+        named = {digest.hex() for digest in release.statements}
+        known = {one.digest for one in labellings}
+        if named - known:
+            raise TemporaryError(
+                f"{route[0].site} decided by label statements that have not arrived at {self.me.site} yet",
+                hint="it is tried again; flow label ls shows which sites have which",
+                reason="policy-behind",
+            )
+        left_out = [one for one in labellings if one.digest not in named]
+        untold = frozenset().union(*(one.labels for one in labellings)) - frozenset(release.labels)
+        if left_out or untold:
+            what = ", ".join(f"{one.owner}'s on {one.path}" for one in left_out) or ", ".join(sorted(untold))
+            raise AuthenticationError(
+                f"the release of {route[0].site} leaves out label statements on these data: {what}",
+                hint="its agent has not got them, or withholds them: flow label ls",
+                reason="release-stripped",
+            )
+        return release, labellings
+
+    async def _decide(
+        self,
+        bundle: InForce,
+        point: str,
+        carried: Carried,
+        route: Sequence[Party],
+        matter: Matter,
+        asked: Sequence[tuple[str, int]],
+    ) -> Permit:
+        """Decide uses at hops of a route; all are recorded, the first that is denied is raised."""
+        now = int(self._clock())
+        judged = []
+        for use, hop in asked:
+            party = route[hop]
+            own = party == self.me
+            said = (Statement("site.spill", "memory-only", "engine", now),) if own and use == "relay" else ()
+            place = Place(party.site, party.key_sha256, said, self.can if own else None)
+            before = route[hop - 1] if hop else None
+            sender = None if before is None else Place(before.site, before.key_sha256)
+            judged.append(ask(bundle.engine, use, place, matter, now, before=sender))
+        ids = [os.urandom(8).hex() for _ in judged]
+        for one, name in zip(judged, ids, strict=True):
+            await self._keep("decision", self._record(bundle, point, carried, route, one, name))
+        for one, name in zip(judged, ids, strict=True):
+            if not one.decision.permit:
+                raise self._denied(bundle, point, carried, one, name)
+        return Permit(bundle, tuple(judged), tuple(ids))
+
+    def _denied(self, bundle: InForce, point: str, carried: Carried, one: Judged, name: str) -> Denied:
+        decision = one.decision
+        why = reasons(decision)
+        near = [rule.rule.name for trace in decision.traces if (rule := nearest_permit(trace)) is not None]
+        missing = f" Missing: {', '.join(why.missing)}." if why.missing else ""
+        self._log.warning(
+            "policy denies", point=point, task=carried.task, use=decision.use, at=one.place.name,
+            because=list(why.because), missing=list(why.missing), decision=name,
+        )  # fmt: skip
+        return Denied(
+            f"policy at {self.me.site} (version {bundle.bundle.version}) does not permit to {decision.use} these "
+            f"data at {one.place.name}: {explain(bundle.engine, decision)}{missing}",
+            hint=f"nothing moves until a rule, a fact or a label changes; decision {name} is in the evidence of "
+            f"{self.me.site}",
+            reason="policy-denied",
+            use=decision.use,
+            site=one.place.name,
+            rule=list(why.because),
+            missing=list(why.missing),
+            nearest=near,
+            decision=name,
+        )
+
+    def _record(
+        self, bundle: InForce, point: str, carried: Carried, route: Sequence[Party], one: Judged, name: str
+    ) -> dict[str, object]:
+        """The body of a decision's record: everything that it takes to decide again."""
+        sources = {
+            attribute: [{"by": word.by, "asof": word.as_of} for word in words]
+            for attribute, words in one.known.used.items()
+        }
+        return _about(carried, point) | {
+            "decision_id": name,
+            "site": one.place.name,
+            "key": one.place.key_sha256,
+            "route": [party.site for party in route],
+            "bundle": bundle.bundle.digest,
+            "bundle_version": bundle.bundle.version,
+            "can": sorted(one.decision.can or ()),
+            "sources": sources,
+            **record(bundle.engine, one.decision, auditor=True, with_remedies=False),
+        }
+
+    async def _refused(self, point: str, carried: Carried, error: FlowError) -> None:
+        """A refusal that needed no rule, on the record."""
+        self._log.warning("refused", point=point, task=carried.task, reason=error.reason, why=error.message)
+        await self._keep(
+            "decision",
+            _about(carried, point)
+            | {"decision": "deny", "kind": "refused", "reason": error.reason, "why": error.message},
+        )
+
+    async def _keep(self, kind: str, body: Mapping[str, object]) -> None:
+        if self.evidence is None:
+            shown = {
+                name: body[name] for name in ("point", "task", "use", "site", "decision") if name in body
+            }
+            self._log.info(kind, **shown)
+            return
+        await trio.to_thread.run_sync(self.evidence.record, kind, body)
+
+
+def _about(carried: Carried, point: str) -> dict[str, object]:
+    return {
+        "point": point,
+        "transfer": carried.transfer,
+        "task": carried.task,
+        "fence": carried.fence,
+        "requester": carried.requester,
+        "purpose": carried.purpose,
+        "plan": base64.b16encode(carried.policy_digest).decode().lower(),
+    }
+
+
+def _texts(one: Judged, attribute: str) -> list[str]:
+    value = one.known.facts.get(attribute)
+    return sorted(value) if isinstance(value, frozenset) else []

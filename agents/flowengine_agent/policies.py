@@ -1,0 +1,265 @@
+"""The policies that this agent decides by: the bundle in force, label statements, what copies here inherited.
+
+Goal
+    An agent decides by what two roles have signed, and nobody, not even who restores a backup, brings it back to
+    older policies or labels.
+Plan
+    POLICY/bundle      the bundle in force, replaced in one step
+    POLICY/memory.sqlite  highest version and highest number of each statement ever taken, the statements, and with which
+                       labels something landed here
+Invariants
+    - Nothing is in force that both roles have not signed with keys of this site's own configuration.
+    - Versions and numbers never fall: the mark is durable before what it belongs to is used.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from flowengine.errors import AuthenticationError, Denied, FlowError, LocalError, NotFound
+from flowengine.policy import Engine, PolicySet, load
+from flowengine.policy.bundle import Bundle, authentic, verify
+from flowengine.policy.labels import Inherited, Labelling, overlaps, relevant
+from flowengine.store.secret_files import make_secret_folder
+from flowengine.trust.labels import verify_labels
+
+__all__ = ["InForce", "Policies"]
+
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS mark (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS label (
+    owner TEXT NOT NULL, site TEXT NOT NULL, path TEXT NOT NULL, number INTEGER NOT NULL, document BLOB NOT NULL,
+    PRIMARY KEY (owner, site, path)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS inherited (
+    path TEXT NOT NULL, labels TEXT NOT NULL, contracts TEXT NOT NULL, PRIMARY KEY (path, labels, contracts)
+) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True)
+class InForce:
+    """A bundle that this agent decides by, compiled."""
+
+    bundle: Bundle
+    engine: Engine
+
+    @property
+    def policies(self) -> PolicySet:
+        """What its files say."""
+        return self.engine.policies
+
+    def is_expired(self, now: float) -> bool:
+        """Whether no transfer may start under it any more."""
+        return self.bundle.not_after <= now
+
+
+class Policies:
+    """Bundle, labels and inheritance of a site; safe to use from any thread.
+
+    Args:
+        folder: where they are kept; None keeps nothing (for a site without policies).
+        trusted: keys by role; empty: no bundle is ever taken.
+        required: whether a site without a bundle denies everything.
+    """
+
+    def __init__(
+        self,
+        folder: str | None,
+        trusted: Mapping[str, Sequence[Ed25519PublicKey]] | None = None,
+        *,
+        required: bool = False,
+    ) -> None:
+        self.trusted = dict(trusted or {})
+        self.required = required
+        self.in_force: InForce | None = None
+        self.problem = ""
+        """Why the bundle that is here cannot be used; empty where nothing is wrong."""
+        self._folder = folder
+        self._lock = threading.Lock()
+        self._labellings: list[Labelling] = []
+        self.labels_heard = 0
+        """Up to which of the coordinator's serials statements were read in this life, under this bundle."""
+        if folder is not None and self.trusted:
+            make_secret_folder(folder)
+        path = os.path.join(folder, "memory.sqlite") if folder is not None and self.trusted else ":memory:"
+        try:
+            self._db = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
+            self._db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;" + _SCHEMA)
+        except sqlite3.Error as error:
+            raise LocalError(
+                f"cannot use {path}: {error}",
+                hint="restore it; an empty one would take older policies and labels than this site has had",
+            ) from error
+        self._load()
+
+    def close(self) -> None:
+        """Close the memory."""
+        self._db.close()
+
+    @property
+    def takes_bundles(self) -> bool:
+        """Whether this site trusts anybody to sign policies."""
+        return bool(self.trusted)
+
+    @property
+    def version(self) -> int:
+        """The highest version ever in force here."""
+        return self._mark("bundle")
+
+    def _mark(self, name: str) -> int:
+        row = self._db.execute("SELECT value FROM mark WHERE name = ?", (name,)).fetchone()
+        return int(row[0]) if row else 0
+
+    def _raise_mark(self, name: str, value: int) -> None:
+        self._db.execute(
+            "INSERT INTO mark VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = max(value, excluded.value)",
+            (name, value),
+        )
+
+    # --- bundles ------------------------------------------------------------------------------------------------
+
+    @property
+    def _bundle_file(self) -> str:
+        assert self._folder is not None
+        return os.path.join(self._folder, "bundle")
+
+    def _load(self) -> None:
+        """What an earlier life left; a file that is not what it was is not used, and said."""
+        if self._folder is None or not self.trusted:
+            return
+        try:
+            with open(self._bundle_file, "rb") as file:
+                content = file.read()
+        except FileNotFoundError:
+            if self.version:
+                self.problem = f"the bundle in force, version {self.version}, is gone from {self._folder}"
+            return
+        try:
+            opened = authentic(content, self.trusted)
+            if opened.version < self.version:
+                raise Denied(f"it has version {opened.version}; {self.version} was in force here")
+            self._raise_mark("bundle", opened.version)  # died between the file and the mark
+            self._use(opened)
+        except FlowError as error:
+            self.problem = f"the bundle in {self._folder} is not used: {error.message}"
+
+    def take(self, content: bytes, now: float) -> InForce:
+        """Put a bundle in force.
+
+        Raises:
+            FlowError: it is damaged, not signed by both roles, not newer than any before, expired, or its policies
+                cannot be read.
+        """
+        with self._lock:
+            newest = self.version if self.in_force is not None else max(0, self.version - 1)
+            opened = verify(content, self.trusted, int(now), newest)
+            self._check(opened)
+            self._write(content)
+            self._raise_mark("bundle", opened.version)
+            self.problem = ""
+            return self._use(opened)
+
+    @staticmethod
+    def _check(opened: Bundle) -> None:
+        if not load(opened.files).policies:
+            raise NotFound("the bundle holds no policy", hint="build it from the policies' folder")
+
+    def _write(self, content: bytes) -> None:
+        part = self._bundle_file + ".part"
+        try:
+            with open(part, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, self._bundle_file)
+            fd = os.open(os.path.dirname(self._bundle_file), os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise LocalError(
+                f"cannot keep the policy bundle in {self._folder}: {error.strerror or error}",
+                hint="without it the old one stays in force; make room",
+            ) from None
+
+    def _use(self, opened: Bundle) -> InForce:
+        self.in_force = InForce(opened, Engine(load(opened.files)))
+        self._believe()
+        self.labels_heard = (
+            0  # among what was passed over there may be statements of owners that are known now
+        )
+        return self.in_force
+
+    # --- labels -------------------------------------------------------------------------------------------------
+
+    def _owners(self) -> dict[str, bytes]:
+        if self.in_force is None:
+            return {}
+        return {name: owner.key for name, owner in self.in_force.policies.owners.items()}
+
+    def _believe(self) -> None:
+        """Check all statements against the owners of the bundle in force."""
+        owners = self._owners()
+        found = []
+        for (document,) in self._db.execute("SELECT document FROM label"):
+            try:
+                found.append(verify_labels(document, owners))
+            except AuthenticationError:
+                continue  # of an owner that is none any more: its number stays, its word does not count
+        self._labellings = found
+
+    def take_labels(self, documents: Iterable[tuple[int, bytes]]) -> list[FlowError]:
+        """Take label statements with the coordinator's serials, in order; gives what is wrong with some of them."""
+        problems: list[FlowError] = []
+        with self._lock:
+            owners = self._owners()
+            for serial, document in documents:
+                try:
+                    self._take_label(verify_labels(document, owners), document)
+                except AuthenticationError as error:
+                    problems.append(error)
+                self.labels_heard = serial
+            self._believe()
+        return problems
+
+    def _take_label(self, one: Labelling, document: bytes) -> None:
+        self._db.execute(
+            "INSERT INTO label VALUES (?, ?, ?, ?, ?) ON CONFLICT (owner, site, path) DO UPDATE"
+            " SET number = excluded.number, document = excluded.document WHERE excluded.number > number",
+            (one.owner, one.site, one.path, one.number, document),
+        )
+
+    def labellings(self, site: str, path: str, now: float) -> list[Labelling]:
+        """The valid statements on a path of a site."""
+        if self.in_force is None:
+            return []
+        return relevant(self.in_force.policies, self._labellings, site, path, int(now))
+
+    # --- inheritance --------------------------------------------------------------------------------------------
+
+    def inherit(self, path: str, labels: Iterable[str], contracts: Iterable[str]) -> None:
+        """Remember, durably, with which labels something is about to land below a path here."""
+        row = [msgspec.json.encode(sorted(set(words))).decode() for words in (labels, contracts)]
+        with self._lock:
+            self._db.execute(
+                "INSERT OR IGNORE INTO inherited VALUES (?, ?, ?)", (path.rstrip("/") or "/", *row)
+            )
+
+    def inherited(self, path: str) -> list[Inherited]:
+        """What data at a path here has from where it came from."""
+        rows = self._db.execute("SELECT path, labels, contracts FROM inherited").fetchall()
+        return [
+            Inherited(frozenset(msgspec.json.decode(labels)), frozenset(msgspec.json.decode(contracts)))
+            for root, labels, contracts in rows
+            if overlaps(root, path)
+        ]

@@ -1,0 +1,155 @@
+"""Label statements as documents: a data owner's signed word on what lies below a root of a site.
+
+An owner signs with an Ed25519 key under the domain "flowengine label statement 1"; whose key counts for which roots
+stands in the policy bundle. The document is kept and handed on as the bytes that were signed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from hashlib import sha256
+from typing import Final
+
+import msgspec
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from flowengine.errors import AuthenticationError, UsageError
+from flowengine.policy.labels import FACTS, Labelling
+from flowengine.policy.model import Value
+from flowengine.trust.envelope import Envelope, open_envelope, seal_envelope, signed_bytes
+from flowengine.units import is_name
+
+__all__ = ["LABEL_DOMAIN", "MAX_LABELS", "LabelStatement", "peek_labels", "sign_labels", "verify_labels"]
+
+LABEL_DOMAIN: Final = "flowengine label statement 1"
+MAX_LABELS: Final = 100
+_MAX_NUMBER: Final = 1 << 62
+
+
+class LabelStatement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What an owner says. Times are Unix seconds.
+
+    Attributes:
+        owner: name in the bundle's `owners.toml`.
+        site, path: the root; all below it is covered.
+        number: counts up with each statement of this owner on this root.
+        labels: all labels of the data, which are thereby complete.
+        contracts: all contracts that it is under, likewise.
+        facts: further facts of `flowengine.policy.labels.FACTS`, by attribute.
+        issued, expires: from when and until when it counts; None: until a later one.
+        withdrawn: the owner takes everything back: from now on the data is unlabelled.
+    """
+
+    owner: str
+    site: str
+    path: str
+    number: int
+    issued: int
+    labels: list[str]
+    contracts: list[str] = []
+    facts: dict[str, bool | int | str | list[str]] = {}
+    expires: int | None = None
+    withdrawn: bool = False
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decoder = msgspec.msgpack.Decoder(LabelStatement)
+
+
+def sign_labels(said: LabelStatement, key: Ed25519PrivateKey) -> bytes:
+    """The statement as it travels.
+
+    Raises:
+        UsageError: it says something that nobody would accept.
+    """
+    problem = _problem(said)
+    if problem:
+        raise UsageError(
+            f"this label statement cannot be made: {problem}", hint="docs/spec/trust.md has its form"
+        )
+    payload = _encode(said)
+    public = key.public_key().public_bytes_raw()
+    return seal_envelope(
+        Envelope(
+            domain=LABEL_DOMAIN,
+            payload=payload,
+            signature=key.sign(signed_bytes(LABEL_DOMAIN, payload)),
+            key_id=sha256(public).hexdigest()[:16],
+        )
+    )
+
+
+def verify_labels(document: bytes, owners: Mapping[str, bytes]) -> Labelling:
+    """The statement in a document, if it is signed with the key of the owner whom it names.
+
+    Args:
+        owners: public keys (Ed25519, raw) by name, as the bundle has them.
+
+    Raises:
+        AuthenticationError: nobody of this name speaks for data here (reason "label-unknown-owner"), or it is not
+            signed with the owner's key, or is no statement (reason "label-forged").
+    """
+    said = peek_labels(document)
+    key = owners.get(said.owner)
+    if key is None:
+        raise AuthenticationError(
+            f"a label statement on {said.site}:{said.path} is by {said.owner!r}, whom the policies do not name as owner",
+            hint="owners.toml of the bundle lists the owners; a newer bundle may be on its way",
+            reason="label-unknown-owner",
+        )
+    envelope = open_envelope(document, LABEL_DOMAIN, "label-forged", "label statement")
+    try:
+        Ed25519PublicKey.from_public_bytes(key).verify(
+            envelope.signature, signed_bytes(LABEL_DOMAIN, envelope.payload)
+        )
+    except (InvalidSignature, ValueError):
+        raise AuthenticationError(
+            f"the label statement on {said.site}:{said.path} is not signed with the key of {said.owner!r}",
+            hint="the owner signs it again: flow label set",
+            reason="label-forged",
+        ) from None
+    facts: dict[str, Value] = {
+        name: frozenset(value) if isinstance(value, list) else value for name, value in said.facts.items()
+    }
+    return Labelling(
+        said.owner, key, said.site, said.path, said.number, said.issued, frozenset(said.labels),
+        frozenset(said.contracts), facts, said.expires, said.withdrawn, sha256(document).hexdigest(),
+    )  # fmt: skip
+
+
+def peek_labels(document: bytes) -> LabelStatement:
+    """What a statement says, before anything of it may be believed.
+
+    Raises:
+        AuthenticationError: it is none (reason "label-forged").
+    """
+    envelope = open_envelope(document, LABEL_DOMAIN, "label-forged", "label statement")
+    try:
+        said = _decoder.decode(envelope.payload)
+    except (msgspec.MsgspecError, ValueError, RecursionError, OverflowError) as error:
+        raise AuthenticationError(
+            f"a label statement cannot be understood: {error}", reason="label-forged"
+        ) from None
+    problem = _problem(said)
+    if problem:
+        raise AuthenticationError(f"a label statement cannot be used: {problem}", reason="label-forged")
+    return said
+
+
+def _problem(said: LabelStatement) -> str:
+    if not said.owner or not is_name(said.site):
+        return "it names no owner or no site"
+    parts = said.path.split("/")[1:]
+    if not said.path.startswith("/") or "\0" in said.path or (said.path != "/" and not all(parts)):
+        return "its root is no path like /data/cohort"
+    if any(part in (".", "..") for part in parts):
+        return "its root is no plain path"
+    if not 0 < said.number < _MAX_NUMBER or not 0 <= said.issued < _MAX_NUMBER:
+        return "its number or time is out of range"
+    if len(said.labels) > MAX_LABELS or len(said.contracts) > MAX_LABELS:
+        return f"it has more than {MAX_LABELS} labels or contracts"
+    odd = sorted(set(said.facts) - FACTS)
+    if odd:
+        return f"an owner cannot say {odd[0][:60]!r}; known are {', '.join(sorted(FACTS))}"
+    return ""
