@@ -18,8 +18,9 @@ from flowengine.errors import ProtocolError
 
 __all__ = [
     "Answer", "Claim", "Claimed", "Command", "DrainCommand", "Enrolled", "Greeting", "Heartbeat", "HeartbeatReply",
-    "Join", "Lease", "LeasesCommand", "LimitsCommand", "LookCommand", "Renewal", "Report", "ReportReply",
-    "RevocationsCommand", "RoutesCommand", "TaskCommand", "TaskGrant", "TaskRoute", "Told", "WorkCommand",
+    "Join", "Lease", "LeasesCommand", "LimitsCommand", "LookCommand", "MeasureCommand", "ProbeCommand", "Relaying",
+    "Renewal", "Report", "ReportReply", "RevocationsCommand", "RouteRate", "RoutesCommand", "TaskCommand", "TaskGrant",
+    "TaskRoute", "Told", "WorkCommand",
     "check_required",
 ]  # fmt: skip
 
@@ -74,6 +75,17 @@ class Enrolled(Told):
     grant_keys: dict[str, str]
 
 
+class Relaying(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What a site passes on for other sites.
+
+    Attributes:
+        max_rate_bits_per_s: all of it together; None: no bound of its own.
+    """
+
+    max_streams: int
+    max_rate_bits_per_s: int | None = None
+
+
 class Heartbeat(Told):
     """Sent every 10 s, and at once when something in it changed.
 
@@ -83,6 +95,7 @@ class Heartbeat(Told):
         seen_fence: highest fencing token ever seen, so that a restored coordinator does not fall behind.
         now: the agent's clock.
         holding: tasks that it believes to hold, with their fences.
+        relay: what it passes on for others; None: nothing.
     """
 
     boot: str
@@ -94,6 +107,7 @@ class Heartbeat(Told):
     draining: bool = False
     free_slots: int = 0
     holding: dict[str, int] = {}
+    relay: Relaying | None = None
 
 
 class HeartbeatReply(Told):
@@ -186,6 +200,13 @@ class Claimed(Told):
     tasks: list[TaskGrant]
 
 
+class RouteRate(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What a task moved over one of its routes of late; `sites` from source to target."""
+
+    sites: list[Name]
+    rate_bits_per_s: float
+
+
 class Report(Told):
     """How a task stands. The holder reports every few seconds; the target also reports what landed.
 
@@ -195,6 +216,7 @@ class Report(Told):
         landed: objects durable since the last report, in order (seq ignored).
         receipt: base64 of the signed receipt, with state "done".
         stages: busy share of each stage since the last report, 0 to 1.
+        routes: what each route carried; empty: all of the rate went straight from the source to the target.
     """
 
     fence: int
@@ -212,6 +234,7 @@ class Report(Told):
     version_id: str = ""
     receipt: str = ""
     wait: str = ""
+    routes: list[RouteRate] = []
 
 
 class ReportReply(Told):
@@ -282,6 +305,32 @@ class LookCommand(msgspec.Struct, kw_only=True, tag="look"):
     within_s: float
 
 
+class MeasureCommand(msgspec.Struct, kw_only=True, tag="measure"):
+    """A user wants to know how much lies below a path: count, and answer within `within_s` as to a look."""
+
+    id: str
+    path: str
+    within_s: float
+
+
+class ProbeCommand(msgspec.Struct, kw_only=True, tag="probe"):
+    """Measure the link to a site: send it a burst, and answer within `within_s` as to a look.
+
+    Attributes:
+        address: where that site's agent answers.
+        grant: base64 of a signed grant of the mode "probe".
+        size_bytes, seconds: most that the burst may send, and how long.
+    """
+
+    id: str
+    site: Name
+    address: str
+    grant: str
+    size_bytes: int
+    seconds: float
+    within_s: float
+
+
 Command: TypeAlias = (
     Greeting
     | WorkCommand
@@ -292,14 +341,27 @@ Command: TypeAlias = (
     | RevocationsCommand
     | DrainCommand
     | LookCommand
+    | MeasureCommand
+    | ProbeCommand
 )
 
 
 class Answer(Told):
-    """Answer to a `LookCommand`: the listing, or a reason why not."""
+    """Answer to a `LookCommand`, `MeasureCommand` or `ProbeCommand`: what was found, or a reason why not.
+
+    Attributes:
+        entries: of a look: (name, kind, size_bytes, mtime_ns).
+        complete: whether that is all; False also where a count ran out of time.
+        objects, size_bytes: of a count.
+        rate_bits_per_s, rtt_ms, loss: of a probe; None where it could not tell.
+    """
 
     entries: list[tuple[str, str, int, int]] = []
-    """(name, kind, size_bytes, mtime_ns)"""
     complete: bool = True
+    objects: int = 0
+    size_bytes: int = 0
+    rate_bits_per_s: float | None = None
+    rtt_ms: float | None = None
+    loss: float | None = None
     reason: str = ""
     message: str = ""

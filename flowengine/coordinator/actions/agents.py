@@ -29,6 +29,7 @@ from flowengine.coordinator.rules.commands import AgentView, Directive
 from flowengine.coordinator.rules.queue import choose, hindrance
 from flowengine.coordinator.rules.reports import Effect, Held, take
 from flowengine.errors import FlowError, NotFound
+from flowengine.plan.links import is_link_bound
 from flowengine.trust.fences import lift_fence, next_fence
 from flowengine.trust.grant import Grant, Party
 
@@ -80,6 +81,7 @@ def heartbeat(
             boot=beat.boot,
             last_seen=writing.now,
             agent_draining=beat.draining,
+            relay=json_text(beat.relay) if beat.relay is not None and beat.relay.max_streams > 0 else "",
         )
     )
     if addresses != row.addresses or row.last_seen is None:
@@ -341,6 +343,8 @@ def _record(
             "rate_bits_per_s": said.rate_bits_per_s,
             "bottleneck": said.bottleneck[:128],
             "reported": writing.now,
+            "flows": json_text(said.routes),
+            "link_bound": is_link_bound(said.stages),
         }
         moved = max(0, said.counters.bytes_done - before.bytes_done)
         if moved:

@@ -130,6 +130,7 @@ sites: Final = Table(
     Column("key_sha256", Text),
     Column("cert_not_before", Double),
     Column("cert_not_after", Double),
+    _text("relay"),  # what it passes on for others; empty: nothing
     _one_of("state", "expected", "online", "offline", "draining", "revoked"),
 )
 certificates: Final = Table(
@@ -163,6 +164,45 @@ links: Final = Table(
     Column("as_of", Double),
     _text("source_of_values"),
 )
+link_states: Final = Table(
+    "link_states",
+    metadata,
+    Column("source", Text, primary_key=True),
+    Column("target", Text, primary_key=True),
+    Column("rate_bits_per_s", Double),
+    _time("variance"),  # of the rate's natural logarithm, at `measured`
+    _time("measured"),
+    Column("rtt_ms", Double),
+    Column("loss", Double),
+    _time("asked"),  # when a probe was asked for last
+)
+link_history: Final = Table(
+    "link_history",
+    metadata,
+    Column("seq", _Serial, primary_key=True, autoincrement=True),
+    Column("source", Text, nullable=False),
+    Column("target", Text, nullable=False),
+    _time("at"),
+    Column("kind", Text, nullable=False),
+    Column("rate_bits_per_s", Double),
+    Column("rtt_ms", Double),
+    Column("loss", Double),
+    _flag("at_least"),  # the link may carry more: something else held it back
+    _one_of("kind", "probe", "transfers"),
+    Index("ix_link_history_source_target_at", "source", "target", "at"),
+    Index("ix_link_history_at", "at"),
+)
+maintenance: Final = Table(
+    "maintenance",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("scope", Text, nullable=False),  # site:A or link:A>B
+    _time("starts"),
+    _time("ends"),
+    _time("drain_s"),
+    _text("comment"),
+    _text("created_by"),
+)
 limits: Final = Table(
     "limits",
     metadata,
@@ -195,6 +235,11 @@ transfers: Final = Table(
     _count("landed"),
     _text("decisions", "[]"),
     _text("policy_digest"),
+    Column("deadline", Double),
+    _flag("promised"),  # the deadline was admitted
+    Column("size_bytes", BigInteger),  # what is expected to move, where somebody knows
+    Column("cost_limit_usd", Double),
+    _text("plan"),  # the stored plan that it must follow exactly
     _one_of(
         "state",
         "requested",
@@ -248,8 +293,63 @@ tasks: Final = Table(
     _text("version_id"),
     _text("receipt"),
     _time("grant_until"),
+    _text("flows", "[]"),  # what each route carried of late
+    _flag("link_bound"),  # whether nothing but links kept it from more
     _one_of("state", "waiting", "running", "done", "failed", "cancelled"),
     Index("ix_tasks_state_driver", "state", "driver"),
+)
+plans: Final = Table(
+    "plans",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("user", Text, nullable=False),
+    Column("tenant", Text, nullable=False),
+    _time("made"),
+    _time("expires"),
+    _text("request", "{}"),
+    _text("body", "{}"),
+    Index("ix_plans_expires", "expires"),
+)
+plan_state: Final = Table(
+    "plan_state",
+    metadata,
+    Column("name", Text, primary_key=True),  # "current"
+    _count("number"),
+    _time("made"),
+    _text("document"),
+)
+task_plans: Final = Table(
+    "task_plans",
+    metadata,
+    Column("task", Text, ForeignKey("tasks.id"), primary_key=True),
+    _count("number"),
+    _text("body", "{}"),
+)
+leases: Final = Table(
+    "leases",
+    metadata,
+    Column("task", Text, ForeignKey("tasks.id"), primary_key=True),
+    Column("site", Text, primary_key=True),
+    Column("next", Text, primary_key=True),
+    _text("transfer"),
+    _count("number"),
+    _count("rate_bits_per_s"),
+    _time("until"),
+    Index("ix_leases_site", "site"),
+)
+paces: Final = Table(
+    "paces",
+    metadata,
+    Column("seq", _Serial, primary_key=True, autoincrement=True),
+    Column("source", Text, nullable=False),
+    Column("target", Text, nullable=False),
+    _time("at"),
+    _count("objects"),
+    _count("size_bytes"),
+    _count("sent_bytes"),
+    _time("seconds"),
+    _time("rate_bits_per_s"),  # what the plan expected of the way
+    Index("ix_paces_source_target_at", "source", "target", "at"),
 )
 landed: Final = Table(
     "landed",
@@ -284,6 +384,8 @@ looks: Final = Table(
     Column("path", Text, nullable=False),
     _time("expires"),
     Column("answer", Text),
+    _text("kind", "look"),  # "measure", "probe"
+    _text("body", "{}"),
 )
 idempotency: Final = Table(
     "idempotency",
