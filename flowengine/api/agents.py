@@ -18,10 +18,9 @@ from flowengine.errors import ProtocolError
 
 __all__ = [
     "Answer", "Claim", "Claimed", "Command", "DrainCommand", "Enrolled", "Greeting", "Heartbeat", "HeartbeatReply",
-    "Join", "Lease", "LeasesCommand", "LimitsCommand", "LookCommand", "MeasureCommand", "ProbeCommand", "Relaying",
-    "Renewal", "Report", "ReportReply", "RevocationsCommand", "RouteRate", "RoutesCommand", "TaskCommand", "TaskGrant",
-    "TaskRoute", "Told", "WorkCommand",
-    "check_required",
+    "HopTraffic", "Join", "Lease", "LeasesCommand", "LimitsCommand", "LookCommand", "MeasureCommand", "ProbeCommand",
+    "RelayState", "RelayedTask", "Renewal", "Report", "ReportReply", "RevocationsCommand", "RoutesCommand", "TaskCommand",
+    "TaskGrant", "TaskRoute", "Told", "WorkCommand", "check_required",
 ]  # fmt: skip
 
 
@@ -75,15 +74,44 @@ class Enrolled(Told):
     grant_keys: dict[str, str]
 
 
-class Relaying(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """What a site passes on for other sites.
+class HopTraffic(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What went over one link for one task since the sender began to count, and how fast it goes now.
 
     Attributes:
-        max_rate_bits_per_s: all of it together; None: no bound of its own.
+        sender, receiver: the two sites of the link.
+        size_bytes: sealed bytes.
+        streams: data connections that are open.
     """
 
+    sender: Name
+    receiver: Name
+    size_bytes: int
+    rate_bits_per_s: float = 0.0
+    streams: int = 0
+
+
+class RelayedTask(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """A task whose streams a relay passes on, on each of the two links of one of its routes."""
+
+    task: str
+    transfer: str
+    hops: list[HopTraffic]
+
+
+class RelayState(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """That a site relays, and how loaded it is.
+
+    Attributes:
+        streams, max_streams: data connections that it passes on, and how many it may.
+        rate_bits_per_s: what it passes on now.
+        max_bits_per_s: what it passes on at most; None: as much as goes.
+    """
+
+    streams: int
     max_streams: int
-    max_rate_bits_per_s: int | None = None
+    rate_bits_per_s: float = 0.0
+    max_bits_per_s: int | None = None
+    tasks: list[RelayedTask] = []
 
 
 class Heartbeat(Told):
@@ -95,7 +123,7 @@ class Heartbeat(Told):
         seen_fence: highest fencing token ever seen, so that a restored coordinator does not fall behind.
         now: the agent's clock.
         holding: tasks that it believes to hold, with their fences.
-        relay: what it passes on for others; None: nothing.
+        relay: where the site relays for others; None where it does not.
     """
 
     boot: str
@@ -107,7 +135,7 @@ class Heartbeat(Told):
     draining: bool = False
     free_slots: int = 0
     holding: dict[str, int] = {}
-    relay: Relaying | None = None
+    relay: RelayState | None = None
 
 
 class HeartbeatReply(Told):
@@ -200,13 +228,6 @@ class Claimed(Told):
     tasks: list[TaskGrant]
 
 
-class RouteRate(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """What a task moved over one of its routes of late; `sites` from source to target."""
-
-    sites: list[Name]
-    rate_bits_per_s: float
-
-
 class Report(Told):
     """How a task stands. The holder reports every few seconds; the target also reports what landed.
 
@@ -216,7 +237,7 @@ class Report(Told):
         landed: objects durable since the last report, in order (seq ignored).
         receipt: base64 of the signed receipt, with state "done".
         stages: busy share of each stage since the last report, 0 to 1.
-        routes: what each route carried; empty: all of the rate went straight from the source to the target.
+        hops: what went over each of this site's links since the claim.
     """
 
     fence: int
@@ -234,7 +255,7 @@ class Report(Told):
     version_id: str = ""
     receipt: str = ""
     wait: str = ""
-    routes: list[RouteRate] = []
+    hops: list[HopTraffic] = []
 
 
 class ReportReply(Told):

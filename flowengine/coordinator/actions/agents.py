@@ -343,7 +343,7 @@ def _record(
             "rate_bits_per_s": said.rate_bits_per_s,
             "bottleneck": said.bottleneck[:128],
             "reported": writing.now,
-            "flows": json_text(said.routes),
+            "flows": json_text(said.hops),
             "link_bound": is_link_bound(said.stages),
         }
         moved = max(0, said.counters.bytes_done - before.bytes_done)

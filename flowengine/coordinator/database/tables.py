@@ -293,7 +293,7 @@ tasks: Final = Table(
     _text("version_id"),
     _text("receipt"),
     _time("grant_until"),
-    _text("flows", "[]"),  # what each route carried of late
+    _text("flows", "[]"),  # what the holder's links carried of late
     _flag("link_bound"),  # whether nothing but links kept it from more
     _one_of("state", "waiting", "running", "done", "failed", "cancelled"),
     Index("ix_tasks_state_driver", "state", "driver"),
