@@ -25,6 +25,7 @@ from flowengine.store.secret_files import make_secret_folder, read_secret, write
 from flowengine.trust import certificates as trust
 from flowengine.trust.fences import next_epoch
 from flowengine.trust.grant import Grant, GrantKey
+from flowengine.trust.relay_grant import RelayGrant, sign_relay_grant
 
 __all__ = ["Secrets"]
 
@@ -87,6 +88,10 @@ class Secrets:
     def sign_grant(self, grant: Grant) -> bytes:
         """The grant as agents check it."""
         return self._grant_key.sign(grant)
+
+    def sign_relay_grant(self, grant: RelayGrant) -> bytes:
+        """The relay grant as agents check it."""
+        return sign_relay_grant(self._grant_key, grant)
 
     def issue(self, request_pem: str, site: str, now: float) -> str:
         """A certificate for a site's key."""

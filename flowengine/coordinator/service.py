@@ -13,7 +13,7 @@ from typing import TypeVar
 import msgspec
 from sqlalchemy import select
 
-from flowengine.coordinator.actions.agents import Terms
+from flowengine.coordinator.actions.grants import Terms
 from flowengine.coordinator.authority import Secrets
 from flowengine.coordinator.database.tables import idempotency
 from flowengine.coordinator.database.transactions import PostgresDatabase, SqliteDatabase, Writing
@@ -65,7 +65,9 @@ class Service:
     @property
     def terms(self) -> Terms:
         """What claims are given."""
-        return Terms(self.settings.lease_s, self.secrets.sign_grant, os.urandom)
+        return Terms(
+            self.settings.lease_s, self.secrets.sign_grant, self.secrets.sign_relay_grant, os.urandom
+        )
 
     def new_transfer_id(self) -> str:
         """An id that nobody can guess and anybody can type."""

@@ -14,10 +14,10 @@ from __future__ import annotations
 import sqlite3
 import threading
 from types import TracebackType
-from typing import Final
+from typing import Final, Protocol
 
 from flowengine.errors import AuthenticationError, LocalError
-from flowengine.trust.grant import MAX_VALID_S, Grant
+from flowengine.trust.grant import MAX_VALID_S
 
 __all__ = ["GrantLedger"]
 
@@ -31,6 +31,26 @@ CREATE INDEX IF NOT EXISTS task_until ON task (until);
 CREATE TABLE IF NOT EXISTS high (one INTEGER PRIMARY KEY CHECK (one = 1), fence INTEGER NOT NULL);
 INSERT OR IGNORE INTO high VALUES (1, 0);
 """
+
+
+class Fenced(Protocol):
+    """A grant of either kind, as far as the ledger goes."""
+
+    @property
+    def task(self) -> str:
+        """What it is for."""
+
+    @property
+    def fence(self) -> int:
+        """The claim that it belongs to."""
+
+    @property
+    def expires(self) -> int:
+        """Until when it is good, in Unix seconds."""
+
+    @property
+    def shown(self) -> str:
+        """What it is for, for messages."""
 
 
 class GrantLedger:
@@ -71,7 +91,7 @@ class GrantLedger:
             row = self._db.execute("SELECT fence, spent FROM task WHERE task = ?", (task,)).fetchone()
         return (int(row[0]), bool(row[1])) if row else (0, False)
 
-    def admit(self, grant: Grant) -> None:
+    def admit(self, grant: Fenced) -> None:
         """Remember a grant's fence before anything is done under it.
 
         Raises:
@@ -91,13 +111,12 @@ class GrantLedger:
                 raise AuthenticationError(
                     f"the grant for {grant.shown} was used up: its task ended here", reason="grant-replayed"
                 )
-            if (grant.fence, grant.expires) != (
-                fence,
-                until,
-            ):  # shown again: nothing to write, nothing to sync
+            if (
+                grant.fence != fence or grant.expires > until
+            ):  # else shown again: nothing to write, nothing to sync
                 self._put(grant, spent=False)
 
-    def spend(self, grant: Grant) -> None:
+    def spend(self, grant: Fenced) -> None:
         """The task ended here under this grant's fence: no grant of that fence lets anybody in again."""
         with self._lock, self._transaction():
             row = self._db.execute("SELECT fence FROM task WHERE task = ?", (grant.task,)).fetchone()
@@ -115,7 +134,7 @@ class GrantLedger:
         with self._lock:
             return self._db.execute("DELETE FROM task WHERE until < ?", (int(now) - _KEEP_S,)).rowcount
 
-    def _put(self, grant: Grant, *, spent: bool) -> None:
+    def _put(self, grant: Fenced, *, spent: bool) -> None:
         self._db.execute(
             "INSERT INTO task VALUES (?, ?, ?, ?) ON CONFLICT (task) DO UPDATE SET fence = excluded.fence, "
             "spent = excluded.spent, until = max(until, excluded.until)",

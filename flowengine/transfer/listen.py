@@ -37,7 +37,7 @@ from flowengine.wire.handshake import Established, ServerHandshake
 from flowengine.wire.handshake import refusal as handshake_refusal
 from flowengine.wire.keys import Side
 from flowengine.wire.messages import Open, Opened, Options
-from flowengine.wire.preamble import PREAMBLE_BYTES, SESSION_ID, PreambleRegistry, is_data_connection
+from flowengine.wire.preamble import PREAMBLE_BYTES, SESSION_ID, Kind, PreambleRegistry, kind_of_connection
 from flowengine.wire.ticket import Ticket
 
 __all__ = ["Handler", "Incoming", "Listener"]
@@ -191,7 +191,7 @@ class Listener:
                 first = await tcp.socket.recv(1, socket.MSG_PEEK)
             if not first:
                 await tcp.aclose()
-            elif is_data_connection(first[0]):
+            elif kind_of_connection(first[0]) is Kind.END_TO_END:
                 await self._data_connection(tcp)
             else:
                 await self._control_connection(tcp, peer, handler)

@@ -22,25 +22,31 @@ from hashlib import sha256
 from typing import Final, Literal
 
 import msgspec
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from flowengine.errors import AuthenticationError, ProtocolError, UsageError
-from flowengine.trust.certificates import SKEW_S, Rng
-from flowengine.trust.envelope import (
-    MAX_DOCUMENT_BYTES,
-    Envelope,
-    open_envelope,
-    seal_envelope,
-    signed_bytes,
+from flowengine.errors import UsageError
+from flowengine.trust.certificates import Rng
+from flowengine.trust.envelope import MAX_DOCUMENT_BYTES, Envelope, seal_envelope, signed_bytes
+from flowengine.trust.grant_checks import (
+    MAX_VALID_S,
+    check_conditions,
+    check_fence,
+    check_time,
+    problem_of_path,
+    problem_of_term,
+    refused,
+    verified_payload,
+    wire_path,
 )
 from flowengine.units import is_name, show_path
-from flowengine.wire.paths import check_relative_path
 
 __all__ = [
     "GRANT_DOMAIN",
     "MAX_GRANT_BYTES",
+    "MAX_LABELS",
+    "MAX_ROUTE",
+    "MAX_VALID_S",
     "Grant",
     "GrantKey",
     "Party",
@@ -53,8 +59,6 @@ __all__ = [
 
 GRANT_DOMAIN: Final = "flowengine grant 1"
 MAX_GRANT_BYTES: Final = MAX_DOCUMENT_BYTES
-MAX_VALID_S: Final = 86_400
-"""No grant is believed for longer, whatever it says."""
 MAX_ROUTE: Final = 16
 MAX_LABELS: Final = 100
 SECRET_BYTES: Final = 32
@@ -173,10 +177,17 @@ class GrantKey:
         problem = _problem(grant)
         if problem:
             raise UsageError(f"this grant cannot be given: {problem}")
-        payload = _encode(grant)
-        signature = self._key.sign(signed_bytes(GRANT_DOMAIN, payload))
+        return self.sign_payload(GRANT_DOMAIN, _encode(grant))
+
+    def sign_payload(self, domain: str, payload: bytes) -> bytes:
+        """A payload as the document that travels, signed for one use.
+
+        Raises:
+            UsageError: it would be too large.
+        """
+        signature = self._key.sign(signed_bytes(domain, payload))
         document = seal_envelope(
-            Envelope(domain=GRANT_DOMAIN, payload=payload, signature=signature, key_id=self.id)
+            Envelope(domain=domain, payload=payload, signature=signature, key_id=self.id)
         )
         if len(document) > MAX_GRANT_BYTES:
             raise UsageError(
@@ -225,49 +236,25 @@ def check_grant(
             "grant-other-party", "grant-superseded" or "grant-replayed".
     """
     grant = _verified(document, keys)
-    unknown = sorted(set(grant.required) - _KNOWN_REQUIREMENTS)
-    if unknown:
-        shown = ", ".join(word[:64] for word in unknown[:8])
-        raise _refused(
-            f"the grant has conditions that this agent does not know: {shown!r}",
-            "incompatible",
-            "update flowengine on this site",
-        )
-    if now < grant.issued - SKEW_S:
-        raise _refused(
-            f"the grant for {grant.shown} is from {grant.issued - now:.0f} s in the future",
-            "grant-not-yet-valid",
-            "this site's clock is behind the coordinator's, or the other way round: flow doctor compares them",
-        )
-    if now > min(grant.expires, grant.issued + MAX_VALID_S) + SKEW_S:
-        raise _refused(
-            f"the grant for {grant.shown} expired {now - grant.expires:.0f} s ago",
-            "grant-expired",
-            "the task is claimed anew for a fresh one; if that fails too, compare the clocks (flow doctor)",
-        )
+    what = f"grant for {grant.shown}"
+    check_conditions(grant.required, _KNOWN_REQUIREMENTS, "grant")
+    check_time(grant.issued, grant.expires, now, what)
     other: End = "target" if end == "source" else "source"
     if grant.party(end) != me:
-        raise _refused(
+        raise refused(
             f"the grant for {grant.shown} is not for this site as its {end} (this is {me.site})",
             "grant-other-party",
         )
     if peer is not None and grant.party(other) != peer:
-        raise _refused(
+        raise refused(
             f"{peer.site} (key {peer.key_sha256[:16]}…) showed a grant for {grant.shown}, which is not the {other} "
             "that it names",
             "grant-other-party",
             "a site that was enrolled anew has another key: the coordinator gives a new grant",
         )
     if (grant.dial == end) != dials:
-        raise _refused(f"by the grant for {grant.shown} the {grant.dial} dials", "grant-other-party")
-    if grant.fence < highest_fence:
-        raise _refused(
-            f"the grant for {grant.shown} was superseded by fence {highest_fence}",
-            "grant-superseded",
-            "another claim of the same task goes on; nothing is to be done",
-        )
-    if spent:
-        raise _refused(f"the grant for {grant.shown} was used up: its task ended here", "grant-replayed")
+        raise refused(f"by the grant for {grant.shown} the {grant.dial} dials", "grant-other-party")
+    check_fence(grant.fence, highest_fence, what, spent=spent)
     return grant
 
 
@@ -288,47 +275,25 @@ def check_requested_path(grant: Grant, end: End, path: bytes) -> None:
     """
     allowed = wire_path(grant.path(end))
     if path != allowed:
-        raise _refused(
+        raise refused(
             f"/{show_path(path[:200])} was asked for with a grant for {grant.shown}",
             "grant-other-path",
             "each path needs its own transfer",
         )
 
 
-def wire_path(site_path: str) -> bytes:
-    r"""A site path as `Open` carries it: bytes without the leading slash; a trailing slash keeps its meaning.
-
-    >>> wire_path("/data/sets/a/")
-    b'data/sets/a/'
-    """
-    return site_path.encode("utf-8", "surrogateescape").lstrip(b"/")
-
-
 def _verified(document: bytes, keys: Mapping[str, bytes]) -> Grant:
-    envelope = open_envelope(document, GRANT_DOMAIN, "grant-forged", "grant")
-    public = keys.get(envelope.key_id)
-    if public is None:
-        raise _refused(
-            "the grant is signed with a key that is not this federation's coordinator's",
-            "grant-forged",
-            "somebody pretends to be the coordinator; or it has new keys, which the next heartbeat brings",
-        )
+    payload = verified_payload(document, GRANT_DOMAIN, keys, "grant")
     try:
-        Ed25519PublicKey.from_public_bytes(public).verify(
-            envelope.signature, signed_bytes(GRANT_DOMAIN, envelope.payload)
-        )
-    except (InvalidSignature, ValueError):
-        raise _refused("the grant's signature is wrong: it was changed, or forged", "grant-forged") from None
-    try:
-        grant = _decoder.decode(envelope.payload)
+        grant = _decoder.decode(payload)
     except (msgspec.MsgspecError, ValueError, RecursionError, OverflowError) as error:
         # Signed by the coordinator and yet unreadable: it is newer, and says something that must be understood.
-        raise _refused(
+        raise refused(
             f"the grant cannot be understood: {error}", "incompatible", "update flowengine on this site"
         ) from None
     problem = _problem(grant)
     if problem:
-        raise _refused(f"the grant cannot be used: {problem}", "incompatible", "update the older side")
+        raise refused(f"the grant cannot be used: {problem}", "incompatible", "update the older side")
     return grant
 
 
@@ -336,10 +301,9 @@ def _problem(grant: Grant) -> str:
     """What makes a grant unusable for anybody; empty for nothing."""
     if len(grant.id) != ID_BYTES or len(grant.secret) != SECRET_BYTES:
         return "its id or secret has the wrong length"
-    if not 0 < grant.fence < 1 << 63 or not 0 <= grant.epoch < 1 << 63:
-        return "its fence or epoch is out of range"
-    if grant.expires <= grant.issued or grant.expires - grant.issued > MAX_VALID_S:
-        return f"it must be valid for 1 to {MAX_VALID_S} s"
+    problem = problem_of_term(grant.fence, grant.epoch, grant.issued, grant.expires)
+    if problem:
+        return problem
     if not 2 <= len(grant.route) <= MAX_ROUTE or not all(map(is_name, grant.route)):
         return "its route is no list of sites"
     if (grant.route[0], grant.route[-1]) != (grant.source.site, grant.target.site):
@@ -348,17 +312,4 @@ def _problem(grant: Grant) -> str:
         return "its byte limit is negative"
     if max(len(grant.labels), len(grant.required), len(grant.contracts)) > MAX_LABELS:
         return f"it has more than {MAX_LABELS} labels"
-    for path in (grant.source_path, grant.target_path):
-        if not path.startswith("/"):
-            return "a path of it is not absolute"
-        try:
-            relative = wire_path(path).removesuffix(b"/")
-            if relative:
-                check_relative_path(relative)
-        except (ProtocolError, UnicodeEncodeError) as error:
-            return f"a path of it cannot be used: {error}"
-    return ""
-
-
-def _refused(message: str, reason: str, hint: str = "") -> AuthenticationError:
-    return AuthenticationError(message, hint=hint, reason=reason)
+    return problem_of_path(grant.source_path) or problem_of_path(grant.target_path)

@@ -49,6 +49,7 @@ __all__ = [
     "GrantProof",
     "PeerInfo",
     "Proof",
+    "RelayProof",
     "Resolver",
     "ServerHandshake",
     "Software",
@@ -209,6 +210,25 @@ class GrantProof(_KeyedProof):
 
     def __init__(self, secret: bytes, document: bytes) -> None:
         super().__init__(secret)
+        self.document = document
+
+    @property
+    def identity(self) -> bytes:
+        return sha256(self.document).digest()[:16]
+
+
+class RelayProof(_KeyedProof):
+    """A signed relay grant, shown to a neighbour on a route over TLS in which both certificates were checked.
+
+    It holds no secret: who may show it is proved by TLS alone, and the MAC only ties the document to this handshake.
+    What keys the hop are the two randoms, which travel inside TLS.
+    """
+
+    __slots__ = ("document",)
+    kind = "relay-grant"
+
+    def __init__(self, document: bytes) -> None:
+        super().__init__(sha256(document).digest())
         self.document = document
 
     @property

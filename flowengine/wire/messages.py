@@ -31,6 +31,7 @@ __all__ = [
     "Finer",
     "Finish",
     "Landed",
+    "LeaveStreams",
     "Listed",
     "Lost",
     "Message",
@@ -227,9 +228,19 @@ class Received(_Message, tag=14):
 
 
 class WantStreams(_Message, tag=21):
-    """Source: so many data connections would be of use now; the side that dials opens what is missing."""
+    """Source: so many data connections would be of use now; the side that dials opens what is missing.
+
+    `via` says over which link of the source's: the site at its other end; empty for all together.
+    """
 
     count: int
+    via: str = ""
+
+
+class LeaveStreams(_Message, tag=23):
+    """The side that dials: the source is to end these streams, and to send what they would have carried on others."""
+
+    numbers: list[int]
 
 
 class Rate(_Message, tag=22):
@@ -285,6 +296,7 @@ Message = (
     | Receipt
     | WantStreams
     | Rate
+    | LeaveStreams
 )
 
 encode = msgspec.msgpack.Encoder().encode

@@ -4,8 +4,8 @@ Goal
     A stranger who connects to the data port costs one read of 64 bytes and one MAC.
 Plan
     The dialer sends a `Preamble` under a key that both ends derived for the session and the dialer's side. A
-    hop to a relay begins with a preamble under that hop's key; the end-to-end preamble, in the same format,
-    follows inside. The first byte tells data connections (0xF1) from TLS (0x16) on one port.
+    hop of a route begins with a preamble under that hop's key; the end-to-end preamble, in the same form, follows
+    inside. The first byte tells hops (0xF2), data connections (0xF1) and TLS (0x16) apart on one port.
 Invariants
     - A preamble is used once: per session, kind and stream only a higher epoch is taken.
     - Unknown session and wrong MAC give the same answer and cost the same.
@@ -27,17 +27,15 @@ __all__ = [
     "MAX_SESSIONS",
     "MAX_STREAMS",
     "PREAMBLE_BYTES",
-    "PREAMBLE_MAGIC",
     "PREAMBLE_VERSION",
     "SESSION_ID",
     "Kind",
     "Preamble",
     "PreambleRegistry",
-    "is_data_connection",
+    "kind_of_connection",
 ]
 
 PREAMBLE_BYTES: Final = 64
-PREAMBLE_MAGIC: Final = 0xF1
 PREAMBLE_VERSION: Final = 1
 MAX_SESSIONS: Final = 4096
 MAX_STREAMS: Final = 1024
@@ -48,15 +46,15 @@ SESSION_ID: Final = slice(12, 12 + ID_BYTES)
 
 _KEY_BYTES: Final = 32
 _MAC_BYTES: Final = 32
-_FIELDS: Final = struct.Struct(">BBBBII16s4x")
+_FIELDS: Final = struct.Struct(">BBHII16s4x")
 _NO_KEY: Final = bytes(_KEY_BYTES)
 
 
 class Kind(IntEnum):
-    """What the far end of a preamble's MAC is."""
+    """What the far end of a preamble's MAC is; the value is the first byte on the wire."""
 
-    END_TO_END = 0
-    HOP = 1
+    END_TO_END = 0xF1
+    HOP = 0xF2
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +62,7 @@ class Preamble:
     """What a data connection is for.
 
     Attributes:
-        session_id: 16 bytes; end to end it is the transfer id.
+        session_id: 16 bytes, as the side that is dialled chose them for the session or the hop.
         stream: Number of the stream, below `MAX_STREAMS`.
         epoch: Higher than that of any earlier connection of the same stream.
         kind: Whether the receiver is the far end or the next hop.
@@ -81,29 +79,28 @@ class Preamble:
             raise ValueError(
                 f"session id of {len(self.session_id)} bytes or stream {self.stream} out of range"
             )
-        fields = _FIELDS.pack(
-            PREAMBLE_MAGIC, PREAMBLE_VERSION, self.kind, 0, self.stream, self.epoch, self.session_id
-        )
+        fields = _FIELDS.pack(self.kind, PREAMBLE_VERSION, 0, self.stream, self.epoch, self.session_id)
         return fields + _mac(key, fields)
 
 
-def is_data_connection(first_byte: int) -> bool:
-    """Whether a connection that begins so is a data connection; else it is taken for TLS.
+def kind_of_connection(first_byte: int) -> Kind | None:
+    """Which preamble a connection begins with that begins so; None: it is taken for TLS.
 
-    >>> is_data_connection(0xF1), is_data_connection(0x16)
-    (True, False)
+    >>> kind_of_connection(0xF1), kind_of_connection(0xF2), kind_of_connection(0x16)
+    (<Kind.END_TO_END: 241>, <Kind.HOP: 242>, None)
     """
-    return first_byte == PREAMBLE_MAGIC
+    return Kind(first_byte) if first_byte in (Kind.END_TO_END, Kind.HOP) else None
 
 
 class PreambleRegistry(Secret):
-    """The sessions that data connections may join, and what was used up of each. Bounded, without a clock."""
+    """The sessions, or the hops, that connections may join, and what was used up of each. Bounded, without a clock."""
 
-    __slots__ = ("_max_sessions", "_sessions")
+    __slots__ = ("_kind", "_max_sessions", "_sessions")
 
-    def __init__(self, max_sessions: int = MAX_SESSIONS) -> None:
+    def __init__(self, kind: Kind = Kind.END_TO_END, *, max_sessions: int = MAX_SESSIONS) -> None:
+        self._kind = kind
         self._max_sessions = max_sessions
-        self._sessions: dict[bytes, tuple[bytes, dict[tuple[Kind, int], int]]] = {}
+        self._sessions: dict[bytes, tuple[bytes, dict[int, int]]] = {}
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -143,11 +140,9 @@ class PreambleRegistry(Secret):
             raise ProtocolError(f"a data connection opened with {len(data)} bytes, not {PREAMBLE_BYTES}")
         # One copy of constant size; fields and MAC come from the same bytes.
         fields, mac = bytes(data[: _FIELDS.size]), bytes(data[_FIELDS.size :])
-        magic, version, kind, reserved, stream, epoch, session_id = _FIELDS.unpack(fields)
-        if magic != PREAMBLE_MAGIC:
-            raise ProtocolError(
-                f"a data connection opened with byte 0x{magic:02x}, not 0x{PREAMBLE_MAGIC:02x}"
-            )
+        magic, version, reserved, stream, epoch, session_id = _FIELDS.unpack(fields)
+        if magic != self._kind:
+            raise ProtocolError(f"a data connection opened with byte 0x{magic:02x}, not 0x{self._kind:02x}")
         if version != PREAMBLE_VERSION:
             raise ProtocolError(
                 f"a data connection opened with preamble version {version}, not {PREAMBLE_VERSION}",
@@ -158,12 +153,12 @@ class PreambleRegistry(Secret):
         if used is None or not right:
             raise AuthenticationError("a data connection did not prove that it belongs to an open session")
         # From here on the maker holds the session's key.
-        if kind not in (Kind.END_TO_END, Kind.HOP) or reserved or any(fields[-4:]) or stream >= MAX_STREAMS:
+        if reserved or any(fields[-4:]) or stream >= MAX_STREAMS:
             raise ProtocolError(f"a preamble of stream {stream} sets fields that this version does not know")
-        if epoch <= used.get((Kind(kind), stream), -1):
+        if epoch <= used.get(stream, -1):
             raise AuthenticationError(f"the preamble of stream {stream}, epoch {epoch}, was used before")
-        used[Kind(kind), stream] = epoch
-        return Preamble(session_id, stream, epoch, Kind(kind))
+        used[stream] = epoch
+        return Preamble(session_id, stream, epoch, self._kind)
 
 
 def _mac(key: bytes, fields: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""Coverage-guided fuzzing of what strangers show: grants, receipts, certificates, requests, tokens.
+"""Coverage-guided fuzzing of what strangers show: grants of both kinds, receipts, certificates, requests, tokens.
 
 Usage: python tests/fuzz/fuzz_trust.py TARGET [libFuzzer options], as `grants -max_total_time=60`. Needs
 atheris; importing this module, and calling the targets with bytes, does not.
@@ -22,9 +22,16 @@ from flowengine.trust.certificates import (
     make_key,
     make_request,
 )
-from flowengine.trust.envelope import Envelope, open_envelope, seal_envelope, signed_bytes
+from flowengine.trust.envelope import open_envelope
 from flowengine.trust.grant import GRANT_DOMAIN, Grant, GrantKey, Party, check_grant
 from flowengine.trust.receipt import verify_receipt
+from flowengine.trust.relay_grant import (
+    RELAY_GRANT_DOMAIN,
+    RelayGrant,
+    Stop,
+    check_relay_grant,
+    sign_relay_grant,
+)
 from flowengine.trust.tokens import JoinSecret, Login, UserToken
 
 _NOW: Final = 1_800_000_000
@@ -57,16 +64,40 @@ _GRANT: Final = _KEY.sign(
 _PAYLOAD: Final = open_envelope(_GRANT, GRANT_DOMAIN, "", "").payload
 
 
+_RELAY_GRANT: Final = sign_relay_grant(
+    _KEY,
+    RelayGrant(
+        id=bytes(16),
+        transfer="t",
+        task="t",
+        fence=1,
+        epoch=1,
+        issued=_NOW,
+        expires=_NOW + 300,
+        stops=[Stop("b", _B.key_sha256), Stop("r", "r" * 64, "r:1"), Stop("a", _A.key_sha256, "a:1")],
+        dial="target",
+        source_path="/a",
+        target_path="/b",
+    ),
+)
+_RELAY_PAYLOAD: Final = open_envelope(_RELAY_GRANT, RELAY_GRANT_DOMAIN, "", "").payload
+
+
+def _changed(good: bytes, data: bytes) -> bytes:
+    """What follows the first byte; where that is odd, as a change of what is good."""
+    if not (data[:1] and data[0] & 1):
+        return data[1:]
+    change = data[1:].ljust(len(good), b"\0")[: len(good)]
+    return bytes(a ^ b for a, b in zip(good, change, strict=True)) + data[1 + len(good) :]
+
+
 def _check(document: bytes) -> Grant:
     return check_grant(document, {_KEY.id: _KEY.public}, _NOW, me=_B, peer=_A, end="target", dials=True)
 
 
 def grants(data: bytes) -> None:
     """A document as a stranger shows it; with an odd first byte the right one, changed."""
-    document = data[1:]
-    if data[:1] and data[0] & 1:
-        change = data[1:].ljust(len(_GRANT), b"\0")[: len(_GRANT)]
-        document = bytes(a ^ b for a, b in zip(_GRANT, change, strict=True)) + data[1 + len(_GRANT) :]
+    document = _changed(_GRANT, data)
     try:
         _check(document)
     except AuthenticationError as error:
@@ -78,18 +109,8 @@ def grants(data: bytes) -> None:
 
 def signed_grants(data: bytes) -> None:
     """A payload that the coordinator did sign: whatever it says, it is taken or refused, and what is taken is sane."""
-    payload = data[1:]
-    if data[:1] and data[0] & 1:
-        change = data[1:].ljust(len(_PAYLOAD), b"\0")[: len(_PAYLOAD)]
-        payload = bytes(a ^ b for a, b in zip(_PAYLOAD, change, strict=True)) + data[1 + len(_PAYLOAD) :]
-    document = seal_envelope(
-        Envelope(
-            domain=GRANT_DOMAIN,
-            payload=payload,
-            signature=_KEY._key.sign(signed_bytes(GRANT_DOMAIN, payload)),
-            key_id=_KEY.id,
-        )
-    )
+    payload = _changed(_PAYLOAD, data)
+    document = _KEY.sign_payload(GRANT_DOMAIN, payload) if len(payload) < 8192 else b""
     try:
         grant = _check(document)
     except AuthenticationError as error:
@@ -97,6 +118,26 @@ def signed_grants(data: bytes) -> None:
         return
     if grant.required or grant.fence < 1 or not grant.source_path.startswith("/") or ".." in grant.route:
         raise AssertionError("a grant was taken that nobody can keep")
+
+
+def relay_grants(data: bytes) -> None:
+    """A relay grant as a neighbour shows it, and a payload that the coordinator did sign."""
+    payload = _changed(_RELAY_PAYLOAD, data)
+    shown = [_changed(_RELAY_GRANT, data)]
+    if len(payload) < 8192:
+        shown.append(_KEY.sign_payload(RELAY_GRANT_DOMAIN, payload))
+    me = Party("r", "r" * 64)
+    for document in shown:
+        try:
+            grant = check_relay_grant(document, {_KEY.id: _KEY.public}, _NOW, me=me, before=_B)
+        except AuthenticationError as error:
+            str(error).encode("utf-8", "surrogatepass")
+            continue
+        at = grant.place(me)
+        if document is shown[0] and document != _RELAY_GRANT:
+            raise AssertionError("a relay grant was forged")
+        if not at or grant.required or grant.stops[at - 1].party != _B or len(set(grant.sites)) < 3:
+            raise AssertionError("a relay grant was taken that nobody can keep")
 
 
 def receipts(data: bytes) -> None:
@@ -149,7 +190,8 @@ def tokens(data: bytes) -> None:
 
 
 TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
-    target.__name__: target for target in (grants, signed_grants, receipts, certificates, requests, tokens)
+    target.__name__: target
+    for target in (grants, signed_grants, relay_grants, receipts, certificates, requests, tokens)
 }
 
 

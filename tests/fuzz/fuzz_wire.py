@@ -15,6 +15,7 @@ from typing import Final
 import msgspec
 
 from flowengine.errors import AuthenticationError, IntegrityError, PeerError, ProtocolError, UsageError
+from flowengine.wire import hops as hop_messages
 from flowengine.wire import messages as wire_messages
 from flowengine.wire.control import ControlDecoder
 from flowengine.wire.filters import FilterSet
@@ -22,7 +23,7 @@ from flowengine.wire.frames import FRAME_SIZES, HEADER_BYTES, FrameOpener, Frame
 from flowengine.wire.handshake import ClientHandshake, ServerHandshake, TicketProof, among
 from flowengine.wire.keys import NO_FINGERPRINT, Direction, SessionSecrets, StreamKeys
 from flowengine.wire.paths import check_link_target, check_relative_path, collision_key
-from flowengine.wire.preamble import PREAMBLE_BYTES, Preamble, PreambleRegistry
+from flowengine.wire.preamble import PREAMBLE_BYTES, Kind, Preamble, PreambleRegistry
 from flowengine.wire.records import pack_record_header, parse_record_header
 from flowengine.wire.ticket import Ticket
 
@@ -128,17 +129,29 @@ def paths(data: bytes) -> None:
 
 def preambles(data: bytes) -> None:
     """The 64 bytes of a stranger; half of the time close to right ones."""
-    registry = PreambleRegistry()
-    registry.register(bytes(16), b"k" * 32)
-    good = Preamble(bytes(16), 0, 0).encode(b"k" * 32)
-    candidate = bytes(a ^ b for a, b in zip(good, data.ljust(PREAMBLE_BYTES, b"\0"), strict=False))
-    for tried in (data, candidate):
-        try:
-            registry.accept(tried)
-        except (ProtocolError, AuthenticationError):
-            continue
-        if tried != good:
-            raise AssertionError("a preamble was forged")
+    for kind in Kind:
+        registry = PreambleRegistry(kind)
+        registry.register(bytes(16), b"k" * 32)
+        good = Preamble(bytes(16), 0, 0, kind).encode(b"k" * 32)
+        candidate = bytes(a ^ b for a, b in zip(good, data.ljust(PREAMBLE_BYTES, b"\0"), strict=False))
+        for tried in (data, candidate):
+            try:
+                registry.accept(tried)
+            except (ProtocolError, AuthenticationError):
+                continue
+            if tried != good:
+                raise AssertionError("a preamble was forged")
+
+
+def hops(data: bytes) -> None:
+    """What a neighbour on a route says."""
+    try:
+        message = hop_messages.decode(data)
+    except ProtocolError as error:
+        str(error).encode("utf-8", "surrogatepass")
+        return
+    if not isinstance(message, hop_messages.Refuse) and len(message.ticket) > hop_messages.MAX_TICKET_BYTES:
+        raise AssertionError("a ticket beyond the limit was taken")
 
 
 def filters(data: bytes) -> None:
@@ -190,7 +203,7 @@ def records(data: bytes) -> None:
 
 TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
     target.__name__: target
-    for target in (frames, messages, records, control, handshake, paths, preambles, filters, tickets)
+    for target in (frames, messages, records, control, handshake, paths, preambles, hops, filters, tickets)
 }
 
 

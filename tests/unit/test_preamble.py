@@ -11,14 +11,14 @@ from flowengine.wire.preamble import (
     Kind,
     Preamble,
     PreambleRegistry,
-    is_data_connection,
+    kind_of_connection,
 )
 
 SESSION, KEY = b"session id here!", b"k" * 32
 
 
-def registry() -> PreambleRegistry:
-    made = PreambleRegistry()
+def registry(kind: Kind = Kind.END_TO_END) -> PreambleRegistry:
+    made = PreambleRegistry(kind)
     made.register(SESSION, KEY)
     return made
 
@@ -28,8 +28,20 @@ def test_a_preamble_arrives_as_it_was_sent() -> None:
         sent = Preamble(SESSION, MAX_STREAMS - 1, 0xFFFFFFFF, kind)
         data = sent.encode(KEY)
         assert len(data) == PREAMBLE_BYTES
-        assert is_data_connection(data[0])
-        assert registry().accept(data) == sent
+        assert kind_of_connection(data[0]) is kind
+        assert registry(kind).accept(data) == sent
+    assert kind_of_connection(0x16) is None
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_a_preamble_of_one_kind_is_none_of_the_other(kind: Kind) -> None:
+    (other,) = set(Kind) - {kind}
+    with pytest.raises(ProtocolError, match="opened with byte"):
+        registry(other).accept(Preamble(SESSION, 0, 0, kind).encode(KEY))
+    forged = bytearray(Preamble(SESSION, 0, 0, kind).encode(KEY))
+    forged[0] = other  # the MAC covers the first byte as well
+    with pytest.raises(AuthenticationError):
+        registry(other).accept(forged)
 
 
 def test_a_preamble_is_used_once_and_epochs_rise() -> None:
@@ -40,7 +52,6 @@ def test_a_preamble_is_used_once_and_epochs_rise() -> None:
         with pytest.raises(AuthenticationError, match="used before"):
             sessions.accept(used)
     sessions.accept(Preamble(SESSION, 1, 1).encode(KEY))
-    sessions.accept(Preamble(SESSION, 0, 1, Kind.HOP).encode(KEY))
     sessions.register(SESSION, b"n" * 32)
     with pytest.raises(AuthenticationError, match="used before"):
         sessions.accept(Preamble(SESSION, 0, 2).encode(b"n" * 32))

@@ -84,7 +84,7 @@ def test_preambles(case: dict[str, Any]) -> None:
     assert key == independent_hkdf(info, 32)
     preamble = Preamble(GIVEN["transfer_id"], case["stream"], case["epoch"], Kind[case["kind"]])
     assert preamble.encode(key).hex() == case["bytes"]
-    registry = PreambleRegistry()
+    registry = PreambleRegistry(preamble.kind)
     registry.register(GIVEN["transfer_id"], key)
     assert registry.accept(bytes.fromhex(case["bytes"])) == preamble
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import msgspec
@@ -12,6 +10,7 @@ from sqlalchemy import Connection, bindparam, func, select, update
 
 from flowengine.api.agents import Claim, Claimed, Heartbeat, HeartbeatReply, Report, ReportReply, TaskGrant
 from flowengine.api.resources import PRIORITIES, Counters, LandedObject
+from flowengine.coordinator.actions.grants import Terms, task_grant
 from flowengine.coordinator.actions.transfers import redrive
 from flowengine.coordinator.database.catalogue import decode_addresses, limits_of_site, revoked_serials
 from flowengine.coordinator.database.people import moment
@@ -31,34 +30,13 @@ from flowengine.coordinator.rules.reports import Effect, Held, take
 from flowengine.errors import FlowError, NotFound
 from flowengine.plan.links import is_link_bound
 from flowengine.trust.fences import lift_fence, next_fence
-from flowengine.trust.grant import Grant, Party
 
-__all__ = ["Terms", "agent_view", "claim", "heartbeat", "report"]
+__all__ = ["agent_view", "claim", "heartbeat", "report"]
 
 MAX_CLAIM: Final = 64
 _COUNTER: Final = select(counters.c.value).where(counters.c.name == bindparam("counter"))
 LOST_CLAIM_S: Final = 60.0
 """A task that its site does not name, and was silent on for so long, never reached it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """What claims are given: the lease's term, and who signs.
-
-    Attributes:
-        sign: a grant as the bytes that agents check.
-        rng: random bytes.
-    """
-
-    lease_s: int
-    sign: Callable[[Grant], bytes]
-    rng: Callable[[int], bytes]
-    renew_certificate_at: float = 0.5
-
-    @property
-    def grant_s(self) -> int:
-        """How long a grant is good: longer than a lease, so that a link may be dialled anew without a claim."""
-        return max(900, 2 * self.lease_s)
 
 
 def heartbeat(
@@ -187,7 +165,7 @@ def _give(
     role: Literal["target", "source"] = "target" if row.driver == row.target_site else "source"
     peer = known[row.source_site if role == "target" else row.target_site]
     addresses = decode_addresses(peer.addresses)
-    document = terms.sign(_grant(row, transfer, known, fence, epoch, writing.now, terms))
+    document = terms.sign(task_grant(row, transfer, known, fence, epoch, writing.now, terms))
     writing.connection.execute(
         update(tasks)
         .where(tasks.c.id == row.id)
@@ -236,42 +214,6 @@ def _give(
         options=request.options,
         tenant=row.tenant,
         priority=PRIORITIES[row.priority],
-    )
-
-
-def _grant(
-    row: AnyRow,
-    transfer: AnyRow,
-    known: dict[str, AnyRow],
-    fence: int,
-    epoch: int,
-    now: float,
-    terms: Terms,
-) -> Grant:
-    request = decode_request(transfer.request)
-    target = request.targets[int(row.id.rpartition(".")[2]) - 1]
-    return Grant(
-        id=terms.rng(16),
-        transfer=row.transfer,
-        task=row.id,
-        fence=fence,
-        epoch=epoch,
-        issued=int(now),
-        expires=int(now) + terms.grant_s,
-        source=Party(row.source_site, known[row.source_site].key_sha256 or ""),
-        target=Party(row.target_site, known[row.target_site].key_sha256 or ""),
-        dial="target" if row.driver == row.target_site else "source",
-        route=[row.source_site, row.target_site],
-        source_path=request.source.path,
-        target_path=target.path,
-        mode=row.mode,
-        secret=terms.rng(32),
-        may_delete=request.options.delete,
-        dry_run=request.options.dry_run,
-        labels=request.labels,
-        purpose=request.purpose,
-        policy_digest=bytes.fromhex(transfer.policy_digest),
-        tenant=row.tenant,
     )
 
 
@@ -428,7 +370,7 @@ def _new_grant(writing: Writing, row: AnyRow, transfer: AnyRow, fence: int, term
     writing.connection.execute(
         update(tasks).where(tasks.c.id == row.id).values(grant_until=writing.now + terms.grant_s)
     )
-    document = terms.sign(_grant(row, transfer, known, fence, epoch, writing.now, terms))
+    document = terms.sign(task_grant(row, transfer, known, fence, epoch, writing.now, terms))
     return base64.b64encode(document).decode()
 
 

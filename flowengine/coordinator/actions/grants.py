@@ -1,0 +1,157 @@
+"""What a claimed task is given to show: the grant of its two ends, and a relay grant for each route that has relays."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from flowengine.api.agents import TaskRoute
+from flowengine.coordinator.database.catalogue import decode_addresses
+from flowengine.coordinator.database.tables import AnyRow
+from flowengine.coordinator.database.transfers import decode_request
+from flowengine.errors import UsageError
+from flowengine.trust.grant import Grant, Party
+from flowengine.trust.relay_grant import RelayGrant, Stop
+
+__all__ = ["Terms", "task_grant", "task_routes"]
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What claims are given: the lease's term, and who signs.
+
+    Attributes:
+        sign: a grant as the bytes that agents check.
+        sign_relay: the same for a relay grant.
+        rng: random bytes.
+    """
+
+    lease_s: int
+    sign: Callable[[Grant], bytes]
+    sign_relay: Callable[[RelayGrant], bytes]
+    rng: Callable[[int], bytes]
+    renew_certificate_at: float = 0.5
+
+    @property
+    def grant_s(self) -> int:
+        """How long a grant is good: longer than a lease, so that a link may be dialled anew without a claim."""
+        return max(900, 2 * self.lease_s)
+
+
+def task_grant(
+    row: AnyRow,
+    transfer: AnyRow,
+    known: Mapping[str, AnyRow],
+    fence: int,
+    epoch: int,
+    now: float,
+    terms: Terms,
+) -> Grant:
+    """The grant of a task under a fence.
+
+    Args:
+        row, transfer: of the task, and of its transfer.
+        known: rows of the sites, by name; both ends must be among them.
+    """
+    request = decode_request(transfer.request)
+    target = request.targets[int(row.id.rpartition(".")[2]) - 1]
+    return Grant(
+        id=terms.rng(16),
+        transfer=row.transfer,
+        task=row.id,
+        fence=fence,
+        epoch=epoch,
+        issued=int(now),
+        expires=int(now) + terms.grant_s,
+        source=Party(row.source_site, known[row.source_site].key_sha256 or ""),
+        target=Party(row.target_site, known[row.target_site].key_sha256 or ""),
+        dial="target" if row.driver == row.target_site else "source",
+        route=[row.source_site, row.target_site],
+        source_path=request.source.path,
+        target_path=target.path,
+        mode=row.mode,
+        secret=terms.rng(32),
+        may_delete=request.options.delete,
+        dry_run=request.options.dry_run,
+        labels=request.labels,
+        purpose=request.purpose,
+        policy_digest=bytes.fromhex(transfer.policy_digest),
+        tenant=row.tenant,
+    )
+
+
+def task_routes(
+    row: AnyRow,
+    transfer: AnyRow,
+    known: Mapping[str, AnyRow],
+    ways: Sequence[tuple[Sequence[str], int | None]],
+    fence: int,
+    epoch: int,
+    now: float,
+    terms: Terms,
+) -> list[TaskRoute]:
+    """The routes of a task as its driver is told them, each with the relay grant that its sites check.
+
+    A way is left out where one of its sites is unknown, has no certificate or no address to be dialled at.
+
+    Args:
+        row, transfer: of the task, and of its transfer.
+        known: rows of the sites, by name; relays as well.
+        ways: (sites from the source to the target, bits per second that the plan gives to it or None), in the order
+            in which they are to be given; the first carries the control connection.
+        fence: of the claim that holds the task.
+    """
+    request = decode_request(transfer.request)
+    target = request.targets[int(row.id.rpartition(".")[2]) - 1]
+    routes: list[TaskRoute] = []
+    for way, rate in ways:
+        sites = list(way if row.driver == row.source_site else reversed(way))
+        stops = [_stop(known.get(site), row, first=at == 0) for at, site in enumerate(sites)]
+        if len(sites) < 2 or not all(stops):
+            continue
+        document = b""
+        if len(sites) > 2:
+            grant = RelayGrant(
+                id=terms.rng(16),
+                transfer=row.transfer,
+                task=row.id,
+                fence=fence,
+                epoch=epoch,
+                issued=int(now),
+                expires=int(now) + terms.grant_s,
+                stops=[stop for stop in stops if stop],
+                dial="target" if row.driver == row.target_site else "source",
+                source_path=request.source.path,
+                target_path=target.path,
+                labels=request.labels,
+                purpose=request.purpose,
+                policy_digest=bytes.fromhex(transfer.policy_digest),
+                tenant=row.tenant,
+                requester=transfer.user,
+            )
+            try:
+                document = terms.sign_relay(grant)
+            except UsageError:
+                continue  # too long for a document: long paths and many labels leave room for few relays
+        address = stops[1].address if stops[1] else ""
+        routes.append(
+            TaskRoute(
+                sites=sites,
+                address=address,
+                grant=base64.b64encode(document).decode("ascii"),
+                rate_bits_per_s=rate,
+            )
+        )
+    return routes
+
+
+def _stop(site: AnyRow | None, row: AnyRow, *, first: bool) -> Stop | None:
+    if site is None or not site.key_sha256:
+        return None
+    if first:
+        return Stop(site.name, site.key_sha256)
+    addresses = decode_addresses(site.addresses)
+    if not addresses:
+        return None
+    return Stop(site.name, site.key_sha256, addresses[row.attempts % len(addresses)])

@@ -1,0 +1,131 @@
+"""What is checked of everything that the coordinator signs for agents: grants of both kinds."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Final
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from flowengine.errors import AuthenticationError, ProtocolError
+from flowengine.trust.certificates import SKEW_S
+from flowengine.trust.envelope import open_envelope, signed_bytes
+from flowengine.wire.paths import check_relative_path
+
+__all__ = [
+    "MAX_VALID_S",
+    "check_conditions",
+    "check_fence",
+    "check_time",
+    "problem_of_path",
+    "problem_of_term",
+    "refused",
+    "verified_payload",
+    "wire_path",
+]
+
+MAX_VALID_S: Final = 86_400
+"""No grant is believed for longer, whatever it says."""
+
+
+def verified_payload(document: bytes, domain: str, keys: Mapping[str, bytes], what: str) -> bytes:
+    """The payload of a document that one of the coordinator's keys signed for `domain`.
+
+    Args:
+        what: "grant" or "relay grant", for the message.
+
+    Raises:
+        AuthenticationError: reason "grant-forged".
+    """
+    envelope = open_envelope(document, domain, "grant-forged", what)
+    public = keys.get(envelope.key_id)
+    if public is None:
+        raise refused(
+            f"the {what} is signed with a key that is not this federation's coordinator's",
+            "grant-forged",
+            "somebody pretends to be the coordinator; or it has new keys, which the next heartbeat brings",
+        )
+    try:
+        Ed25519PublicKey.from_public_bytes(public).verify(
+            envelope.signature, signed_bytes(domain, envelope.payload)
+        )
+    except (InvalidSignature, ValueError):
+        raise refused(f"the {what}'s signature is wrong: it was changed, or forged", "grant-forged") from None
+    return envelope.payload
+
+
+def check_conditions(required: Sequence[str], known: Collection[str], what: str) -> None:
+    """Refuse what has conditions that this agent does not know (reason "incompatible")."""
+    unknown = sorted(set(required) - set(known))
+    if unknown:
+        shown = ", ".join(word[:64] for word in unknown[:8])
+        raise refused(
+            f"the {what} has conditions that this agent does not know: {shown!r}",
+            "incompatible",
+            "update flowengine on this site",
+        )
+
+
+def check_time(issued: int, expires: int, now: float, what: str) -> None:
+    """Refuse what is not valid now (reason "grant-not-yet-valid" or "grant-expired")."""
+    if now < issued - SKEW_S:
+        raise refused(
+            f"the {what} is from {issued - now:.0f} s in the future",
+            "grant-not-yet-valid",
+            "this site's clock is behind the coordinator's, or the other way round: flow doctor compares them",
+        )
+    if now > min(expires, issued + MAX_VALID_S) + SKEW_S:
+        raise refused(
+            f"the {what} expired {now - expires:.0f} s ago",
+            "grant-expired",
+            "the task is claimed anew for a fresh one; if that fails too, compare the clocks (flow doctor)",
+        )
+
+
+def check_fence(fence: int, highest: int, what: str, *, spent: bool) -> None:
+    """Refuse what a later claim superseded, or what was used up (reason "grant-superseded" or "grant-replayed")."""
+    if fence < highest:
+        raise refused(
+            f"the {what} was superseded by fence {highest}",
+            "grant-superseded",
+            "another claim of the same task goes on; nothing is to be done",
+        )
+    if spent:
+        raise refused(f"the {what} was used up: its task ended here", "grant-replayed")
+
+
+def problem_of_term(fence: int, epoch: int, issued: int, expires: int) -> str:
+    """What makes numbers and times of a grant unusable; empty for nothing."""
+    if not 0 < fence < 1 << 63 or not 0 <= epoch < 1 << 63:
+        return "its fence or epoch is out of range"
+    if expires <= issued or expires - issued > MAX_VALID_S:
+        return f"it must be valid for 1 to {MAX_VALID_S} s"
+    return ""
+
+
+def problem_of_path(path: str) -> str:
+    """What makes a site path of a grant unusable; empty for nothing."""
+    if not path.startswith("/"):
+        return "a path of it is not absolute"
+    try:
+        relative = wire_path(path).removesuffix(b"/")
+        if relative:
+            check_relative_path(relative)
+    except (ProtocolError, UnicodeEncodeError) as error:
+        return f"a path of it cannot be used: {error}"
+    return ""
+
+
+def wire_path(site_path: str) -> bytes:
+    r"""A site path as `Open` carries it: bytes without the leading slash; a trailing slash keeps its meaning.
+
+    >>> wire_path("/data/sets/a/")
+    b'data/sets/a/'
+    """
+    return site_path.encode("utf-8", "surrogateescape").lstrip(b"/")
+
+
+def refused(message: str, reason: str, hint: str = "") -> AuthenticationError:
+    """The error for a document that is not accepted."""
+    return AuthenticationError(message, hint=hint, reason=reason)

@@ -1,0 +1,88 @@
+"""What two neighbours on a route say to each other before anything passes between them.
+
+After TLS, in which both show certificates, and a handshake that shows the relay grant, the side that dialled asks for
+the hop and the other side agrees; docs/spec/wire.md has the table. From then on the connection carries the end-to-end
+control connection, if that goes over this route, and else nothing: when it ends, the hop ends.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from flowengine.errors import ProtocolError
+from flowengine.wire.messages import Refuse
+
+__all__ = [
+    "MAX_HOP_MESSAGE_BYTES",
+    "MAX_TICKET_BYTES",
+    "HopMessage",
+    "HopOpen",
+    "HopOpened",
+    "decode",
+    "encode",
+]
+
+MAX_TICKET_BYTES: Final = 48 * 1024
+MAX_HOP_MESSAGE_BYTES: Final = MAX_TICKET_BYTES + 4096
+
+
+class _Message(msgspec.Struct, array_like=True, gc=False, tag=True):
+    """Common configuration, as of transfer messages."""
+
+
+class HopOpen(_Message, tag=1):
+    """The side that dialled asks for the hop.
+
+    Attributes:
+        control: whether the end-to-end control connection is to go over it.
+        ticket: the source's, where the source is on this side; else empty.
+        rtt_us: round trip from the first site of the route to here, as the kernels on the way measured it.
+    """
+
+    control: bool
+    ticket: bytes = b""
+    rtt_us: int = 0
+
+
+class HopOpened(_Message, tag=2):
+    """The side that was dialled agrees; every hop behind it stands.
+
+    Attributes:
+        hop_id: 16 random bytes, by which data connections name the hop in their preambles.
+        ticket: the source's, where the source is on this side; else empty.
+        rtt_us: round trip from here to the last site of the route.
+    """
+
+    hop_id: bytes
+    ticket: bytes = b""
+    rtt_us: int = 0
+
+
+HopMessage = HopOpen | HopOpened | Refuse
+
+encode = msgspec.msgpack.Encoder().encode
+_decoder = msgspec.msgpack.Decoder(HopMessage)
+
+
+def decode(data: bytes | memoryview) -> HopMessage:
+    """The message in `data`.
+
+    Raises:
+        ProtocolError: the bytes are not one message of a hop, or one beyond its bounds.
+    """
+    try:
+        message: HopMessage = _decoder.decode(data)
+    except (msgspec.MsgspecError, ValueError, RecursionError, OverflowError) as error:
+        raise ProtocolError(
+            f"a site on the route sent a message that does not decode: {error}",
+            hint="check that both sides run compatible versions (flow --version)",
+        ) from None
+    if isinstance(message, Refuse):
+        return message
+    if len(message.ticket) > MAX_TICKET_BYTES or not 0 <= message.rtt_us < 1 << 32:
+        raise ProtocolError("a site on the route sent a ticket or a round trip beyond the limits")
+    if isinstance(message, HopOpened) and len(message.hop_id) != 16:
+        raise ProtocolError("a site on the route named the hop with other than 16 bytes")
+    return message
