@@ -69,8 +69,8 @@ class RelayGrant(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         stops: the sites in the order in which they are dialled: an end, relays, the other end.
         dial: which end dials, so which is first.
         source_path, target_path: site paths, as "/data/sets/a/".
-        labels, purpose, policy_digest: what the policy decision was made on.
-        tenant, requester: for whom it is.
+        labels, contracts, purpose, requester, policy_digest: what the policy decision was made on.
+        tenant: for whom it is.
         byte_limit: most payload bytes that may cross; None for no bound.
         required: conditions that whoever checks must know; unknown ones refuse the grant.
     """
@@ -87,6 +87,7 @@ class RelayGrant(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     source_path: str
     target_path: str
     labels: list[str] = []
+    contracts: list[str] = []
     purpose: str = ""
     policy_digest: bytes = b""
     tenant: str = ""
@@ -100,24 +101,25 @@ class RelayGrant(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return tuple(stop.site for stop in self.stops)
 
     @property
-    def route(self) -> tuple[str, ...]:
-        """Names of all sites, from the source to the target."""
-        return self.sites if self.dial == "source" else self.sites[::-1]
+    def route(self) -> tuple[Party, ...]:
+        """All sites, from the source to the target."""
+        parties = tuple(stop.party for stop in self.stops)
+        return parties if self.dial == "source" else parties[::-1]
 
     @property
     def source(self) -> Party:
         """Whose data it is."""
-        return self.stops[0 if self.dial == "source" else -1].party
+        return self.route[0]
 
     @property
     def target(self) -> Party:
         """Where it goes to."""
-        return self.stops[-1 if self.dial == "source" else 0].party
+        return self.route[-1]
 
     @property
     def shown(self) -> str:
         """What it is for, for messages and logs."""
-        return f"{' -> '.join(self.route)} (task {self.task}, fence {self.fence})"
+        return f"{' -> '.join(party.site for party in self.route)} (task {self.task}, fence {self.fence})"
 
     def place(self, me: Party) -> int | None:
         """Where a site stands in `stops`; None for nowhere."""
@@ -222,7 +224,7 @@ def _problem(grant: RelayGrant) -> str:
         return "the sites of its route have not the addresses that are needed to dial them"
     if grant.byte_limit is not None and grant.byte_limit < 0:
         return "its byte limit is negative"
-    if max(len(grant.labels), len(grant.required)) > MAX_LABELS:
+    if max(len(grant.labels), len(grant.contracts), len(grant.required)) > MAX_LABELS:
         return f"it has more than {MAX_LABELS} labels"
     return problem_of_path(grant.source_path) or problem_of_path(grant.target_path)
 

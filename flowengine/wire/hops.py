@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 
 from flowengine.errors import ProtocolError
+from flowengine.wire.control import MAX_HANDSHAKE_BYTES
 from flowengine.wire.messages import Refuse
 
 __all__ = [
@@ -24,8 +25,8 @@ __all__ = [
     "encode",
 ]
 
-MAX_TICKET_BYTES: Final = 48 * 1024
-MAX_HOP_MESSAGE_BYTES: Final = MAX_TICKET_BYTES + 4096
+MAX_TICKET_BYTES: Final = 12 * 1024
+MAX_HOP_MESSAGE_BYTES: Final = MAX_HANDSHAKE_BYTES
 
 
 class _Message(msgspec.Struct, array_like=True, gc=False, tag=True):

@@ -54,7 +54,7 @@ def test_every_site_of_a_route_finds_its_place() -> None:
         assert check_relay_grant(document, KEYS, NOW, me=me, before=before) == grant()
     found = peek_relay_grant(document, KEYS)
     assert found.sites == ("d", "c", "b", "a")
-    assert found.route == ("a", "b", "c", "d")
+    assert found.route == (A, B, C, D)
     assert (found.source, found.target) == (A, D)
     assert (found.place(D), found.place(B), found.place(Party("b", "x"))) == (0, 2, None)
     assert [found.neighbour(at, "source") for at in range(4)] == ["c", "b", "a", ""]
@@ -64,7 +64,7 @@ def test_every_site_of_a_route_finds_its_place() -> None:
 def test_a_push_begins_at_the_source() -> None:
     pushed = grant(dial="source")
     assert (pushed.source, pushed.target) == (D, A)
-    assert pushed.route == ("d", "c", "b", "a")
+    assert pushed.route == (D, C, B, A)
     assert [pushed.neighbour(at, "target") for at in range(4)] == ["c", "b", "a", ""]
 
 

@@ -78,6 +78,7 @@ def task_grant(
         purpose=request.purpose,
         policy_digest=bytes.fromhex(transfer.policy_digest),
         tenant=row.tenant,
+        requester=transfer.user,
     )
 
 
