@@ -55,7 +55,7 @@ def mixed(root: Path, total: int) -> int:
     (root / "medium").mkdir()
     for number in range(total // 4 // (8 * MIB)):
         random_file(root / "medium" / f"m{number}", 8 * MIB, seed=1000 + number)
-    small_tree(root / "small", total // 4 // 65536, size=65536, per_folder=500)
+    small_tree(root / "small", total // 4 // 65536, size=65536, per_folder=500, seed=1)
     return sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
 
 
@@ -111,7 +111,7 @@ def kill_and_rerun(place: Path, source: Path, size: int, seed: int) -> float:
 @pytest.mark.parametrize("victim", ["source", "target"])
 def test_a_killed_end_of_a_local_copy_takes_the_other_along(place: Path, victim: str) -> None:
     source, target = place / "source", place / "target"
-    size = mixed(source, GIB // 8)
+    size = mixed(source, GIB // 16)
     flow = Flow(place / "state")
 
     def landed() -> int:
@@ -122,10 +122,11 @@ def test_a_killed_end_of_a_local_copy_takes_the_other_along(place: Path, victim:
                     total += os.lstat(os.path.join(folder, name)).st_blocks * 512
         return total
 
-    # Slow enough that the copy is still under way when the signal comes, however busy the machine.
-    with flow.started("cp", "--bwlimit", "60MB/s", f"{source}/", target) as running:
-        (child,) = wait_until(lambda: children(running.pid), "the source process")
-        wait_until(lambda: landed() > size // 4, "bytes at the target")
+    # A sixteenth has landed after a second, and all of it only after sixteen: the copy is under way when the signal
+    # comes. Its child is asked for late, since the imports at its start have short-lived children of their own.
+    with flow.started("cp", "--bwlimit", "4MB/s", f"{source}/", target) as running:
+        wait_until(lambda: landed() > size // 16, "bytes at the target")
+        (child,) = children(running.pid)
         os.kill(child if victim == "source" else running.pid, signal.SIGKILL)
         ended = running.finish()
         wait_until(lambda: gone(child), "the source process to end with the target's")
@@ -133,7 +134,7 @@ def test_a_killed_end_of_a_local_copy_takes_the_other_along(place: Path, victim:
         assert ended.code == 75, str(ended)
         assert "the source process ended" in ended.stderr
     report = flow("cp", "--json", f"{source}/", target).data
-    assert report["bytes_sent"] < size
+    assert report["bytes_sent"] < size - size // 32
     assert_same(source, target)
 
 
