@@ -16,10 +16,13 @@ from flowengine.wire.control import ControlDecoder
 from flowengine.wire.control import encode as frame
 from flowengine.wire.messages import Message, Refuse
 
-__all__ = ["STALL_S", "Control"]
+__all__ = ["STALL_S", "Control", "wait_for_last_word"]
 
 STALL_S: Final = 60.0
 """A peer that says nothing for so long is taken for dead; both ends send `Progress` every second."""
+
+LAST_WORD_S: Final = 3.0
+"""How long a connection that broke waits for the peer's own word on it."""
 
 MAX_WAITING_MESSAGES: Final = 8192
 """Directories cost no credit and want no answer: this is what keeps a scan from running away from the network."""
@@ -108,9 +111,13 @@ class Control:
                 await self._wake.wait()
                 self._wake = trio.Event()
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            raise TemporaryError(
+            self._ended = True
+            self._room.set()
+            broken = TemporaryError(
                 "the control connection to the peer broke", hint="it is dialled again", reason="disconnected"
-            ) from error
+            )
+            await wait_for_last_word(broken)
+            raise broken from error
         finally:
             self._ended = True
             self._room.set()
@@ -165,6 +172,16 @@ class Control:
     async def aclose(self) -> None:
         """Close the connection without waiting for the peer."""
         await trio.aclose_forcefully(self._stream)
+
+
+async def wait_for_last_word(error: TemporaryError) -> None:
+    """Where a connection broke, give the task that receives time to raise what the peer says of it: this is cancelled then.
+
+    A peer whose disk is full ends its data connections first and then tells why. Without this wait the first sign of it
+    would pass for a network that broke, and be tried again.
+    """
+    if error.reason == "disconnected":
+        await trio.sleep(LAST_WORD_S)
 
 
 def refusal(message: Refuse) -> Exception:

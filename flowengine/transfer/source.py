@@ -27,7 +27,7 @@ from typing import Final
 import trio
 
 from flowengine.chunking.fine import FineCutter, fine_profile
-from flowengine.errors import ProtocolError
+from flowengine.errors import ProtocolError, TemporaryError
 from flowengine.manifest import Header, ManifestBuilder, Summary
 from flowengine.store.buffers import BufferPool, PoolClosed
 from flowengine.store.reading import SEGMENT_BYTES, ObjectReader
@@ -45,6 +45,7 @@ from flowengine.store.scan import (
 from flowengine.store.scan_cache import ScanCache
 from flowengine.store.selection import Selection
 from flowengine.transfer.compression import CompressionChooser
+from flowengine.transfer.control import wait_for_last_word
 from flowengine.transfer.holds import BatchHold, FineHold, Hold, PieceHold, UnitPacker, wanted_runs
 from flowengine.transfer.lanes import ChunkGone, Credit, SendingLane, Unit
 from flowengine.transfer.link_control import LinkControl
@@ -224,8 +225,12 @@ class _Source:
 
     async def _run_lane(self, number: int, lane: SendingLane, limiter: trio.CapacityLimiter) -> None:
         # Its end mark stands in the queue already, if the session ends before the thread begins.
-        with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(lane.run, limiter=limiter)
+        try:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(lane.run, limiter=limiter)
+        except TemporaryError as error:
+            await wait_for_last_word(error)
+            raise
         self._session.streams.gone(number)
 
     def _observed(self, counters: Counters) -> None:

@@ -27,6 +27,7 @@ from flowengine.store.index_log import IndexLog
 from flowengine.store.landed import LandedManifest, index_exists
 from flowengine.store.scan_cache import ScanCache
 from flowengine.store.staging import Staging
+from flowengine.transfer.control import wait_for_last_word
 from flowengine.transfer.copying import Copier
 from flowengine.transfer.landing import Landing
 from flowengine.transfer.lanes import ReceivingLane
@@ -356,9 +357,10 @@ class _Target:
         try:
             await trio.to_thread.run_sync(lane.run, limiter=limiter)
             self._session.streams.gone(number)
-        except TemporaryError:
+        except TemporaryError as error:
             self._session.streams.shut()
             if not self._concluded:  # all has landed: a source that leaves without a word does no harm
+                await wait_for_last_word(error)
                 raise
         except BaseException:
             self._session.streams.shut()

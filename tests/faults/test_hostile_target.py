@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,19 +12,37 @@ import trio
 from support import MIB, random_file
 
 from flowengine.chunking import CHUNK_BYTES
-from flowengine.errors import Exit, FlowError, exit_code
+from flowengine.errors import Exit, FlowError, TemporaryError, exit_code
 from flowengine.store.selection import Root, Selection
+from flowengine.transfer import control
 from flowengine.transfer.channel import session_errors
 from flowengine.transfer.listen import Incoming, Listener
 from flowengine.transfer.passes import TransferSettings
 from flowengine.transfer.run import push
-from flowengine.wire.messages import WANT_ALL, WANT_NONE, WANT_SOME, Finer, Message, ObjectRun, Offer, Want
+from flowengine.transfer.session import Session
+from flowengine.wire.messages import (
+    WANT_ALL,
+    WANT_NONE,
+    WANT_SOME,
+    Finer,
+    Message,
+    ObjectRun,
+    Offer,
+    Progress,
+    Want,
+)
 
 Answer = Callable[[Message], list[Want]]
 
 
-def attacked(source: Path, answer: Answer) -> FlowError:
-    """Let a fake target answer the offers of a push; how the push ended."""
+def attacked(
+    source: Path, answer: Answer, beside: Callable[[Session, Message], None] = lambda session, message: None
+) -> FlowError:
+    """Let a fake target answer the offers of a push; how the push ended.
+
+    Args:
+        beside: called with each message before it is answered.
+    """
 
     async def main() -> FlowError:
         listener = Listener("127.0.0.1", 0)
@@ -33,10 +52,15 @@ def attacked(source: Path, answer: Answer) -> FlowError:
             async with incoming.accept(incoming.request.options) as session:
                 await session.streams.next()
                 try:
-                    async with session_errors(incoming.channel), trio.open_nursery() as nursery:
+                    async with (
+                        session_errors(incoming.channel),
+                        trio.open_nursery() as nursery,
+                        contextlib.aclosing(session.control.receive()) as batches,
+                    ):
                         nursery.start_soon(session.control.run_writer)
-                        async for batch in session.control.receive():
+                        async for batch in batches:
                             for message in batch:
+                                beside(session, message)
                                 if isinstance(message, Offer | ObjectRun | Finer):
                                     for want in answer(message):
                                         session.control.post(want)
@@ -103,3 +127,24 @@ def test_more_than_may_be_open_of_finer_cuts_is_refused(
     error = attacked(tmp_path / "source", answer)
     assert exit_code(error) == Exit.INTEGRITY
     assert "answers none" in error.message
+
+
+def test_a_target_that_ends_its_connections_is_heard_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk shows as broken data connections first; what the target says of it afterwards is what counts."""
+    monkeypatch.setenv("FLOW_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setattr(control, "LAST_WORD_S", 40.0)  # however slow this machine is
+    random_file(tmp_path / "source" / "file", 8 * MIB)
+    ended: list[bool] = []
+
+    def beside(session: Session, message: Message) -> None:
+        if isinstance(message, ObjectRun) and not ended:
+            session.streams.shut()
+            ended.append(True)
+        elif isinstance(message, Progress) and ended:  # by now the source has met the broken connections
+            raise TemporaryError("no room left", reason="disk-full")
+
+    error = attacked(tmp_path / "source", lambda message: [Want(WANT_ALL, b"", b"")], beside)
+    assert ended
+    assert (error.reason, error.message) == ("disk-full", "no room left")
