@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from flowengine.errors import AuthenticationError, FlowError, UsageError
 from flowengine.store.grants import GrantLedger
 from flowengine.trust.certificates import CertificateFacts, check_certificate, parse_certificate
+from flowengine.trust.deletion import DeleteCertificate, sign_deletion
 from flowengine.trust.grant import End, Grant, Party, check_grant, check_requested_path, peek_grant
 from flowengine.trust.receipt import SignedReceipt, sign_receipt
 from flowengine.trust.release import Release, sign_release
@@ -67,6 +68,10 @@ class SiteIdentity(Secret):
     def sign_release(self, release: Release) -> bytes:
         """This site's signed word that its policies let data leave."""
         return sign_release(release, self._secret_pem, self.certificate_der)
+
+    def sign_deletion(self, said: DeleteCertificate) -> bytes:
+        """This site's signed word on what it destroyed."""
+        return sign_deletion(said, self._secret_pem, self.certificate_der)
 
 
 def _context(protocol: int, pem: bytes, ca_pem: str) -> ssl.SSLContext:

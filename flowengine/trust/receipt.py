@@ -11,15 +11,8 @@ from typing import Final
 
 import msgspec
 
-from flowengine.errors import AuthenticationError, IntegrityError
-from flowengine.trust.certificates import (
-    CertificateFacts,
-    check_certificate,
-    parse_certificate,
-    sign_with_key,
-    verify_with_certificate,
-)
-from flowengine.trust.envelope import Envelope, open_envelope, seal_envelope, signed_bytes
+from flowengine.trust.certificates import CertificateFacts
+from flowengine.trust.site_documents import check_signer, open_signed, sign_as_site
 
 __all__ = ["RECEIPT_DOMAIN", "SignedReceipt", "sign_receipt", "verify_receipt"]
 
@@ -60,22 +53,9 @@ class SignedReceipt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     decisions: list[str] = []
 
 
-_encode = msgspec.msgpack.Encoder().encode
-_decoder = msgspec.msgpack.Decoder(SignedReceipt)
-
-
 def sign_receipt(receipt: SignedReceipt, secret_pem: bytes, certificate_der: bytes) -> bytes:
     """The receipt as it travels: signed with the key of the site's certificate, which goes along."""
-    payload = _encode(receipt)
-    return seal_envelope(
-        Envelope(
-            domain=RECEIPT_DOMAIN,
-            payload=payload,
-            signature=sign_with_key(secret_pem, signed_bytes(RECEIPT_DOMAIN, payload)),
-            key_id=parse_certificate(certificate_der).key_sha256,
-            certificate=certificate_der,
-        )
-    )
+    return sign_as_site(RECEIPT_DOMAIN, receipt, secret_pem, certificate_der)
 
 
 def verify_receipt(document: bytes, anchors_pem: str) -> tuple[SignedReceipt, CertificateFacts]:
@@ -89,21 +69,8 @@ def verify_receipt(document: bytes, anchors_pem: str) -> tuple[SignedReceipt, Ce
             the receipt was made ("certificate-expired"), or it is another site's ("receipt-forged").
         IntegrityError: its signature is wrong (reason "receipt-forged").
     """
-    envelope = open_envelope(document, RECEIPT_DOMAIN, "receipt-forged", "receipt")
-    parse_certificate(envelope.certificate)
-    if not verify_with_certificate(
-        envelope.certificate, envelope.signature, signed_bytes(RECEIPT_DOMAIN, envelope.payload)
-    ):
-        raise IntegrityError(
-            "the receipt's signature is wrong: it was changed, or forged", reason="receipt-forged"
-        )
-    try:
-        receipt = _decoder.decode(envelope.payload)
-    except (msgspec.MsgspecError, ValueError, RecursionError, OverflowError) as error:
-        raise IntegrityError(f"the receipt cannot be understood: {error}", reason="incompatible") from None
-    facts = check_certificate(envelope.certificate, anchors_pem, receipt.landed, kind="site")
-    if facts.site != receipt.site:
-        raise AuthenticationError(
-            f"{facts.shown} signed a receipt in the name of {receipt.site[:64]!r}", reason="receipt-forged"
-        )
+    receipt, certificate = open_signed(document, RECEIPT_DOMAIN, "receipt-forged", "receipt", SignedReceipt)
+    facts = check_signer(
+        certificate, anchors_pem, receipt.site, receipt.landed, "receipt-forged", "receipt"
+    )
     return receipt, facts
