@@ -17,10 +17,11 @@ from flowengine.api.resources import Counters, Endpoint, LandedObject, Limit, Na
 from flowengine.errors import ProtocolError
 
 __all__ = [
-    "Answer", "Claim", "Claimed", "Command", "DrainCommand", "Enrolled", "Greeting", "Heartbeat", "HeartbeatReply",
-    "HopTraffic", "Join", "Lease", "LeasesCommand", "LimitsCommand", "LookCommand", "MeasureCommand", "ProbeCommand",
-    "RelayState", "RelayedTask", "Renewal", "Report", "ReportReply", "RevocationsCommand", "RoutesCommand", "TaskCommand",
-    "TaskGrant", "TaskRoute", "Told", "WorkCommand", "check_required",
+    "Answer", "Claim", "Claimed", "Command", "Disposal", "DrainCommand", "Enrolled", "Greeting", "Heartbeat",
+    "HeartbeatReply", "HopTraffic", "Join", "Lease", "LeasesCommand", "LimitsCommand", "LookCommand", "MeasureCommand",
+    "ProbeCommand", "QuarantineCommand", "RelayState", "RelayedTask", "Renewal", "Report", "ReportReply",
+    "RevocationsCommand", "RoutesCommand", "Taken", "TaskCommand", "TaskGrant", "TaskRoute", "Told", "WorkCommand",
+    "check_required",
 ]  # fmt: skip
 
 
@@ -318,6 +319,16 @@ class DrainCommand(msgspec.Struct, kw_only=True, tag="drain"):
     on: bool
 
 
+class QuarantineCommand(msgspec.Struct, kw_only=True, tag="quarantine"):
+    """A transfer to this site is not permitted any more: what arrived of it goes to quarantine.
+
+    Answered by a `Disposal`; the site finds by itself how much of it has to go.
+    """
+
+    task: str
+    why: str
+
+
 class LookCommand(msgspec.Struct, kw_only=True, tag="look"):
     """A user wants to see a folder: answer within `within_s` by POST /v1/agent/answers/{id}."""
 
@@ -361,10 +372,39 @@ Command: TypeAlias = (
     | LimitsCommand
     | RevocationsCommand
     | DrainCommand
+    | QuarantineCommand
     | LookCommand
     | MeasureCommand
     | ProbeCommand
 )
+
+
+class Disposal(Told):
+    """What became of data that may not stay at a site; sent until it was taken, by POST /v1/agent/disposals.
+
+    Attributes:
+        state: "none": nothing of it was here.
+        cause: "policy-stopped", "delete-by", "delete-after", "cancelled" or "operator".
+        name: of the quarantine, below the site's root.
+        objects, size_bytes: that had landed and were taken; `missing` were no longer there.
+        certificate: base64 of the signed delete certificate, with state "purged".
+    """
+
+    task: str
+    state: Literal["none", "quarantined", "purged"]
+    cause: str = ""
+    why: str = ""
+    name: str = ""
+    objects: int = 0
+    size_bytes: int = 0
+    missing: int = 0
+    staged_bytes: int = 0
+    at: datetime | None = None
+    certificate: str = ""
+
+
+class Taken(Told):
+    """The coordinator took note."""
 
 
 class Answer(Told):

@@ -47,10 +47,10 @@ class Taken:
 
 @dataclass(frozen=True, slots=True)
 class Purged:
-    """What a purge removed: files, staging included, and the bytes that they held on disk."""
+    """What a purge removed: files, those under way included, and the bytes on disk of what was under way."""
 
     files: int = 0
-    size_bytes: int = 0
+    staged_bytes: int = 0
 
 
 def name_digest(paths: Iterable[tuple[bytes, int]]) -> str:
@@ -110,6 +110,16 @@ class Quarantine:
             return False
         os.close(fd)
         return True
+
+    def count(self) -> int:
+        """How many objects are in it."""
+        fd = self._open(make=False)
+        if fd < 0:
+            return 0
+        try:
+            return sum(name.startswith("o.") for name in os.listdir(fd))
+        finally:
+            os.close(fd)
 
     def take(self, folder: bytes, paths: Iterable[bytes], *, staging: bool) -> Taken:
         """Move objects out of their visible place; blocks until that is durable.
@@ -233,7 +243,7 @@ class Quarantine:
         if fd < 0:
             return Purged()
         try:
-            files, size_bytes = _empty(fd)
+            files, staged_bytes = _empty(fd, top=True)
             os.fsync(fd)
         except OSError as error:
             raise LocalError(
@@ -255,7 +265,7 @@ class Quarantine:
                     os.rmdir(name, dir_fd=there)
                 finally:
                     os.close(there)
-        return Purged(files, size_bytes)
+        return Purged(files, staged_bytes)
 
 
 def _join(folder: bytes, path: bytes) -> bytes:
@@ -275,15 +285,15 @@ def _rename_free(name: bytes, from_fd: int, as_name: bytes, to_fd: int) -> bool:
     return True
 
 
-def _empty(fd: int) -> tuple[int, int]:
-    """Remove all below a folder; files and bytes that went, by name and size of each."""
-    files = size_bytes = 0
+def _empty(fd: int, *, top: bool = False) -> tuple[int, int]:
+    """Remove all below a folder; how many files went, and the disk's bytes of those that are no object."""
+    files = staged_bytes = 0
     for name in map(os.fsencode, os.listdir(fd)):
         st = os.stat(name, dir_fd=fd, follow_symlinks=False)
         if not stat.S_ISDIR(st.st_mode):
             os.unlink(name, dir_fd=fd)
             files += 1
-            size_bytes += st.st_blocks * 512 if stat.S_ISREG(st.st_mode) else 0
+            staged_bytes += 0 if top and name.startswith(b"o.") else st.st_blocks * 512
             continue
         os.chmod(name, 0o700, dir_fd=fd)
         below = os.open(name, _DIRECTORY, dir_fd=fd)
@@ -292,5 +302,5 @@ def _empty(fd: int) -> tuple[int, int]:
         finally:
             os.close(below)
         os.rmdir(name, dir_fd=fd)
-        files, size_bytes = files + more[0], size_bytes + more[1]
-    return files, size_bytes
+        files, staged_bytes = files + more[0], staged_bytes + more[1]
+    return files, staged_bytes

@@ -108,6 +108,7 @@ class Session:
         changes: what was decided about the link, with reasons, by the side that sends.
         sends: whether this is that side.
         release: the source's signed word that policy lets this leave, as it came with the answer to the request.
+        halted: why nothing more is to be offered; empty while nothing is wrong.
     """
 
     control: Control
@@ -129,6 +130,7 @@ class Session:
     changes: list[str] = field(default_factory=list)
     sends: bool = False
     release: bytes = b""
+    halted: str = ""
 
     def sealer(self, stream: int) -> FrameSealer:
         """The sealer of a stream that carries data from source to target; once per stream."""
@@ -137,6 +139,13 @@ class Session:
     def opener(self, stream: int) -> FrameOpener:
         """The opener of a stream that carries data from source to target; once per stream."""
         return FrameOpener(self.secrets.stream_keys(self.session_id, stream, Direction.SOURCE_TO_TARGET, 0))
+
+    def halt(self, why: str) -> None:
+        """Let what was offered land, and nothing after it; the source does it, and is told if that is the other side.
+
+        The pass then ends as one whose source was not read whole. Holds from the next `Progress` on, within a second.
+        """
+        self.halted = self.halted or why
 
     def limit(self, bits_per_s: float | None) -> None:
         """Hold this session to a rate from now on; the side that sends does it, and is told if that is the other."""
@@ -166,7 +175,14 @@ class Session:
             if now - last >= PROGRESS_S:
                 fresh = self.changes[told : told + _CHANGES_AT_ONCE] if self.sends else []
                 told += len(fresh)
-                self.control.post(Progress(counters.as_dict() | self.clock_counters(), bottleneck(), fresh))
+                self.control.post(
+                    Progress(
+                        counters.as_dict() | self.clock_counters(),
+                        bottleneck(),
+                        fresh,
+                        "" if self.sends else self.halted,
+                    )
+                )
                 last = now
 
     def peer_counters(self) -> dict[str, int]:

@@ -163,6 +163,8 @@ class _Source:
         self._wanted_bytes = 0
         self._stopped = False
         self._offers = 0
+        self._depth = 0
+        self._in_object = False
         self._packer = UnitPacker()
         self._finer_bytes = 0
         self._failures: list[tuple[bytes, str, str]] = []
@@ -290,11 +292,16 @@ class _Source:
         events = scanner.events()
         start = time.perf_counter_ns()
         waited = 0
+        complete = True
         try:
             for event in events:
                 # Waiting for a free buffer is the network's or the target's doing, not the reader's.
                 start = stage.since(start + self._pool.waited_ns - waited)
                 waited = self._pool.waited_ns
+                if self._session.halted and not self._in_object:
+                    self._cut_short(event, recorder)
+                    complete = False
+                    break
                 self._post_event(event, recorder)
                 counters.objects, counters.size_bytes = scanner.objects, scanner.size_bytes
                 counters.objects_read, counters.bytes_read = scanner.objects_read, scanner.bytes_read
@@ -310,7 +317,19 @@ class _Source:
         counters.scan_done = True
         self._summary = summary = recorder.finish()
         self._control.post(Totals(scanner.objects, scanner.size_bytes, True))
-        self._control.post(Finish(summary.version_id, summary.objects, summary.size_bytes, scanner.complete))
+        self._control.post(Finish(summary.version_id, summary.objects, summary.size_bytes, complete and scanner.complete))
+
+    def _cut_short(self, event: Event, recorder: ManifestRecorder) -> None:
+        """Offer nothing more: leave the folders that are open, as ones that were not read whole."""
+        if isinstance(event, Batch):
+            BatchHold(event).release()
+        why = self._session.halted
+        self._failures.append((b".", "policy-stopped", why))
+        self._counters.objects_failed += 1
+        self._control.post(Failed(b".", "policy-stopped", why))
+        for _ in range(self._depth):
+            recorder.leave(0o755, 0, b"")
+            self._control.post(DirectoryEnd(0o755, 0, b"", False, False))
 
     def _post_event(self, event: Event, recorder: ManifestRecorder) -> None:
         post = self._control.post
@@ -323,16 +342,20 @@ class _Source:
                 self._offer(PieceHold(event.piece, self._large_path), ObjectRun(event.piece.packed))
             case LargeBegun(entry, path):
                 self._large_path = path
+                self._in_object = True
                 recorder.large_begin(entry)
                 post(ObjectBegin(entry))
             case LargeEnded(reason, message):
+                self._in_object = False
                 recorder.large_end(keep=not reason)
                 post(ObjectEnd(reason, message))
             case DirectoryEntered(name, _):
                 self._control.wait_for_room()
+                self._depth += 1
                 recorder.enter(name)
                 post(DirectoryBegin(name))
             case DirectoryLeft(mode, mtime_ns, extra, complete, apply):
+                self._depth -= 1
                 recorder.leave(mode, mtime_ns, extra)
                 post(DirectoryEnd(mode, mtime_ns, extra, complete, apply))
             case ScanFailed(path, reason, message):
@@ -407,6 +430,8 @@ class _Source:
                 self._counters.objects_done, self._counters.bytes_done = objects, size_bytes
             case Progress():
                 self._session.peer_progress = message
+                if message.halt:
+                    self._session.halt(message.halt[:1000])
                 for name in ("objects_unchanged", "bytes_reused", "bytes_unchanged", "objects_deleted"):
                     setattr(self._counters, name, message.counters.get(name, 0))
             case Failed(path, reason, text):

@@ -68,6 +68,8 @@ __all__ = ["NOWHERE", "TargetOutcome", "TargetRoot", "run_target"]
 MAX_QUEUED_MESSAGES: Final = 8192
 """Messages that may wait for the placer before no more are received."""
 _COPIERS: Final = 2
+_HALT_GRACE_S: Final = 5.0
+"""How long offers may still come that were on their way when the source was told to stop."""
 NOWHERE: Final = b"/nonexistent/flow-nowhere"
 """A target that is not there, for a dry run that only looks."""
 
@@ -266,6 +268,7 @@ class _Target:
         self._answers = 0
         self._room = trio.Event()
         self._held = False
+        self._halted_at: float | None = None
 
     def _open_index(self) -> ChunkIndex | None:
         """The chunk index of the target root, if it has one; loaded when first needed, because numpy takes its time."""
@@ -417,6 +420,8 @@ class _Target:
                 | DirectoryEnd()
                 | Finish()
             ):
+                if self._session.halted and isinstance(message, Offer | ObjectBegin):
+                    self._check_halt()
                 if isinstance(message, Offer | ObjectRun | Finer):
                     self._offers += 1
                     if self._offers - self._answers > MAX_OPEN_OFFERS:
@@ -441,6 +446,16 @@ class _Target:
                     f"the source sent {type(message).__name__}, which only a target sends",
                     hint="check that both sides run compatible versions",
                 )
+
+    def _check_halt(self) -> None:
+        """A source that was told to offer nothing more has a moment to hear it."""
+        now = trio.current_time()
+        if self._halted_at is None:
+            self._halted_at = now
+        elif now - self._halted_at > _HALT_GRACE_S:
+            raise ProtocolError(
+                f"the source goes on to offer after it was told to stop: {self._session.halted}"
+            )
 
     def _answer(self, want: Want) -> None:
         self._answers += 1

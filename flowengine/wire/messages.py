@@ -257,11 +257,15 @@ class Landed(_Message, tag=15):
 
 
 class Progress(_Message, tag=16):
-    """Counters for the watching end, and what was decided since the last one; informational."""
+    """Counters for the watching end, and what was decided since the last one; informational.
+
+    `halt` of a target is not: the source offers nothing more, and finishes with what it has offered.
+    """
 
     counters: dict[str, int]
     bottleneck: str = ""
     changes: list[str] = []
+    halt: str = ""
 
 
 class Receipt(_Message, tag=17):

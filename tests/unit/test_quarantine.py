@@ -26,7 +26,7 @@ def root(tmp_path: Path) -> Iterator[tuple[Path, int]]:
 def test_objects_and_staging_go_out_of_sight_and_are_counted(root: tuple[Path, int]) -> None:
     folder, fd = root
     (folder / "set/.flow-staging").mkdir()
-    (folder / "set/.flow-staging/l.1").write_bytes(bytes(30))
+    (folder / "set/.flow-staging/l.1").write_bytes(b"x" * 30)
     quarantine = Quarantine(fd, "t-1.1")
     assert not quarantine.exists()
     taken = quarantine.take(b"set", [b"a", b"sub/b", b"gone", b"sub"], staging=True)
@@ -37,7 +37,7 @@ def test_objects_and_staging_go_out_of_sight_and_are_counted(root: tuple[Path, i
     assert quarantine.take(b"set", [b"a"], staging=True) == Taken(missing=1)  # run again after a kill
     purged = quarantine.purge()
     assert purged.files == 3
-    assert purged.size_bytes > 0
+    assert purged.staged_bytes > 0
     assert not quarantine.exists()
     assert not (folder / ".flow-staging").exists()
     assert quarantine.purge() == Purged()

@@ -1,0 +1,269 @@
+"""What this site owes for what landed here: out of sight when it must be, destroyed when it is due, and signed for.
+
+Goal
+    A duty that outlives a transfer is done by whoever holds the data, whether the coordinator is there or not.
+Plan
+    `Holdings` is the account. A loop looks once a second: what is marked goes to quarantine, what is due by its date is
+    marked, what has been in quarantine for as long as configured is destroyed and certified, and what the coordinator
+    does not know yet is told. The time is `policy.duties.Clock`'s: a clock that jumped hides and does not destroy.
+Invariants
+    - Quarantine waits for nobody but whoever writes to the same folder, and that is stopped first.
+    - A certificate is signed after what it says is durable, and kept here.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import time
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from flowengine.api.agents import Disposal, Taken
+from flowengine.errors import FlowError
+from flowengine.policy.duties import Clock, Instant, deletion
+from flowengine.store.filesystem import boot_id
+from flowengine.store.quarantine import Quarantine, name_digest
+from flowengine.trust.deletion import DeleteCertificate
+from flowengine_agent.holdings import Cause, Holding, Holdings
+from flowengine_agent.roots import OfferedRoot
+
+if TYPE_CHECKING:
+    from flowengine_agent.site import Site
+
+__all__ = ["Keeper"]
+
+_ROUND_S: Final = 1.0
+_AGREE_S: Final = 10.0
+"""How often a clock that runs on without a jump is noted."""
+_TELL_AGAIN_S: Final = 5.0
+
+
+class Keeper:
+    """Does what is owed at one site.
+
+    Args:
+        purge_after_s: how long what was stopped stays in quarantine before it is destroyed.
+    """
+
+    def __init__(self, site: Site, holdings: Holdings, *, purge_after_s: float) -> None:
+        self._site = site
+        self.holdings = holdings
+        self._purge_after_s = purge_after_s
+        self._wake = trio.Event()
+        self._tell_from = 0.0
+        self._agreed_at = -_AGREE_S
+        self._gone_none: dict[str, str] = {}
+
+    def wake(self) -> None:
+        """Look now."""
+        self._wake.set()
+
+    def mark(self, task: str, cause: Cause, why: str, *, all_of_it: bool) -> None:
+        """What a task brought must go."""
+        if self.holdings.mark(task, cause, why, all_of_it=all_of_it):
+            self._site.log.warning("goes to quarantine", task=task, cause=cause, why=why)
+        self.wake()
+
+    def commanded(self, task: str, why: str) -> None:
+        """The coordinator says that a transfer to here is not permitted any more."""
+        holding = self.holdings.find(task)
+        if holding is None:
+            self._gone_none[task] = why
+        elif holding.state in ("open", "kept"):
+            self.mark(task, "policy-stopped", why, all_of_it=holding.terms.takes_landed("stop-now"))
+        self.wake()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            try:
+                await self._round()
+            except FlowError as error:  # tried again in the next round
+                self._site.log.error("a duty could not be done", reason=error.reason, why=error.message)
+            with trio.move_on_after(_ROUND_S):
+                await self._wake.wait()
+            self._wake = trio.Event()
+
+    async def _round(self) -> None:
+        now = self.time()
+        for holding in self.holdings.in_state("kept"):
+            self._look_at_date(holding, now)
+        for holding in self.holdings.in_state("marked"):
+            await self._hide(holding)
+        for holding in self.holdings.in_state("hidden"):
+            if self._may_purge(holding, now):
+                await self._purge(holding, now)
+        await self._tell()
+
+    # --- the clock ----------------------------------------------------------------------------------------------
+
+    def time(self) -> Instant:
+        """What is known of the time; a clock that runs on without a jump is noted now and then."""
+        wall, steady, boot = time.time(), time.clock_gettime(time.CLOCK_BOOTTIME), boot_id().hex()
+        clock = self.holdings.clock()
+        if clock is None:
+            self.holdings.set_clock(Clock(wall, steady, boot))
+            return Instant(wall, wall)
+        found = clock.read(wall, steady, boot)
+        if found.early == found.late and trio.current_time() - self._agreed_at > _AGREE_S:
+            self._agreed_at = trio.current_time()
+            self.holdings.set_clock(clock.agree(max(wall, clock.wall), steady, boot))
+        return found
+
+    def confirm_time(self, theirs: float) -> None:
+        """The coordinator told the time, over an authenticated connection: where this clock agrees, it is right."""
+        wall = time.time()
+        if abs(wall - theirs) <= 5.0:
+            self.holdings.set_clock(Clock(wall, time.clock_gettime(time.CLOCK_BOOTTIME), boot_id().hex()))
+
+    # --- what becomes of it -------------------------------------------------------------------------------------
+
+    def _look_at_date(self, holding: Holding, now: Instant) -> None:
+        terms = holding.terms
+        verdict = deletion(terms, holding.landed, now)
+        if verdict == "keep":
+            return
+        due = terms.due(holding.landed) or 0
+        cause: Cause = "delete-by" if due == terms.delete_by else "delete-after"
+        rules = ", ".join(
+            sorted({name for duty in holding.duties if duty.type.startswith("delete") for name in duty.origins})
+        )
+        self.holdings.mark(
+            holding.task, cause, f"{rules}: due {_date(due)}, landed {_date(holding.landed)}",
+            all_of_it=True, due=due,
+        )  # fmt: skip
+        self._site.log.info("due", task=holding.task, cause=cause, verdict=verdict)
+
+    def _may_purge(self, holding: Holding, now: Instant) -> bool:
+        if holding.cause in ("delete-by", "delete-after"):
+            return deletion(holding.terms, holding.landed, now) == "delete"
+        if holding.terms.holds:
+            return False
+        return now.early >= holding.hidden + self._purge_after_s or holding.cause == "operator"
+
+    def _root(self, holding: Holding) -> OfferedRoot | None:
+        return next((root for root in self._site.roots.roots if root.folder.name == holding.root), None)
+
+    def _quarantine(self, holding: Holding, root: OfferedRoot) -> Quarantine:
+        return Quarantine(root.fd, holding.task)
+
+    async def _hide(self, holding: Holding) -> None:
+        root = self._root(holding)
+        if root is None:
+            self._site.log.error(
+                "what must go lies in a root that is not offered any more", task=holding.task, root=holding.root,
+                next="offer it again in site.toml until it is gone",
+            )  # fmt: skip
+            return
+        objects = self.holdings.objects(holding.task) if holding.all_of_it else []
+        later = self.holdings.later_on(holding)
+        objects = [row for row in objects if row[0] not in later]
+        real = os.path.join(root.real_path, holding.folder) if holding.folder else root.real_path
+        async with self._site.writers.write(real, holding.task, lambda text: None):
+            taken = await trio.to_thread.run_sync(
+                lambda: self._quarantine(holding, root).take(
+                    holding.folder, [path for path, _ in objects], staging=not holding.landed
+                )
+            )
+        # Run again after a kill, what was taken before is missing now: the numbers are those of the account.
+        missing = max(0, taken.missing - self._taken_before(holding, root, taken.objects))
+        count = len(objects) - missing
+        size_bytes = sum(size for _, size in objects) if not missing else taken.size_bytes
+        self.holdings.hidden(
+            holding.task, int(time.time()), count, size_bytes, missing, name_digest(objects)
+        )
+        await self._record("quarantine", self.holdings.find(holding.task) or holding)
+
+    def _taken_before(self, holding: Holding, root: OfferedRoot, now_taken: int) -> int:
+        return max(0, self._quarantine(holding, root).count() - now_taken)
+
+    async def _purge(self, holding: Holding, now: Instant) -> None:
+        root = self._root(holding)
+        if root is None:
+            return
+        gone = await trio.to_thread.run_sync(self._quarantine(holding, root).purge)
+        said = DeleteCertificate(
+            site=self._site.name,
+            transfer=holding.transfer,
+            task=holding.task,
+            source=holding.source,
+            path=holding.path,
+            cause=holding.cause,  # type: ignore[arg-type]
+            why=holding.why[:2000],
+            objects=holding.objects,
+            size_bytes=holding.size_bytes,
+            missing=holding.missing,
+            staged_bytes=gone.staged_bytes,
+            names=holding.names,
+            landed=holding.landed,
+            due=holding.due,
+            hidden=holding.hidden,
+            deleted=int(time.time()),
+            policy_digest=holding.policy_digest,
+        )
+        document = self._site.trust.identity.sign_deletion(said)
+        self.holdings.purged(holding.task, document)
+        self._site.log.info(
+            "destroyed", task=holding.task, cause=holding.cause, objects=holding.objects,
+            size_bytes=holding.size_bytes, staged_bytes=gone.staged_bytes,
+        )  # fmt: skip
+        await self._record("purge", replace(holding, certificate=document))
+
+    async def _record(self, kind: str, holding: Holding) -> None:
+        await self._site.keep_evidence(
+            kind,
+            {
+                "task": holding.task, "transfer": holding.transfer, "path": holding.path, "cause": holding.cause,
+                "why": holding.why, "objects": holding.objects, "size_bytes": holding.size_bytes,
+                "missing": holding.missing, "names": holding.names,
+                "certificate": base64.b64encode(holding.certificate).decode(),
+            },
+        )  # fmt: skip
+
+    # --- telling ------------------------------------------------------------------------------------------------
+
+    async def _tell(self) -> None:
+        if trio.current_time() < self._tell_from:
+            return
+        for holding in self.holdings.untold():
+            if not await self._send(_disposal(holding)):
+                self._tell_from = trio.current_time() + _TELL_AGAIN_S
+                return
+            self.holdings.told(holding.task, holding.state)
+        for task, why in list(self._gone_none.items()):
+            if not await self._send(Disposal(task=task, state="none", why=why)):
+                return
+            del self._gone_none[task]
+
+    async def _send(self, said: Disposal) -> bool:
+        """Whether the coordinator took note, or never will."""
+        try:
+            await self._site.link.post("/v1/agent/disposals", said, Taken)
+        except FlowError as error:
+            if error.retryable:
+                return False
+            self._site.log.warning("the coordinator does not want to know", task=said.task, why=error.message)
+        return True
+
+
+def _disposal(holding: Holding) -> Disposal:
+    return Disposal(
+        task=holding.task,
+        state="purged" if holding.state == "purged" else "quarantined",
+        cause=holding.cause,
+        why=holding.why,
+        name=f"{holding.root.rstrip('/')}/.flow-staging/quarantine/{holding.task}",
+        objects=holding.objects,
+        size_bytes=holding.size_bytes,
+        missing=holding.missing,
+        at=datetime.now(UTC),
+        certificate=base64.b64encode(holding.certificate).decode("ascii"),
+    )
+
+
+def _date(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
