@@ -213,11 +213,11 @@ class Holdings:
             return done.rowcount == 1
 
     def hidden(self, task: str, at: int, objects: int, size_bytes: int, missing: int, names: str) -> None:
-        """It is in quarantine; numbers add up over several tries."""
+        """It is in quarantine."""
         with self._write() as db:
             db.execute(
                 "UPDATE holding SET state='hidden', hidden=CASE WHEN hidden=0 THEN ? ELSE hidden END,"
-                " objects=objects+?, size_bytes=size_bytes+?, missing=?, names=? WHERE task=? AND state='marked'",
+                " objects=?, size_bytes=?, missing=?, names=? WHERE task=? AND state='marked'",
                 (at, objects, size_bytes, missing, names, task),
             )
 

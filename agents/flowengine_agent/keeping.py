@@ -148,9 +148,6 @@ class Keeper:
     def _root(self, holding: Holding) -> OfferedRoot | None:
         return next((root for root in self._site.roots.roots if root.folder.name == holding.root), None)
 
-    def _quarantine(self, holding: Holding, root: OfferedRoot) -> Quarantine:
-        return Quarantine(root.fd, holding.task)
-
     async def _hide(self, holding: Holding) -> None:
         root = self._root(holding)
         if root is None:
@@ -164,28 +161,25 @@ class Keeper:
         objects = [row for row in objects if row[0] not in later]
         real = os.path.join(root.real_path, holding.folder) if holding.folder else root.real_path
         async with self._site.writers.write(real, holding.task, lambda text: None):
-            taken = await trio.to_thread.run_sync(
-                lambda: self._quarantine(holding, root).take(
-                    holding.folder, [path for path, _ in objects], staging=not holding.landed
-                )
-            )
-        # Run again after a kill, what was taken before is missing now: the numbers are those of the account.
-        missing = max(0, taken.missing - self._taken_before(holding, root, taken.objects))
-        count = len(objects) - missing
-        size_bytes = sum(size for _, size in objects) if not missing else taken.size_bytes
+            count, size_bytes = await trio.to_thread.run_sync(self._take, holding, root, objects)
         self.holdings.hidden(
-            holding.task, int(time.time()), count, size_bytes, missing, name_digest(objects)
+            holding.task, int(time.time()), count, size_bytes, len(objects) - count, name_digest(objects)
         )
         await self._record("quarantine", self.holdings.find(holding.task) or holding)
 
-    def _taken_before(self, holding: Holding, root: OfferedRoot, now_taken: int) -> int:
-        return max(0, self._quarantine(holding, root).count() - now_taken)
+    def _take(
+        self, holding: Holding, root: OfferedRoot, objects: list[tuple[bytes, int]]
+    ) -> tuple[int, int]:
+        """Take them; how many are in quarantine now, of this try and of those that were killed."""
+        quarantine = Quarantine(root.fd, holding.task)
+        quarantine.take(holding.folder, [path for path, _ in objects], staging=not holding.landed)
+        return quarantine.contents()
 
     async def _purge(self, holding: Holding, now: Instant) -> None:
         root = self._root(holding)
         if root is None:
             return
-        gone = await trio.to_thread.run_sync(self._quarantine(holding, root).purge)
+        gone = await trio.to_thread.run_sync(Quarantine(root.fd, holding.task).purge)
         said = DeleteCertificate(
             site=self._site.name,
             transfer=holding.transfer,

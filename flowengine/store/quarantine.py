@@ -111,13 +111,18 @@ class Quarantine:
         os.close(fd)
         return True
 
-    def count(self) -> int:
-        """How many objects are in it."""
+    def contents(self) -> tuple[int, int]:
+        """How many objects are in it, and their bytes."""
         fd = self._open(make=False)
         if fd < 0:
-            return 0
+            return 0, 0
         try:
-            return sum(name.startswith("o.") for name in os.listdir(fd))
+            found = [
+                os.stat(name, dir_fd=fd, follow_symlinks=False)
+                for name in os.listdir(fd)
+                if name.startswith("o.")
+            ]
+            return len(found), sum(st.st_size for st in found if stat.S_ISREG(st.st_mode))
         finally:
             os.close(fd)
 
