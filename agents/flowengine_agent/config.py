@@ -66,6 +66,7 @@ class SiteConfig:
         log: "json" for machines, "console" for people.
         policy_keys: keys whose signatures count on policy bundles, by role; without them no bundle is taken.
         policy_required: whether nothing moves without a bundle.
+        policy_purge_after_s: how long what policy stopped stays in quarantine before it is destroyed.
         policy_max_offline_s: how long transfers go on without a word from the coordinator; None: as the bundle says.
     """
 
@@ -85,6 +86,7 @@ class SiteConfig:
     policy_keys: Mapping[str, tuple[Ed25519PublicKey, ...]] = field(default_factory=dict, compare=False)
     policy_required: bool = False
     policy_max_offline_s: float | None = None
+    policy_purge_after_s: float = 3600.0
     source: str = field(default="", compare=False)
 
 
@@ -271,6 +273,7 @@ _LIMITS: Final[dict[str, _Check]] = {"site": _rate}
 _POLICY: Final[dict[str, _Check]] = {
     "required": _flag,
     "max_offline": _seconds,
+    "purge_after": _seconds,
     "policy_owner": _role_keys,
     "security": _role_keys,
 }
@@ -409,5 +412,6 @@ def _parse(path: str, data: dict[str, Any]) -> SiteConfig:
         policy_keys=keys,
         policy_required=policy.get("required", False),
         policy_max_offline_s=policy.get("max_offline"),
+        policy_purge_after_s=policy.get("purge_after", 3600.0),
         source=path,
     )

@@ -77,10 +77,15 @@ class CoordinatorLink:
         self._retried = retried
         self._rng = random.Random()  # noqa: S311 - spreads retries
         self._retired: list[Transport] = []
+        self._heard = trio.current_time()
         self._transports = self._made(context)
 
     def _made(self, context: ssl.SSLContext) -> list[Transport]:
         return [Transport(Access(url), context=context, retry_for_s=0) for url in self._urls]
+
+    def silent_s(self) -> float:
+        """For how long no coordinator has answered or said anything."""
+        return trio.current_time() - self._heard
 
     @property
     def url(self) -> str:
@@ -106,6 +111,7 @@ class CoordinatorLink:
         for transport in list(self._transports):
             try:
                 said = await transport.request("POST", path, answer, body=body, timeout_s=REQUEST_S)
+                self._heard = trio.current_time()
                 if isinstance(said, Told):
                     check_required(said)
                 return said
@@ -130,6 +136,7 @@ class CoordinatorLink:
             try:
                 async for data in stream:
                     pause = FIRST_PAUSE_S
+                    self._heard = trio.current_time()
                     try:
                         command: Command = msgspec.json.decode(data, type=Command)
                     except msgspec.DecodeError:

@@ -29,6 +29,7 @@ from flowengine.api.agents import (
     HeartbeatReply,
     LimitsCommand,
     LookCommand,
+    QuarantineCommand,
     RevocationsCommand,
     TaskCommand,
     WorkCommand,
@@ -40,6 +41,7 @@ from flowengine.transfer.sites import SiteTrust
 from flowengine_agent.config import SiteConfig
 from flowengine_agent.coordinator_link import open_link
 from flowengine_agent.gate import Gate
+from flowengine_agent.holdings import Holdings
 from flowengine_agent.identity import Identity, enrol, keep_grant_keys, load_identity, renew
 from flowengine_agent.journal import Journal
 from flowengine_agent.limits import LimitBook
@@ -108,6 +110,7 @@ async def run_agent(config: SiteConfig, log: Log, *, join_token: str, ready: Cal
             link,
             LimitBook(config.site, config.site_limit_bits_per_s),
             Gate(trust, policies, log),
+            Holdings(os.path.join(config.state, "holdings.sqlite")),
         )
         return await _Agent(site, ready).run()
 
@@ -154,6 +157,7 @@ class _Agent:
                 nursery.start_soon(self._signals)
                 nursery.start_soon(port.serve)
                 nursery.start_soon(self._housekeeping)
+                nursery.start_soon(site.duties.run)
                 self._resume()
                 nursery.start_soon(self._commands)
                 nursery.start_soon(self._heartbeats)
@@ -164,6 +168,7 @@ class _Agent:
             site.journal.close()
             site.ledger.close()
             site.gate.policies.close()
+            site.holdings.close()
         return self._exit
 
     def _changed(self) -> None:
@@ -211,6 +216,8 @@ class _Agent:
                 self._drained = on
                 self._beat.set()
                 self._work.set()
+            case QuarantineCommand(task=task, why=why):
+                self._site.duties.keeper.commanded(task, why)
             case LookCommand():
                 self._nursery.start_soon(self._look, command)
 
@@ -229,7 +236,8 @@ class _Agent:
 
     async def _heartbeats(self) -> None:
         while True:
-            pause = HEARTBEAT_S
+            offline = self._site.duties.running.max_offline_s
+            pause = HEARTBEAT_S if offline is None else min(HEARTBEAT_S, offline / 3)
             if self._greeted:
                 try:
                     await self._heartbeat()
@@ -272,6 +280,7 @@ class _Agent:
         self._revoke(reply.revoked)
         site.limits.set(reply.limits, datetime.now(UTC))
         self._drained = reply.draining
+        site.duties.keeper.confirm_time(reply.now.timestamp())
         skew = abs((datetime.now(UTC) - reply.now).total_seconds())
         if skew > CLOCK_SKEW_S:
             self._log.warning("clocks differ", seconds=round(skew), next="set this host's clock (NTP)")

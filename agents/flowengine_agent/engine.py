@@ -23,9 +23,11 @@ from flowengine.trust.grant import Grant, wire_path
 from flowengine.trust.receipt import SignedReceipt
 from flowengine.units import show_path
 from flowengine.wire.messages import Options
+from flowengine_agent.gate import Permit
 from flowengine_agent.meter import Meter
 from flowengine_agent.reporting import TaskReporter
 from flowengine_agent.roots import Place
+from flowengine_agent.running import Watch
 from flowengine_agent.site import Site
 
 __all__ = ["Finished", "drive", "make_receipt"]
@@ -110,17 +112,17 @@ async def _pull(
 
         async def one_pass(counters: Counters) -> PassResult:
             async with peer_session(peer, "target", source_path, settings) as session:
-                permit = await site.gate.land(grant, session.release)
-                meter.begin(session)
-                caches = settings.caches()
-                done = await run_target(
-                    session,
-                    target_root(path, reporter, settings.options),
-                    caches=caches,
-                    counters=counters,
-                    observe=meter.observe,
-                )
-                await site.gate.publish(grant, permit, what_landed(counters, done))
+                async with site.duties.landing(grant, place, session, session.release) as (permit, watch):
+                    meter.begin(session)
+                    caches = settings.caches()
+                    done = await run_target(
+                        session,
+                        target_root(site, path, reporter, settings.options, watch),
+                        caches=caches,
+                        counters=counters,
+                        observe=meter.observe,
+                    )
+                    await landed_so(site, grant, permit, watch, counters, done)
             return PassResult(
                 done.state, done.version_id, done.failures, done.extras, done.bottleneck, session
             )
@@ -130,6 +132,8 @@ async def _pull(
     check_ended(report)
     if granted.mode == "verify":
         check_same(report.counters, report.extras)
+    else:
+        await site.duties.completed(grant)
     if granted.options.dry_run:  # nothing landed that could be signed for
         return Finished(report.version_id, b"")
     return Finished(
@@ -159,18 +163,23 @@ async def _push(
     with place.selection(settings.options.rename) as selection:
 
         async def one_pass(counters: Counters) -> PassResult:
-            release = await site.gate.release(grant)
-            async with peer_session(peer, "source", target_path, settings, release=release) as session:
+            permit = await site.gate.release(grant)
+            async with peer_session(
+                peer, "source", target_path, settings, release=permit.document
+            ) as session:
                 session.pacer = site.pacer(grant)
                 meter.begin(session)
-                done = await run_source(
-                    session,
-                    selection,
-                    cache=settings.caches()[0],
-                    counters=counters,
-                    threads=settings.reader_threads,
-                    observe=meter.observe,
-                )
+                with site.duties.leaving(grant, permit, session) as watch:
+                    done = await run_source(
+                        session,
+                        selection,
+                        cache=settings.caches()[0],
+                        counters=counters,
+                        threads=settings.reader_threads,
+                        observe=meter.observe,
+                    )
+                if done.receipt.state != "completed":
+                    watch.check()
             receipt = done.receipt
             return PassResult(receipt.state, done.version_id, done.failures, [], receipt.bottleneck, session)
 
@@ -232,10 +241,14 @@ async def landing_at(
                 place.root.settled(grant.task)
 
 
-def target_root(path: bytes, reporter: TaskReporter, options: Options) -> TargetRoot:
+def target_root(
+    site: Site, path: bytes, reporter: TaskReporter, options: Options, watch: Watch
+) -> TargetRoot:
     """Where the engine lands, with what it tells as objects become durable."""
 
     def landed(rows: list[tuple[bytes, int]]) -> None:
+        if watch.on_account:
+            site.duties.landed(watch.task, rows)
         reporter.landed([(show_path(name), size) for name, size in rows])
 
     if options.dry_run:
@@ -249,6 +262,11 @@ def check_ended(report: Report) -> None:
     Raises:
         FlowError: some objects failed (reason "some-objects-failed").
     """
+    stopped = next((failure for failure in report.failures if failure[1] == "policy-stopped"), None)
+    if stopped is not None:
+        raise Denied(
+            stopped[2], hint="flow why tells which rule; what had arrived may not stay", reason=stopped[1]
+        )
     if report.failures or report.state != "completed":
         path, reason, message = (
             report.failures[0] if report.failures else (b"", "incomplete", "the source was not read whole")
@@ -262,6 +280,20 @@ def check_ended(report: Report) -> None:
                 for path, reason, message in report.failures[:100]
             ],
         )
+
+
+async def landed_so(
+    site: Site, grant: Grant, permit: Permit, watch: Watch, counters: Counters, outcome: TargetOutcome
+) -> None:
+    """A pass came to its end at the target: policy has the last word on what landed.
+
+    Raises:
+        FlowError: it was stopped before everything was through, or is not permitted any more.
+    """
+    if outcome.state != "completed":
+        watch.check()
+    if not watch.mode:  # what a mild stop lets come to its end was judged then
+        await site.gate.publish(grant, permit, what_landed(counters, outcome))
 
 
 def what_landed(counters: Counters, outcome: TargetOutcome) -> dict[str, object]:

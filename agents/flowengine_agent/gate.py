@@ -18,7 +18,7 @@ import base64
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 import trio
@@ -28,6 +28,7 @@ from flowengine.policy import Statement
 from flowengine.policy.asking import AGENT_CAN, Judged, Matter, Place, ask
 from flowengine.policy.explain import explain, record
 from flowengine.policy.labels import Inherited, Labelling, data_statements
+from flowengine.policy.model import FALSE
 from flowengine.policy.reasons import nearest_permit, reasons
 from flowengine.transfer.sites import SiteTrust
 from flowengine.trust.grant import Grant, Party
@@ -132,8 +133,10 @@ class Gate:
 
     # --- the four points ----------------------------------------------------------------------------------------
 
-    async def release(self, grant: Grant, route: Sequence[Party] = ()) -> bytes:
-        """Let data of this site leave over a route: the signed release; empty where this site has no policies.
+    async def release(self, grant: Grant, route: Sequence[Party] = ()) -> Permit:
+        """Let data of this site leave over a route: decisions, and the signed release as the permit's `document`.
+
+        Where this site has no policies, both are empty.
 
         Args:
             route: all sites from this one to the target; straight to the target where empty.
@@ -143,21 +146,17 @@ class Gate:
         """
         bundle = await self._bundle("release", grant)
         if bundle is None:
-            return b""
+            return Permit()
         route = list(route) or [grant.source, grant.target]
         now = self._clock()
         labellings = self.policies.labellings(grant.source.site, grant.source_path, now)
-        inherited = self.policies.inherited(grant.source_path)
-        matter = self._matter(bundle, grant, route, labellings, inherited, "release")
-        asked = [("release", 0)]
-        asked += [("relay", hop) for hop in range(1, len(route) - 1)]
-        asked.append(("land", len(route) - 1))
-        permit = await self._decide(bundle, "release", grant, route, matter, asked)
+        matter = self._leaving(bundle, grant, route)
+        permit = await self._decide(bundle, "release", grant, route, matter, _whole_route(route))
         labels, contracts = (
             _texts(permit.judged[0], "data.labels"),
             _texts(permit.judged[0], "data.contracts"),
         )
-        return self._trust.identity.sign_release(
+        document = self._trust.identity.sign_release(
             Release(
                 transfer=grant.transfer,
                 task=grant.task,
@@ -178,6 +177,7 @@ class Gate:
                 duties=sorted({duty.type for one in permit.judged for duty in one.decision.duties}),
             )
         )
+        return replace(permit, document=document, route=tuple(route))
 
     async def relay(self, carried: Carried, route: Sequence[Party], document: bytes) -> Permit:
         """Let sealed data pass through this site.
@@ -226,7 +226,47 @@ class Gate:
             return
         route = permit.route or (grant.source, grant.target)
         await self._arriving("publish", grant, route, permit.document, len(route) - 1)
-        await self._keep("chunk-root", _about(grant, "publish") | dict(landed))
+        await self.keep("chunk-root", _about(grant, "publish") | dict(landed))
+
+    def review(
+        self, point: str, carried: Carried, route: Sequence[Party], release: Release | None
+    ) -> tuple[Judged, ...]:
+        """Decide again what runs at this site, by what is known now; records nothing.
+
+        Args:
+            point: "release", "relay" or "land".
+            release: the source's, as it was checked when it began; None at the source itself.
+
+        Raises:
+            FlowError: it cannot be decided: no policies where some are required, or they expired.
+        """
+        bundle = self.policies.in_force
+        if bundle is None:
+            if self.policies.required:
+                raise Denied(f"site {self.me.site} requires policies and has none", reason="policy-missing")
+            return ()
+        if bundle.is_expired(self._clock() - GRACE_S):
+            raise Denied(f"the policies in force at {self.me.site} have expired", reason="policy-expired")
+        if release is None:
+            return tuple(
+                self._judge(
+                    bundle, carried, route, self._leaving(bundle, carried, route), _whole_route(route)
+                )
+            )
+        labellings = self.policies.labellings(route[0].site, carried.source_path, self._clock())
+        matter = self._matter(bundle, carried, route, labellings, [_said_by(release, route)], point)
+        here = next(hop for hop, party in enumerate(route) if party == self.me)
+        return tuple(self._judge(bundle, carried, route, matter, [(point, here)]))
+
+    def max_offline_s(self, judged: Sequence[Judged]) -> float | None:
+        """For how long what was permitted so goes on without a word from the coordinator; None for ever."""
+        found = [
+            trace.policy.max_offline_s
+            for one in judged
+            for trace in one.decision.traces
+            if trace.scope != FALSE
+        ]
+        return min(found, default=None)
 
     # --- how ----------------------------------------------------------------------------------------------------
 
@@ -296,12 +336,7 @@ class Gate:
         except FlowError as error:
             await self._refused(point, carried, error)
             raise
-        inherited = [
-            Inherited(
-                frozenset(release.labels), frozenset(release.contracts), f"label:release:{route[0].site}"
-            )
-        ]
-        matter = self._matter(bundle, carried, route, labellings, inherited, point)
+        matter = self._matter(bundle, carried, route, labellings, [_said_by(release, route)], point)
         use = "relay" if point == "relay" else "land"
         permit = await self._decide(bundle, point, carried, route, matter, [(use, here)])
         if release.bundle != bundle.bundle.digest:
@@ -361,6 +396,29 @@ class Gate:
         asked: Sequence[tuple[str, int]],
     ) -> Permit:
         """Decide uses at hops of a route; all are recorded, the first that is denied is raised."""
+        judged = self._judge(bundle, carried, route, matter, asked)
+        ids = [os.urandom(8).hex() for _ in judged]
+        for one, name in zip(judged, ids, strict=True):
+            await self.keep("decision", self._record(bundle, point, carried, route, one, name))
+        for one, name in zip(judged, ids, strict=True):
+            if not one.decision.permit:
+                raise self._denied(bundle, point, carried, one, name)
+        return Permit(bundle, tuple(judged), tuple(ids))
+
+    def _leaving(self, bundle: InForce, carried: Carried, route: Sequence[Party]) -> Matter:
+        """What is known at the source of what is to leave."""
+        labellings = self.policies.labellings(route[0].site, carried.source_path, self._clock())
+        inherited = self.policies.inherited(carried.source_path)
+        return self._matter(bundle, carried, route, labellings, inherited, "release")
+
+    def _judge(
+        self,
+        bundle: InForce,
+        carried: Carried,
+        route: Sequence[Party],
+        matter: Matter,
+        asked: Sequence[tuple[str, int]],
+    ) -> list[Judged]:
         now = int(self._clock())
         judged = []
         for use, hop in asked:
@@ -371,13 +429,7 @@ class Gate:
             before = route[hop - 1] if hop else None
             sender = None if before is None else Place(before.site, before.key_sha256)
             judged.append(ask(bundle.engine, use, place, matter, now, before=sender))
-        ids = [os.urandom(8).hex() for _ in judged]
-        for one, name in zip(judged, ids, strict=True):
-            await self._keep("decision", self._record(bundle, point, carried, route, one, name))
-        for one, name in zip(judged, ids, strict=True):
-            if not one.decision.permit:
-                raise self._denied(bundle, point, carried, one, name)
-        return Permit(bundle, tuple(judged), tuple(ids))
+        return judged
 
     def _denied(self, bundle: InForce, point: str, carried: Carried, one: Judged, name: str) -> Denied:
         decision = one.decision
@@ -425,13 +477,14 @@ class Gate:
     async def _refused(self, point: str, carried: Carried, error: FlowError) -> None:
         """A refusal that needed no rule, on the record."""
         self._log.warning("refused", point=point, task=carried.task, reason=error.reason, why=error.message)
-        await self._keep(
+        await self.keep(
             "decision",
             _about(carried, point)
             | {"decision": "deny", "kind": "refused", "reason": error.reason, "why": error.message},
         )
 
-    async def _keep(self, kind: str, body: Mapping[str, object]) -> None:
+    async def keep(self, kind: str, body: Mapping[str, object]) -> None:
+        """Put something on the record; durable when it returns."""
         if self.evidence is None:
             shown = {
                 name: body[name] for name in ("point", "task", "use", "site", "decision") if name in body
@@ -439,6 +492,17 @@ class Gate:
             self._log.info(kind, **shown)
             return
         await trio.to_thread.run_sync(self.evidence.record, kind, body)
+
+
+def _whole_route(route: Sequence[Party]) -> list[tuple[str, int]]:
+    last = len(route) - 1
+    return [("release", 0), *(("relay", hop) for hop in range(1, last)), ("land", last)]
+
+
+def _said_by(release: Release, route: Sequence[Party]) -> Inherited:
+    """What a release says of the data."""
+    by = f"label:release:{route[0].site}"
+    return Inherited(frozenset(release.labels), frozenset(release.contracts), by)
 
 
 def _about(carried: Carried, point: str) -> dict[str, object]:

@@ -298,5 +298,8 @@ def _json(value: object) -> str:
 
 
 def _holding(row: tuple[Any, ...]) -> Holding:
-    head, (labels, duties), rest = row[:6], row[6:8], row[8:]
-    return Holding(*head, tuple(msgspec.json.decode(labels)), load_duties(msgspec.json.decode(duties)), *rest)
+    found = dict(zip(Holding.__dataclass_fields__, row, strict=True))
+    found["labels"] = tuple(msgspec.json.decode(found["labels"]))
+    found["duties"] = load_duties(msgspec.json.decode(found["duties"]))
+    found["all_of_it"] = bool(found["all_of_it"])
+    return Holding(**found)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import base64
 import os
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
@@ -47,10 +48,14 @@ class Keeper:
 
     Args:
         purge_after_s: how long what was stopped stays in quarantine before it is destroyed.
+        is_coming: whether a task is landing now; what was left half here is due like what is whole.
     """
 
-    def __init__(self, site: Site, holdings: Holdings, *, purge_after_s: float) -> None:
+    def __init__(
+        self, site: Site, holdings: Holdings, *, purge_after_s: float, is_coming: Callable[[str], bool]
+    ) -> None:
         self._site = site
+        self._is_coming = is_coming
         self.holdings = holdings
         self._purge_after_s = purge_after_s
         self._wake = trio.Event()
@@ -83,15 +88,16 @@ class Keeper:
             try:
                 await self._round()
             except FlowError as error:  # tried again in the next round
-                self._site.log.error("a duty could not be done", reason=error.reason, why=error.message)
+                self._site.log.warning("a duty could not be done", reason=error.reason, why=error.message)
             with trio.move_on_after(_ROUND_S):
                 await self._wake.wait()
             self._wake = trio.Event()
 
     async def _round(self) -> None:
         now = self.time()
-        for holding in self.holdings.in_state("kept"):
-            self._look_at_date(holding, now)
+        for holding in self.holdings.in_state("kept", "open"):
+            if holding.landed or not self._is_coming(holding.task):
+                self._look_at_date(holding, now)
         for holding in self.holdings.in_state("marked"):
             await self._hide(holding)
         for holding in self.holdings.in_state("hidden"):
@@ -124,23 +130,26 @@ class Keeper:
 
     def _look_at_date(self, holding: Holding, now: Instant) -> None:
         terms = holding.terms
-        verdict = deletion(terms, holding.landed, now)
+        since = holding.landed or holding.begun
+        verdict = deletion(terms, since, now)
         if verdict == "keep":
             return
-        due = terms.due(holding.landed) or 0
+        due = terms.due(since) or 0
         cause: Cause = "delete-by" if due == terms.delete_by else "delete-after"
         rules = ", ".join(
-            sorted({name for duty in holding.duties if duty.type.startswith("delete") for name in duty.origins})
+            sorted(
+                {name for duty in holding.duties if duty.type.startswith("delete") for name in duty.origins}
+            )
         )
         self.holdings.mark(
-            holding.task, cause, f"{rules}: due {_date(due)}, landed {_date(holding.landed)}",
+            holding.task, cause, f"{rules}: due {_date(due)}, here since {_date(since)}",
             all_of_it=True, due=due,
         )  # fmt: skip
         self._site.log.info("due", task=holding.task, cause=cause, verdict=verdict)
 
     def _may_purge(self, holding: Holding, now: Instant) -> bool:
         if holding.cause in ("delete-by", "delete-after"):
-            return deletion(holding.terms, holding.landed, now) == "delete"
+            return deletion(holding.terms, holding.landed or holding.begun, now) == "delete"
         if holding.terms.holds:
             return False
         return now.early >= holding.hidden + self._purge_after_s or holding.cause == "operator"
@@ -167,9 +176,7 @@ class Keeper:
         )
         await self._record("quarantine", self.holdings.find(holding.task) or holding)
 
-    def _take(
-        self, holding: Holding, root: OfferedRoot, objects: list[tuple[bytes, int]]
-    ) -> tuple[int, int]:
+    def _take(self, holding: Holding, root: OfferedRoot, objects: list[tuple[bytes, int]]) -> tuple[int, int]:
         """Take them; how many are in quarantine now, of this try and of those that were killed."""
         quarantine = Quarantine(root.fd, holding.task)
         quarantine.take(holding.folder, [path for path, _ in objects], staging=not holding.landed)
@@ -208,7 +215,7 @@ class Keeper:
         await self._record("purge", replace(holding, certificate=document))
 
     async def _record(self, kind: str, holding: Holding) -> None:
-        await self._site.keep_evidence(
+        await self._site.gate.keep(
             kind,
             {
                 "task": holding.task, "transfer": holding.transfer, "path": holding.path, "cause": holding.cause,

@@ -65,7 +65,13 @@ class LimitBook:
                 self._limits.set_rate(scope, rate)
         self._held = rates
 
+    def owe(self, transfer: str, bits_per_s: int | None) -> None:
+        """Hold what leaves from here for a transfer to the rate that its policies permit; None: none said."""
+        self._limits.set_rate(
+            f"duty:{transfer}", None if bits_per_s is None else max(bits_per_s, _STOPPED_BITS_PER_S)
+        )
+
     def pacer(self, source: str, target: str, transfer: str, tenant: str) -> Pacer:
         """What a session that sends from here asks before each portion."""
-        names = [f"site:{source}", f"link:{source}>{target}", f"transfer:{transfer}"]
+        names = [f"site:{source}", f"link:{source}>{target}", f"transfer:{transfer}", f"duty:{transfer}"]
         return self._limits.pacer(*names, *([f"tenant:{tenant}"] if tenant else []))

@@ -10,13 +10,13 @@ Plan
     `max_offline` cuts what it watches and begins nothing.
 Invariants
     - Nothing goes on for longer than a round after it was denied here, but for what its stop mode lets land.
-    - A decision that changed is recorded before it takes effect.
+    - A stop takes effect first and is recorded then: unlike a permit, it needs no record.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final, Literal
@@ -31,7 +31,7 @@ from flowengine.policy.reasons import reasons
 from flowengine.policy.zones import system_zone
 from flowengine.transfer.session import Session
 
-__all__ = ["Running", "Watch", "policy_stopped"]
+__all__ = ["End", "Running", "Watch", "policy_stopped", "stopped_by", "terms_of"]
 
 ROUND_S: Final = 1.0
 """How often everything under way is decided again, for what only time changes."""
@@ -53,6 +53,7 @@ class Watch:
         mode: how it was stopped; empty while it was not.
         error: why.
         session: while there is one; halted by `finish-file`.
+        on_account: whether what lands in it is kept account of.
     """
 
     task: str
@@ -64,6 +65,7 @@ class Watch:
     mode: StopMode | Literal[""] = ""
     error: FlowError | None = None
     session: Session | None = None
+    on_account: bool = False
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
 
     def stop(self, mode: StopMode, error: FlowError) -> None:
@@ -92,7 +94,7 @@ class Running:
     Args:
         silent_s: for how long the coordinator was not heard.
         now: Unix seconds.
-        changed: told of a watch that is being stopped, before it takes effect.
+        stopped: told of a session that was stopped, and which change led to it.
     """
 
     def __init__(
@@ -100,11 +102,11 @@ class Running:
         *,
         silent_s: Callable[[], float],
         now: Callable[[], float],
-        changed: Callable[[Watch, str], None] = lambda watch, cause: None,
+        stopped: Callable[[Watch, str], Awaitable[None]],
     ) -> None:
         self._silent_s = silent_s
         self._now = now
-        self._changed = changed
+        self._stopped = stopped
         self._watches: set[Watch] = set()
         self._wake = trio.Event()
         self._cause = ""
@@ -128,22 +130,34 @@ class Running:
         *,
         max_offline_s: float | None = None,
     ) -> Iterator[Watch]:
-        """Watch a session for the length of the block; a stop ends the block with its reason.
+        """Watch a session for the length of the block; `stop-now` ends the block with its reason.
+
+        After a milder stop the caller asks `Watch.check` where not everything came through.
 
         Raises:
             FlowError: it may not run now, or was stopped (reasons "policy-stopped", "policy-window", "policy-offline").
         """
         watch = Watch(task, transfer, end, review, terms_of(judged), max_offline_s)
-        self._check_offline(watch)
-        self._check_window(watch)
-        watch.check()
+        error = self._hindered(watch)
+        if error is not None:
+            raise error
         self._watches.add(watch)
         try:
             with watch.scope:
                 yield watch
         finally:
             self._watches.discard(watch)
-        watch.check()
+        if watch.mode == "stop-now":
+            watch.check()
+
+    def is_watched(self, task: str) -> bool:
+        """Whether a session of a task is under way here."""
+        return any(watch.task == task for watch in self._watches)
+
+    @property
+    def max_offline_s(self) -> float | None:
+        """The least time without coordinator that something under way permits."""
+        return min((w.max_offline_s for w in self._watches if w.max_offline_s is not None), default=None)
 
     async def run(self) -> None:
         """Decide again until cancelled."""
@@ -153,57 +167,38 @@ class Running:
             self._wake = trio.Event()
             cause, self._cause = self._cause or "time", ""
             for watch in list(self._watches):
-                self._look(watch, cause)
+                mode, error = self._look(watch)
+                if error is not None and watch.mode not in ("stop-now", mode):
+                    watch.stop(mode, error)  # first: what is said of it may take its time
+                    await self._stopped(watch, cause)
 
-    def _look(self, watch: Watch, cause: str) -> None:
-        if watch.mode == "stop-now":
-            return
+    def _look(self, watch: Watch) -> tuple[StopMode, FlowError | None]:
+        """How a watched session is to stop, and why; no error where it may go on."""
         try:
             judged = watch.review()
         except FlowError as error:
-            self._stop(watch, "stop-now", stopped_by(error), cause)
-            return
+            return "stop-now", stopped_by(error)
         denied = next((one for one in judged if not one.decision.permit), None)
         if denied is not None:
-            self._stop(watch, stop_mode(denied.decision, watch.terms), policy_stopped(denied), cause)
-            return
+            mode = stop_mode(denied.decision, watch.terms)
+            return mode, policy_stopped(denied, mode)
         watch.terms = terms_of(judged)
-        before = watch.mode
-        self._check_offline(watch)
-        self._check_window(watch)
-        if watch.mode != before:
-            self._changed(watch, cause)
+        return "stop-now", self._hindered(watch)
 
-    def _stop(self, watch: Watch, mode: StopMode, error: FlowError, cause: str) -> None:
-        before = watch.mode
-        if before in ("stop-now", mode):
-            return
-        self._changed_before(watch, mode, error, cause)
-        watch.stop(mode, error)
-
-    def _changed_before(self, watch: Watch, mode: StopMode, error: FlowError, cause: str) -> None:
-        shown = Watch(watch.task, watch.transfer, watch.end, watch.review, watch.terms, None, mode, error)
-        self._changed(shown, cause)
-
-    def _check_offline(self, watch: Watch) -> None:
+    def _hindered(self, watch: Watch) -> FlowError | None:
+        """What keeps a permitted session from running at this moment."""
         silent, most = self._silent_s(), watch.max_offline_s
         if most is not None and silent > most:
-            watch.stop(
-                "stop-now",
-                TemporaryError(
-                    f"this site has not heard from the coordinator for {silent:.0f} s, and its policies permit "
-                    f"{most:.0f} s: a change of them could not have reached it",
-                    hint="it goes on, decided anew, when the coordinator answers",
-                    reason="policy-offline",
-                ),
+            return TemporaryError(
+                f"this site has not heard from the coordinator for {silent:.0f} s, and its policies permit "
+                f"{most:.0f} s: a change of them could not have reached it",
+                hint="it goes on, decided anew, when the coordinator answers",
+                reason="policy-offline",
             )
-
-    def _check_window(self, watch: Watch) -> None:
         names = {window.rpartition(" ")[0] for window in watch.terms.windows}
         zones = {name: zone for name in names if (zone := system_zone(name)) is not None}
         window = window_at(watch.terms.windows, int(self._now()), zones)
-        if not window.open:
-            watch.stop("stop-now", window_closed(watch.terms.windows, window.until))
+        return None if window.open else window_closed(watch.terms.windows, window.until)
 
 
 def terms_of(judged: Sequence[Judged]) -> Terms:
@@ -224,7 +219,7 @@ def window_closed(windows: Sequence[str], until: int | None) -> TemporaryError:
     )
 
 
-def policy_stopped(denied: Judged) -> Denied:
+def policy_stopped(denied: Judged, mode: StopMode = "stop-now") -> Denied:
     """The error of a transfer that was permitted and is no longer."""
     found = reasons(denied.decision)
     why = ", ".join(found.because) or found.kind
@@ -237,6 +232,7 @@ def policy_stopped(denied: Judged) -> Denied:
         use=denied.decision.use,
         site=denied.place.name,
         because=list(found.because),
+        mode=mode,
     )
 
 

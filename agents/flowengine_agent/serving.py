@@ -25,7 +25,7 @@ from flowengine.transfer.source import run_source
 from flowengine.transfer.target import run_target
 from flowengine.trust.grant import Grant
 from flowengine.wire.messages import Listed, Options
-from flowengine_agent.engine import check_same, landing_at, make_receipt, target_root, what_landed
+from flowengine_agent.engine import check_same, landed_so, landing_at, make_receipt, target_root
 from flowengine_agent.meter import Meter
 from flowengine_agent.reporting import REPORT_EVERY_S, Standing, TaskReporter
 from flowengine_agent.roots import Place
@@ -183,20 +183,23 @@ class DataPort:
         """The peer pulls."""
         site, request = self._site, incoming.request
         log = site.log.bind(task=grant.task, transfer=grant.transfer, peer=grant.target.site)
-        release = await site.gate.release(grant)
+        permit = await site.gate.release(grant)
         with place.selection(request.options.rename) as selection:
             log.info("gives", path=grant.source_path)
             counters = Counters()
-            async with incoming.accept(_without_lists(request.options), release=release) as session:
+            async with incoming.accept(_without_lists(request.options), release=permit.document) as session:
                 session.pacer = site.pacer(grant)
-                outcome = await run_source(
-                    session,
-                    selection,
-                    cache=None if request.options.reread else ScanCache(session.profile.name),
-                    counters=counters,
-                    threads=site.reader_threads,
-                    observe=_bounded(grant),
-                )
+                with site.duties.leaving(grant, permit, session) as watch:
+                    outcome = await run_source(
+                        session,
+                        selection,
+                        cache=None if request.options.reread else ScanCache(session.profile.name),
+                        counters=counters,
+                        threads=site.reader_threads,
+                        observe=_bounded(grant),
+                    )
+                if outcome.receipt.state != "completed":
+                    watch.check()
         log.info("gave", state=outcome.receipt.state, bytes_sent=counters.bytes_sent)
         if outcome.receipt.state == "completed":
             site.ledger.spend(grant)
@@ -219,7 +222,6 @@ class DataPort:
                     f"the grant for {grant.shown} does not permit that name", reason="grant-other-path"
                 )
             place, _ = place.parent()
-        permit = await site.gate.land(grant, incoming.request.ticket)
         log = site.log.bind(task=grant.task, transfer=grant.transfer, peer=grant.source.site)
         reporter = TaskReporter(
             site.link,
@@ -235,18 +237,21 @@ class DataPort:
             counters = Counters()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(reporter.run)
-                async with incoming.accept(options) as session:
+                async with (
+                    incoming.accept(options) as session,
+                    site.duties.landing(grant, place, session, incoming.request.ticket) as (permit, watch),
+                ):
                     meter.begin(session)
                     name = session.profile.name
                     caches = (None, None) if options.reread else (ScanCache(name), ScanCache(name))
                     outcome = await run_target(
                         session,
-                        target_root(path, reporter, options),
+                        target_root(site, path, reporter, options, watch),
                         caches=caches,
                         counters=counters,
                         observe=meter.observe,
                     )
-                    await site.gate.publish(grant, permit, what_landed(counters, outcome))
+                    await landed_so(site, grant, permit, watch, counters, outcome)
                 meter.finish(counters, outcome.bottleneck)
                 log.info(
                     "took", state=outcome.state, objects=counters.objects_done, bytes_sent=counters.bytes_sent
@@ -255,6 +260,8 @@ class DataPort:
                     try:
                         if grant.mode == "verify":
                             check_same(counters, outcome.extras)
+                        elif not grant.dry_run:
+                            await site.duties.completed(grant)
                         receipt = b""  # of a dry run nothing landed that could be signed for
                         if not grant.dry_run:
                             receipt = make_receipt(site, grant, outcome.state, outcome.version_id, counters)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from flowengine.errors import AuthenticationError
 from flowengine.store.grants import GrantLedger
@@ -13,7 +14,9 @@ from flowengine.transfer.sites import SiteTrust
 from flowengine.trust.grant import Grant
 from flowengine_agent.config import SiteConfig
 from flowengine_agent.coordinator_link import CoordinatorLink
+from flowengine_agent.duties import Duties
 from flowengine_agent.gate import Gate
+from flowengine_agent.holdings import Holdings
 from flowengine_agent.identity import Identity
 from flowengine_agent.journal import Journal
 from flowengine_agent.limits import LimitBook
@@ -32,6 +35,7 @@ class Site:
         identity: as enrolment stored it.
         trust: the same for the engine, with whom and what it believes now.
         gate: what policy says here to whatever leaves, passes or lands.
+        holdings: account of what landed here under duties.
         boot: random id of this run.
         listening: where the data port answers here; None for a site that only dials out.
     """
@@ -45,9 +49,15 @@ class Site:
     link: CoordinatorLink
     limits: LimitBook
     gate: Gate
+    holdings: Holdings
     writers: Writers = field(default_factory=Writers)
     boot: str = field(default_factory=lambda: os.urandom(8).hex())
     listening: tuple[str, int] | None = None
+
+    @cached_property
+    def duties(self) -> Duties:
+        """What is owed for what runs and what landed here."""
+        return Duties(self, self.holdings)
 
     @property
     def name(self) -> str:

@@ -167,9 +167,7 @@ def stop_mode(denied: Decision, before: Terms) -> StopMode:
     The strictest of what the rules say that deny now; where only a permit was lost, what the duty `stop` of that
     permit said; else at once.
     """
-    forbids = [
-        rule.rule.stop for trace in denied.traces if trace.scope != FALSE for rule in trace.forbids
-    ]
+    forbids = [rule.rule.stop for trace in denied.traces if trace.scope != FALSE for rule in trace.forbids]
     if forbids:
         return strictest([*forbids, before.stop] if before.stop else forbids)
     return strictest([before.stop] if before.stop else [])

@@ -37,7 +37,8 @@ _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 @dataclass(frozen=True, slots=True)
 class Taken:
     """What a quarantine took: objects that had landed, with their bytes; paths that were not there any more; whether a
-    staging folder was taken."""
+    staging folder was taken.
+    """
 
     objects: int = 0
     size_bytes: int = 0
@@ -75,7 +76,9 @@ class Quarantine:
 
     def __init__(self, root_fd: int, name: str) -> None:
         if not _NAME.fullmatch(name):
-            raise UsageError(f"{name!r} cannot name a quarantine", hint="use letters, digits, dots and dashes")
+            raise UsageError(
+                f"{name!r} cannot name a quarantine", hint="use letters, digits, dots and dashes"
+            )
         self._root_fd = root_fd
         self._name = os.fsencode(name)
 

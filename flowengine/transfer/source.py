@@ -317,7 +317,9 @@ class _Source:
         counters.scan_done = True
         self._summary = summary = recorder.finish()
         self._control.post(Totals(scanner.objects, scanner.size_bytes, True))
-        self._control.post(Finish(summary.version_id, summary.objects, summary.size_bytes, complete and scanner.complete))
+        self._control.post(
+            Finish(summary.version_id, summary.objects, summary.size_bytes, complete and scanner.complete)
+        )
 
     def _cut_short(self, event: Event, recorder: ManifestRecorder) -> None:
         """Offer nothing more: leave the folders that are open, as ones that were not read whole."""

@@ -70,7 +70,5 @@ def verify_receipt(document: bytes, anchors_pem: str) -> tuple[SignedReceipt, Ce
         IntegrityError: its signature is wrong (reason "receipt-forged").
     """
     receipt, certificate = open_signed(document, RECEIPT_DOMAIN, "receipt-forged", "receipt", SignedReceipt)
-    facts = check_signer(
-        certificate, anchors_pem, receipt.site, receipt.landed, "receipt-forged", "receipt"
-    )
+    facts = check_signer(certificate, anchors_pem, receipt.site, receipt.landed, "receipt-forged", "receipt")
     return receipt, facts

@@ -69,5 +69,7 @@ def check_signer(
     """
     facts = check_certificate(certificate, anchors_pem, at, kind="site")
     if facts.site != site:
-        raise AuthenticationError(f"{facts.shown} signed a {what} in the name of {site[:64]!r}", reason=reason)
+        raise AuthenticationError(
+            f"{facts.shown} signed a {what} in the name of {site[:64]!r}", reason=reason
+        )
     return facts

@@ -1,0 +1,255 @@
+"""The duties of what runs and what landed at this site: each session is watched, each landing is on account.
+
+One object of `Site`. Around a session stands `leaving`, `passing` or `landing`; what outlives it is `keeping`'s.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+import trio
+
+from flowengine.errors import FlowError
+from flowengine.manifest import DIRECTORY, ManifestReader
+from flowengine.policy.asking import Judged
+from flowengine.store.landed import LandedManifest
+from flowengine.transfer.channel import first_flow_error
+from flowengine.transfer.session import Session
+from flowengine.trust.grant import Grant, Party
+from flowengine.trust.release import Release
+from flowengine.units import show_path
+from flowengine_agent.gate import Carried, Permit
+from flowengine_agent.holdings import Holding, Holdings
+from flowengine_agent.keeping import Keeper
+from flowengine_agent.roots import Place
+from flowengine_agent.running import End, Running, Watch, policy_stopped, stopped_by, terms_of
+
+if TYPE_CHECKING:
+    from flowengine_agent.site import Site
+
+__all__ = ["ENDS_A_TRANSFER", "Duties"]
+
+ENDS_A_TRANSFER: Final = frozenset(
+    {
+        "policy-stopped",
+        "policy-denied",
+        "policy-missing",
+        "policy-expired",
+        "policy-approval",
+        "release-stripped",
+    }
+)
+"""Reasons with which a transfer that began is over, and what arrived of it may not stay as it is."""
+_ROWS: Final = 10_000
+
+
+class _Proof(msgspec.Struct, array_like=True):
+    """What it takes to decide again on what landed: the grant without its secret, the release, the route."""
+
+    grant: Grant
+    release: Release | None
+    route: list[Party]
+
+
+class Duties:
+    """Watches and keeps, for one site."""
+
+    def __init__(self, site: Site, holdings: Holdings) -> None:
+        self._site = site
+        self.keeper = Keeper(
+            site,
+            holdings,
+            purge_after_s=site.config.policy_purge_after_s,
+            is_coming=lambda task: self.running.is_watched(task),
+        )
+        self.running = Running(
+            silent_s=site.link.silent_s, now=lambda: self.keeper.time().late, stopped=self._stopped
+        )
+        self._again = trio.Event()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.running.run)
+            nursery.start_soon(self.keeper.run)
+            nursery.start_soon(self._look_at_interrupted)
+
+    def recheck(self, cause: str) -> None:
+        """`cause` changed ("bundle", "label", "fact", "approval"): decide anew on all that runs and all that is half here."""
+        self.running.recheck(cause)
+        self._again.set()
+
+    # --- around sessions ----------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def leaving(self, grant: Grant, permit: Permit, session: Session) -> Iterator[Watch]:
+        """Watch what is sent from here."""
+        route = list(permit.route) or [grant.source, grant.target]
+        review = self._review("release", grant, route, None)
+        with self._watched(grant, "source", review, permit.judged) as watch:
+            watch.session = session
+            rate = watch.terms.rate_bits_per_s
+            self._site.limits.owe(grant.transfer, rate)
+            try:
+                yield watch
+            finally:
+                self._site.limits.owe(grant.transfer, None)
+
+    @contextlib.contextmanager
+    def passing(self, carried: Carried, permit: Permit) -> Iterator[Watch]:
+        """Watch what is passed on here; nothing of it is on a disk."""
+        review = self._review("relay", carried, list(permit.route), permit.release)
+        with self._watched(carried, "relay", review, permit.judged) as watch:
+            yield watch
+
+    @contextlib.asynccontextmanager
+    async def landing(
+        self, grant: Grant, place: Place, session: Session, document: bytes
+    ) -> AsyncIterator[tuple[Permit, Watch]]:
+        """Let the gate decide, and watch what lands; what a stop leaves behind goes to quarantine."""
+        try:
+            permit = await self._site.gate.land(grant, document)
+            route = list(permit.route) or [grant.source, grant.target]
+            review = self._review("land", grant, route, permit.release)
+            with self._watched(grant, "target", review, permit.judged) as watch:
+                watch.session = session
+                if permit.bundle is not None and not grant.dry_run and grant.mode != "verify":
+                    self.keeper.holdings.begin(_holding(grant, place, permit, watch))
+                    watch.on_account = True
+                yield permit, watch
+        except (FlowError, BaseExceptionGroup) as raised:
+            error = raised if isinstance(raised, FlowError) else first_flow_error(raised)
+            if error is not None:
+                self.failed(grant.task, error)
+            raise
+
+    def failed(self, task: str, error: FlowError) -> None:
+        """A task to here failed: what arrived goes to quarantine where policy was the reason."""
+        if error.reason not in ENDS_A_TRANSFER:
+            return
+        holding = self.keeper.holdings.find(task)
+        if holding is not None and holding.state == "open":
+            mode = error.context.get("mode") or "stop-now"
+            self.keeper.mark(
+                task,
+                "policy-stopped",
+                error.message,
+                all_of_it=holding.terms.takes_landed(mode),  # type: ignore[arg-type]
+            )
+
+    def landed(self, task: str, rows: list[tuple[bytes, int]]) -> None:
+        """Objects are durable under their names; from any thread."""
+        self.keeper.holdings.add_objects(task, rows)
+
+    async def completed(self, grant: Grant) -> None:
+        """All of it landed: what was here already is under the same duties as what came."""
+        holding = self.keeper.holdings.find(grant.task)
+        if holding is None:
+            return
+        if holding.terms.binds_what_landed:
+            await trio.to_thread.run_sync(self._account, holding)
+        self.keeper.holdings.complete(grant.task, int(self.keeper.time().early))
+        self.keeper.wake()
+
+    def _account(self, holding: Holding) -> None:
+        """Note every object of the version that landed."""
+        task = holding.task
+        root = next(root for root in self._site.roots.roots if root.folder.name == holding.root)
+        where = os.path.join(root.real_path, holding.folder) if holding.folder else root.real_path
+        rows: list[tuple[bytes, int]] = []
+        with open(LandedManifest(where).path, "rb") as file:
+
+            def read(offset: int, length: int) -> bytes:
+                return os.pread(file.fileno(), length, offset)
+
+            for folder, entry in ManifestReader(read, os.fstat(file.fileno()).st_size).walk():
+                if entry.kind != DIRECTORY:
+                    rows.append((folder + b"/" + entry.name if folder else entry.name, entry.size))
+                if len(rows) == _ROWS:
+                    self.keeper.holdings.add_objects(task, rows)
+                    rows = []
+        self.keeper.holdings.add_objects(task, rows)
+
+    # --- how ----------------------------------------------------------------------------------------------------
+
+    def _review(
+        self, point: str, carried: Carried, route: Sequence[Party], release: Release | None
+    ) -> Callable[[], Sequence[Judged]]:
+        return lambda: self._site.gate.review(point, carried, route, release)
+
+    def _watched(
+        self, carried: Carried, end: End, review: Callable[[], Sequence[Judged]], judged: Sequence[Judged]
+    ) -> contextlib.AbstractContextManager[Watch]:
+        most = self._site.config.policy_max_offline_s
+        if most is None:
+            most = self._site.gate.max_offline_s(judged)
+        return self.running.watch(
+            carried.task,
+            carried.transfer,
+            end,
+            review,
+            judged,
+            max_offline_s=most if judged else None,
+        )
+
+    async def _stopped(self, watch: Watch, cause: str) -> None:
+        error = watch.error
+        assert error is not None
+        self._site.log.warning(
+            "transfer is stopped", task=watch.task, transfer=watch.transfer, end=watch.end, mode=watch.mode,
+            cause=cause, reason=error.reason, why=error.message,
+        )  # fmt: skip
+        body = {
+            "task": watch.task, "transfer": watch.transfer, "end": watch.end, "mode": watch.mode, "cause": cause,
+            "reason": error.reason, "why": error.message,
+        }  # fmt: skip
+        try:
+            await self._site.gate.keep("stop", body)
+        except FlowError as raised:
+            self._site.log.warning("a stop is not on the record", task=watch.task, why=raised.message)
+
+    async def _look_at_interrupted(self) -> None:
+        """What is half here and nobody brings the rest of: decided again whenever something changed."""
+        while True:
+            for holding in self.keeper.holdings.in_state("open"):
+                if not self.running.is_watched(holding.task):
+                    self._decide_again(holding)
+            self._again = trio.Event()
+            with trio.move_on_after(60):
+                await self._again.wait()
+
+    def _decide_again(self, holding: Holding) -> None:
+        try:
+            proof = msgspec.msgpack.decode(holding.proof, type=_Proof)
+            judged = self._site.gate.review("land", proof.grant, proof.route, proof.release)
+        except (msgspec.MsgspecError, FlowError) as error:
+            found = error if isinstance(error, FlowError) else FlowError(f"it cannot be read: {error}")
+            self.failed(holding.task, stopped_by(found))
+            return
+        denied = next((one for one in judged if not one.decision.permit), None)
+        if denied is not None:
+            self.failed(holding.task, policy_stopped(denied))
+
+
+def _holding(grant: Grant, place: Place, permit: Permit, watch: Watch) -> Holding:
+    bare = msgspec.structs.replace(grant, secret=bytes(len(grant.secret)))
+    route = list(permit.route) or [grant.source, grant.target]
+    return Holding(
+        task=grant.task,
+        transfer=grant.transfer,
+        source=grant.source.site,
+        path=show_path(os.fsencode(grant.target_path)),
+        root=place.root.folder.name,
+        folder=place.path,
+        labels=tuple(permit.release.labels if permit.release is not None else grant.labels),
+        duties=terms_of(permit.judged).duties,
+        policy_digest=bytes.fromhex(permit.bundle.bundle.digest.removeprefix("sha256:"))
+        if permit.bundle is not None
+        else b"",
+        begun=grant.issued,
+        proof=msgspec.msgpack.encode(_Proof(bare, permit.release, route)),
+    )
