@@ -158,6 +158,9 @@ EXIT_CODES: Final[dict[str, Exit]] = {
     "grant-superseded": Exit.AUTHENTICATION,
     "denied": Exit.DENIED,
     "policy-denied": Exit.DENIED,
+    "policy-stopped": Exit.DENIED,
+    "policy-approval": Exit.DENIED,
+    "policy-onward": Exit.DENIED,
     "policy-missing": Exit.DENIED,
     "policy-expired": Exit.DENIED,
     "release-missing": Exit.DENIED,
@@ -178,6 +181,7 @@ EXIT_CODES: Final[dict[str, Exit]] = {
     "quota": Exit.TEMPORARY,
     "agent-offline": Exit.TEMPORARY,
     "receipt-forged": Exit.INTEGRITY,
+    "deletion-forged": Exit.INTEGRITY,
     "integrity": Exit.INTEGRITY,
     "protocol": Exit.INTEGRITY,
     "unsafe-path": Exit.INTEGRITY,
@@ -194,6 +198,8 @@ EXIT_CODES: Final[dict[str, Exit]] = {
     "timeout": Exit.TEMPORARY,
     "busy": Exit.TEMPORARY,
     "policy-behind": Exit.TEMPORARY,
+    "policy-window": Exit.TEMPORARY,
+    "policy-offline": Exit.TEMPORARY,
     "interrupted": Exit.INTERRUPTED,
 }
 
