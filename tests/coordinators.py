@@ -8,7 +8,6 @@ import json
 import os
 import random
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -20,20 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+from support import free_port
 
 from flowengine.trust.certificates import make_key, make_request
 from flowengine.trust.tokens import Login
 
 READY_S = 60
 ROOTS = [{"name": "/d", "access": "read-write"}]
-
-
-def free_port() -> int:
-    """A port that is free now, so that a coordinator can come back on it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 @dataclass
@@ -74,7 +66,7 @@ class Coordinator:
     def stop(self) -> int:
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
-        code = self.process.wait(30)
+        code = self.process.wait(90)
         self._close()
         return code
 

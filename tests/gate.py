@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import threading
 from collections.abc import Iterator
 
 from proxy import Proxy, Way
+from support import free_port
 
 from flowengine.wire.ticket import Ticket
 
@@ -43,7 +43,7 @@ class Gate:
         with self._condition:
             self._until = size
             self._condition.notify_all()
-            assert self._condition.wait_for(lambda: self._passed >= size, 120), f"{self._passed} of {size}"
+            assert self._condition.wait_for(lambda: self._passed >= size, 240), f"{self._passed} of {size}"
 
     def open(self) -> None:
         """Hold nothing back any more."""
@@ -55,8 +55,7 @@ class Gate:
 @contextlib.contextmanager
 def gated() -> Iterator[Gate]:
     """A gate before a free port, which an agent may take (`gate.behind`)."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        free: int = server.getsockname()[1]
+    free = free_port()
     gate = Gate()
     gate.proxy = Proxy(Ticket("127.0.0.1", free, b"", bytes(32), bytes(32)), gate.meddle)
     gate.port, gate.behind = gate.proxy.ticket.port, free

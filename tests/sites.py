@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from support import wait_until
+from support import free_port, wait_until
 
 from flowengine.client.synchronous import Client, connect
 from flowengine.trust.tokens import Login
@@ -46,7 +46,7 @@ class _Process:
             lines.append(line)  # noqa: PERF402 - others read while it grows
         pipe.close()
 
-    def wait_ready(self, seconds: float = 30) -> str:
+    def wait_ready(self, seconds: float = 90) -> str:
         """What stands behind `ready: `."""
 
         def found() -> str:
@@ -56,7 +56,7 @@ class _Process:
         line: str = wait_until(found, "ready line; so far:\n" + "".join(self.err), seconds)
         return line.removeprefix("ready: ").strip()
 
-    def end(self, number: int, seconds: float = 30) -> int:
+    def end(self, number: int, seconds: float = 90) -> int:
         """Send a signal and wait for the end; gives the exit code."""
         if self.popen.poll() is None:
             self.popen.send_signal(number)
@@ -81,7 +81,7 @@ class Coordinator:
     folder: Path
     options: list[str] = field(default_factory=list)
     state: str = ""
-    listen: str = "127.0.0.1:0"
+    listen: str = field(default_factory=lambda: f"127.0.0.1:{free_port()}")
     process: _Process | None = None
     prefix: list[str] = field(default_factory=list)
 
@@ -124,7 +124,7 @@ class SiteAgent:
 
     site: str
     folder: Path
-    listen: str = "127.0.0.1:0"
+    listen: str = field(default_factory=lambda: f"127.0.0.1:{free_port()}")
     lines: list[str] = field(default_factory=list)
     access: str = "read-write"
     root_lines: list[str] = field(default_factory=list)
@@ -180,7 +180,7 @@ class SiteAgent:
         assert self.process is not None
         self.process.end(signal.SIGKILL)
 
-    def stop(self, seconds: float = 30) -> int:
+    def stop(self, seconds: float = 90) -> int:
         """SIGTERM; gives the exit code."""
         assert self.process is not None
         return self.process.end(signal.SIGTERM, seconds)

@@ -11,6 +11,7 @@ import json
 import os
 import random
 import signal
+import socket
 import stat
 import struct
 import subprocess
@@ -30,7 +31,7 @@ MIB = 1 << 20
 GIB = 1 << 30
 
 
-def wait_until(condition: Callable[[], Any], what: str, seconds: float = 30.0) -> Any:
+def wait_until(condition: Callable[[], Any], what: str, seconds: float = 90.0) -> Any:
     """The first true value of `condition`, which is asked again and again until the deadline."""
     pause = threading.Event()
     deadline = time.monotonic() + seconds
@@ -40,6 +41,22 @@ def wait_until(condition: Callable[[], Any], what: str, seconds: float = 30.0) -
             return value
         assert time.monotonic() < deadline, f"waited {seconds:.0f} s in vain: {what}"
         pause.wait(0.005)
+
+
+_FIRST_PORT, _LAST_PORT = 10_240, 32_766
+
+
+def free_port() -> int:
+    """A free port of this machine that stays free while its owner is away.
+
+    It lies below those that the kernel gives to outgoing connections, and other workers take others.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+    while True:
+        port = random.SystemRandom().randrange(_FIRST_PORT, _LAST_PORT, 2) + worker % 2
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 # --- commands ---------------------------------------------------------------------------------------------------

@@ -114,7 +114,7 @@ def _run(sites: Federation, gate: Gate, place: Path, size: int) -> None:
     sites.coordinator.start()
 
     done = wait_until(
-        lambda: found if (found := sites.client.transfer(record.id).record).ended else None, "the end", 60
+        lambda: found if (found := sites.client.transfer(record.id).record).ended else None, "the end", 180
     )
     assert (done.state, done.reason) == ("completed", "done"), done.message
     (task,) = done.tasks
@@ -151,7 +151,7 @@ def test_bytes_on_the_interface_when_everybody_dies(place: Path) -> None:
             before = bytes_on(prefix, "lo")
 
             def wait_passed(share: float) -> None:
-                wait_until(lambda: bytes_on(prefix, "lo") - before > share * size, "bytes on the wire", 120)
+                wait_until(lambda: bytes_on(prefix, "lo") - before > share * size, "bytes on the wire", 240)
 
             with flow.started("cp", "a:/data/large", "b:/data/in/") as client:
                 wait_passed(0.2)
@@ -161,7 +161,7 @@ def test_bytes_on_the_interface_when_everybody_dies(place: Path) -> None:
                 victim.kill()
                 pause()
                 victim.start()
-            wait_until(lambda: "completed" in flow("transfer", "ls", "--json").stdout, "the end", 120)
+            wait_until(lambda: "completed" in flow("transfer", "ls", "--json").stdout, "the end", 240)
             assert bytes_on(prefix, "lo") - before < 1.03 * size
             assert_same(agents["a"].data, agents["b"].data / "in", root_itself=False)
         finally:

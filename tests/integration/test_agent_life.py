@@ -31,7 +31,7 @@ def sites(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
         yield made
 
 
-def ended(transfer: Any, seconds: float = 60) -> Any:
+def ended(transfer: Any, seconds: float = 180) -> Any:
     """The transfer's record once it has ended."""
     return wait_until(lambda: transfer.refresh() if transfer.refresh().ended else None, "the end", seconds)
 
@@ -135,7 +135,7 @@ def test_a_stopped_agent_gives_its_task_back_and_continues_later(sites: Federati
         gate.wait_reached(16 * MIB)
         begun = time.monotonic()
         assert target.stop() == 0
-        assert time.monotonic() - begun < 10
+        assert time.monotonic() - begun < 40  # and not after the minutes that a lease has
         (task,) = transfer.refresh().tasks
         assert task.state == "waiting"
         assert task.holder == ""
@@ -161,7 +161,7 @@ def test_a_second_signal_ends_it_at_once(sites: Federation) -> None:
         assert agent.process is not None
         agent.process.popen.send_signal(signal.SIGTERM)
         wait_until(lambda: "stopping" in agent.log, "the first signal")
-        assert agent.stop(10) == 130
+        assert agent.stop(40) == 130
         transfer.cancel()
         assert source.stop() == 0
 
@@ -242,7 +242,7 @@ def test_a_revoked_site_is_cut_off_by_its_peer(sites: Federation) -> None:
         wait_until(lambda: "certificate-revoked" in source.log, "the giver to cut the taker off")
         gate.open()
         assert taker.process is not None
-        assert taker.process.popen.wait(30) == 4
+        assert taker.process.popen.wait(90) == 4
         assert not (taker.data / "large").exists()
         assert source.stop() == 0
 

@@ -11,8 +11,8 @@ from support import MIB, random_file, wait_until
 
 pytestmark = pytest.mark.slow
 
-RATE = 32_000_000
-"""4 MB/s."""
+RATE = 16_000_000
+"""2 MB/s: half a minute for what is copied."""
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def test_a_limit_holds_and_can_be_lifted(sites: Federation, scope: str, source: 
     def sent() -> int:
         return transfer.refresh().counters.bytes_sent
 
-    wait_until(lambda: sent() > 4 * MIB, "some of it")
+    wait_until(lambda: sent() > 2 * MIB, "some of it")
     seen, elapsed = sent(), time.monotonic() - begun
     assert seen < 64 * MIB
     # What is counted may be a window ahead of the frames that the rate lets out.
@@ -47,4 +47,4 @@ def test_a_limit_holds_and_can_be_lifted(sites: Federation, scope: str, source: 
         wait_until(lambda: transfer.refresh().ended and transfer.refresh(), "the end", 60).state
         == "completed"
     )
-    assert time.monotonic() - lifted < 10  # at 4 MB/s the rest would have taken longer
+    assert time.monotonic() - lifted < 20  # at 2 MB/s the rest would have taken half a minute

@@ -35,7 +35,7 @@ def move(sites: Federation, source: str, target: str, mode: str = "copy", **opti
             options=TransferOptions(**options),  # type: ignore[arg-type]
         )
     )
-    return wait_until(lambda: transfer.refresh() if transfer.refresh().ended else None, "the end", 60)
+    return wait_until(lambda: transfer.refresh() if transfer.refresh().ended else None, "the end", 180)
 
 
 @pytest.mark.parametrize(("source", "target"), [("a", "b"), ("c", "b"), ("a", "c")])

@@ -187,7 +187,7 @@ async def test_two_coordinators_on_one_postgresql_and_one_is_killed(
         pair[leader].kill()
         ids = await queueing
         ended = await until_all_ended(admin, 60, 300)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(90):
             while not (await admin("GET", "/v1/health"))["leader"]:
                 await asyncio.sleep(0.3)
         history = await all_events(admin, "task.")

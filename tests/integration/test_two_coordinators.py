@@ -65,7 +65,7 @@ def test_a_transfer_survives_everybody_and_one_of_two_coordinators(
         gate.open()
 
         done = wait_until(
-            lambda: found if (found := client.transfer(record.id).record).ended else None, "the end", 90
+            lambda: found if (found := client.transfer(record.id).record).ended else None, "the end", 180
         )
         assert (done.state, done.reason) == ("completed", "done"), done.message
         assert_same(source.data, target.data / "in", root_itself=False)
