@@ -40,6 +40,7 @@ from flowengine.store.grants import GrantLedger
 from flowengine.transfer.sites import SiteTrust
 from flowengine_agent.config import SiteConfig
 from flowengine_agent.coordinator_link import open_link
+from flowengine_agent.evidence import EvidenceLog
 from flowengine_agent.gate import Gate
 from flowengine_agent.holdings import Holdings
 from flowengine_agent.identity import Identity, enrol, keep_grant_keys, load_identity, renew
@@ -100,6 +101,7 @@ async def run_agent(config: SiteConfig, log: Log, *, join_token: str, ready: Cal
         policies = Policies(
             os.path.join(config.state, "policy"), config.policy_keys, required=config.policy_required
         )
+        evidence = _open_evidence(config, trust, log)
         site = Site(
             config,
             log,
@@ -109,10 +111,21 @@ async def run_agent(config: SiteConfig, log: Log, *, join_token: str, ready: Cal
             trust,
             link,
             LimitBook(config.site, config.site_limit_bits_per_s),
-            Gate(trust, policies, log),
+            evidence,
+            Gate(trust, policies, log, evidence=evidence),
             Holdings(os.path.join(config.state, "holdings.sqlite")),
         )
         return await _Agent(site, ready).run()
+
+
+def _open_evidence(config: SiteConfig, trust: SiteTrust, log: Log) -> EvidenceLog:
+    """The chain of what is decided and done here, signed with the site's key and its certificate of the moment."""
+    evidence = EvidenceLog(
+        os.path.join(config.state, "evidence"), config.site, lambda: trust.identity.signer()
+    )
+    if evidence.cut_bytes:
+        log.warning("a torn record was cut off the evidence", bytes=evidence.cut_bytes)
+    return evidence
 
 
 async def _enrol(config: SiteConfig, log: Log, join_token: str) -> Identity:
@@ -167,6 +180,7 @@ class _Agent:
         finally:
             site.journal.close()
             site.ledger.close()
+            site.evidence.close()
             site.gate.policies.close()
             site.holdings.close()
         return self._exit

@@ -14,6 +14,7 @@ import msgspec
 import trio
 
 from flowengine.errors import FlowError
+from flowengine.evidence.bodies import stop_body
 from flowengine.manifest import DIRECTORY, ManifestReader
 from flowengine.policy.asking import Judged
 from flowengine.store.landed import LandedManifest
@@ -203,10 +204,8 @@ class Duties:
             "transfer is stopped", task=watch.task, transfer=watch.transfer, end=watch.end, mode=watch.mode,
             cause=cause, reason=error.reason, why=error.message,
         )  # fmt: skip
-        body = {
-            "task": watch.task, "transfer": watch.transfer, "end": watch.end, "mode": watch.mode, "cause": cause,
-            "reason": error.reason, "why": error.message,
-        }  # fmt: skip
+        body = stop_body(watch.mode or "stop-now", cause, transfer=watch.transfer, task=watch.task)
+        body |= {"end": watch.end, "reason": error.reason, "why": error.message}
         try:
             await self._site.gate.keep("stop", body)
         except FlowError as raised:

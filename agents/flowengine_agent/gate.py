@@ -14,7 +14,6 @@ Invariants
 
 from __future__ import annotations
 
-import base64
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,19 +23,22 @@ from typing import Final, Protocol
 import trio
 
 from flowengine.errors import AuthenticationError, Denied, FlowError, TemporaryError
+from flowengine.evidence.bodies import activate_body, chunk_root_body, refusal_body
+from flowengine.evidence.decisions import Asked, decision_body
 from flowengine.policy import Statement
 from flowengine.policy.asking import AGENT_CAN, Judged, Matter, Place, ask
-from flowengine.policy.explain import explain, record
+from flowengine.policy.explain import explain
 from flowengine.policy.labels import Inherited, Labelling, data_statements
 from flowengine.policy.model import FALSE
 from flowengine.policy.reasons import nearest_permit, reasons
 from flowengine.transfer.sites import SiteTrust
 from flowengine.trust.grant import Grant, Party
 from flowengine.trust.release import Release, check_release
+from flowengine_agent.evidence import EvidenceLog
 from flowengine_agent.logs import Log
 from flowengine_agent.policies import InForce, Policies
 
-__all__ = ["Carried", "Evidence", "Gate", "Permit"]
+__all__ = ["Carried", "Gate", "Permit"]
 
 RELEASE_S: Final = 300
 """How long a release holds; each new connection asks for a new one."""
@@ -67,13 +69,6 @@ class Carried(Protocol):
     def requester(self) -> str: ...
     @property
     def policy_digest(self) -> bytes: ...
-
-
-class Evidence(Protocol):
-    """Where decisions are kept; durable before it returns."""
-
-    def record(self, kind: str, body: Mapping[str, object]) -> object:
-        """Keep one record."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +108,7 @@ class Gate:
         policies: Policies,
         log: Log,
         *,
-        evidence: Evidence | None = None,
+        evidence: EvidenceLog | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._trust = trust
@@ -121,6 +116,7 @@ class Gate:
         self._log = log
         self.evidence = evidence
         self._clock = clock
+        self._activating = trio.Lock()
         self.can: frozenset[str] = AGENT_CAN
         """Duties that this agent carries out."""
         self.further: list[Callable[[Carried, str], Iterable[Statement]]] = []
@@ -144,7 +140,7 @@ class Gate:
         Raises:
             Denied: policy does not permit it (reason "policy-denied", "policy-missing", "policy-expired").
         """
-        bundle = await self._bundle("release", grant)
+        bundle = await self._bundle("release", grant, grant.source.site)
         if bundle is None:
             return Permit()
         route = list(route) or [grant.source, grant.target]
@@ -226,7 +222,21 @@ class Gate:
             return
         route = permit.route or (grant.source, grant.target)
         await self._arriving("publish", grant, route, permit.document, len(route) - 1)
-        await self.keep("chunk-root", _about(grant, "publish") | dict(landed))
+        await self.keep(
+            "chunk-root",
+            {
+                **chunk_root_body(
+                    transfer=grant.transfer,
+                    task=grant.task,
+                    direction="landed",
+                    path=f"{grant.target.site}:{grant.target_path}",
+                    root=str(landed.get("version_id", "")),
+                    objects=_count(landed.get("objects")),
+                    size_bytes=_count(landed.get("bytes")),
+                ),
+                "counted": {name: value for name, value in landed.items() if name != "version_id"},
+            },
+        )
 
     def review(
         self, point: str, carried: Carried, route: Sequence[Party], release: Release | None
@@ -270,7 +280,7 @@ class Gate:
 
     # --- how ----------------------------------------------------------------------------------------------------
 
-    async def _bundle(self, point: str, carried: Carried) -> InForce | None:
+    async def _bundle(self, point: str, carried: Carried, source: str) -> InForce | None:
         """The bundle to decide by; None where there is none and none is required."""
         found = self.policies.in_force
         if found is None:
@@ -283,7 +293,7 @@ class Gate:
                 hint="an operator activates a bundle: flow policy bundle push",
                 reason="policy-missing",
             )
-            await self._refused(point, carried, error)
+            await self._refused(point, carried, source, error)
             raise error
         grace = GRACE_S if point == "publish" else 0
         if found.is_expired(self._clock() - grace):
@@ -292,9 +302,29 @@ class Gate:
                 hint="build, sign and push a new bundle",
                 reason="policy-expired",
             )
-            await self._refused(point, carried, error)
+            await self._refused(point, carried, source, error)
             raise error
+        await self.activated(found)
         return found
+
+    async def activated(self, found: InForce) -> None:
+        """Put it on the record, once, that a bundle came into force, and keep the bundle beside what it decided."""
+        if self.evidence is None:
+            return
+        async with self._activating:
+            if self.evidence.bundle == found.bundle.digest:
+                return
+            await self.evidence.keep_bundle(found.content)
+            await self.keep(
+                "policy.activate",
+                activate_body(
+                    found.bundle.digest,
+                    found.bundle.version,
+                    found.bundle.not_after,
+                    [(role, key) for role, key, _ in found.bundle.signatures],
+                    replaces=self.evidence.bundle,
+                ),
+            )
 
     def _matter(
         self,
@@ -328,13 +358,13 @@ class Gate:
     async def _arriving(
         self, point: str, carried: Carried, route: Sequence[Party], document: bytes, here: int
     ) -> Permit:
-        bundle = await self._bundle(point, carried)
+        bundle = await self._bundle(point, carried, route[0].site)
         if bundle is None:
             return Permit()
         try:
             release, labellings = self._checked(carried, route, document, ends=point == "publish")
         except FlowError as error:
-            await self._refused(point, carried, error)
+            await self._refused(point, carried, route[0].site, error)
             raise
         matter = self._matter(bundle, carried, route, labellings, [_said_by(release, route)], point)
         use = "relay" if point == "relay" else "land"
@@ -399,7 +429,8 @@ class Gate:
         judged = self._judge(bundle, carried, route, matter, asked)
         ids = [os.urandom(8).hex() for _ in judged]
         for one, name in zip(judged, ids, strict=True):
-            await self.keep("decision", self._record(bundle, point, carried, route, one, name))
+            hop = route.index(next(party for party in route if party.site == one.place.name))
+            await self.keep("decision", self._record(bundle, point, carried, route, one, name, hop))
         for one, name in zip(judged, ids, strict=True):
             if not one.decision.permit:
                 raise self._denied(bundle, point, carried, one, name)
@@ -455,43 +486,67 @@ class Gate:
         )
 
     def _record(
-        self, bundle: InForce, point: str, carried: Carried, route: Sequence[Party], one: Judged, name: str
+        self,
+        bundle: InForce,
+        point: str,
+        carried: Carried,
+        route: Sequence[Party],
+        one: Judged,
+        name: str,
+        hop: int,
     ) -> dict[str, object]:
         """The body of a decision's record: everything that it takes to decide again."""
-        sources = {
-            attribute: [{"by": word.by, "asof": word.as_of} for word in words]
-            for attribute, words in one.known.used.items()
-        }
-        return _about(carried, point) | {
-            "decision_id": name,
-            "site": one.place.name,
-            "key": one.place.key_sha256,
-            "route": [party.site for party in route],
-            "bundle": bundle.bundle.digest,
-            "bundle_version": bundle.bundle.version,
-            "can": sorted(one.decision.can or ()),
-            "sources": sources,
-            **record(bundle.engine, one.decision, auditor=True, with_remedies=False),
-        }
+        asked = Asked(
+            point=point,
+            phase=_PHASES.get(point, "before-first-byte"),
+            site=one.place.name,
+            data=f"{route[0].site}:{carried.source_path}",
+            bundle=bundle.bundle.digest,
+            transfer=carried.transfer,
+            task=carried.task,
+            hop=hop,
+            route=[party.site for party in route],
+            purpose=carried.purpose,
+            requester=carried.requester,
+        )
+        body = decision_body(bundle.engine, one.decision, asked, decision_id=name, resolved=one.known)
+        # By whose key the site was known, and by which policies the coordinator says that it planned.
+        return body | {"key": one.place.key_sha256, "plan_policies": carried.policy_digest.hex()}
 
-    async def _refused(self, point: str, carried: Carried, error: FlowError) -> None:
+    async def _refused(self, point: str, carried: Carried, source: str, error: FlowError) -> None:
         """A refusal that needed no rule, on the record."""
         self._log.warning("refused", point=point, task=carried.task, reason=error.reason, why=error.message)
         await self.keep(
             "decision",
-            _about(carried, point)
-            | {"decision": "deny", "kind": "refused", "reason": error.reason, "why": error.message},
+            refusal_body(
+                os.urandom(8).hex(),
+                "land" if point == "publish" else point,
+                self.me.site,
+                f"{source}:{carried.source_path}",
+                point,
+                _PHASES.get(point, "before-first-byte"),
+                error.reason,
+                error.message,
+                bundle="" if self.policies.in_force is None else self.policies.in_force.bundle.digest,
+                transfer=carried.transfer,
+                task=carried.task,
+            ),
         )
 
     async def keep(self, kind: str, body: Mapping[str, object]) -> None:
         """Put something on the record; durable when it returns."""
         if self.evidence is None:
-            shown = {
-                name: body[name] for name in ("point", "task", "use", "site", "decision") if name in body
-            }
+            shown = {name: body[name] for name in ("point", "task", "decision") if name in body}
             self._log.info(kind, **shown)
             return
-        await trio.to_thread.run_sync(self.evidence.record, kind, body)
+        await self.evidence.record(kind, body)
+
+
+_PHASES: Final = {"publish": "end"}
+
+
+def _count(value: object) -> int:
+    return value if isinstance(value, int) else 0
 
 
 def _whole_route(route: Sequence[Party]) -> list[tuple[str, int]]:
@@ -503,18 +558,6 @@ def _said_by(release: Release, route: Sequence[Party]) -> Inherited:
     """What a release says of the data."""
     by = f"label:release:{route[0].site}"
     return Inherited(frozenset(release.labels), frozenset(release.contracts), by)
-
-
-def _about(carried: Carried, point: str) -> dict[str, object]:
-    return {
-        "point": point,
-        "transfer": carried.transfer,
-        "task": carried.task,
-        "fence": carried.fence,
-        "requester": carried.requester,
-        "purpose": carried.purpose,
-        "plan": base64.b16encode(carried.policy_digest).decode().lower(),
-    }
 
 
 def _texts(one: Judged, attribute: str) -> list[str]:

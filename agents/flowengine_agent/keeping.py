@@ -25,6 +25,7 @@ import trio
 
 from flowengine.api.agents import Disposal, Taken
 from flowengine.errors import FlowError
+from flowengine.evidence.bodies import delete_certificate_body, quarantine_body
 from flowengine.policy.duties import Clock, Instant, deletion
 from flowengine.store.filesystem import boot_id
 from flowengine.store.quarantine import Quarantine, name_digest
@@ -174,7 +175,7 @@ class Keeper:
         self.holdings.hidden(
             holding.task, int(time.time()), count, size_bytes, len(objects) - count, name_digest(objects)
         )
-        await self._record("quarantine", self.holdings.find(holding.task) or holding)
+        await self._record(self.holdings.find(holding.task) or holding)
 
     def _take(self, holding: Holding, root: OfferedRoot, objects: list[tuple[bytes, int]]) -> tuple[int, int]:
         """Take them; how many are in quarantine now, of this try and of those that were killed."""
@@ -212,18 +213,23 @@ class Keeper:
             "destroyed", task=holding.task, cause=holding.cause, objects=holding.objects,
             size_bytes=holding.size_bytes, staged_bytes=gone.staged_bytes,
         )  # fmt: skip
-        await self._record("purge", replace(holding, certificate=document))
+        await self._record(replace(holding, certificate=document))
 
-    async def _record(self, kind: str, holding: Holding) -> None:
-        await self._site.gate.keep(
-            kind,
-            {
-                "task": holding.task, "transfer": holding.transfer, "path": holding.path, "cause": holding.cause,
-                "why": holding.why, "objects": holding.objects, "size_bytes": holding.size_bytes,
-                "missing": holding.missing, "names": holding.names,
-                "certificate": base64.b64encode(holding.certificate).decode(),
-            },
+    async def _record(self, holding: Holding) -> None:
+        path = f"{self._site.name}:{holding.path}"
+        if holding.certificate:
+            body = delete_certificate_body(
+                path=path, cause=holding.cause, objects=holding.objects, size_bytes=holding.size_bytes,
+                transfer=holding.transfer, task=holding.task,
+                certificate=base64.b64encode(holding.certificate).decode(),
+            )  # fmt: skip
+            await self._site.gate.keep("delete-certificate", body | {"missing": holding.missing})
+            return
+        body = quarantine_body(
+            transfer=holding.transfer, task=holding.task, path=path, cause=holding.cause,
+            objects=holding.objects, size_bytes=holding.size_bytes, missing=holding.missing,
         )  # fmt: skip
+        await self._site.gate.keep("quarantine", body | {"why": holding.why})
 
     # --- telling ------------------------------------------------------------------------------------------------
 

@@ -47,10 +47,11 @@ CREATE TABLE IF NOT EXISTS inherited (
 
 @dataclass(frozen=True)
 class InForce:
-    """A bundle that this agent decides by, compiled."""
+    """A bundle that this agent decides by, compiled; `content` is the archive as it came."""
 
     bundle: Bundle
     engine: Engine
+    content: bytes
 
     @property
     def policies(self) -> PolicySet:
@@ -148,7 +149,7 @@ class Policies:
             if opened.version < self.version:
                 raise Denied(f"it has version {opened.version}; {self.version} was in force here")
             self._raise_mark("bundle", opened.version)  # died between the file and the mark
-            self._use(opened)
+            self._use(opened, content)
         except FlowError as error:
             self.problem = f"the bundle in {self._folder} is not used: {error.message}"
 
@@ -166,7 +167,7 @@ class Policies:
             self._write(content)
             self._raise_mark("bundle", opened.version)
             self.problem = ""
-            return self._use(opened)
+            return self._use(opened, content)
 
     @staticmethod
     def _check(opened: Bundle) -> None:
@@ -192,8 +193,8 @@ class Policies:
                 hint="without it the old one stays in force; make room",
             ) from None
 
-    def _use(self, opened: Bundle) -> InForce:
-        self.in_force = InForce(opened, Engine(load(opened.files)))
+    def _use(self, opened: Bundle, content: bytes) -> InForce:
+        self.in_force = InForce(opened, Engine(load(opened.files)), content)
         self._believe()
         self.labels_heard = (
             0  # among what was passed over there may be statements of owners that are known now

@@ -15,6 +15,7 @@ from flowengine.trust.grant import Grant
 from flowengine_agent.config import SiteConfig
 from flowengine_agent.coordinator_link import CoordinatorLink
 from flowengine_agent.duties import Duties
+from flowengine_agent.evidence import EvidenceLog
 from flowengine_agent.gate import Gate
 from flowengine_agent.holdings import Holdings
 from flowengine_agent.identity import Identity
@@ -34,6 +35,7 @@ class Site:
     Attributes:
         identity: as enrolment stored it.
         trust: the same for the engine, with whom and what it believes now.
+        evidence: the chain of what is decided and done here.
         gate: what policy says here to whatever leaves, passes or lands.
         holdings: account of what landed here under duties.
         boot: random id of this run.
@@ -48,6 +50,7 @@ class Site:
     trust: SiteTrust
     link: CoordinatorLink
     limits: LimitBook
+    evidence: EvidenceLog
     gate: Gate
     holdings: Holdings
     writers: Writers = field(default_factory=Writers)

@@ -61,6 +61,10 @@ class SiteIdentity(Secret):
         """The site as grants name it."""
         return Party(self.facts.site, self.facts.key_sha256)
 
+    def signer(self) -> tuple[bytes, bytes]:
+        """Private key (PEM) and certificate (DER), for what is signed with both; the key is for that alone."""
+        return self._secret_pem, self.certificate_der
+
     def sign_receipt(self, receipt: SignedReceipt) -> bytes:
         """This site's signed word on what landed."""
         return sign_receipt(receipt, self._secret_pem, self.certificate_der)

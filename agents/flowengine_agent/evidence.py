@@ -1,0 +1,185 @@
+"""The agent's evidence: one chain of records, durable before anybody acts on them, with checkpoints handed out.
+
+Callers that record at the same time share one write and one sync. A record that cannot be made durable is an error for
+its caller, and whoever was about to permit something must not.
+"""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+from flowengine.errors import AuthenticationError, FlowError
+from flowengine.evidence.bodies import checkpoint_body
+from flowengine.evidence.chain import Head, Record
+from flowengine.evidence.checkpoint import Checkpoint, verify_checkpoint
+from flowengine.store.chain_files import ChainFiles, Signer
+
+__all__ = ["CHECKPOINT_EVERY_S", "CHECKPOINT_RECORDS", "EvidenceLog"]
+
+CHECKPOINT_EVERY_S: Final = 60.0
+CHECKPOINT_RECORDS: Final = 1000
+
+
+@dataclass(eq=False)
+class _Entry:
+    kind: str
+    body: Mapping[str, object]
+    record: Record | None = None
+    error: Exception | None = None
+
+
+class EvidenceLog:
+    """Appends to the chain in a folder, for any number of tasks of one trio loop.
+
+    Args:
+        folder: `STATE/evidence`.
+        site: name of the site.
+        signer: gives key and certificate to sign checkpoints with, as they are now.
+
+    Raises:
+        LocalError: another process has it open.
+        IntegrityError: the chain is damaged (reason "evidence").
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        site: str,
+        signer: Callable[[], Signer],
+        *,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._files = ChainFiles(folder, f"site:{site}", now=now)
+        self._signer = signer
+        self._lock = trio.Lock()
+        self._limiter = trio.CapacityLimiter(1)
+        self._waiting: list[_Entry] = []
+        self._due = trio.Event()
+
+    @property
+    def head(self) -> Head:
+        """Where the chain ends: what the records of others can name."""
+        return self._files.head
+
+    @property
+    def bundle(self) -> str:
+        """Digest of the bundle that was last recorded as activated; empty where that is long ago."""
+        return self._files.bundle
+
+    @property
+    def cut_bytes(self) -> int:
+        """What was cut off at opening of a record that a crash had torn."""
+        return self._files.cut_bytes
+
+    @property
+    def last_checkpoint(self) -> bytes:
+        """The newest checkpoint; empty before the first."""
+        return self._files.checkpoint_document
+
+    async def record(self, kind: str, body: Mapping[str, object]) -> Record:
+        """Record something; on the disk when this returns. Cancelled before it is written, it leaves nothing.
+
+        Args:
+            kind: as `flowengine.evidence.bodies` has functions for.
+            body: what such a function made.
+
+        Raises:
+            Denied: it cannot be made durable (reason "no-evidence").
+            ValueError: the body is not what its kind needs.
+        """
+        entry = _Entry(kind, body)
+        self._waiting.append(entry)
+        try:
+            async with self._lock:
+                if entry in self._waiting:
+                    with trio.CancelScope(shield=True):
+                        await self._commit()
+        finally:
+            if entry in self._waiting:
+                self._waiting.remove(entry)
+        if entry.error is not None:
+            raise entry.error
+        assert entry.record is not None
+        return entry.record
+
+    async def _commit(self) -> None:
+        batch, self._waiting = self._waiting, []
+        await trio.to_thread.run_sync(self._write, batch, limiter=self._limiter)
+        if self._files.unsigned >= CHECKPOINT_RECORDS:
+            self._due.set()
+
+    def _write(self, batch: list[_Entry]) -> None:
+        try:
+            records = self._files.append([(entry.kind, entry.body) for entry in batch])
+        except ValueError:  # one of them is wrong: the others must not suffer
+            for entry in batch:
+                try:
+                    entry.record = self._files.append([(entry.kind, entry.body)])[0]
+                except (ValueError, FlowError) as error:
+                    entry.error = error
+        except FlowError as error:
+            for entry in batch:
+                entry.error = error
+        else:
+            for entry, record in zip(batch, records, strict=True):
+                entry.record = record
+
+    async def checkpoint(self) -> bytes:
+        """A signed checkpoint of all that is recorded so far.
+
+        Raises:
+            Denied: it cannot be recorded.
+        """
+        document = b""
+        async with self._lock:
+            with trio.CancelScope(shield=True):
+                document = await trio.to_thread.run_sync(
+                    self._files.checkpoint, self._signer(), limiter=self._limiter
+                )
+        return document
+
+    async def keep_bundle(self, content: bytes) -> str:
+        """Keep a policy bundle beside the records that name it; returns its digest.
+
+        Raises:
+            IntegrityError: it is no bundle.
+        """
+        return await trio.to_thread.run_sync(self._files.keep_bundle, content, limiter=self._limiter)
+
+    async def note_peer(self, document: bytes, anchors_pem: str, *, site: str) -> Checkpoint:
+        """Put a peer's signed checkpoint into this chain, so that the peer can drop nothing before it unseen.
+
+        Args:
+            site: the peer; a checkpoint of another one is refused.
+
+        Raises:
+            AuthenticationError: it is not that site's.
+            IntegrityError: it was changed, or is not understood.
+            Denied: it cannot be recorded.
+        """
+        found, facts = verify_checkpoint(document, anchors_pem)
+        if facts.site != site:
+            raise AuthenticationError(
+                f"site {site} showed a checkpoint of {found.agent[:80]}", reason="evidence"
+            )
+        await self.record("checkpoint", checkpoint_body(found, base64.b64encode(document).decode("ascii")))
+        return found
+
+    async def run(self, hand_out: Callable[[bytes], None]) -> None:
+        """Make a checkpoint every minute or every thousand records, and hand it out; until cancelled."""
+        while True:
+            with trio.move_on_after(CHECKPOINT_EVERY_S):
+                await self._due.wait()
+            self._due = trio.Event()
+            if self._files.unsigned:
+                hand_out(await self.checkpoint())
+
+    def close(self) -> None:
+        """Let the folder go."""
+        self._files.close()
