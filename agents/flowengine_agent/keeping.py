@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from flowengine.api.agents import Disposal, Taken
+from flowengine.api.agents import Disposed, Taken
+from flowengine.api.resources import Disposal
 from flowengine.errors import FlowError
 from flowengine.evidence.bodies import delete_certificate_body, quarantine_body
 from flowengine.policy.duties import Clock, Instant, deletion
@@ -237,29 +238,28 @@ class Keeper:
         if trio.current_time() < self._tell_from:
             return
         for holding in self.holdings.untold():
-            if not await self._send(_disposal(holding)):
+            if not await self._send(holding.task, _disposal(holding)):
                 self._tell_from = trio.current_time() + _TELL_AGAIN_S
                 return
             self.holdings.told(holding.task, holding.state)
         for task, why in list(self._gone_none.items()):
-            if not await self._send(Disposal(task=task, state="none", why=why)):
+            if not await self._send(task, Disposal(state="none", why=why)):
                 return
             del self._gone_none[task]
 
-    async def _send(self, said: Disposal) -> bool:
+    async def _send(self, task: str, disposal: Disposal) -> bool:
         """Whether the coordinator took note, or never will."""
         try:
-            await self._site.link.post("/v1/agent/disposals", said, Taken)
+            await self._site.link.post("/v1/agent/disposals", Disposed(task=task, disposal=disposal), Taken)
         except FlowError as error:
             if error.retryable:
                 return False
-            self._site.log.warning("the coordinator does not want to know", task=said.task, why=error.message)
+            self._site.log.warning("the coordinator does not want to know", task=task, why=error.message)
         return True
 
 
 def _disposal(holding: Holding) -> Disposal:
     return Disposal(
-        task=holding.task,
         state="purged" if holding.state == "purged" else "quarantined",
         cause=holding.cause,
         why=holding.why,

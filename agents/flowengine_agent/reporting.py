@@ -15,6 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Final, Literal, TypeAlias
 
 import msgspec
@@ -31,6 +32,7 @@ __all__ = ["REPORT_EVERY_S", "FinalState", "Standing", "TaskReporter", "deliver"
 REPORT_EVERY_S: Final = 2.0
 _GATHER_S: Final = 0.1
 """What landed waits so long for more, unless the task ends: a short task sends one report and not three."""
+_LOOK_AGAIN_S: Final = 60.0
 _FIRST_PAUSE_S: Final = 0.25
 _LAST_PAUSE_S: Final = 5.0
 FinalState: TypeAlias = Literal["done", "failed", "released"]
@@ -137,6 +139,7 @@ class TaskReporter:
             message=error.message if error else "",
             hint=error.hint if error else "",
             retryable=error.retryable if error else False,
+            not_before=_not_before(error),
         )
         self._journal.conclude(self._task, self._final, time.time())
         self._hasten(0)
@@ -218,6 +221,14 @@ class TaskReporter:
             if reply.directive != "go" and pending.report.state == "running":
                 self._refused(reply.directive, reply.reason)
             return True
+
+
+def _not_before(error: FlowError | None) -> datetime | None:
+    """When a task that waits for its window may be claimed again: as this site knows, or soon where a peer said so."""
+    if error is None or error.reason != "policy-window":
+        return None
+    opens = error.context.get("opens")
+    return datetime.fromtimestamp(opens if isinstance(opens, int) else time.time() + _LOOK_AGAIN_S, UTC)
 
 
 async def deliver(link: CoordinatorLink, pending: Pending) -> ReportReply:

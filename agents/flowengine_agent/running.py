@@ -216,6 +216,7 @@ def window_closed(windows: Sequence[str], until: int | None) -> TemporaryError:
         f"policy permits this transfer only {' and '.join(windows)}{opens}",
         hint="it goes on by itself then",
         reason="policy-window",
+        opens=until,
     )
 
 

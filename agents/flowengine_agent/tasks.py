@@ -34,7 +34,9 @@ __all__ = ["HeldTasks"]
 
 _NOT_WANTED: Final = frozenset({"fence-superseded", "grant-superseded", "not-found"})
 """Reasons with which nobody wants to hear of a task's fence any more."""
-_NEEDS_NEW_GRANT: Final = frozenset({"grant-replayed", "grant-expired", "busy"})
+_NEEDS_NEW_GRANT: Final = frozenset(
+    {"grant-replayed", "grant-expired", "busy", "policy-window", "policy-offline"}
+)
 _TELL_S: Final = 5.0
 """How long a task stays, at least, to have its last report taken before that is left to the journal."""
 _ASK_AGAIN_S: Final = 1.0

@@ -13,11 +13,20 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from flowengine.api.resources import Counters, Endpoint, LandedObject, Limit, Name, Root, TransferOptions
+from flowengine.api.resources import (
+    Counters,
+    Disposal,
+    Endpoint,
+    LandedObject,
+    Limit,
+    Name,
+    Root,
+    TransferOptions,
+)
 from flowengine.errors import ProtocolError
 
 __all__ = [
-    "Answer", "Claim", "Claimed", "Command", "Disposal", "DrainCommand", "Enrolled", "Greeting", "Heartbeat",
+    "Answer", "Claim", "Claimed", "Command", "Disposed", "DrainCommand", "Enrolled", "Greeting", "Heartbeat",
     "HeartbeatReply", "HopTraffic", "Join", "Lease", "LeasesCommand", "LimitsCommand", "LookCommand", "MeasureCommand",
     "ProbeCommand", "QuarantineCommand", "RelayState", "RelayedTask", "Renewal", "Report", "ReportReply",
     "RevocationsCommand", "RoutesCommand", "Taken", "TaskCommand", "TaskGrant", "TaskRoute", "Told", "WorkCommand",
@@ -237,6 +246,7 @@ class Report(Told):
         state: "running", or how it ended.
         landed: objects durable since the last report, in order (seq ignored).
         receipt: base64 of the signed receipt, with state "done".
+        not_before: with state "released": when the task may be claimed again, where that is known.
         stages: busy share of each stage since the last report, 0 to 1.
         hops: what went over each of this site's links since the claim.
     """
@@ -256,6 +266,7 @@ class Report(Told):
     version_id: str = ""
     receipt: str = ""
     wait: str = ""
+    not_before: datetime | None = None
     hops: list[HopTraffic] = []
 
 
@@ -322,7 +333,7 @@ class DrainCommand(msgspec.Struct, kw_only=True, tag="drain"):
 class QuarantineCommand(msgspec.Struct, kw_only=True, tag="quarantine"):
     """A transfer to this site is not permitted any more: what arrived of it goes to quarantine.
 
-    Answered by a `Disposal`; the site finds by itself how much of it has to go.
+    Answered by a `Disposed`; the site finds by itself how much of it has to go.
     """
 
     task: str
@@ -379,28 +390,11 @@ Command: TypeAlias = (
 )
 
 
-class Disposal(Told):
-    """What became of data that may not stay at a site; sent until it was taken, by POST /v1/agent/disposals.
-
-    Attributes:
-        state: "none": nothing of it was here.
-        cause: "policy-stopped", "delete-by", "delete-after", "cancelled" or "operator".
-        name: of the quarantine, below the site's root.
-        objects, size_bytes: that had landed and were taken; `missing` were no longer there.
-        certificate: base64 of the signed delete certificate, with state "purged".
-    """
+class Disposed(Told):
+    """What became of data that may not stay at a site; sent until it was taken, by POST /v1/agent/disposals."""
 
     task: str
-    state: Literal["none", "quarantined", "purged"]
-    cause: str = ""
-    why: str = ""
-    name: str = ""
-    objects: int = 0
-    size_bytes: int = 0
-    missing: int = 0
-    staged_bytes: int = 0
-    at: datetime | None = None
-    certificate: str = ""
+    disposal: Disposal
 
 
 class Taken(Told):

@@ -19,6 +19,7 @@ __all__ = [
     "Certificate",
     "Counters",
     "Decision",
+    "Disposal",
     "Endpoint",
     "Event",
     "Fact",
@@ -306,6 +307,30 @@ class Decision(_Resource):
     duties: list[str] = []
 
 
+class Disposal(_Resource):
+    """What became of data at a target that may not stay there.
+
+    Attributes:
+        state: "quarantined": nobody can read it; "purged": destroyed, with a certificate; "none": nothing was there.
+        cause: "policy-stopped", "delete-by", "delete-after", "cancelled" or "operator".
+        name: of the quarantine, at the target.
+        objects, size_bytes: that had landed and were taken; `missing` were no longer there.
+        staged_bytes: of what was under way.
+        certificate: base64 of the signed delete certificate (docs/spec/certificates.md).
+    """
+
+    state: Literal["none", "quarantined", "purged"]
+    cause: str = ""
+    why: str = ""
+    name: str = ""
+    objects: int = 0
+    size_bytes: int = 0
+    missing: int = 0
+    staged_bytes: int = 0
+    at: datetime | None = None
+    certificate: str = ""
+
+
 class Task(_Resource):
     """One range of a transfer's work: from the source to one target. `fence` grows with every claim."""
 
@@ -327,6 +352,7 @@ class Task(_Resource):
     message: str = ""
     hint: str = ""
     version_id: str = ""
+    disposal: Disposal | None = None
 
 
 class Transfer(_Resource):

@@ -71,7 +71,11 @@ def ls(
             record.user,
             ago(record.created),
             describe(record)
-            + (f"  ({record.message})" if record.state in ("suspended", "terminated") else ""),
+            + (
+                f"  ({record.message})"
+                if record.state in ("suspended", "terminated", "quarantined", "purged")
+                else ""
+            ),
         )
         for record in found
     ]
@@ -144,6 +148,13 @@ def _show_task(task: api.Task) -> None:
         )
     if task.message and task.state != "done":
         print(f"            {task.message} ({task.reason})" + (f"; next: {task.hint}" if task.hint else ""))
+    if task.disposal is not None and task.disposal.state != "none":
+        found = task.disposal
+        print(
+            f"            {found.state} ({found.cause}): {found.objects} objects, {format_bytes(found.size_bytes)} that had "
+            f"landed, {found.missing} missing"
+            + (f"; named {found.name}" if found.state == "quarantined" else "; certificate with --json")
+        )
     if task.version_id:
         print(f"            version {task.version_id}")
 

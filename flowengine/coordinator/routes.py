@@ -503,6 +503,16 @@ ROUTES: Final[tuple[Route, ...]] = (
     ),
     Route(
         "POST",
+        "/v1/agent/disposals",
+        "dispose",
+        "What became of data that may not stay",
+        "agent",
+        _a.Disposed,
+        _a.Taken,
+        also=("not-found", "incompatible"),
+    ),
+    Route(
+        "POST",
         "/v1/agent/answers/{answer}",
         "answer",
         "Answer to a look command",

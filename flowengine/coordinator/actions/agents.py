@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from dataclasses import replace
 from typing import Any, Final, Literal
 
 import msgspec
@@ -10,6 +11,7 @@ from sqlalchemy import Connection, bindparam, func, select, update
 
 from flowengine.api.agents import Claim, Claimed, Heartbeat, HeartbeatReply, Report, ReportReply, TaskGrant
 from flowengine.api.resources import PRIORITIES, Counters, LandedObject
+from flowengine.coordinator.actions.duties import quarantines_of
 from flowengine.coordinator.actions.grants import Terms, task_grant
 from flowengine.coordinator.actions.transfers import redrive
 from flowengine.coordinator.database.catalogue import decode_addresses, limits_of_site, revoked_serials
@@ -35,6 +37,8 @@ __all__ = ["agent_view", "claim", "heartbeat", "report"]
 
 MAX_CLAIM: Final = 64
 _COUNTER: Final = select(counters.c.value).where(counters.c.name == bindparam("counter"))
+MAX_NOT_BEFORE_S: Final = 8 * 86_400.0
+"""No agent can put a task off for longer: windows open within eight days or never."""
 LOST_CLAIM_S: Final = 60.0
 """A task that its site does not name, and was silent on for so long, never reached it."""
 
@@ -242,6 +246,9 @@ def report(writing: Writing, site: str, task: str, said: Report, terms: Terms) -
     )
     peer_counts = row.holder != row.target_site and row.peer_seq >= 0
     effect = take(held, site, said.fence, said.seq, said.state, said.retryable, writing.now, peer_counts)
+    if said.state == "released" and said.not_before is not None and effect.state == "waiting":
+        later = min(said.not_before.timestamp(), writing.now + MAX_NOT_BEFORE_S)
+        effect = replace(effect, ready_at=max(effect.ready_at, later))
     if effect.kind == "superseded":
         raise FlowError(
             f"task {task} is no longer yours under fence {said.fence}",
@@ -309,7 +316,7 @@ def _record(
             fence=said.fence,
             reason=said.reason,
             message=said.message,
-            wake=[row.driver],
+            wake=[row.driver, row.target_site],
         )
         wake_beside(writing, (row.source_site, row.target_site), row.tenant)
         settle(writing, row.transfer)
@@ -318,11 +325,12 @@ def _record(
 
 
 def _end_values(said: Report, effect: Effect) -> dict[str, Any]:
+    told = said.state == "failed" or said.not_before is not None
     values: dict[str, Any] = {
         "rate_bits_per_s": 0.0,
         "bottleneck": "",
-        "reason": said.reason if said.state == "failed" else "",
-        "message": said.message[:2000] if said.state == "failed" else "",
+        "reason": said.reason if told else "",
+        "message": said.message[:2000] if told else "",
         "hint": said.hint[:1000] if said.state == "failed" else "",
         "version_id": said.version_id,
         "ready_at": effect.ready_at,
@@ -403,5 +411,6 @@ def agent_view(connection: Connection, now: float, site: str) -> AgentView:
         revoked=tuple(revoked_serials(connection, now)),
         draining=row.draining,
         directives=directives,
+        quarantines=quarantines_of(connection, site),
         looks={look.id: (look.path, look.expires - now) for look in asked},
     )

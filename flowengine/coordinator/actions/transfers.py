@@ -15,7 +15,7 @@ from flowengine.coordinator.database.transfers import find_transfer, lock_transf
 from flowengine.coordinator.database.work import wake_beside
 from flowengine.coordinator.rules.paths import clean, offering_root
 from flowengine.coordinator.rules.queue import first_overlap
-from flowengine.coordinator.rules.states import dialer
+from flowengine.coordinator.rules.states import ENDED, dialer
 from flowengine.errors import Denied, FlowError, NotFound, TemporaryError, UsageError
 
 __all__ = ["Decide", "create", "redrive", "site_rows", "steer"]
@@ -211,7 +211,7 @@ def steer(
         FlowError: the transfer is in a state in which this makes no sense (reason "conflict").
     """
     row = lock_transfer(writing, transfer, tenant)
-    ended = row.state in ("completed", "terminated")
+    ended = row.state in ENDED
     if (verb == "retry") != ended and not (verb == "cancel" and row.cancelled):
         raise FlowError(
             f"transfer {transfer} is {row.state}: it cannot be {_past(verb)}",
@@ -239,6 +239,7 @@ def steer(
     else:
         values = {"state": "waiting", "paused": False, "attempts": 0, "ready_at": 0.0, "holder": ""}
         values |= {"reason": "", "message": "", "hint": "", "wait_name": "", "wait_since": writing.now}
+        values |= {"disposal": "", "disposed": "{}"}
         _set(writing, transfer, values, mine & tasks.c.state.in_(["failed", "cancelled"]))
     writing.emit(f"transfer.{_past(verb)}", transfer=transfer, user=user, tenant=row.tenant, by=user)
     here = writing.connection.execute(

@@ -295,6 +295,8 @@ tasks: Final = Table(
     _time("grant_until"),
     _text("flows", "[]"),  # what the holder's links carried of late
     _flag("link_bound"),  # whether nothing but links kept it from more
+    _text("disposal"),  # what became at the target of data that may not stay: a state of `Disposal`
+    _text("disposed", "{}"),
     _one_of("state", "waiting", "running", "done", "failed", "cancelled"),
     Index("ix_tasks_state_driver", "state", "driver"),
 )

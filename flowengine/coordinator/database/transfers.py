@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Select, or_, select, update
 from flowengine.api.resources import (
     Counters,
     Decision,
+    Disposal,
     LandedObject,
     Task,
     Transfer,
@@ -37,6 +38,7 @@ __all__ = [
 _request = msgspec.json.Decoder(TransferRequest)
 _decisions = msgspec.json.Decoder(list[Decision])
 _counters = msgspec.json.Decoder(Counters)
+_disposal = msgspec.json.Decoder(Disposal)
 
 
 def decode_request(text: str) -> TransferRequest:
@@ -76,6 +78,7 @@ def show_task(row: AnyRow, request: TransferRequest) -> Task:
         message=row.message,
         hint=row.hint,
         version_id=row.version_id,
+        disposal=_disposal.decode(row.disposed) if row.disposal else None,
     )
 
 
@@ -231,6 +234,7 @@ def settle(writing: Writing, transfer: str) -> Verdict:
             tasks.c.wait_name,
             tasks.c.wait_since,
             tasks.c.target_site,
+            tasks.c.disposal,
         )
         .where(tasks.c.transfer == transfer)
         .order_by(tasks.c.seq)

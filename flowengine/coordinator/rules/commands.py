@@ -17,6 +17,7 @@ from flowengine.api.agents import (
     DrainCommand,
     LimitsCommand,
     LookCommand,
+    QuarantineCommand,
     RevocationsCommand,
     TaskCommand,
     WorkCommand,
@@ -42,6 +43,7 @@ class AgentView:
     Attributes:
         claimable: tasks that it could begin now.
         limits: JSON of the limits that concern it.
+        quarantines: tasks to it that policy ended, with the reason, until it tells what became of what had arrived.
         looks: listings that users wait for: path, and for how many seconds yet.
     """
 
@@ -50,6 +52,7 @@ class AgentView:
     revoked: tuple[str, ...] = ()
     draining: bool = False
     directives: Mapping[str, Directive] = field(default_factory=dict)
+    quarantines: Mapping[str, str] = field(default_factory=dict)
     looks: Mapping[str, tuple[str, float]] = field(default_factory=dict)
 
 
@@ -76,6 +79,9 @@ def commands(told: AgentView, now: AgentView) -> list[Command]:
     for look, (path, within_s) in now.looks.items():
         if look not in told.looks:
             found.append(LookCommand(id=look, path=path, within_s=within_s))
+    for task, why in now.quarantines.items():
+        if task not in told.quarantines:
+            found.append(QuarantineCommand(task=task, why=why))
     if now.revoked != told.revoked:
         found.append(RevocationsCommand(revoked=list(now.revoked)))
     if now.limits != told.limits:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Final
 
 from flowengine.coordinator.rules.paths import overlap
@@ -188,6 +189,13 @@ def hindrance(board: Board, work: Work) -> Hindrance | None:
         if found is not None:
             return found
     if work.ready_at > board.now:
+        if work.last_reason == "policy-window":
+            opens = datetime.fromtimestamp(work.ready_at, UTC).strftime("%Y-%m-%d %H:%M UTC")
+            return Hindrance(
+                "policy-window",
+                "policy permits this transfer only at other times",
+                f"the window opens at {opens}",
+            )
         why = f" after {work.last_reason!r}" if work.last_reason else ""
         return Hindrance("retry", f"the last attempt failed{why}", f"in {work.ready_at - board.now:.0f} s")
     found = _path_hindrance(board, work)

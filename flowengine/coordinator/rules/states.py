@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 __all__ = [
+    "ENDED",
     "MAX_ATTEMPTS",
     "OFFLINE_SUSPENDS_S",
+    "POLICY_ENDS",
     "TaskFacts",
     "Verdict",
     "backoff_s",
@@ -23,6 +25,16 @@ __all__ = [
 MAX_ATTEMPTS: Final = 100
 FIRST_BACKOFF_S: Final = 1.0
 MAX_BACKOFF_S: Final = 60.0
+ENDED: Final = frozenset({"completed", "terminated", "quarantined", "purged"})
+"""States from which nothing moves by itself."""
+POLICY_ENDS: Final = (
+    "policy-stopped",
+    "policy-denied",
+    "policy-expired",
+    "policy-missing",
+    "release-stripped",
+)
+"""Reasons of a failed task with which what arrived of it may not stay at the target."""
 OFFLINE_SUSPENDS_S: Final = 60.0
 """A transfer whose every task has waited this long for an agent is suspended."""
 
@@ -38,6 +50,7 @@ class TaskFacts:
     wait_name: str = ""
     wait_since: float = 0.0
     target: str = ""
+    disposal: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +64,7 @@ class Verdict:
     @property
     def ended(self) -> bool:
         """Whether nothing more happens by itself."""
-        return self.state in ("completed", "terminated")
+        return self.state in ENDED
 
 
 def derive(tasks: Sequence[TaskFacts], *, paused: bool, cancelled: bool, begun: bool, now: float) -> Verdict:
@@ -62,6 +75,9 @@ def derive(tasks: Sequence[TaskFacts], *, paused: bool, cancelled: bool, begun: 
     """
     states = {task.state for task in tasks}
     failed = [task for task in tasks if task.state == "failed"]
+    gone = [task for task in tasks if task.disposal in ("quarantined", "purged")]
+    if gone and not states & {"running", "waiting"}:
+        return _disposed(tasks, gone)
     if states == {"done"}:
         return Verdict("completed", "done", "all is verified and durable at every target")
     if cancelled:
@@ -81,6 +97,9 @@ def derive(tasks: Sequence[TaskFacts], *, paused: bool, cancelled: bool, begun: 
         task.wait_name == "agent-offline" and now - task.wait_since > OFFLINE_SUSPENDS_S for task in waiting
     ):
         return Verdict("suspended", "agent-offline", "no agent that could go on has answered for a minute")
+    if all(task.reason == "policy-window" for task in waiting):
+        state = "suspended" if begun else "requested"
+        return Verdict(state, "policy-window", waiting[0].message or "policy permits it at other times only")
     if all(task.reason == "disk-full" for task in waiting):
         return Verdict("suspended", "disk-full", waiting[0].message or "the target's disk is full")
     if any(task.attempts and task.reason for task in waiting):
@@ -89,6 +108,19 @@ def derive(tasks: Sequence[TaskFacts], *, paused: bool, cancelled: bool, begun: 
     return Verdict(
         "started" if begun else "requested", "waiting" if begun else "queued", "waits for its turn"
     )
+
+
+def _disposed(tasks: Sequence[TaskFacts], gone: Sequence[TaskFacts]) -> Verdict:
+    """The state of a transfer of which something may not stay where it arrived."""
+    state = "purged" if all(task.disposal == "purged" for task in gone) else "quarantined"
+    first = gone[0]
+    where = ", ".join(sorted({task.target for task in gone if task.target}))
+    place = f" at {where}" if where and len(tasks) > 1 else ""
+    became = "was destroyed, with a certificate" if state == "purged" else "is in quarantine"
+    if first.state == "done":
+        return Verdict(state, first.reason or "delete-by", f"what had landed{place} {became}")
+    why = f": {first.message}" if first.message else ""
+    return Verdict(state, first.reason or "policy-stopped", f"what had arrived{place} {became}{why}")
 
 
 def backoff_s(attempts: int) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from flowengine.api.resources import Transfer, Wait, Why
-from flowengine.units import format_duration, format_rate
+from flowengine.units import format_bytes, format_duration, format_rate
 
 __all__ = ["explain"]
 
@@ -30,9 +30,24 @@ def explain(transfer: Transfer, now: float) -> Why:
     )
 
 
+def _disposals(transfer: Transfer) -> str:
+    """What became of what had arrived, for each target."""
+    words = []
+    for task in transfer.tasks:
+        found = task.disposal
+        if found is None or found.state == "none":
+            continue
+        what = f"{found.objects} objects of {format_bytes(found.size_bytes)} that had landed, and what was under way"
+        became = f"are in quarantine as {found.name}" if found.state == "quarantined" else "were destroyed"
+        words.append(f"at {task.target.site} {what} {became}")
+    return "".join(f"; {word}" for word in words)
+
+
 def _line(transfer: Transfer, waits: list[Wait], bottlenecks: dict[str, str], now: datetime) -> str:
     if transfer.state == "completed":
         return "it is complete: everything is verified and durable at every target"
+    if transfer.state in ("quarantined", "purged"):
+        return f"policy ended it ({transfer.reason}): {transfer.message}" + _disposals(transfer)
     if transfer.state == "terminated":
         return f"it ended ({transfer.reason}): {transfer.message}"
     if transfer.reason == "paused":

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from sqlalchemy import update
 
-from flowengine.api.agents import Claimed, Enrolled, HeartbeatReply, ReportReply, check_required
+from flowengine.api.agents import Claimed, Enrolled, HeartbeatReply, ReportReply, Taken, check_required
 from flowengine.coordinator.actions import agents as actions
-from flowengine.coordinator.actions import enrolment
+from flowengine.coordinator.actions import duties, enrolment
 from flowengine.coordinator.database.tables import looks
 from flowengine.coordinator.database.transactions import Writing, json_text
 from flowengine.coordinator.service import Service
@@ -81,6 +81,11 @@ class Agents:
         return await self._db.write(
             lambda w: actions.report(w, call.site, call.path["task"], call.body, self._service.terms)
         )
+
+    async def dispose(self, call: Call) -> Taken:
+        check_required(call.body)
+        await self._db.write(lambda w: duties.dispose(w, call.site, call.body))
+        return Taken()
 
     async def answer(self, call: Call) -> None:
         check_required(call.body)
