@@ -1,0 +1,127 @@
+"""This site's own count of what left it, beside the coordinator's: of the two the larger one holds.
+
+Goal
+    A coordinator that forgets, or lies about, what has been exported cannot make room under a threshold.
+Plan
+    One row per task that leaves here: reserved, durably, before the first byte, for good once something was sent, gone
+    when nothing was. The rules of windows and parties are `policy.ledger`'s. Each row is on this site's record too
+    (evidence of kind "obligation"), which the site signs.
+Invariants
+    - Nothing leaves that is not reserved.
+    - A row that became final is never removed.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from typing import Final
+
+import msgspec
+
+from flowengine.errors import LocalError
+from flowengine.policy.counting import counters
+from flowengine.policy.ledger import Entry, Ledger, Movement
+from flowengine.policy.model import PolicySet, Value
+
+__all__ = ["RESERVED_S", "Exports"]
+
+RESERVED_S: Final = 86_400
+"""How long a reservation counts that nobody settles."""
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS export (
+    task TEXT PRIMARY KEY, controller TEXT NOT NULL, party TEXT NOT NULL, country TEXT, labels TEXT NOT NULL,
+    persons INTEGER, size_bytes INTEGER, at INTEGER NOT NULL, expires INTEGER) WITHOUT ROWID;
+"""
+
+
+class Exports:
+    """The count of one site. May be used from any thread.
+
+    Args:
+        path: of the database file.
+
+    Raises:
+        LocalError: it cannot be used.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        try:
+            if path != ":memory:":
+                os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+            self._db = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
+            self._db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;" + _SCHEMA)
+            rows = self._db.execute("SELECT * FROM export").fetchall()
+        except (sqlite3.Error, OSError) as error:
+            raise LocalError(
+                f"the count of what left this site, {path}, cannot be used: {error}",
+                hint="restore it: thresholds of policies are counted in it",
+            ) from None
+        self._ledger = Ledger(tuple(_entry(row) for row in rows))
+
+    def close(self) -> None:
+        """Close the file; nothing is lost by not calling it."""
+        self._db.close()
+
+    def counters(self, policies: PolicySet, movement: Movement, now: int) -> dict[str, Value]:
+        """All counters that the policies use, with a movement included."""
+        return counters(policies, self._ledger, movement, now)
+
+    def reserve(self, movement: Movement, now: int) -> None:
+        """Count what is about to leave."""
+        with self._lock:
+            ledger = self._ledger.reserve(movement, now, now + RESERVED_S)
+            self._keep(ledger, movement.transfer)
+
+    def settle(self, task: str, now: int, sent_bytes: int) -> None:
+        """A session of a task ended: counted for good where it sent something, not at all where it did not."""
+        with self._lock:
+            found = next((entry for entry in self._ledger.entries if entry.movement.transfer == task), None)
+            if found is None or found.expires is None:
+                return
+            ledger = self._ledger.release(task)
+            if sent_bytes:
+                ledger = Ledger((*ledger.entries, Entry(found.movement, now)))
+            self._keep(ledger, task)
+
+    def _keep(self, ledger: Ledger, task: str) -> None:
+        entry = next((one for one in ledger.entries if one.movement.transfer == task), None)
+        try:
+            if entry is None:
+                self._db.execute("DELETE FROM export WHERE task=?", (task,))
+            else:
+                self._db.execute("INSERT OR REPLACE INTO export VALUES (?,?,?,?,?,?,?,?,?)", _row(entry))
+        except sqlite3.Error as error:
+            raise LocalError(
+                f"the count of what left this site, {self._path}, cannot be written: {error}",
+                hint="make room on the disk of the state folder; nothing leaves without it",
+            ) from None
+        self._ledger = ledger
+
+
+def _row(entry: Entry) -> tuple[object, ...]:
+    one = entry.movement
+    labels = msgspec.json.encode(sorted(one.labels)).decode()
+    return (
+        one.transfer, one.controller, one.party, one.country, labels, one.persons, one.size_bytes, entry.at,
+        entry.expires,
+    )  # fmt: skip
+
+
+def _entry(row: tuple[object, ...]) -> Entry:
+    task, controller, party, country, labels, persons, size_bytes, at, expires = row
+    movement = Movement(
+        str(task),
+        str(controller),
+        str(party),
+        None if country is None else str(country),
+        frozenset(msgspec.json.decode(str(labels), type=list[str])),
+        persons if isinstance(persons, int) else None,
+        size_bytes if isinstance(size_bytes, int) else None,
+    )
+    assert isinstance(at, int)
+    return Entry(movement, at, expires if isinstance(expires, int) else None)
+
