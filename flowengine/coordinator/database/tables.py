@@ -400,3 +400,47 @@ idempotency: Final = Table(
     _time("created"),
     Index("ix_idempotency_created", "created"),
 )
+ledger: Final = Table(
+    "ledger",
+    metadata,
+    Column("task", Text, primary_key=True),  # the movement's name: one per target of a transfer
+    Column("transfer", Text, nullable=False, index=True),
+    Column("controller", Text, nullable=False, index=True),
+    Column("party", Text, nullable=False),
+    Column("country", Text),
+    _text("labels", "[]"),
+    Column("persons", BigInteger),
+    Column("size_bytes", BigInteger),
+    _time("at"),
+    Column("expires", Double),  # while it is only reserved
+)
+approval_requests: Final = Table(
+    "approval_requests",
+    metadata,
+    Column("handle", Text, primary_key=True),
+    _time("created"),
+    _time("expires"),
+    Column("source", Text, nullable=False),
+    Column("path", Text, nullable=False),
+    Column("recipient", Text, nullable=False),
+    _text("purpose"),
+    Column("requester", Text, nullable=False),
+    Column("tenant", Text, nullable=False),
+    Column("dataset_digest", Text, nullable=False),
+    Column("duties_digest", Text, nullable=False),
+    _text("duties", "[]"),
+    _text("groups", "[]"),
+    _count("people"),
+    _text("text"),
+    Index("ix_approval_requests_expires", "expires"),
+)
+approvals: Final = Table(
+    "approvals",
+    metadata,
+    Column("handle", Text, ForeignKey("approval_requests.handle"), primary_key=True),
+    Column("who", Text, primary_key=True),
+    _time("given"),
+    _time("until"),
+    _text("document"),
+    _text("added_by"),
+)
