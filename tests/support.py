@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from flowengine.chunking import chunk_id
 from flowengine.wire.ticket import Ticket
 
 FLOW = [sys.executable, "-m", "flowengine.cli.main"]
@@ -354,7 +355,7 @@ class Item:
 
 
 def snapshot(root: Path | str) -> dict[bytes, Item]:
-    """Everything below a folder, the folder itself included, staging left out."""
+    """Everything below a folder, the folder itself included."""
     top = os.fsencode(root)
     found: dict[bytes, Item] = {}
     groups: dict[tuple[int, int], bytes] = {}
@@ -386,6 +387,31 @@ def assert_same(source: Path | str, target: Path | str, *, root_itself: bool = T
     assert sorted(a) == sorted(b)
     wrong = {path: (a[path], b[path]) for path in a if a[path] != b[path]}
     assert not wrong, f"{len(wrong)} differ, such as {next(iter(wrong.items()))}"
+
+
+_JOURNAL_RECORD = struct.Struct("<QI32s4s")
+_JOURNAL_MARK = 0xFFFF_FFFF
+
+
+def journal_rows(journal: Path) -> list[tuple[int, int, bytes]]:
+    """(offset, length, chunk id) of all that a staging journal says was written."""
+    data = journal.read_bytes()
+    first = 4 + struct.unpack_from("<I", data)[0]
+    ends = range(first + _JOURNAL_RECORD.size, len(data) + 1, _JOURNAL_RECORD.size)
+    rows = [_JOURNAL_RECORD.unpack_from(data, end - _JOURNAL_RECORD.size)[:3] for end in ends]
+    return [row for row in rows if row[1] != _JOURNAL_MARK]
+
+
+def assert_journals_are_true(target: Path) -> int:
+    """Whatever was killed: each chunk that a journal below a target names is in its staging file; how many there are."""
+    count = 0
+    for journal in target.rglob(".flow-staging/l.*.j"):
+        with open(journal.with_suffix(""), "rb") as staged:
+            for offset, length, identity in journal_rows(journal):
+                staged.seek(offset)
+                assert chunk_id(staged.read(length)) == identity, f"{journal}: {offset}"
+                count += 1
+    return count
 
 
 def stats_of(root: Path | str) -> dict[bytes, tuple[int, ...]]:

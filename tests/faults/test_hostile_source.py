@@ -592,6 +592,51 @@ def test_an_honest_fake_is_believed(target: Path) -> None:
     assert profile_named("64KiB").maximum >= 65536
 
 
+# --- the end ----------------------------------------------------------------------------------------------------
+
+
+def test_a_version_that_is_not_what_was_offered_is_refused(target: Path) -> None:
+    async def act(fake: FakeSource) -> None:
+        fake.say(DirectoryBegin(b""), Offer([small()]), DirectoryEnd(0o755, 0), Finish(bytes(32), 1, 5, True))
+        await trio.sleep_forever()
+
+    ended = attack(target, act)
+    assert_refused(ended, target)
+    assert "version ids differ" in str(ended)
+
+
+def test_nothing_is_deleted_before_everything_landed(target: Path) -> None:
+    target.mkdir()
+    (target / "extra").write_bytes(b"not at the source")
+    seen: list[list[str]] = []
+
+    def acting(deliver: bool) -> Act:
+        async def act(fake: FakeSource) -> None:
+            async with trio.open_nursery() as nursery:
+
+                async def answer() -> None:
+                    await fake.wanted()
+                    seen.append(os.listdir(target))
+                    if deliver:
+                        fake.send_record([(0, 0, 1)], b"hello")
+                    else:
+                        fake.session.streams.shut()
+
+                nursery.start_soon(answer)
+                await fake.whole([small()])
+
+        return act
+
+    options = Options(links="inside", delete=True)
+    assert isinstance(attack(target, acting(False), options=options), FlowError)
+    assert (target / "extra").exists()
+    ended = attack(target, acting(True), options=options)
+    assert isinstance(ended, Report), ended
+    assert (target / "file").read_bytes() == b"hello"
+    assert not (target / "extra").exists()
+    assert all("extra" in names for names in seen)
+
+
 # --- the finer cut ----------------------------------------------------------------------------------------------
 
 OLD = random.Random(1).randbytes(20_000)

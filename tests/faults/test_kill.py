@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import filecmp
 import os
 import random
 import shutil
@@ -17,6 +18,7 @@ from support import (  # fmt: skip
     GIB,
     MIB,
     Flow,
+    assert_journals_are_true,
     assert_same,
     bytes_on,
     children,
@@ -59,6 +61,17 @@ def mixed(root: Path, total: int) -> int:
     return sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
 
 
+def assert_whole(source: Path, target: Path) -> set[str]:
+    """Under a final name stands nothing but the whole object; the names."""
+    names = set()
+    for path in target.rglob("*"):
+        if path.is_file() and ".flow-staging" not in path.parts:
+            name = path.relative_to(target)
+            assert filecmp.cmp(path, source / name, shallow=False), name
+            names.add(str(name))
+    return names
+
+
 def kill_and_rerun(place: Path, source: Path, size: int, seed: int) -> float:
     """A pull that is killed, at either end, and one that finishes: bytes on the wire over bytes of data."""
     rng = random.Random(seed)
@@ -96,9 +109,8 @@ def kill_and_rerun(place: Path, source: Path, size: int, seed: int) -> float:
             assert ended.code == 75, str(ended)
             assert "next:" in ended.stderr
         assert "Traceback" not in ended.stderr
-        for path in target.rglob("*"):
-            if path.is_file() and ".flow-staging" not in path.parts:
-                assert path.stat().st_size == (source / path.relative_to(target)).stat().st_size
+        assert_whole(source, target)
+        assert_journals_are_true(target)
         with server.started(*serve) as serving:
             assert serving.first_line() == ticket
             flow(*command)
@@ -130,12 +142,45 @@ def test_a_killed_end_of_a_local_copy_takes_the_other_along(place: Path, victim:
         os.kill(child if victim == "source" else running.pid, signal.SIGKILL)
         ended = running.finish()
         wait_until(lambda: gone(child), "the source process to end with the target's")
+    assert_whole(source, target)
+    assert assert_journals_are_true(target) > 0
     if victim == "source":
         assert ended.code == 75, str(ended)
         assert "the source process ended" in ended.stderr
     report = flow("cp", "--json", f"{source}/", target).data
     assert report["bytes_sent"] < size - size // 32
     assert_same(source, target)
+
+
+def test_what_was_published_before_a_kill_is_not_sent_again(flow: Flow, tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    small_tree(source, 800, size=20_000, per_folder=100)
+    with flow.started("cp", "--bwlimit", "2MB/s", f"{source}/", target) as running:
+        wait_until(lambda: target.exists() and len(list(target.glob("d*/f*"))) > 100, "small files")
+        running.process.kill()
+        running.finish()
+    landed = assert_whole(source, target)
+    report = flow("cp", "--json", f"{source}/", target).data
+    assert report["objects_unchanged"] == len(landed)
+    assert report["bytes_sent"] < (800 - len(landed)) * 20_000 + MIB
+    assert_same(source, target)
+
+
+def test_a_kill_while_a_version_is_built_leaves_the_old_one(flow: Flow, tmp_path: Path) -> None:
+    old, new, target = tmp_path / "old", tmp_path / "new", tmp_path / "target"
+    small_tree(old, 50, size=1000)
+    small_tree(new, 400, size=20_000, per_folder=100, seed=1)
+    flow("sync", f"{old}/", target, "--publish", "atomic", "--delete")
+    words = ["sync", f"{new}/", target, "--publish", "atomic", "--delete"]
+    with flow.started(*words, "--bwlimit", "2MB/s") as running:
+        next_version = tmp_path / ".target.flow-next"
+        wait_until(lambda: next_version.exists() and list(next_version.glob("d0001/f*")), "the next version")
+        running.process.kill()
+        running.finish()
+    assert len(assert_whole(old, target)) == 50
+    flow(*words)
+    assert_same(new, target)
+    assert not next_version.exists()
 
 
 @pytest.mark.root

@@ -213,3 +213,14 @@ def test_the_manifest_is_the_same_bytes_for_any_number_of_threads(
     assert len(set(made)) == 1
     flow("cp", f"{tree}/", tmp_path / "target")
     assert flow("diff", tmp_path / "by-1.flowmanifest", tmp_path / "target").stdout == ""
+
+
+def test_a_lost_state_folder_costs_reading_and_nothing_else(flow: Flow, tree: Path, tmp_path: Path) -> None:
+    random_file(tree / "large", 4 * MIB)
+    flow("sync", f"{tree}/", tmp_path / "target", "--delete")
+    shutil.rmtree(flow.state)
+    again = flow("sync", f"{tree}/", tmp_path / "target", "--delete", "--json").data
+    assert (again["objects_landed"], again["objects_deleted"], again["state"]) == (0, 0, "completed")
+    assert again["objects_read_at_target"] > 0
+    assert again["bytes_sent"] < MIB // 2
+    assert_same(tree, tmp_path / "target")

@@ -4,40 +4,35 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import subprocess
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from deaths import LOST_PER_KILL, everybody_dies, logged_in, roomy_folder
 from gate import gated
-from sites import Coordinator, Federation
-from support import MIB, Flow, assert_same, random_file, wait_until
+from sites import Coordinator, Federation, SiteAgent
+from support import GIB, MIB, bytes_on, loopback_namespace, random_file, wait_until
 
 pytestmark = pytest.mark.slow
 
-SIZE = 96 * MIB
-AWAY_S = 3.0
-LOST_PER_KILL = 24 * MIB
-"""What was on its way when an end died: the credit window and what sockets hold."""
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Path]:
+    with roomy_folder(tmp_path) as folder:
+        yield folder
 
 
-def pause() -> None:
-    """For as long as the killed party stays dead; the others work on meanwhile."""
-    threading.Event().wait(AWAY_S)
-
-
+@pytest.mark.parametrize("size", [96 * MIB, pytest.param(2 * GIB, marks=pytest.mark.full)])
 def test_a_transfer_survives_everybody_and_one_of_two_coordinators(
-    postgres_server: Callable[[], str], tmp_path: Path
+    postgres_server: Callable[[], str], place: Path, size: int
 ) -> None:
     state = postgres_server()
-    first, second = (Coordinator(tmp_path / "coordinators", state=state) for _ in range(2))
+    first, second = (Coordinator(place / "coordinators", state=state) for _ in range(2))
     with contextlib.ExitStack() as stack:
         for coordinator in (first, second):
             coordinator.start()
             stack.callback(coordinator.kill)
-        client = stack.enter_context(second.client())
-        sites = Federation(second, client, folder=tmp_path)
+        sites = Federation(second, stack.enter_context(second.client()), folder=place)
         gate = stack.enter_context(gated())
         both = f'coordinator = ["{first.url}", "{second.url}"]'
         source = sites.make("a", listen=f"127.0.0.1:{gate.behind}")
@@ -46,35 +41,53 @@ def test_a_transfer_survives_everybody_and_one_of_two_coordinators(
         for agent in (source, target):
             agent.start()
             stack.callback(agent.kill)
-        random_file(source.data / "large", SIZE)
+        random_file(source.data / "large", size)
 
-        flow = Flow(tmp_path / "client-state", env={"FLOW_CONFIG_DIR": str(tmp_path / "client")})
-        flow("login", stdin=(tmp_path / "coordinators/secrets/admin-login").read_bytes())
-        asking = subprocess.Popen(flow.command("cp", "a:/data/large", "b:/data/in/"), env=flow.environment())
-        gate.wait_reached(SIZE // 5)
-        (record,) = client.transfers()
-        asking.send_signal(signal.SIGKILL)
-        asking.wait()
-        for share, victim in ((2, source), (3, target)):
-            gate.wait_reached(share * SIZE // 5)
-            victim.kill()
-            pause()
-            victim.start()
-        gate.wait_reached(4 * SIZE // 5)
-        first.kill()
-        gate.open()
+        def coordinator_dies() -> None:
+            first.kill()
+            gate.open()
 
-        done = wait_until(
-            lambda: found if (found := client.transfer(record.id).record).ended else None, "the end", 180
+        everybody_dies(
+            logged_in(second, place),
+            source,
+            target,
+            place / "journal",
+            lambda share: gate.wait_reached(int(share * size)),
+            coordinator_dies,
         )
-        assert (done.state, done.reason) == ("completed", "done"), done.message
-        assert_same(source.data, target.data / "in", root_itself=False)
         assert gate.proxy is not None
-        assert gate.proxy.passed < 1.03 * SIZE + 2 * LOST_PER_KILL
-        states = []
-        with client.events(after=0, transfer=record.id, types=["transfer"]) as events:
-            for event in events:
-                states.append(event.type)
-                if event.type == "transfer.completed":
-                    break
-        assert states == ["transfer.requested", "transfer.started", "transfer.completed"]
+        assert gate.proxy.passed < 1.03 * size + (LOST_PER_KILL * 2 if size < GIB else 0)
+
+
+@pytest.mark.root
+@pytest.mark.full
+def test_bytes_on_the_interface_with_two_coordinators(
+    postgres_server: Callable[[], str], place: Path
+) -> None:
+    size = 2 * GIB
+    with loopback_namespace() as prefix:
+        state = postgres_server()
+        first, second = (Coordinator(place / "coordinators", state=state, prefix=prefix) for _ in range(2))
+        a, b = (SiteAgent(site, place / site, prefix=prefix) for site in "ab")
+        try:
+            for coordinator in (first, second):
+                coordinator.start()
+            flow = logged_in(second, place, prefix)
+            for agent in (a, b):
+                agent.lines.append(f'coordinator = ["{first.url}", "{second.url}"]')
+                agent.token = flow("site", "token", agent.site).stdout.strip()
+                agent.start()
+            random_file(a.data / "large", size)
+            before = bytes_on(prefix, "lo")
+
+            def reached(share: float) -> None:
+                wait_until(lambda: bytes_on(prefix, "lo") - before > share * size, "bytes on the wire", 240)
+
+            everybody_dies(flow, a, b, place / "journal", reached, first.kill)
+            ratio = (bytes_on(prefix, "lo") - before) / size
+            print(f"{ratio:.4f} of the data on the interface")
+            assert ratio < 1.03
+        finally:
+            for running in (first, second, a, b):
+                if running.process is not None:
+                    running.process.end(signal.SIGKILL)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from sqlalchemy import create_engine
 
 from flowengine.coordinator.database.migrate import HEAD, alembic_config
 from flowengine.coordinator.database.tables import metadata
+from flowengine.coordinator.database.transactions import open_database
 from flowengine.coordinator.rules.paths import clean, overlap
 from flowengine.coordinator.rules.queue import Board, Place, Share, Work, choose, hindrance
 from flowengine.coordinator.rules.reports import Held, take
@@ -204,3 +206,10 @@ def test_every_event_that_is_left_is_documented() -> None:
         left |= set(re.findall(r'"((?:transfer|task|site|link|limit|user|token|tenant)\.[a-z]+)"', text))
     left -= {"site.id"}  # a policy's attribute, not an event
     assert left <= documented, left - documented
+
+
+def test_a_missing_package_for_postgresql_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "asyncpg", None)
+    with pytest.raises(UsageError, match="asyncpg") as raised:
+        open_database("postgresql://flow@127.0.0.1/flow", lambda: 0.0)
+    assert "[postgresql]" in raised.value.hint

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import os
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -270,6 +271,11 @@ class PostgresDatabase(Database):
     def __init__(self, url: str, clock: Callable[[], float]) -> None:
         from sqlalchemy.ext.asyncio import create_async_engine
 
+        if importlib.util.find_spec("asyncpg") is None:
+            raise UsageError(
+                "the package asyncpg is missing, which speaks to PostgreSQL",
+                hint="install flowengine with its extra: pip install '.[postgresql]' in the clone",
+            )
         super().__init__(clock)
         self.url = "postgresql+asyncpg://" + url.partition("://")[2]
         self._readers = create_async_engine(self.url, pool_size=READERS * 2, max_overflow=0)

@@ -1,0 +1,115 @@
+"""kill -9 of client, source, target and coordinator, one after the other, during one transfer; what must hold then."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sites import Coordinator, SiteAgent
+from support import GIB, MIB, Flow, assert_journals_are_true, assert_same, journal_rows, wait_until
+
+from flowengine.trust.tokens import Login
+
+__all__ = ["LOST_PER_KILL", "everybody_dies", "logged_in", "pause", "roomy_folder"]
+
+AWAY_S = 3.0
+"""How long each stays dead."""
+LOST_PER_KILL = 24 * MIB
+"""What a killed end may lose of what was on its way: the credit window and what sockets hold. A small transfer needs
+this beside its 3 %; a large one does not."""
+
+
+def pause() -> None:
+    """For as long as the killed party stays dead; the others work on meanwhile."""
+    threading.Event().wait(AWAY_S)
+
+
+@contextmanager
+def roomy_folder(otherwise: Path) -> Iterator[Path]:
+    """Memory where there is plenty of it, since gigabytes are written."""
+    room = os.statvfs("/dev/shm")
+    roomy = room.f_bavail * room.f_frsize > 8 * GIB
+    with tempfile.TemporaryDirectory(prefix="flow-kill-", dir="/dev/shm" if roomy else otherwise) as folder:
+        yield Path(folder)
+
+
+def logged_in(coordinator: Coordinator, place: Path, prefix: list[str] | None = None) -> Flow:
+    """The `flow` command of the first admin, who asks just this coordinator."""
+    flow = Flow(place / "client-state", prefix or [], {"FLOW_CONFIG_DIR": str(place / "client")})
+    secrets = coordinator.folder / "secrets"
+    token = Login.parse((secrets / "admin-login").read_text(encoding="ascii")).token.format_secret()
+    words = ("login", coordinator.url, "--token", "-", "--ca-file", secrets / "ca.pem")
+    flow(*words, stdin=token.encode())
+    return flow
+
+
+def journalled(journal: Path) -> Counter[int]:
+    """How often each offset stands in a staging journal."""
+    return Counter(offset for offset, _, _ in journal_rows(journal))
+
+
+def everybody_dies(
+    flow: Flow,
+    source: SiteAgent,
+    target: SiteAgent,
+    kept: Path,
+    reached: Callable[[float], None],
+    coordinator_dies: Callable[[], None],
+) -> None:
+    """Copy /data/large from one site to another, killing all on the way, and check what is left.
+
+    Args:
+        flow: of who asks.
+        kept: where the target's journal is kept, on the same file system.
+        reached: waits until so much of the data, from 0 to 1, has passed.
+        coordinator_dies: kills the coordinator, or one of two, and lets it come back where it shall.
+    """
+    asking = subprocess.Popen(
+        flow.command("cp", f"{source.site}:/data/large", f"{target.site}:/data/in/"),
+        env=flow.environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    reached(0.2)
+    asking.kill()
+    asking.wait()
+    (record,) = flow("transfer", "ls", "--json").data["transfers"]
+    staging = target.data / "in/.flow-staging"
+    os.link(wait_until(lambda: next(iter(staging.glob("l.*.j")), None), "a staging journal"), kept)
+
+    reached(0.4)
+    source.kill()
+    pause()
+    source.start()
+    with flow.started("transfer", "watch", record["id"], "--progress", "lines") as watching:
+        reached(0.6)
+        target.kill()
+        before = journalled(kept)
+        assert_journals_are_true(target.data)
+        pause()
+        target.start()
+
+        reached(0.8)
+        coordinator_dies()
+        seen = watching.finish(240)
+    assert seen.code == 0, str(seen)
+
+    record = flow("transfer", "show", record["id"], "--json").data
+    assert (record["state"], record["reason"]) == ("completed", "done"), record
+    (task,) = record["tasks"]
+    assert (task["state"], task["counters"]["objects_done"]) == ("done", 1)
+    assert_same(source.data, target.data / "in", root_itself=False)
+    assert len(before) > 0
+    assert [offset for offset, times in journalled(kept).items() if times > 1] == []
+    told = flow(
+        "events", "--after", "0", "--transfer", record["id"], "--type", "transfer", "--count", "3", "--json"
+    )
+    types = [json.loads(line)["type"] for line in told.stdout.splitlines()]
+    assert types == ["transfer.requested", "transfer.started", "transfer.completed"]
