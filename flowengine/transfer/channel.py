@@ -10,9 +10,10 @@ from typing import Final
 import trio
 
 import flowengine
-from flowengine.errors import FlowError, TemporaryError
+from flowengine.errors import FlowError, ProtocolError, TemporaryError
 from flowengine.store.filesystem import local_error
 from flowengine.transfer.control import STALL_S, Control, refusal
+from flowengine.trust.grant import Party
 from flowengine.wire import messages
 from flowengine.wire.control import ControlDecoder
 from flowengine.wire.control import encode as frame
@@ -40,6 +41,7 @@ class Channel:
         decoder: of what comes next, with the beginning of a message perhaps.
         pending: whole messages that came together with the end of the handshake.
         peer: address of the other end; None where it has none.
+        route: all sites from the source to the target, where it goes through relays; else empty.
     """
 
     def __init__(
@@ -51,18 +53,24 @@ class Channel:
         decoder: ControlDecoder | None = None,
         pending: Sequence[bytes] = (),
         peer: str | None = None,
+        route: tuple[Party, ...] = (),
     ) -> None:
         self.stream = stream
         self.secrets = secrets
         self.rtt_s = rtt_s
         self.peer = peer
+        self.route = route
         self._decoder = decoder or ControlDecoder()
         self._pending = list(pending)
 
     async def send(self, message: messages.Message) -> None:
         """Send one message."""
+        await self.send_encoded(messages.encode(message))
+
+    async def send_encoded(self, message: bytes) -> None:
+        """Send one message of whichever kind is spoken here."""
         try:
-            await self.stream.send_all(frame(messages.encode(message)))
+            await self.stream.send_all(frame(message))
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise disconnected() from error
 
@@ -73,6 +81,25 @@ class Channel:
             TemporaryError: the connection broke, or nothing arrived for `stall_s` (reason "stalled").
             FlowError: the peer refused, with its reason.
         """
+        data = await self.receive_encoded(stall_s)
+        if data is None:
+            return None
+        message = messages.decode(data)
+        if isinstance(message, Refuse):
+            raise refusal(message)
+        return message
+
+    async def receive_encoded(self, stall_s: float, *, max_message: int | None = None) -> bytes | None:
+        """The next message as it came; None when the peer closed.
+
+        Args:
+            max_message: longest message from here on; as it was, where None.
+
+        Raises:
+            TemporaryError: as of `receive`.
+        """
+        if max_message is not None:
+            self._decoder.max_message = max_message
         while not self._pending:
             try:
                 with trio.fail_after(stall_s):
@@ -88,10 +115,17 @@ class Channel:
             if not data:
                 return None
             self._pending = self._decoder.feed(data)
-        message = messages.decode(self._pending.pop(0))
-        if isinstance(message, Refuse):
-            raise refusal(message)
-        return message
+        return self._pending.pop(0)
+
+    def bare(self) -> trio.abc.Stream:
+        """The connection for something else than messages.
+
+        Raises:
+            ProtocolError: more has arrived already than both sides had agreed on.
+        """
+        if self._pending or self._decoder.buffered_bytes:
+            raise ProtocolError("a site on the route sent more than it was asked for")
+        return self.stream
 
     def control(self) -> Control:
         """Go over to the engine's use of the connection."""

@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from hashlib import sha256
-from typing import Final, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 import trio
 
@@ -24,17 +23,11 @@ from flowengine.chunking import profile_named
 from flowengine.errors import AuthenticationError, ProtocolError, TemporaryError
 from flowengine.transfer.channel import HANDSHAKE_S, Channel, disconnected, session_errors, software
 from flowengine.transfer.control import STALL_S
+from flowengine.transfer.dialing import Dialer
+from flowengine.transfer.routes import Reached, RoutedPeer, reach, ways_of
 from flowengine.transfer.session import Session, first_window_bytes
 from flowengine.transfer.sites import SitePeer, tls_refusal
-from flowengine.transfer.streams import (
-    MAX_STREAMS,
-    NEAR_RTT_S,
-    STREAMS_S,
-    Streams,
-    congestion_of,
-    prefer_congestion,
-    prepare_socket,
-)
+from flowengine.transfer.streams import Streams, congestion_of, prefer_congestion
 from flowengine.transfer.tcp_info import tcp_state
 from flowengine.wire import messages
 from flowengine.wire.control import MAX_HANDSHAKE_BYTES, MAX_MESSAGE_BYTES, ControlDecoder
@@ -42,16 +35,12 @@ from flowengine.wire.control import encode as frame
 from flowengine.wire.handshake import ClientHandshake, Established, Proof, TicketProof
 from flowengine.wire.keys import NO_FINGERPRINT, Side
 from flowengine.wire.messages import Message, Open, Opened, Options
-from flowengine.wire.preamble import MAX_STREAMS as MAX_NUMBERS
-from flowengine.wire.preamble import Preamble
 from flowengine.wire.ticket import Ticket
 
-__all__ = ["Peer", "blocking", "dial", "new_session", "open_session"]
+__all__ = ["Peer", "dial", "new_session", "open_session"]
 
-CONNECT_S: Final = 20.0
-
-TlsStream: TypeAlias = "trio.SSLStream[trio.SocketStream]"
-Ahead: TypeAlias = Callable[[TlsStream, float], Message]
+TlsStream: TypeAlias = "trio.SSLStream[trio.abc.Stream]"
+Ahead: TypeAlias = Callable[[Reached, float], Message]
 
 
 def _client_context() -> ssl.SSLContext:
@@ -104,33 +93,22 @@ def _dialled(peer: Peer) -> Dialled:
 
 
 async def dial(peer: Peer, ahead: Ahead | None = None) -> Channel:
-    """An authenticated control connection to a peer, in three round trips behind that of TCP.
+    """An authenticated control connection to a peer, in three round trips behind that of TCP, over whichever route stands.
 
     Args:
-        ahead: called with the control connection and its round-trip time once the other side's certificate is the
-            right one; what it gives is sent right behind the proof, and answered with the welcome.
+        ahead: called with what was reached and its round-trip time once the other side's certificate is the right
+            one; what it gives is sent right behind the proof, and answered with the welcome.
 
     Raises:
         TemporaryError: nobody answers there (reason "disconnected").
         AuthenticationError: whoever answers is not who the ticket or grant names, or does not accept it.
     """
-    try:
-        with trio.fail_after(CONNECT_S):
-            tcp = await trio.open_tcp_stream(peer.host, peer.port)
-    except (OSError, trio.TooSlowError) as error:
-        runs = "flow serve" if isinstance(peer, Ticket) else "the site's agent"
-        raise TemporaryError(
-            f"cannot reach {peer.location}: {_why(error)}",
-            hint=f"check that {runs} runs there and that no firewall stands between",
-            reason="disconnected",
-            # An agent is started again by whoever runs the site; what a ticket names may never have been there.
-            refused=isinstance(peer, Ticket) and _is_refusal(error),
-        ) from error
+    reached = await reach(peer, dial)
     dialled = _dialled(peer)
-    stream = trio.SSLStream(tcp, dialled.context, server_side=False)
+    stream = trio.SSLStream(reached.stream, dialled.context, server_side=False)
     try:
         with trio.fail_after(HANDSHAKE_S):
-            return await _client_handshake(stream, peer.location, dialled, ahead)
+            return await _client_handshake(stream, peer.location, dialled, ahead, reached)
     except trio.TooSlowError:
         await trio.aclose_forcefully(stream)
         raise TemporaryError(
@@ -147,32 +125,8 @@ async def dial(peer: Peer, ahead: Ahead | None = None) -> Channel:
         raise
 
 
-def _tried(error: BaseException) -> Sequence[BaseException]:
-    """What went wrong at each address of a host."""
-    cause = error.__cause__ or error
-    return cause.exceptions if isinstance(cause, BaseExceptionGroup) else (cause,)
-
-
-def _is_refusal(error: BaseException) -> bool:
-    """Whether a host answered, at every address, that nothing listens there."""
-    return all(isinstance(one, ConnectionRefusedError) for one in _tried(error))
-
-
-def _why(error: BaseException) -> str:
-    if isinstance(error, trio.TooSlowError):
-        return f"no answer within {CONNECT_S:.0f} s"
-    # trio puts addresses before the system's words, and says of several errors only how many there were.
-    reasons = [
-        os.strerror(one.errno)
-        if isinstance(one, OSError) and one.errno and not isinstance(one, socket.gaierror)
-        else getattr(one, "strerror", None) or str(one)
-        for one in _tried(error)
-    ]
-    return ", ".join(dict.fromkeys(reason[:1].lower() + reason[1:] for reason in reasons))
-
-
 async def _client_handshake(
-    stream: TlsStream, location: str, dialled: Dialled, ahead: Ahead | None
+    stream: TlsStream, location: str, dialled: Dialled, ahead: Ahead | None, reached: Reached
 ) -> Channel:
     try:
         await stream.do_handshake()
@@ -186,9 +140,9 @@ async def _client_handshake(
     proof = await trio.to_thread.run_sync(dialled.recognise, certificate)
     fingerprint = sha256(certificate or b"").digest()
     handshake = ClientHandshake(proof, fingerprint, os.urandom(32), software=software())
-    sock = stream.transport_stream.socket
-    rtt_s = tcp_state(sock).rtt_s  # as the kernel saw it while TCP and TLS were set up
-    request = messages.encode(ahead(stream, rtt_s)) if ahead is not None else b""
+    # As the kernel saw it while TCP and TLS were set up; through relays the sum of what they saw.
+    rtt_s = tcp_state(reached.sock).rtt_s if reached.hop is None else reached.rtt_s
+    request = messages.encode(ahead(reached, rtt_s)) if ahead is not None else b""
     early = frame(request) if 0 < len(request) <= MAX_HANDSHAKE_BYTES else b""
     decoder = ControlDecoder(MAX_HANDSHAKE_BYTES)
     outgoing: list[bytes | Established] = list(handshake.start())
@@ -215,70 +169,9 @@ async def _client_handshake(
                     rtt_s,
                     decoder=decoder,
                     pending=arrived,
-                    peer=str(sock.getpeername()[0]),
+                    peer=reached.address[0],
+                    route=reached.hop.grant.route if reached.hop is not None else (),
                 )
-
-
-class _Dialer:
-    """Dials data connections to where the control connection leads; they wait until the session has an id.
-
-    Args:
-        nursery: runs the dialling; cancelled by whoever ends the session.
-    """
-
-    def __init__(self, nursery: trio.Nursery) -> None:
-        self._nursery = nursery
-        self._address = ("", 0)
-        self._ready = trio.Event()
-        self._session_id = b""
-        self._key = b""
-        self._accepted = 0
-        self._numbers = 0
-        self._failed = 0
-        self.long = False
-        self.streams = Streams(self.dial)
-
-    def begin(self, address: tuple[str, int], count: int, *, long: bool) -> None:
-        """Dial so many before it is known whether the server agrees."""
-        self._address = address
-        self.long = long
-        self.dial(count)
-
-    def join(self, session_id: bytes, key: bytes, accepted: int) -> None:
-        """The server agreed: connections that are there, and those still to come, join the session.
-
-        Args:
-            accepted: how many of the first ones the server takes.
-        """
-        self._session_id, self._key = session_id, key
-        if accepted > self._numbers:
-            self.dial(min(accepted, MAX_STREAMS) - self._numbers)
-        self._accepted = accepted
-        self._ready.set()
-
-    def dial(self, count: int) -> None:
-        """Dial so many more; one that fails is missing, and nothing else."""
-        for _ in range(min(count, MAX_NUMBERS - self._numbers)):
-            self._nursery.start_soon(self._one, self._numbers)
-            self._numbers += 1
-
-    async def _one(self, number: int) -> None:
-        early = not self._ready.is_set()
-        try:
-            with trio.fail_after(STREAMS_S):
-                tcp = await trio.open_tcp_stream(*self._address)
-        except (OSError, trio.TooSlowError):
-            return  # those that came carry on; without any the session says so
-        try:
-            await self._ready.wait()
-            if early and number >= self._accepted:
-                return
-            await tcp.send_all(Preamble(self._session_id, number, 0).encode(self._key))
-            self.streams.arrived(number, blocking(tcp, long=self.long))
-        except trio.BrokenResourceError:
-            pass
-        finally:
-            await trio.aclose_forcefully(tcp)
 
 
 @contextlib.asynccontextmanager
@@ -307,25 +200,30 @@ async def open_session(
         FlowError: the server refused.
     """
     asked: list[Open] = []
+    routed = peer if isinstance(peer, RoutedPeer) else None
     async with trio.open_nursery() as nursery:
-        dialer = _Dialer(nursery)
+        dialer = Dialer(nursery, routed, dial)
 
-        def ahead(stream: TlsStream, rtt_s: float) -> Open:
-            sock = stream.transport_stream.socket
-            prefer_congestion(sock)  # as that of the data connections, so it tells what they will have
-            asked.append(request(rtt_s, congestion_of(sock)))
-            host, port = sock.getpeername()[:2]
-            dialer.begin((host, port), asked[0].streams, long=rtt_s >= NEAR_RTT_S)
-            return asked[0]
+        def ahead(reached: Reached, rtt_s: float) -> Open:
+            prefer_congestion(
+                reached.sock
+            )  # as that of the data connections, so it tells what they will have
+            wanted = request(rtt_s, congestion_of(reached.sock))
+            wanted.ticket = reached.ticket
+            wanted.streams = dialer.begin(reached, ways_of(peer), wanted.streams, fixed=fixed_streams)
+            asked.append(wanted)
+            return wanted
 
         channel = await dial(peer, ahead)
+        if routed is not None:
+            routed.dialer = dialer
+            dialer.follow(routed.ways)  # they may have changed since
         try:
             async with session_errors(channel):
                 answer = await channel.receive(stall_s)
                 if not isinstance(answer, Opened):
                     raise ProtocolError("the other side did not answer the request", reason="disconnected")
                 key = channel.secrets.preamble_key(answer.session_id, Side.SOURCE)
-                dialer.join(answer.session_id, key, answer.streams)
                 session = new_session(
                     channel,
                     answer.session_id,
@@ -334,6 +232,7 @@ async def open_session(
                     compression,
                     streams=dialer.streams,
                 )
+                dialer.join(answer.session_id, key, answer.streams, session.control.post)
                 session.stall_s = stall_s
                 session.first_streams = answer.streams
                 session.fixed_streams = fixed_streams
@@ -341,6 +240,8 @@ async def open_session(
                 session.release = answer.ticket
                 yield session
         finally:
+            if routed is not None:
+                routed.dialer = None
             dialer.streams.close()
             await channel.aclose()
             nursery.cancel_scope.cancel()
@@ -367,11 +268,5 @@ def new_session(
         window_bytes=first_window_bytes(channel.rtt_s),
         compression=compression,
         peer=channel.peer,
+        route=channel.route,
     )
-
-
-def blocking(tcp: trio.SocketStream, *, long: bool) -> socket.socket:
-    """The plain socket of a trio stream, ready for a lane."""
-    sock = socket.socket(fileno=tcp.socket.detach())
-    prepare_socket(sock, long=long)
-    return sock

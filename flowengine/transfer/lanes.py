@@ -54,6 +54,8 @@ __all__ = [
 
 _LINGER_S: Final = 0.003
 """How long a tail waits for more before it is padded and sent."""
+_LOOK_S: Final = 0.5
+"""How often an idle lane looks whether it is to end."""
 _MANY_CHUNKS: Final = 8
 """The sum of so many says little of any of them."""
 
@@ -163,6 +165,7 @@ class SendingLane:
         lanes: tells how many lanes share the link now.
         lost: told of a run whose bytes can no longer be read.
         carried: told of each unit that this lane is done with.
+        leaving: asked whether this lane is to end before the others.
     """
 
     def __init__(
@@ -177,7 +180,9 @@ class SendingLane:
         lanes: Callable[[], int],
         lost: Callable[[Run, ChunkGone], None],
         carried: Callable[[Unit], None],
+        leaving: Callable[[], bool] = lambda: False,
     ) -> None:
+        self._leaving = leaving
         self._lost = lost
         self._carried = carried
         self._sock = sock
@@ -211,19 +216,32 @@ class SendingLane:
         try:
             while True:
                 try:
-                    unit = self._units.get(timeout=_LINGER_S) if self._filled else self._units.get()
+                    unit = self._units.get(timeout=_LINGER_S if self._filled else _LOOK_S)
                 except queue.Empty:
                     self._flush()
+                    if self._leaving():
+                        self._end()
+                        return
                     continue
+                if unit is not None and self._leaving():
+                    self._units.put(unit)  # any other lane may have it
+                    unit = None
                 if unit is None:
-                    self._flush()
-                    size = self._sealer.seal_end(self._out)
-                    self._transmit(size)
-                    self._sock.shutdown(socket.SHUT_WR)
+                    self._end()
                     return
                 self._carry(unit)
         except OSError as error:
             raise _broken(error) from error
+
+    @property
+    def sending_s(self) -> float:
+        """How long it stood in send calls."""
+        return self._send.busy_ns / 1e9
+
+    def _end(self) -> None:
+        self._flush()
+        self._transmit(self._sealer.seal_end(self._out))
+        self._sock.shutdown(socket.SHUT_WR)
 
     def _carry(self, unit: Unit) -> None:
         try:

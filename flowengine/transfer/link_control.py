@@ -7,6 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
@@ -39,127 +40,192 @@ _SO_MAX_PACING_RATE: Final = 47
 _NO_PACE: Final = 0xFFFFFFFFFFFFFFFF
 
 
+@dataclass(eq=False)
+class _Link:
+    """One link of this side's and what is known of it.
+
+    Attributes:
+        near: the site at its other end.
+        known_as: by what it is remembered; None: not at all.
+        rtt_s: when it was first seen.
+        latest: what TCP counted last, by stream.
+        paced: what was set: bytes a second for each of so many sockets.
+    """
+
+    near: str
+    rule: Concurrency
+    known_as: str | None
+    rtt_s: float
+    latest: dict[int, TcpState] = field(default_factory=dict)
+    paced: tuple[int, int] = (0, 0)
+    sample: Sample | None = None
+
+
 class LinkControl:
-    """Watches the link of one session at its source.
+    """Watches the links that one session goes over at its source, each for itself.
 
     Args:
         session: whose streams are watched.
         resize: told the credit window.
-        end_stream: asked to end one stream, whichever is free first.
+        sending_s: tells how long lanes over a link stood in send calls, summed.
     """
 
     def __init__(
         self,
         session: Session,
         resize: Callable[[int], None],
-        end_stream: Callable[[], None],
+        sending_s: Callable[[str], float],
     ) -> None:
         self._session = session
         self._resize = resize
-        self._end_stream = end_stream
-        self._fixed = session.fixed_streams
-        self._peer = session.peer
-        self._latest: dict[int, TcpState] = {}
+        self._sending_s = sending_s
         self._window = session.window_bytes
         self._started = time.monotonic()
-        self._paced: tuple[int, int] = (0, 0)
-        self._rule: Concurrency | None = None
+        self._links: dict[str, _Link] = {}
 
     async def run(self) -> None:
         """Watch until cancelled. A near link needs none of this: its cores are the limit."""
         session = self._session
-        if session.rtt_s < NEAR_RTT_S:
-            return
         await session.streams.wait_first()
-        known = load_remembered(self._peer) if self._peer else None
-        streams = max(1, len(session.streams), session.first_streams)
-        pace = known.bytes_per_s * _PACE_HEADROOM if known else None
-        rule = self._rule = Concurrency(streams, _MOST_STREAMS, probe=not self._fixed, pace=pace)
-        if known and pace:
-            self._note(
-                Change(0.0, "pace", int(pace), f"an earlier transfer saw {format_rate(known.bytes_per_s)}")
-            )
-            if known.streams != streams and not self._fixed:
-                rule.streams = known.streams
-                self._note(Change(0.0, "streams", known.streams, "an earlier transfer did best with them"))
-                self._adjust(known.streams)
         try:
             while True:
-                sample = self._sample()
-                for change in rule.observe(sample):
-                    self._note(change)
-                    if change.what == "streams":
-                        self._adjust(change.value)
-                self._apply_pace(rule.pace)
-                self._apply_window(sample, rule.best, lossy=rule.lossy)
-                early = sample.at_s < _EARLY_S
-                await trio.sleep(
-                    max(_TICK_S, _TICK_ROUND_TRIPS * session.rtt_s) / (_EARLY_TICKS if early else 1)
-                )
+                self._look_for_links()
+                for link in self._links.values():
+                    self._steer(link)
+                self._apply_window()
+                early = time.monotonic() - self._started < _EARLY_S
+                rtt_s = max((link.rtt_s for link in self._links.values()), default=session.rtt_s)
+                await trio.sleep(max(_TICK_S, _TICK_ROUND_TRIPS * rtt_s) / (_EARLY_TICKS if early else 1))
         finally:
-            arrived = sum(state.arrived_bytes for state in self._latest.values())
-            if self._peer and not self._fixed and arrived >= _LEAST_MEASURED_BYTES:
-                save_remembered(self._peer, rule.remember())
+            for link in self._links.values():
+                arrived = sum(state.arrived_bytes for state in link.latest.values())
+                if link.known_as and not session.fixed_streams and arrived >= _LEAST_MEASURED_BYTES:
+                    save_remembered(link.known_as, link.rule.remember())
 
-    def _sample(self) -> Sample:
-        for number, sock in list(self._session.streams.sockets.items()):
+    def _look_for_links(self) -> None:
+        """Begin to watch links that have streams and are long enough to need it."""
+        streams = self._session.streams
+        for near in {streams.near(number) for number in streams.sockets} - self._links.keys():
+            rtt_s = self._round_trip(near)
+            if rtt_s is not None and rtt_s >= NEAR_RTT_S:
+                self._begin(near, rtt_s)
+
+    def _round_trip(self, near: str) -> float | None:
+        """Of the link, as the handshake saw it where it is the one of the control connection."""
+        session = self._session
+        if (
+            len({session.streams.near(number) for number in session.streams.sockets}) == 1
+            and not session.route
+        ):
+            return session.rtt_s
+        for number in session.streams.over(near):
             try:
-                self._latest[number] = tcp_state(sock)
+                state = tcp_state(session.streams.sockets[number])
+            except (OSError, KeyError):
+                continue
+            return state.min_rtt_s or state.rtt_s
+        return None
+
+    def _begin(self, near: str, rtt_s: float) -> None:
+        session = self._session
+        alone = not self._links and not session.route
+        known_as = session.peer if alone else f"{session.peer}>{near}" if session.peer else None
+        known = load_remembered(known_as) if known_as else None
+        open_now = len(session.streams.over(near))
+        streams = max(1, open_now, session.first_streams if alone else 0)
+        pace = known.bytes_per_s * _PACE_HEADROOM if known else None
+        rule = Concurrency(streams, _MOST_STREAMS, probe=not session.fixed_streams, pace=pace)
+        link = self._links[near] = _Link(near, rule, known_as, rtt_s)
+        if known and pace:
+            self._note(
+                link,
+                Change(0.0, "pace", int(pace), f"an earlier transfer saw {format_rate(known.bytes_per_s)}"),
+            )
+            if known.streams != streams and not session.fixed_streams:
+                rule.streams = known.streams
+                self._note(
+                    link, Change(0.0, "streams", known.streams, "an earlier transfer did best with them")
+                )
+                self._adjust(link, known.streams)
+
+    def _steer(self, link: _Link) -> None:
+        sample = link.sample = self._sample(link)
+        for change in link.rule.observe(sample):
+            self._note(link, change)
+            if change.what == "streams":
+                self._adjust(link, change.value)
+        self._apply_pace(link)
+
+    def _sample(self, link: _Link) -> Sample:
+        streams = self._session.streams
+        for number, sock in list(streams.sockets.items()):
+            if streams.near(number) != link.near:
+                continue
+            try:
+                link.latest[number] = tcp_state(sock)
             except OSError:
                 continue
-        states = list(self._latest.values())
-        live = [self._latest[number] for number in self._session.streams.sockets if number in self._latest]
-        now = time.monotonic()
+        states = list(link.latest.values())
+        live = [state for number, state in link.latest.items() if number in streams.sockets]
         return Sample(
-            now - self._started,
+            time.monotonic() - self._started,
             sum(state.arrived_bytes for state in states),
             sum(state.sent_segments for state in states),
             sum(state.resent_segments for state in states),
-            self._session.clock.busy_s("send"),
+            self._sending_s(link.near),
             sum(state.receiver_limited_s for state in states),
             sum(state.rtt_s for state in live) / max(1, len(live)),
-            min((state.min_rtt_s for state in live if state.min_rtt_s), default=self._session.rtt_s),
+            min((state.min_rtt_s for state in live if state.min_rtt_s), default=link.rtt_s),
             len(live),
         )
 
-    def _note(self, change: Change) -> None:
+    def _note(self, link: _Link | None, change: Change) -> None:
         value = {"pace": format_rate, "window": format_bytes}.get(change.what, str)(change.value)
-        self._session.changes.append(f"{change.at_s:.2f} s: {change.what} {value}: {change.reason}")
+        where = f" to {link.near}" if link is not None and link.near and len(self._links) > 1 else ""
+        self._session.changes.append(f"{change.at_s:.2f} s: {change.what}{where} {value}: {change.reason}")
 
-    def _adjust(self, count: int) -> None:
-        """Have so many streams: ask for more, or end some."""
+    def _adjust(self, link: _Link, count: int) -> None:
+        """Have so many streams over a link: ask for more, or end some."""
         session = self._session
-        have = len(session.streams)
-        if count > have:
-            session.want_streams(count)
-        for _ in range(have - count):
-            self._end_stream()
+        have = sorted(session.streams.over(link.near))
+        if count > len(have):
+            session.want_streams(count, link.near)
+        session.end_streams(have[count:])
 
-    def _apply_pace(self, pace: float | None) -> None:
-        sockets = list(self._session.streams.sockets.values())
+    def _apply_pace(self, link: _Link) -> None:
+        streams, pace = self._session.streams, link.rule.pace
+        sockets = [
+            sock for number, sock in list(streams.sockets.items()) if streams.near(number) == link.near
+        ]
         each = _NO_PACE if pace is None else max(1, int(pace / max(1, len(sockets))))
-        if (each, len(sockets)) == self._paced or (pace is None and not self._paced[0]):
+        if (each, len(sockets)) == link.paced or (pace is None and not link.paced[0]):
             return
-        self._paced = (each, len(sockets))
+        link.paced = (each, len(sockets))
         for sock in sockets:
             try:
                 sock.setsockopt(socket.SOL_SOCKET, _SO_MAX_PACING_RATE, each.to_bytes(8, "little"))
             except OSError:
                 continue  # it just ended, or this system cannot: then nothing is held back
 
-    def _apply_window(self, sample: Sample, best: float, *, lossy: bool) -> None:
-        # What is behind a gap has arrived and cannot be taken: a repair costs another round trip.
-        if sample.at_s < 1.0 or not best:
+    def _apply_window(self) -> None:
+        """Over all links together: what is on its way on one may be waited for by all."""
+        best = sum(link.rule.best for link in self._links.values())
+        samples = [link.sample for link in self._links.values() if link.sample is not None]
+        now = time.monotonic() - self._started
+        if now < 1.0 or not best or not samples:
             return
-        window = window_bytes(sample.rtt_s * (2 if lossy else 1), best) + sample.streams * _LANE_BYTES
+        # What is behind a gap has arrived and cannot be taken: a repair costs another round trip.
+        lossy = any(link.rule.lossy for link in self._links.values())
+        rtt_s = max(sample.rtt_s for sample in samples)
+        if self._session.route:  # through relays a link is only the first part of the way
+            rtt_s = max(rtt_s, self._session.rtt_s)
+        window = window_bytes(rtt_s * (2 if lossy else 1), best)
+        window += sum(sample.streams for sample in samples) * _LANE_BYTES
         if window > 1.25 * self._window or window < 0.5 * self._window:
             self._window = window
             self._resize(window)
-            self._note(
-                Change(
-                    sample.at_s, "window", window, f"{format_rate(best)} over {sample.rtt_s * 1000:.0f} ms"
-                )
-            )
+            reason = f"{format_rate(best)} over {rtt_s * 1000:.0f} ms"
+            self._note(None, Change(now, "window", window, reason))
 
 
 def _path() -> str:

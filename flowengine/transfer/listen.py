@@ -17,6 +17,7 @@ import trio
 
 from flowengine.errors import (
     AuthenticationError,
+    Denied,
     FlowError,
     NotFound,
     ProtocolError,
@@ -24,17 +25,23 @@ from flowengine.errors import (
     UsageError,
 )
 from flowengine.transfer.channel import HANDSHAKE_S, Channel, disconnected, session_errors, software
-from flowengine.transfer.connect import blocking, new_session
+from flowengine.transfer.connect import new_session
+from flowengine.transfer.dialing import blocking
+from flowengine.transfer.hops import HopGate, hop_answer, hop_request, keep_watch
 from flowengine.transfer.identity import Identity, TicketGuest
+from flowengine.transfer.relay import Relay
 from flowengine.transfer.session import Session
 from flowengine.transfer.sites import Guest, SiteTrust, tls_refusal
 from flowengine.transfer.streams import NEAR_RTT_S, Streams, stream_count
 from flowengine.trust.certificates import CertificateFacts
-from flowengine.trust.grant import Grant
+from flowengine.trust.grant import Grant, Party
+from flowengine.trust.relay_grant import RelayGrant
+from flowengine.wire import hops as hop_messages
 from flowengine.wire.control import MAX_HANDSHAKE_BYTES, MAX_MESSAGE_BYTES, ControlDecoder
 from flowengine.wire.control import encode as frame
 from flowengine.wire.handshake import Established, ServerHandshake
 from flowengine.wire.handshake import refusal as handshake_refusal
+from flowengine.wire.hops import HopOpened
 from flowengine.wire.keys import Side
 from flowengine.wire.messages import Open, Opened, Options
 from flowengine.wire.preamble import PREAMBLE_BYTES, SESSION_ID, Kind, PreambleRegistry, kind_of_connection
@@ -48,6 +55,49 @@ _REMEMBERED: Final = 256
 """Sessions that ended and whose late data connections are closed without a word."""
 
 
+@dataclass(frozen=True)
+class _LastHop:
+    """The hop over which a route ends here.
+
+    Attributes:
+        site: of the neighbour that dialled.
+        rtt_s: of the whole route.
+    """
+
+    grant: RelayGrant
+    site: CertificateFacts
+    rtt_s: float
+    channel: Channel
+
+    @property
+    def near(self) -> str:
+        return self.site.site
+
+
+@dataclass(frozen=True)
+class _Joining:
+    """A session that data connections may join, and under which grant."""
+
+    streams: Streams
+    long: bool
+    grant: Grant | None
+    site: CertificateFacts | None
+
+    def is_of(self, relay_grant: RelayGrant) -> bool:
+        return _same_task(self.grant, relay_grant)
+
+
+def _same_task(grant: Grant | None, relay_grant: RelayGrant) -> bool:
+    """Whether a route was granted for just what a session does."""
+    return grant is not None and (
+        (grant.transfer, grant.task, grant.fence, grant.source, grant.target, grant.source_path, grant.target_path)
+        == (
+            relay_grant.transfer, relay_grant.task, relay_grant.fence, relay_grant.source, relay_grant.target,
+            relay_grant.source_path, relay_grant.target_path,
+        )
+    )  # fmt: skip
+
+
 @dataclass
 class Incoming:
     """A client that proved its right and asked for something.
@@ -58,6 +108,7 @@ class Incoming:
         peer: its address, for messages.
         grant: under which it is let in; None for a ticket's client.
         site: what its certificate says; None for a ticket's client.
+        route: all sites from the source to the target, where its control connection came through relays; else empty.
     """
 
     channel: Channel
@@ -66,6 +117,10 @@ class Incoming:
     _listener: Listener
     grant: Grant | None = None
     site: CertificateFacts | None = None
+
+    @property
+    def route(self) -> tuple[Party, ...]:
+        return self.channel.route
 
     @contextlib.asynccontextmanager
     async def accept(
@@ -83,7 +138,7 @@ class Incoming:
         session = new_session(channel, session_id, request.profile, options, compression)
         session.first_streams = count
         session.sends = request.role == "target"
-        with self._listener._expecting(session_id, channel, session.streams):
+        with self._listener._expecting(session_id, self, session.streams):
             try:
                 async with session_errors(channel):
                     await channel.send(Opened(count, session_id, release))
@@ -103,6 +158,8 @@ class Listener:
         identity: certificate and secret that let tickets' clients in, a fresh one where None; or whom a site
             believes, to let sites in.
         log: told of what was refused, in one line without secrets.
+        gate: what policy says to routes that end here; None: no route may.
+        relay: carries other sites' streams; None: this site does not relay.
     """
 
     def __init__(
@@ -112,14 +169,20 @@ class Listener:
         *,
         identity: Identity | SiteTrust | None = None,
         log: Callable[[str], None] | None = None,
+        gate: HopGate | None = None,
+        relay: Relay | None = None,
     ) -> None:
         self._host = host
         self._port = port
         self._identity = identity or Identity.fresh()
         self._registry = PreambleRegistry()
-        self._joining: dict[bytes, tuple[Streams, bool]] = {}
+        self._joining: dict[bytes, _Joining] = {}
+        self._hops = PreambleRegistry(Kind.HOP)
+        self._last_hops: dict[bytes, _LastHop] = {}
         self._ended: deque[bytes] = deque(maxlen=_REMEMBERED)
         self._log = log or (lambda line: None)
+        self._gate = gate
+        self._relay = relay
         self._sockets: list[trio.SocketListener] = []
         self._bound: list[socket.socket] = []
 
@@ -162,7 +225,9 @@ class Listener:
 
         An error of one client's session is logged and told to that client; it does not end the others.
         """
-        limit = trio.CapacityLimiter(max_connections)
+        # A stream that passes keeps its place while it does; those that are served here leave theirs at once.
+        passing = self._relay.max_streams if self._relay is not None else 0
+        limit = trio.CapacityLimiter(max_connections + passing)
         self._sockets = [trio.SocketListener(trio.socket.from_stdlib_socket(sock)) for sock in self._bound]
 
         async def accepted(stream: trio.SocketStream) -> None:
@@ -172,10 +237,13 @@ class Listener:
         await trio.serve_listeners(accepted, self._sockets)
 
     @contextlib.contextmanager
-    def _expecting(self, session_id: bytes, channel: Channel, streams: Streams) -> Iterator[None]:
+    def _expecting(self, session_id: bytes, incoming: Incoming, streams: Streams) -> Iterator[None]:
         """Let data connections of a session in for the length of the block."""
+        channel = incoming.channel
         self._registry.register(session_id, channel.secrets.preamble_key(session_id, Side.SOURCE))
-        self._joining[session_id] = streams, channel.rtt_s >= NEAR_RTT_S
+        self._joining[session_id] = _Joining(
+            streams, channel.rtt_s >= NEAR_RTT_S, incoming.grant, incoming.site
+        )
         try:
             yield
         finally:
@@ -191,10 +259,14 @@ class Listener:
                 first = await tcp.socket.recv(1, socket.MSG_PEEK)
             if not first:
                 await tcp.aclose()
-            elif kind_of_connection(first[0]) is Kind.END_TO_END:
-                await self._data_connection(tcp)
+            elif (kind := kind_of_connection(first[0])) is None:
+                host = tcp.socket.getpeername()[0]
+                await self._control_connection(tcp, peer, host, handler)
+            elif kind is Kind.END_TO_END:
+                with trio.fail_after(PREAMBLE_S):
+                    self._join(await _preamble(tcp), tcp, None)
             else:
-                await self._control_connection(tcp, peer, handler)
+                await self._hop_data(tcp)
         except FlowError as error:
             self._log(f"{peer}: {_logged(error)}")
             await trio.aclose_forcefully(tcp)
@@ -212,24 +284,63 @@ class Listener:
             self._log(f"{peer}: internal error, please report it: {_innermost(error)!r}")
             await trio.aclose_forcefully(tcp)
 
-    async def _data_connection(self, tcp: trio.SocketStream) -> None:
-        data = b""
-        with trio.fail_after(PREAMBLE_S):
-            while len(data) < PREAMBLE_BYTES:
-                part = await tcp.receive_some(PREAMBLE_BYTES - len(data))
-                if not part:
-                    raise ProtocolError("a data connection closed inside its preamble")
-                data += part
+    def _join(self, data: bytes, tcp: trio.SocketStream, hop: _LastHop | None) -> None:
+        """Let a data connection, straight or over the last hop of a route, take part in the session that it names."""
         if data[SESSION_ID] in self._ended:  # came too late to be of use, which is nobody's fault
-            await tcp.aclose()
+            tcp.socket.close()
             return
         preamble = self._registry.accept(data)
-        streams, long = self._joining[preamble.session_id]
-        streams.arrived(preamble.stream, blocking(tcp, long=long))
+        session = self._joining[preamble.session_id]
+        if hop is not None and not session.is_of(hop.grant):
+            raise AuthenticationError(
+                f"a stream came over the route {hop.grant.shown} for a session of another task",
+                reason="grant-other-party",
+            )
+        near = hop.near if hop is not None else session.site.site if session.site is not None else ""
+        session.streams.arrived(preamble.stream, blocking(tcp, long=session.long), near)
 
-    async def _control_connection(self, tcp: trio.SocketStream, peer: str, handler: Handler) -> None:
+    async def _hop_data(self, tcp: trio.SocketStream) -> None:
+        """A data connection over a hop: to be passed on, or at the end of its route."""
+        with trio.fail_after(PREAMBLE_S):
+            data = await _preamble(tcp)
+            if data[SESSION_ID] in self._ended:
+                tcp.socket.close()
+                return
+            preamble = self._hops.accept(data)
+            hop = self._last_hops.get(preamble.session_id)
+            if hop is not None:
+                self._join(await _preamble(tcp), tcp, hop)
+                return
+        assert self._relay is not None
+        await self._relay.join(preamble, tcp)
+
+    @contextlib.contextmanager
+    def _hop(self, hop_id: bytes, key: bytes) -> Iterator[None]:
+        """Let data connections of a hop in for the length of the block."""
+        self._hops.register(hop_id, key)
+        try:
+            yield
+        finally:
+            self._hops.forget(hop_id)
+            self._ended.append(hop_id)
+
+    async def _control_connection(
+        self,
+        below: trio.abc.Stream,
+        peer: str,
+        host: str,
+        handler: Handler,
+        hop: _LastHop | None = None,
+    ) -> None:
+        """TLS, and what it carries: a session, a look, or a hop of a route.
+
+        Args:
+            below: what TLS runs over.
+            peer, host: where that comes from, for messages and for the memory of links.
+            hop: through which it comes, where it does.
+        """
         guest = self._identity.guest()
-        stream = trio.SSLStream(tcp, guest.context, server_side=True)
+        stream = trio.SSLStream(below, guest.context, server_side=True)
         with trio.fail_after(HANDSHAKE_S):
             try:
                 await stream.do_handshake()
@@ -238,11 +349,94 @@ class Listener:
                 if refused is None:
                     raise
                 self._log(f"{peer}: {_logged(refused)}")
-                await _send_alert(stream, tcp)
-                await trio.aclose_forcefully(tcp)
+                if isinstance(below, trio.SocketStream):
+                    await _send_alert(stream, below)
+                await trio.aclose_forcefully(below)
                 return
             guest.certificate = stream.getpeercert(binary_form=True)
-            channel = await self._server_handshake(stream, guest, tcp.socket.getpeername()[0])
+            channel = await self._server_handshake(stream, guest, host)
+        if isinstance(guest, Guest) and guest.relay_grant is not None:
+            await self._serve_hop(
+                channel, guest, guest.relay_grant, peer, host, handler, inner=hop is not None
+            )
+            return
+        if hop is not None:
+            channel.rtt_s, channel.route = hop.rtt_s, hop.grant.route
+            if not _same_task(guest.grant, hop.grant):
+                raise AuthenticationError(
+                    f"a control connection of another task came over the route {hop.grant.shown}",
+                    reason="grant-other-party",
+                )
+        await self._serve_requests(channel, guest, peer, handler)
+
+    async def _serve_hop(
+        self,
+        channel: Channel,
+        guest: Guest,
+        grant: RelayGrant,
+        peer: str,
+        host: str,
+        handler: Handler,
+        *,
+        inner: bool,
+    ) -> None:
+        """A neighbour made a hop to here: carry it on, or be the end of its route, until it ends."""
+        assert guest.facts is not None
+        try:
+            async with hop_answer(channel):
+                if inner:
+                    raise ProtocolError("a hop was asked for inside another hop")
+            at = grant.place(guest.own.party)
+            if at != len(grant.stops) - 1:
+                async with hop_answer(channel):
+                    if self._relay is None:
+                        raise Denied(
+                            f"site {guest.own.site} does not relay",
+                            hint="its operator would have to set enabled in [relay] of site.toml",
+                        )
+                await self._relay.carry(channel, guest.document, grant, guest.facts, self._hop)
+            else:
+                await self._end_of_route(channel, guest, grant, peer, host, handler)
+        finally:
+            await channel.aclose()
+
+    async def _end_of_route(
+        self, channel: Channel, guest: Guest, grant: RelayGrant, peer: str, host: str, handler: Handler
+    ) -> None:
+        assert guest.facts is not None
+        ticket = b""
+        async with hop_answer(channel):
+            asked = await hop_request(channel)
+            if self._gate is None:
+                raise Denied(f"no route may end at site {guest.own.site}")
+            if grant.dial == "target":
+                ticket = await self._gate.release(grant)
+            else:
+                await self._gate.land(grant, asked.ticket)
+        hop_id = secrets.token_bytes(16)
+        hop = _LastHop(grant, guest.facts, asked.rtt_us / 1e6, channel)
+        with self._hop(hop_id, channel.secrets.preamble_key(hop_id, Side.SOURCE)):
+            self._last_hops[hop_id] = hop
+            try:
+                await channel.send_encoded(hop_messages.encode(HopOpened(hop_id, ticket)))
+                below = channel.bare()
+                if asked.control:
+                    await self._control_connection(below, f"{peer} (relayed)", host, handler, hop)
+                else:  # nothing is said on it; it ends with the route
+                    with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                        await below.receive_some(1)
+            finally:
+                del self._last_hops[hop_id]
+
+    def drop_revoked(self, revoked: frozenset[str]) -> None:
+        """End routes that come in over a neighbour whose certificate was revoked."""
+        for hop in self._last_hops.values():
+            if hop.site.serial in revoked:
+                keep_watch(hop.channel.stream).shutdown(socket.SHUT_RDWR)
+
+    async def _serve_requests(
+        self, channel: Channel, guest: TicketGuest | Guest, peer: str, handler: Handler
+    ) -> None:
         looked = False
         try:
             while True:
@@ -275,7 +469,7 @@ class Listener:
             await channel.aclose()
 
     async def _server_handshake(
-        self, stream: trio.SSLStream[trio.SocketStream], guest: TicketGuest | Guest, peer: str
+        self, stream: trio.SSLStream[trio.abc.Stream], guest: TicketGuest | Guest, peer: str
     ) -> Channel:
         handshake = ServerHandshake(
             guest.resolver, guest.own_fingerprint, os.urandom(32), software=software()
@@ -305,7 +499,18 @@ class Listener:
                 raise
 
 
-async def _send_alert(stream: trio.SSLStream[trio.SocketStream], tcp: trio.SocketStream) -> None:
+async def _preamble(tcp: trio.SocketStream) -> bytes:
+    """The bytes that open a data connection; constant size, whoever sends them."""
+    data = b""
+    while len(data) < PREAMBLE_BYTES:
+        part = await tcp.receive_some(PREAMBLE_BYTES - len(data))
+        if not part:
+            raise ProtocolError("a data connection closed inside its preamble")
+        data += part
+    return data
+
+
+async def _send_alert(stream: trio.SSLStream[trio.abc.Stream], tcp: trio.SocketStream) -> None:
     """Send what OpenSSL had to say last, which trio drops: the alert that tells a client why it is not let in."""
     outgoing: ssl.MemoryBIO | None = getattr(stream, "_outgoing", None)
     alert = outgoing.read() if outgoing is not None else b""

@@ -108,6 +108,12 @@ class Limits:
         own, asked = (TokenBucket(None, self._clock()) for _ in range(2))
         return Pacer(self, [own, asked, *map(self._bucket, names)])
 
+    def forget(self, name: str) -> None:
+        """Lift a limit and drop its name; whoever asks its bucket already is held back no more."""
+        self.set_rate(name, None)
+        with self._condition:
+            self._buckets.pop(name, None)
+
     def _bucket(self, name: str) -> TokenBucket:
         with self._condition:
             bucket = self._buckets.get(name)
@@ -130,11 +136,19 @@ class Pacer:
         self._limits = limits
         self._buckets = buckets
         self._closed = False
+        self._parts: list[Pacer] = []
 
     @property
     def limited(self) -> bool:
         """Whether there is any limit now."""
         return any(bucket.rate is not None for bucket in self._buckets)
+
+    def over(self, *names: str) -> Pacer:
+        """The same rates, and the named ones besides: for those of its lanes that go over one link."""
+        made = Pacer(self._limits, [*self._buckets, *map(self._limits._bucket, names)])
+        made._closed = self._closed
+        self._parts.append(made)
+        return made
 
     def set_rate(self, bits_per_s: float | None) -> None:
         """Limit this transfer alone; None lifts the limit. Raises `ValueError` unless above zero."""
@@ -168,6 +182,8 @@ class Pacer:
         """Hold nobody back any more: the transfer is over."""
         with self._limits._condition:
             self._closed = True
+            for part in self._parts:
+                part._closed = True
             self._limits._condition.notify_all()
 
 

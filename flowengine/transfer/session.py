@@ -7,9 +7,9 @@ A transfer outlives its sessions: whatever breaks one, the next continues from w
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 import trio
 
@@ -18,6 +18,7 @@ from flowengine.transfer.control import STALL_S, Control
 from flowengine.transfer.pacing import Limits, Pacer
 from flowengine.transfer.streams import Streams
 from flowengine.transfer.timing import StageClock
+from flowengine.trust.grant import Party
 from flowengine.wire.frames import FrameOpener, FrameSealer
 from flowengine.wire.keys import Direction, SessionSecrets
 from flowengine.wire.messages import Options, Progress, Rate, WantStreams
@@ -25,6 +26,7 @@ from flowengine.wire.messages import Options, Progress, Rate, WantStreams
 __all__ = [
     "MAX_OPEN_OFFERS",
     "MIN_WINDOW_BYTES",
+    "Consent",
     "Counters",
     "Observer",
     "Session",
@@ -88,6 +90,14 @@ class Counters:
 Observer = Callable[[Counters], None]
 
 
+class Consent(Protocol):
+    """What policy at a site said to a route."""
+
+    @property
+    def document(self) -> bytes:
+        """The source's ticket, for the sites behind it; empty where the site has no policies."""
+
+
 @dataclass
 class Session:
     """What source and target need to run one pass.
@@ -107,6 +117,10 @@ class Session:
         pacer: the rates that hold for what this side sends.
         changes: what was decided about the link, with reasons, by the side that sends.
         sends: whether this is that side.
+        route: all sites from the source to the target, where the control connection goes through relays; else empty.
+        consent: what policy said here to that route before it was dialled, where this side is the source.
+        pace_of: the rates that hold for what goes over one link of this side's.
+        carried: bytes by link of this side's, of streams that ended as well.
         release: the source's signed word that policy lets this leave, as it came with the answer to the request.
         halted: why nothing more is to be offered; empty while nothing is wrong.
     """
@@ -131,6 +145,14 @@ class Session:
     sends: bool = False
     release: bytes = b""
     halted: str = ""
+    route: tuple[Party, ...] = ()
+    consent: Consent | None = None
+    pace_of: Callable[[str], Pacer] | None = None
+    carried: Callable[[], dict[str, int]] = dict
+
+    def pacer_of(self, near: str) -> Pacer:
+        """The rates that hold for streams over the link to a site."""
+        return self.pace_of(near) if self.pace_of is not None else self.pacer
 
     def sealer(self, stream: int) -> FrameSealer:
         """The sealer of a stream that carries data from source to target; once per stream."""
@@ -154,12 +176,18 @@ class Session:
         else:
             self.control.post(Rate(0 if bits_per_s is None else max(1, int(bits_per_s))))
 
-    def want_streams(self, count: int) -> None:
-        """Have so many data connections in all: dial them here, or ask the side that dials."""
-        if self.streams.dial is not None:
-            self.streams.dial(count - len(self.streams))
-        else:
-            self.control.post(WantStreams(count))
+    def want_streams(self, count: int, via: str = "") -> None:
+        """Have so many data connections in all over one link of the source's: dial them here, or ask who dials."""
+        streams = self.streams
+        if streams.dial is None:
+            self.control.post(WantStreams(count, via))
+            return
+        have = len(streams.over(via) if self.sends else streams.beyond(via)) if via else len(streams)
+        streams.dial(count - have, via)
+
+    def end_streams(self, numbers: Iterable[int]) -> None:
+        """Let these streams end as soon as they can; what they would have carried goes over others."""
+        self.streams.leaving.update(number for number in numbers if number in self.streams.sockets)
 
     async def heartbeat(
         self, counters: Counters, observe: Observer | None, bottleneck: Callable[[], str]

@@ -21,8 +21,9 @@ from flowengine.trust.certificates import CertificateFacts, check_certificate, p
 from flowengine.trust.deletion import DeleteCertificate, sign_deletion
 from flowengine.trust.grant import End, Grant, Party, check_grant, check_requested_path, peek_grant
 from flowengine.trust.receipt import SignedReceipt, sign_receipt
+from flowengine.trust.relay_grant import RelayGrant, check_relay_grant, peek_relay_grant
 from flowengine.trust.release import Release, sign_release
-from flowengine.wire.handshake import GrantProof, Proof, Resolver
+from flowengine.wire.handshake import GrantProof, Proof, RelayProof, Resolver
 from flowengine.wire.keys import Secret
 from flowengine.wire.messages import Open
 
@@ -159,6 +160,29 @@ class SiteTrust:
         self.ledger.admit(grant)
         return grant
 
+    def admit_relay(self, document: bytes, *, before: CertificateFacts | None) -> RelayGrant:
+        """The relay grant in a document, if it gives this agent a place on a route now; fences as of `admit`.
+
+        Args:
+            before: who dialled this agent for it; None where this agent begins the route.
+
+        Raises:
+            AuthenticationError: with its one reason, as of `trust.relay_grant.check_relay_grant`.
+        """
+        peeked = peek_relay_grant(document, self.grant_keys)
+        fence, spent = self.ledger.standing(peeked.task)
+        grant = check_relay_grant(
+            document,
+            self.grant_keys,
+            self.clock(),
+            me=self.identity.party,
+            before=Party(before.site, before.key_sha256) if before is not None else None,
+            highest_fence=fence,
+            spent=spent and peeked.fence == fence,
+        )
+        self.ledger.admit(grant)
+        return grant
+
     def guest(self) -> Guest:
         """Whoever connects now, before anything is known of it."""
         return Guest(self, self.identity)
@@ -173,6 +197,7 @@ class Guest:
         certificate: what it showed in TLS.
         facts: of that certificate, once it was checked.
         grant: under which it is let in, once it showed one that holds.
+        relay_grant, document: where it asks for a hop instead: the relay grant, and how it came.
     """
 
     trust: SiteTrust
@@ -180,6 +205,8 @@ class Guest:
     certificate: bytes | None = None
     facts: CertificateFacts | None = None
     grant: Grant | None = None
+    relay_grant: RelayGrant | None = None
+    document: bytes = field(default=b"", repr=False)
 
     @property
     def context(self) -> ssl.SSLContext:
@@ -203,9 +230,12 @@ class Guest:
         return self._resolve
 
     def _resolve(self, kind: str, identity: bytes, document: bytes) -> Proof | None:
-        if kind != GrantProof.kind:
+        if kind not in (GrantProof.kind, RelayProof.kind):
             return None
         self.facts = self.trust.check_peer(self.certificate)
+        if kind == RelayProof.kind:
+            self.relay_grant, self.document = self.trust.admit_relay(document, before=self.facts), document
+            return RelayProof(document)
         self.grant = self.trust.admit(document, dials=False, peer=self.facts)
         return GrantProof(self.grant.secret, document)
 

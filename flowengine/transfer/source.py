@@ -65,6 +65,7 @@ from flowengine.wire.messages import (
     Finer,
     Finish,
     Landed,
+    LeaveStreams,
     Lost,
     Message,
     ObjectBegin,
@@ -154,7 +155,7 @@ class _Source:
         self._units: queue.Queue[Unit | None] = queue.Queue()  # not SimpleQueue: see SendingLane
         self._credit = Credit(session.window_bytes)
         self._chooser = CompressionChooser(session.rtt_s, session.compression, cores=os.cpu_count() or 1)
-        self._link = LinkControl(session, self._credit.resize, lambda: self._units.put(None))
+        self._link = LinkControl(session, self._credit.resize, self._sending_s)
         self._holds: deque[Hold] = deque()
         self._finer: queue.SimpleQueue[tuple[PieceHold | BatchHold, list[int]] | None] = queue.SimpleQueue()
         self._hold_lock = threading.Lock()
@@ -171,6 +172,10 @@ class _Source:
         self._summary: Summary | None = None
         self._receipt: Receipt | None = None
         self._lanes: list[SendingLane] = []
+        self._by_link: dict[str, list[SendingLane]] = {}
+        session.carried = lambda: {
+            near: sum(lane.bytes_sent for lane in lanes) for near, lanes in self._by_link.items()
+        }
 
     async def run(self) -> SourceOutcome:
         session = self._session
@@ -217,12 +222,14 @@ class _Source:
                 self._credit,
                 self._chooser,
                 session.clock,
-                session.pacer,
+                session.pacer_of(session.streams.near(number)),
                 lambda: len(session.streams),
                 self._lost,
                 self._carried,
+                partial(session.streams.leaving.__contains__, number),
             )
             self._lanes.append(lane)
+            self._by_link.setdefault(session.streams.near(number), []).append(lane)
             nursery.start_soon(self._run_lane, number, lane, limiter)
 
     async def _run_lane(self, number: int, lane: SendingLane, limiter: trio.CapacityLimiter) -> None:
@@ -234,6 +241,10 @@ class _Source:
             await wait_for_last_word(error)
             raise
         self._session.streams.gone(number)
+
+    def _sending_s(self, near: str) -> float:
+        """How long lanes over a link stood in send calls, summed."""
+        return sum(lane.sending_s for lane in self._by_link.get(near, []))
 
     def _observed(self, counters: Counters) -> None:
         self._count()
@@ -428,6 +439,8 @@ class _Source:
                 self._credit.give_back(size_bytes)
             case Rate(bits_per_s):
                 self._asked_rate(bits_per_s)
+            case LeaveStreams(numbers):
+                self._session.end_streams(numbers)
             case Landed(objects, size_bytes):
                 self._counters.objects_done, self._counters.bytes_done = objects, size_bytes
             case Progress():

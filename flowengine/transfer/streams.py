@@ -4,6 +4,7 @@ Invariants
     - A session begins without waiting for any of them; the first must be there within `STREAMS_S`.
     - Stream numbers rise and are never used again, so every stream has keys of its own.
     - Whoever dialled the control connection dials these; whoever sends decides how many there are.
+    - Each goes over one link of this side's, known by the site at its other end, for its whole life.
 """
 
 from __future__ import annotations
@@ -64,19 +65,23 @@ class Streams:
     """Connected data sockets by stream number, and how more of them are had.
 
     Args:
-        dial: where this side dials: asked for so many more; called in the loop's thread.
+        dial: where this side dials: asked for so many more over the routes that the site `via` is next to the other
+            end on (all where empty); called in the loop's thread.
 
     Attributes:
         most: the largest number that was open at once.
+        leaving: numbers of streams that are to end as soon as they can; read by their lanes.
     """
 
-    def __init__(self, dial: Callable[[int], None] | None = None) -> None:
+    def __init__(self, dial: Callable[[int, str], None] | None = None) -> None:
         self.dial = dial
         self._put, self._get = trio.open_memory_channel[tuple[int, socket.socket]](MAX_NUMBERS)
         self._open: dict[int, socket.socket] = {}
+        self._links: dict[int, tuple[str, str]] = {}
         self._first = trio.Event()
         self._ended = False
         self.most = 0
+        self.leaving: set[int] = set()
 
     def __len__(self) -> int:
         return len(self._open)
@@ -86,12 +91,29 @@ class Streams:
         """Those that are open now."""
         return self._open
 
-    def arrived(self, number: int, sock: socket.socket) -> None:
-        """A data connection is there, its preamble exchanged."""
+    def near(self, number: int) -> str:
+        """The site at the other end of the link that a stream goes over from here; empty where nobody said."""
+        return self._links.get(number, ("", ""))[0]
+
+    def over(self, near: str) -> list[int]:
+        """Numbers of the open streams that go over a link of this side's, and are not to end."""
+        return [n for n in self._open if self._links[n][0] == near and n not in self.leaving]
+
+    def beyond(self, far: str) -> list[int]:
+        """The same for a link of the other side's, which only the side that dials can tell."""
+        return [n for n in self._open if self._links[n][1] == far and n not in self.leaving]
+
+    def arrived(self, number: int, sock: socket.socket, near: str = "", far: str = "") -> None:
+        """A data connection is there, its preamble exchanged.
+
+        Args:
+            near, far: the sites next to this side, and to the other side, on its route.
+        """
         if self._ended or number in self._open or len(self._open) >= MAX_STREAMS:
             sock.close()
             return
         self._open[number] = sock
+        self._links[number] = (near, far)
         self.most = max(self.most, len(self._open))
         self._first.set()
         self._put.send_nowait((number, sock))

@@ -263,6 +263,10 @@ class _Target:
         self._finish: Finish | None = None
         self._source_failures: list[tuple[bytes, str, str]] = []
         self._lanes: list[ReceivingLane] = []
+        self._by_link: dict[str, list[ReceivingLane]] = {}
+        session.carried = lambda: {
+            near: sum(lane.bytes_received for lane in lanes) for near, lanes in self._by_link.items()
+        }
         self._concluded = False
         self._offers = 0
         self._answers = 0
@@ -353,6 +357,7 @@ class _Target:
                     sock, session.opener(number), limit, self._landing.deliver, session.clock
                 )
                 self._lanes.append(lane)
+                self._by_link.setdefault(session.streams.near(number), []).append(lane)
                 lanes.start_soon(self._lane, number, lane, limiter)
 
     async def _lane(self, number: int, lane: ReceivingLane, limiter: trio.CapacityLimiter) -> None:
@@ -438,9 +443,9 @@ class _Target:
             case Progress():
                 self._session.peer_progress = message
                 self._session.changes += message.changes
-            case WantStreams(count) if self._session.streams.dial is not None:
+            case WantStreams(count, via) if self._session.streams.dial is not None:
                 if not self._session.fixed_streams:
-                    self._session.want_streams(min(count, MAX_STREAMS))
+                    self._session.want_streams(min(count, MAX_STREAMS), via)
             case _:
                 raise ProtocolError(
                     f"the source sent {type(message).__name__}, which only a target sends",
