@@ -64,6 +64,9 @@ class SiteConfig:
         join_token_file: where the one-time token lies until the site has enrolled.
         allow_root: whether it may run as root.
         log: "json" for machines, "console" for people.
+        relay_enabled: whether other sites' sealed streams may pass through this one.
+        relay_max_streams: how many at once.
+        relay_max_bits_per_s: how much of them together; None: no limit.
         policy_keys: keys whose signatures count on policy bundles, by role; without them no bundle is taken.
         policy_required: whether nothing moves without a bundle.
         policy_purge_after_s: how long what policy stopped stays in quarantine before it is destroyed.
@@ -83,6 +86,9 @@ class SiteConfig:
     join_token_file: str = ""
     allow_root: bool = False
     log: Literal["json", "console"] = "console"
+    relay_enabled: bool = False
+    relay_max_streams: int = 64
+    relay_max_bits_per_s: int | None = None
     policy_keys: Mapping[str, tuple[Ed25519PublicKey, ...]] = field(default_factory=dict, compare=False)
     policy_required: bool = False
     policy_max_offline_s: float | None = None
@@ -270,6 +276,7 @@ _SITE: Final[dict[str, _Check]] = {
 }
 _ROOT: Final[dict[str, _Check]] = {"path": _folder, "name": _root_name, "access": _access, "budget": _size}
 _LIMITS: Final[dict[str, _Check]] = {"site": _rate}
+_RELAY: Final[dict[str, _Check]] = {"enabled": _flag, "max_streams": _number(1, 4096), "max_rate": _rate}
 _POLICY: Final[dict[str, _Check]] = {
     "required": _flag,
     "max_offline": _seconds,
@@ -363,8 +370,9 @@ def load_config(path: str, *, overrides: Mapping[str, object] | None = None) -> 
 
 def _parse(path: str, data: dict[str, Any]) -> SiteConfig:
     reader = _Reader(path)
-    top = reader.table(data, "", _SITE, also=("root", "limits", "policy"))
+    top = reader.table(data, "", _SITE, also=("root", "limits", "relay", "policy"))
     limits = reader.table(data.get("limits", {}), "limits", _LIMITS)
+    relay = reader.table(data.get("relay", {}), "relay", _RELAY)
     policy = reader.table(data.get("policy", {}), "policy", _POLICY)
     roots = reader.roots(data.get("root"))
     for key, what in (("site", "the site's name"), ("state", "the folder for key, journal and caches")):
@@ -386,6 +394,8 @@ def _parse(path: str, data: dict[str, Any]) -> SiteConfig:
         reader.wrong("policy", "needs both policy_owner and security: two roles sign a bundle")
     if "listen" in data and top.get("listen") is None and data.get("advertise"):
         reader.wrong("advertise", "makes no sense without listen: nothing answers there")
+    if relay.get("enabled") and top.get("listen") is None:
+        reader.wrong("relay.enabled", "needs listen: a relay is dialled by its neighbours")
     if reader.problems:
         count = len(reader.problems)
         raise UsageError(
@@ -409,6 +419,9 @@ def _parse(path: str, data: dict[str, Any]) -> SiteConfig:
         join_token_file=top.get("join_token_file", ""),
         allow_root=top.get("allow_root", False),
         log=top.get("log", "console"),
+        relay_enabled=relay.get("enabled", False),
+        relay_max_streams=relay.get("max_streams", 64),
+        relay_max_bits_per_s=relay.get("max_rate"),
         policy_keys=keys,
         policy_required=policy.get("required", False),
         policy_max_offline_s=policy.get("max_offline"),

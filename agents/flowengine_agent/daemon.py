@@ -27,10 +27,12 @@ from flowengine.api.agents import (
     Greeting,
     Heartbeat,
     HeartbeatReply,
+    LeasesCommand,
     LimitsCommand,
     LookCommand,
     QuarantineCommand,
     RevocationsCommand,
+    RoutesCommand,
     TaskCommand,
     WorkCommand,
 )
@@ -48,6 +50,7 @@ from flowengine_agent.journal import Journal
 from flowengine_agent.limits import LimitBook
 from flowengine_agent.logs import Log
 from flowengine_agent.policies import Policies
+from flowengine_agent.relaying import RelayMeter
 from flowengine_agent.reporting import tell_left_over
 from flowengine_agent.roots import Roots
 from flowengine_agent.serving import DataPort
@@ -155,6 +158,7 @@ class _Agent:
         self._beat = trio.Event()
         self._greeted = False
         self._telling = False
+        self._relay: RelayMeter | None = None
         self._exit = Exit.DONE
         self._rng = random.Random()  # noqa: S311 - spreads claims after a failure
 
@@ -162,6 +166,10 @@ class _Agent:
         site = self._site
         port = DataPort(site)
         port.bind()
+        if port.relay is not None:
+            most = site.config.relay_max_bits_per_s
+            site.limits.relay_most(most)
+            self._relay = RelayMeter(site.name, port.relay, most)
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
@@ -224,6 +232,10 @@ class _Agent:
                 self._port.tell(task, fence, reason or directive)
             case LimitsCommand(limits=limits):
                 self._site.limits.set(limits, datetime.now(UTC))
+            case RoutesCommand(task=task, fence=fence, routes=routes):
+                self._tasks.follow(task, fence, routes)
+            case LeasesCommand(leases=leases):
+                self._site.limits.lease(leases, datetime.now(UTC))
             case RevocationsCommand(revoked=revoked):
                 self._revoke(revoked)
             case DrainCommand(on=on):
@@ -282,6 +294,7 @@ class _Agent:
                 now=datetime.now(UTC),
                 draining=self._draining,
                 free_slots=max(0, config.max_tasks - len(self._tasks)),
+                relay=self._relay.state() if self._relay is not None and not self._draining else None,
                 holding=dict(site.journal.untold()) | self._tasks.holding(),
             ),
             HeartbeatReply,

@@ -101,10 +101,15 @@ class Duties:
                 self._site.limits.owe(grant.transfer, None)
 
     @contextlib.contextmanager
-    def passing(self, carried: Carried, permit: Permit) -> Iterator[Watch]:
-        """Watch what is passed on here; nothing of it is on a disk."""
-        review = self._review("relay", carried, list(permit.route), permit.release)
-        with self._watched(carried, "relay", review, permit.judged) as watch:
+    def passing(self, carried: Carried, permit: Permit, end: End = "relay") -> Iterator[Watch]:
+        """Watch one route of a transfer, whose content is not seen here or is somebody else's to watch.
+
+        Args:
+            end: what this site is on it.
+        """
+        point = {"source": "release", "relay": "relay", "target": "land"}[end]
+        review = self._review(point, carried, list(permit.route), permit.release)
+        with self._watched(carried, end, review, permit.judged) as watch:
             yield watch
 
     @contextlib.asynccontextmanager
@@ -113,7 +118,7 @@ class Duties:
     ) -> AsyncIterator[tuple[Permit, Watch]]:
         """Let the gate decide, and watch what lands; what a stop leaves behind goes to quarantine."""
         try:
-            permit = await self._site.gate.land(grant, document)
+            permit = await self._site.gate.land(grant, document, session.route)
             route = list(permit.route) or [grant.source, grant.target]
             review = self._review("land", grant, route, permit.release)
             with self._watched(grant, "target", review, permit.judged) as watch:

@@ -152,22 +152,21 @@ async def _push(
     place = site.roots.find(grant.source_path, "read")
     target_path = wire_path(grant.target_path)
     name = target_path.rpartition(b"/")[2]
-    await site.gate.release(grant)  # before the target is even asked what is there
     st = place.lstat()
     if name and not place.contents and st is not None and not stat.S_ISDIR(st.st_mode):
         there = await stat_remote(peer, target_path)
         if there is None or not stat.S_ISDIR(there[1]):
             settings = dataclasses.replace(settings, options=_renamed(settings.options, name))
-    meter = Meter(reporter.standing, byte_limit=grant.byte_limit)
+    meter = Meter(reporter.standing, byte_limit=grant.byte_limit, site=site.name)
     note = _notes(site, granted, reporter)
     with place.selection(settings.options.rename) as selection:
 
         async def one_pass(counters: Counters) -> PassResult:
-            permit = await site.gate.release(grant)
-            async with peer_session(
-                peer, "source", target_path, settings, release=permit.document
-            ) as session:
-                session.pacer = site.pacer(grant)
+            # Policy was asked for each route before it was dialled, also before the target was asked what is there.
+            async with peer_session(peer, "source", target_path, settings) as session:
+                permit = session.consent
+                assert isinstance(permit, Permit)
+                site.hold_rates(session, grant)
                 meter.begin(session)
                 with site.duties.leaving(grant, permit, session) as watch:
                     done = await run_source(
@@ -236,7 +235,10 @@ async def landing_at(
     async with writing:
         with place.target(make=not reads_only) as path:
             try:
-                yield path or NOWHERE, Meter(reporter.standing, byte_limit=grant.byte_limit, check=check)
+                yield (
+                    path or NOWHERE,
+                    Meter(reporter.standing, byte_limit=grant.byte_limit, check=check, site=site.name),
+                )
             finally:
                 place.root.settled(grant.task)
 

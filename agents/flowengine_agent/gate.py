@@ -33,6 +33,7 @@ from flowengine.policy.model import FALSE
 from flowengine.policy.reasons import nearest_permit, reasons
 from flowengine.transfer.sites import SiteTrust
 from flowengine.trust.grant import Grant, Party
+from flowengine.trust.relay_grant import RelayGrant
 from flowengine.trust.release import Release, check_release
 from flowengine_agent.evidence import EvidenceLog
 from flowengine_agent.logs import Log
@@ -129,7 +130,7 @@ class Gate:
 
     # --- the four points ----------------------------------------------------------------------------------------
 
-    async def release(self, grant: Grant, route: Sequence[Party] = ()) -> Permit:
+    async def release(self, grant: Grant | RelayGrant, route: Sequence[Party] = ()) -> Permit:
         """Let data of this site leave over a route: decisions, and the signed release as the permit's `document`.
 
         Where this site has no policies, both are empty.
@@ -207,6 +208,17 @@ class Gate:
         if permit.release is not None and not grant.dry_run and grant.mode != "verify":
             self.policies.inherit(grant.target_path, permit.release.labels, permit.release.contracts)
         return permit
+
+    async def arrive(self, carried: Carried, route: Sequence[Party], document: bytes) -> Permit:
+        """Accept streams over one more route; what is in them `land` decides on.
+
+        Args:
+            route, document: as of `relay`.
+
+        Raises:
+            Denied, AuthenticationError: as of `relay`.
+        """
+        return await self._arriving("land", carried, route, document, len(route) - 1)
 
     async def publish(self, grant: Grant, permit: Permit, landed: Mapping[str, object]) -> None:
         """Confirm what landed, by what is known at the end; chunks that were here already count as copied.

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
 
+from flowengine.api.agents import Lease
 from flowengine.api.resources import Limit
 from flowengine.coordinator.rules.windows import rate_now
 from flowengine.errors import UsageError
@@ -17,6 +18,9 @@ from flowengine.transfer.pacing import Limits, Pacer
 
 __all__ = ["LimitBook"]
 
+_RELAY: Final = "relay"
+_MAX_NUMBERS: Final = 10_000
+"""Numbers of leases that are remembered, the latest."""
 _STOPPED_BITS_PER_S: Final = 1.0
 """What a limit of 0 comes to: nothing goes out until it is changed."""
 
@@ -34,6 +38,8 @@ class LimitBook:
         self._told: list[Limit] = []
         self._held: dict[str, float] = {}
         self._limits = Limits()
+        self._leases: dict[tuple[str, str], Lease] = {}
+        self._numbers: dict[tuple[str, str], tuple[int, float]] = {}
 
     def set(self, limits: Sequence[Limit], now: datetime) -> None:
         """Replace what the coordinator said before; holds at once, for transfers that run as well."""
@@ -71,7 +77,45 @@ class LimitBook:
             f"duty:{transfer}", None if bits_per_s is None else max(bits_per_s, _STOPPED_BITS_PER_S)
         )
 
-    def pacer(self, source: str, target: str, transfer: str, tenant: str) -> Pacer:
-        """What a session that sends from here asks before each portion."""
-        names = [f"site:{source}", f"link:{source}>{target}", f"transfer:{transfer}", f"duty:{transfer}"]
+    def lease(self, leases: Sequence[Lease], now: datetime) -> None:
+        """Hold what goes for a task over a link to the plan's rate; replaces what was said before, but for older numbers.
+
+        A lease that ends is held to all the same: no news gives nobody more. What is not named is free of leases.
+        """
+        named = {(lease.task, lease.next): lease for lease in leases}
+        for key in self._leases.keys() - named.keys():
+            self._limits.forget(_lease_name(*key))
+            del self._leases[key]
+        for key, lease in named.items():
+            seen, _ = self._numbers.get(key, (-1, 0.0))
+            if lease.number < seen:
+                continue
+            self._numbers[key] = lease.number, now.timestamp()
+            self._leases[key] = lease
+            self._limits.set_rate(_lease_name(*key), max(lease.rate_bits_per_s, _STOPPED_BITS_PER_S))
+        if len(self._numbers) > _MAX_NUMBERS:
+            newest = sorted(self._numbers.items(), key=lambda item: item[1][1])[-_MAX_NUMBERS // 2 :]
+            self._numbers = dict(newest)
+
+    def relay_most(self, bits_per_s: int | None) -> None:
+        """Let so much pass through this site for others; None: as much as goes."""
+        self._limits.set_rate(_RELAY, bits_per_s)
+
+    def pacer(self, transfer: str, tenant: str) -> Pacer:
+        """What a session that sends from here asks before each portion, whichever link it goes over."""
+        names = [f"site:{self._site}", f"transfer:{transfer}", f"duty:{transfer}"]
         return self._limits.pacer(*names, *([f"tenant:{tenant}"] if tenant else []))
+
+    def over_link(self, pacer: Pacer, task: str, near: str) -> Pacer:
+        """The same for what goes over the link to one site, by that link's limit and the task's lease on it."""
+        return pacer.over(f"link:{self._site}>{near}", _lease_name(task, near))
+
+    def relay_pacer(self, task: str, near: str, transfer: str, tenant: str) -> Pacer:
+        """What a stream that passes through this site asks before each portion."""
+        names = [f"site:{self._site}", f"link:{self._site}>{near}", _RELAY, f"transfer:{transfer}"]
+        names += [_lease_name(task, near), *([f"tenant:{tenant}"] if tenant else [])]
+        return self._limits.pacer(*names)
+
+
+def _lease_name(task: str, near: str) -> str:
+    return f"lease:{task}>{near}"

@@ -8,6 +8,7 @@ from typing import Final
 
 import msgspec
 
+from flowengine.api.agents import HopTraffic
 from flowengine.api.resources import Counters
 from flowengine.errors import Denied
 from flowengine.transfer.session import Counters as EngineCounters
@@ -26,6 +27,7 @@ class Meter:
     Args:
         byte_limit: most bytes that the grant lets cross.
         check: called with the counters twice a second; may raise to end the task.
+        site: this one's name, for what is told of its links.
     """
 
     def __init__(
@@ -34,7 +36,11 @@ class Meter:
         *,
         byte_limit: int | None,
         check: Callable[[EngineCounters], None] = lambda counters: None,
+        site: str = "",
     ) -> None:
+        self._site = site
+        self._hops: dict[str, int] = {}
+        self._hops_before: dict[str, int] = {}
         self._standing = standing
         self._byte_limit = byte_limit
         self._check = check
@@ -46,6 +52,9 @@ class Meter:
 
     def begin(self, session: Session) -> None:
         """Another pass begins."""
+        for near, size in self._hops.items():  # what earlier passes brought stays counted
+            self._hops_before[near] = self._hops_before.get(near, 0) + size
+        self._hops = {}
         self._session = session
         self._earlier_sent = self._standing.counters.bytes_sent
         self._at, self._sent, self._busy = time.monotonic(), 0, {}
@@ -62,6 +71,7 @@ class Meter:
         if elapsed > 0.2:
             self._standing.rate_bits_per_s = 8 * max(0, counters.bytes_sent - self._sent) / elapsed
             self._standing.stages = self._shares(elapsed)
+            self._standing.hops = self._links(elapsed)
             self._at, self._sent = now, counters.bytes_sent
         limit = self._byte_limit
         if limit is not None and self._standing.counters.bytes_sent > limit:
@@ -71,6 +81,30 @@ class Meter:
                 reason="grant-used-up",
             )
         self._check(counters)
+
+    def _links(self, elapsed_s: float) -> list[HopTraffic]:
+        """What went over each link of this site's, and how fast since it was asked last."""
+        session = self._session
+        if session is None or not self._site:
+            return []
+        now = session.carried()
+        told = []
+        for near in sorted(now.keys() | self._hops_before.keys()):
+            if not near:
+                continue
+            size, before = now.get(near, 0), self._hops.get(near, 0)
+            sender, receiver = (self._site, near) if session.sends else (near, self._site)
+            told.append(
+                HopTraffic(
+                    sender=sender,
+                    receiver=receiver,
+                    size_bytes=size + self._hops_before.get(near, 0),
+                    rate_bits_per_s=8 * max(0, size - before) / elapsed_s,
+                    streams=len(session.streams.over(near)),
+                )
+            )
+        self._hops = now
+        return told
 
     def totals(self, counters: EngineCounters) -> Counters:
         """The counters for a report; what crossed counts over all passes."""

@@ -21,7 +21,7 @@ from typing import Final, Literal, TypeAlias
 import msgspec
 import trio
 
-from flowengine.api.agents import Report, ReportReply
+from flowengine.api.agents import HopTraffic, Report, ReportReply
 from flowengine.api.resources import Counters, LandedObject
 from flowengine.errors import FlowError
 from flowengine_agent.coordinator_link import CoordinatorLink
@@ -46,6 +46,7 @@ class Standing:
     rate_bits_per_s: float = 0.0
     bottleneck: str = ""
     stages: dict[str, float] = field(default_factory=dict)
+    hops: list[HopTraffic] = field(default_factory=list)
     wait: str = ""
 
 
@@ -140,6 +141,7 @@ class TaskReporter:
             hint=error.hint if error else "",
             retryable=error.retryable if error else False,
             not_before=_not_before(error),
+            hops=self.standing.hops,
         )
         self._journal.conclude(self._task, self._final, time.time())
         self._hasten(0)
@@ -194,6 +196,7 @@ class TaskReporter:
                 bottleneck=standing.bottleneck,
                 stages=standing.stages,
                 wait=standing.wait,
+                hops=standing.hops,
             )
         return self._journal.file_report(self._task, report, time.time(), rows[-1][0] if rows else 0)
 

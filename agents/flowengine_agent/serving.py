@@ -27,6 +27,7 @@ from flowengine.trust.grant import Grant
 from flowengine.wire.messages import Listed, Options
 from flowengine_agent.engine import check_same, landed_so, landing_at, make_receipt, target_root
 from flowengine_agent.meter import Meter
+from flowengine_agent.relaying import RouteGate, make_relay
 from flowengine_agent.reporting import REPORT_EVERY_S, Standing, TaskReporter
 from flowengine_agent.roots import Place
 from flowengine_agent.site import Site
@@ -61,6 +62,8 @@ class DataPort:
         self._visits: dict[str, _Visit] = {}
         self._listener: Listener | None = None
         self._draining = False
+        self.relay = make_relay(site)
+        """What passes through this site; None where it does not relay."""
 
     def bind(self) -> None:
         """Take the port, where the site has one.
@@ -72,7 +75,14 @@ class DataPort:
         if listen is None:
             return
         host, port = listen
-        self._listener = Listener(host, port, identity=self._site.trust, log=self._logged)
+        self._listener = Listener(
+            host,
+            port,
+            identity=self._site.trust,
+            log=self._logged,
+            gate=RouteGate(self._site),
+            relay=self.relay,
+        )
         try:
             self._listener.bind()
         except OSError as error:
@@ -105,10 +115,20 @@ class DataPort:
                     "session ended", reason="certificate-revoked", task=visit.grant.task, serial=visit.serial
                 )
                 visit.end("certificate-revoked")
+        if self._listener is not None:
+            self._listener.drop_revoked(self._site.trust.revoked)
+        if self.relay is not None:
+            self.relay.drop_revoked()
 
     async def drain(self, grace_s: float) -> None:
         """Let sessions that are nearly done end, cut off the others, and wait for them."""
         self._draining = True
+        async with trio.open_nursery() as nursery:
+            if self.relay is not None:
+                nursery.start_soon(self.relay.drain, grace_s)
+            nursery.start_soon(self._drain_visits, grace_s)
+
+    async def _drain_visits(self, grace_s: float) -> None:
         with trio.move_on_after(grace_s):
             await self._all_ended()
         for visit in self._visits.values():
@@ -130,7 +150,7 @@ class DataPort:
         place = self._site.roots.find(grant.path(end), "read" if end == "source" else "write")  # type: ignore[arg-type]
         if incoming.request.role == "stat":
             if end == "source":
-                await self._site.gate.release(grant)  # a name is data too
+                await self._site.gate.release(grant, incoming.route)  # a name is data too
                 with place.selection():
                     pass  # what cannot be given is refused before the peer makes room for it
             st = place.lstat()
@@ -183,12 +203,12 @@ class DataPort:
         """The peer pulls."""
         site, request = self._site, incoming.request
         log = site.log.bind(task=grant.task, transfer=grant.transfer, peer=grant.target.site)
-        permit = await site.gate.release(grant)
+        permit = await site.gate.release(grant, incoming.route)
         with place.selection(request.options.rename) as selection:
             log.info("gives", path=grant.source_path)
             counters = Counters()
             async with incoming.accept(_without_lists(request.options), release=permit.document) as session:
-                session.pacer = site.pacer(grant)
+                site.hold_rates(session, grant)
                 with site.duties.leaving(grant, permit, session) as watch:
                     outcome = await run_source(
                         session,

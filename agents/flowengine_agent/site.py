@@ -10,6 +10,7 @@ from functools import cached_property
 from flowengine.errors import AuthenticationError
 from flowengine.store.grants import GrantLedger
 from flowengine.transfer.pacing import Pacer
+from flowengine.transfer.session import Session
 from flowengine.transfer.sites import SiteTrust
 from flowengine.trust.grant import Grant
 from flowengine_agent.config import SiteConfig
@@ -77,9 +78,17 @@ class Site:
         """Threads that read one large object."""
         return self.config.threads or max(1, (os.cpu_count() or 1) // 2)
 
-    def pacer(self, grant: Grant) -> Pacer:
-        """The limits that bind what is sent from here under a grant."""
-        return self.limits.pacer(grant.source.site, grant.target.site, grant.transfer, grant.tenant)
+    def hold_rates(self, session: Session, grant: Grant) -> None:
+        """Bind what a session sends from here by all limits and leases, each link's by its own."""
+        session.pacer = self.limits.pacer(grant.transfer, grant.tenant)
+        links: dict[str, Pacer] = {}
+
+        def pace_of(near: str) -> Pacer:
+            if near not in links:
+                links[near] = self.limits.over_link(session.pacer, grant.task, near or grant.target.site)
+            return links[near]
+
+        session.pace_of = pace_of
 
     def use(self, identity: Identity) -> None:
         """Believe and show what enrolment, renewal or a heartbeat brought, from the next connection on."""

@@ -20,13 +20,14 @@ from typing import Final
 
 import trio
 
-from flowengine.api.agents import TaskGrant, check_required
+from flowengine.api.agents import TaskGrant, TaskRoute, check_required
 from flowengine.errors import FlowError, TemporaryError
 from flowengine.transfer.channel import first_flow_error
-from flowengine.transfer.sites import SitePeer
+from flowengine.transfer.routes import RoutedPeer
 from flowengine.trust.grant import Grant
 from flowengine_agent.engine import Finished, drive
 from flowengine_agent.logs import Log
+from flowengine_agent.relaying import RouteGate, routed_peer, usable_ways
 from flowengine_agent.reporting import REPORT_EVERY_S, FinalState, TaskReporter
 from flowengine_agent.site import Site, decode_grant
 
@@ -56,7 +57,7 @@ class _Run:
         self.reason = ""
         self.lease_end = trio.current_time() + lease_until - time.time()
         self.grant: Grant | None = None
-        self.peer: SitePeer | None = None
+        self.peer: RoutedPeer | None = None
         self.ended = trio.Event()
         self.reporter = TaskReporter(
             site.link,
@@ -83,6 +84,7 @@ class _Run:
             document = decode_grant(text)
             self.grant = self.site.trust.admit(document, dials=True)
             self.peer.document = document
+            self.peer.gate = RouteGate(self.site, self.grant)
         except FlowError as error:
             self.site.log.warning("a new grant is of no use", task=self.granted.task, why=error.message)
 
@@ -141,9 +143,27 @@ class HeldTasks:
         if run is not None and run.granted.fence == fence:
             run.stop(directive, reason)
 
+    def follow(self, task: str, fence: int, routes: list[TaskRoute]) -> None:
+        """The routes of a task are these from now on, also in the session that runs."""
+        run = self._runs.get(task)
+        if run is None or run.granted.fence != fence:
+            return
+        ways = usable_ways(self._site, run.granted, routes)
+        if not ways:
+            self._site.log.warning(
+                "no route is left by the plan; the task keeps those that it has", task=task
+            )
+            return
+        run.granted.routes = routes
+        self._site.log.info("routes", task=task, ways=[" > ".join(way.sites) for way in ways])
+        if run.peer is not None:
+            run.peer.use(ways)
+
     def drop_revoked(self) -> None:
         """Leave peers whose certificates were revoked while a session with them was open."""
         for run in self._runs.values():
+            if run.peer is not None:
+                run.peer.drop_revoked()
             if run.peer is not None and run.peer.serial in self._site.trust.revoked:
                 self._site.log.warning(
                     "session ended",
@@ -203,7 +223,7 @@ class HeldTasks:
                 check_required(granted)
                 document = decode_grant(granted.grant)
                 run.grant = site.trust.admit(document, dials=True)
-                run.peer = SitePeer.at(granted.peer_address, site.trust, document)
+                run.peer = routed_peer(site, granted, run.grant, document)
                 finished = await drive(site, granted, run.grant, run.peer, reporter)
             except FlowError as raised:
                 error = raised

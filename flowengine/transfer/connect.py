@@ -200,6 +200,7 @@ async def open_session(
         FlowError: the server refused.
     """
     asked: list[Open] = []
+    over: list[Reached] = []
     routed = peer if isinstance(peer, RoutedPeer) else None
     async with trio.open_nursery() as nursery:
         dialer = Dialer(nursery, routed, dial)
@@ -209,9 +210,10 @@ async def open_session(
                 reached.sock
             )  # as that of the data connections, so it tells what they will have
             wanted = request(rtt_s, congestion_of(reached.sock))
-            wanted.ticket = reached.ticket
+            wanted.ticket = reached.consent.document if reached.consent is not None else b""
             wanted.streams = dialer.begin(reached, ways_of(peer), wanted.streams, fixed=fixed_streams)
             asked.append(wanted)
+            over.append(reached)
             return wanted
 
         channel = await dial(peer, ahead)
@@ -238,6 +240,7 @@ async def open_session(
                 session.fixed_streams = fixed_streams
                 session.sends = asked[0].role == "source"
                 session.release = answer.ticket
+                session.consent = over[0].consent
                 yield session
         finally:
             if routed is not None:

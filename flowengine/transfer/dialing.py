@@ -166,14 +166,27 @@ class Dialer:
                     self._dial_on(line, self._each)
                     return
                 try:
-                    self._dial_on(line, self._each)
-                    with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-                        await reached.stream.receive_some(1)
+                    with self._held(reached):
+                        self._dial_on(line, self._each)
+                        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                            await reached.stream.receive_some(1)
+                except (
+                    FlowError
+                ) as error:  # policy changed: its streams are cut, and the next pass does without it
+                    self._peer.note(f"the route {line.way.shown} is not used any more: {error.message}")
+                    return
                 finally:
                     line.hop = line.address = None
                     await reached.hop.aclose()
                 self._peer.failed(line.way)
                 await trio.sleep(_AGAIN_S)
+
+    def _held(self, reached: Reached) -> contextlib.AbstractContextManager[None]:
+        """Whether policy still permits a route, for as long as it is used."""
+        gate = self._peer.gate if self._peer is not None else None
+        if gate is None or reached.consent is None or reached.hop is None:
+            return contextlib.nullcontext()
+        return gate.held(reached.hop.grant, reached.consent)
 
     async def _leave(self, line: _Line) -> None:
         """End a route's streams, behind what they carry; if that takes long, the whole session.

@@ -18,6 +18,7 @@ import trio
 from flowengine.errors import AuthenticationError, FlowError, ProtocolError, TemporaryError
 from flowengine.transfer.channel import Channel, disconnected
 from flowengine.transfer.control import refusal
+from flowengine.transfer.session import Consent
 from flowengine.transfer.sites import SiteIdentity, SitePeer, SiteTrust
 from flowengine.trust.relay_grant import RelayGrant
 from flowengine.wire import hops as hop_messages
@@ -42,14 +43,17 @@ Dial = Callable[[SitePeer], Awaitable[Channel]]
 class HopGate(Protocol):
     """What policy says at a site of a route, before anything passes."""
 
-    async def release(self, grant: RelayGrant | None) -> bytes:
-        """At the source: its ticket for a route; None stands for the direct one. Raises where that is not permitted."""
+    async def release(self, grant: RelayGrant | None) -> Consent:
+        """At the source: let data go over a route, or raise; None stands for the direct one."""
 
-    async def relay(self, grant: RelayGrant, ticket: bytes) -> None:
+    async def relay(self, grant: RelayGrant, ticket: bytes) -> Consent:
         """At a relay: agree to what the source's ticket says, or raise."""
 
-    async def land(self, grant: RelayGrant, ticket: bytes) -> None:
+    async def land(self, grant: RelayGrant, ticket: bytes) -> Consent:
         """At the target: agree to streams over this route, or raise."""
+
+    def held(self, grant: RelayGrant, consent: Consent) -> contextlib.AbstractContextManager[None]:
+        """Use a route for the length of the block; cancels it, and raises, when it is no longer permitted."""
 
 
 @dataclass

@@ -410,12 +410,14 @@ class Listener:
             if self._gate is None:
                 raise Denied(f"no route may end at site {guest.own.site}")
             if grant.dial == "target":
-                ticket = await self._gate.release(grant)
+                consent = await self._gate.release(grant)
+                ticket = consent.document
             else:
-                await self._gate.land(grant, asked.ticket)
+                consent = await self._gate.land(grant, asked.ticket)
         hop_id = secrets.token_bytes(16)
         hop = _LastHop(grant, guest.facts, asked.rtt_us / 1e6, channel)
-        with self._hop(hop_id, channel.secrets.preamble_key(hop_id, Side.SOURCE)):
+        key = channel.secrets.preamble_key(hop_id, Side.SOURCE)
+        with self._gate.held(grant, consent), self._hop(hop_id, key):
             self._last_hops[hop_id] = hop
             try:
                 await channel.send_encoded(hop_messages.encode(HopOpened(hop_id, ticket)))

@@ -32,6 +32,7 @@ from flowengine.transfer.connect import dial
 from flowengine.transfer.dialing import blocking
 from flowengine.transfer.hops import Hop, HopGate, hop_answer, hop_request, make_hop
 from flowengine.transfer.pacing import Pacer
+from flowengine.transfer.session import Consent
 from flowengine.transfer.sites import SiteTrust
 from flowengine.transfer.splicing import Splice
 from flowengine.transfer.streams import NEAR_RTT_S
@@ -62,10 +63,12 @@ class Passed:
     """What passed on one passage so far.
 
     Attributes:
+        hop_id: names the passage.
         before, behind: the sites next to this one, towards the source and towards the target.
         streams: open now.
     """
 
+    hop_id: bytes
     grant: RelayGrant
     before: str
     behind: str
@@ -135,8 +138,8 @@ class Relay:
     def passages(self) -> list[Passed]:
         """What passes now, and what passed on it."""
         return [
-            Passed(p.grant, p.before, p.behind, p.passed_bytes(), len(p.splices))
-            for p in self._passages.values()
+            Passed(hop_id, p.grant, p.before, p.behind, p.passed_bytes(), len(p.splices))
+            for hop_id, p in self._passages.items()
         ]
 
     def owns(self, hop_id: bytes) -> bool:
@@ -186,8 +189,9 @@ class Relay:
             self._check_room()
             self._making += 1
             try:
+                consent: Consent | None = None
                 if grant.dial == "source":
-                    await self._gate.relay(grant, asked.ticket)
+                    consent = await self._gate.relay(grant, asked.ticket)
                 onward = await make_hop(
                     dial,
                     self._trust,
@@ -201,10 +205,11 @@ class Relay:
                 self._making -= 1
         try:
             async with hop_answer(channel):
-                if grant.dial == "target":
-                    await self._gate.relay(grant, onward.ticket)
+                if consent is None:
+                    consent = await self._gate.relay(grant, onward.ticket)
                 self._check_room()
-            await self._run(channel, grant, facts, onward, register, control=asked.control)
+            with self._gate.held(grant, consent):
+                await self._run(channel, grant, facts, onward, register, control=asked.control)
         finally:
             await onward.aclose()
 

@@ -21,6 +21,7 @@ import trio
 from flowengine.errors import FlowError, TemporaryError
 from flowengine.transfer.channel import Channel
 from flowengine.transfer.hops import Hop, HopGate, keep_watch, make_hop
+from flowengine.transfer.session import Consent
 from flowengine.transfer.sites import SitePeer
 from flowengine.transfer.tcp_info import tcp_state
 from flowengine.wire.ticket import Ticket
@@ -77,7 +78,7 @@ class Reached:
         stream: TCP, or the inside of a hop.
         sock: of the TCP connection that leaves this host.
         rtt_s: to the other end.
-        ticket: what this side's policy said to the route, where it is the source.
+        consent: what policy said here to the route; None where it was not asked yet.
         hop: the first hop, where there is one.
     """
 
@@ -85,7 +86,7 @@ class Reached:
     stream: trio.abc.Stream
     sock: trio.socket.SocketType
     rtt_s: float
-    ticket: bytes = field(default=b"", repr=False)
+    consent: Consent | None = None
     hop: Hop | None = None
 
     @property
@@ -158,21 +159,22 @@ class RoutedPeer(SitePeer):
             FlowError: it does not stand, or is not permitted.
         """
         if not way.document:
-            ticket = await self.gate.release(None) if self.gate is not None and self.sends else b""
-            tcp = await connect(self)
-            return Reached(way, tcp, tcp.socket, tcp_state(tcp.socket).rtt_s, ticket)
+            consent = await self.gate.release(None) if self.gate is not None and self.sends else None
+            tcp = await connect(SitePeer.at(way.address, self.trust, b""))
+            return Reached(way, tcp, tcp.socket, tcp_state(tcp.socket).rtt_s, consent)
         grant = await trio.to_thread.run_sync(lambda: self.trust.admit_relay(way.document, before=None))
-        ticket = b""
-        if self.sends and self.gate is not None:
-            ticket = await self.gate.release(grant)
+        consent = await self.gate.release(grant) if self.gate is not None and self.sends else None
+        ticket = consent.document if consent is not None else b""
         hop = await make_hop(dial, self.trust, way.document, grant, control=control, ticket=ticket)
         try:
             if not self.sends and self.gate is not None and not control:
-                await self.gate.land(grant, hop.ticket)  # of the control connection's route the session asks
+                consent = await self.gate.land(
+                    grant, hop.ticket
+                )  # of the control connection's route the session asks
         except BaseException:
             await hop.aclose()
             raise
-        return Reached(way, hop.stream, keep_watch(hop.stream), hop.rtt_s, ticket, hop)
+        return Reached(way, hop.stream, keep_watch(hop.stream), hop.rtt_s, consent, hop)
 
 
 def ways_of(peer: Ticket | SitePeer) -> tuple[Way, ...]:

@@ -32,8 +32,6 @@ async def peer_session(
     path: bytes,
     settings: TransferSettings,
     note: Callable[[str], None] = lambda line: None,
-    *,
-    release: bytes = b"",
 ) -> AsyncIterator[Session]:
     """A session for one pass, for the length of the block; as `connect.open_session`, held to the settings' limit.
 
@@ -41,12 +39,11 @@ async def peer_session(
         role: what this side will be, "source" or "target".
         path: what the peer is asked for.
         note: told of changes of the limit.
-        release: this side's, where it is the source of a site's data.
     """
 
     def request(rtt_s: float, congestion: str) -> Open:
         streams = stream_count(rtt_s, settings.streams, congestion=congestion)
-        return Open(role, path, os.urandom(16), streams, settings.profile, settings.options, release)
+        return Open(role, path, os.urandom(16), streams, settings.profile, settings.options)
 
     async with (
         open_session(
