@@ -87,7 +87,7 @@ class SiteConfig:
     allow_root: bool = False
     log: Literal["json", "console"] = "console"
     relay_enabled: bool = False
-    relay_max_streams: int = 64
+    relay_max_streams: int = 256
     relay_max_bits_per_s: int | None = None
     policy_keys: Mapping[str, tuple[Ed25519PublicKey, ...]] = field(default_factory=dict, compare=False)
     policy_required: bool = False
@@ -420,7 +420,7 @@ def _parse(path: str, data: dict[str, Any]) -> SiteConfig:
         allow_root=top.get("allow_root", False),
         log=top.get("log", "console"),
         relay_enabled=relay.get("enabled", False),
-        relay_max_streams=relay.get("max_streams", 64),
+        relay_max_streams=relay.get("max_streams", 256),
         relay_max_bits_per_s=relay.get("max_rate"),
         policy_keys=keys,
         policy_required=policy.get("required", False),

@@ -34,6 +34,8 @@ class _Line:
     Attributes:
         address: where its data connections are dialled; None while the route does not stand.
         hop: its first hop; None on the direct one.
+        numbers: of all streams that were ever dialled over it.
+        coming: connections that are being dialled.
     """
 
     way: Way
@@ -42,6 +44,7 @@ class _Line:
     long: bool = False
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     numbers: list[int] = field(default_factory=list)
+    coming: int = 0
 
 
 class Dialer:
@@ -217,7 +220,9 @@ class Dialer:
     # --- single connections -------------------------------------------------------------------------------------
 
     def _dial_on(self, line: _Line, count: int) -> None:
-        for _ in range(min(count, MAX_NUMBERS - self._numbers)):
+        room = line.hop.streams - self._open_on(line) - line.coming if line.hop is not None else count
+        for _ in range(min(count, room, MAX_NUMBERS - self._numbers)):
+            line.coming += 1
             line.numbers.append(self._numbers)
             self._nursery.start_soon(self._one, self._numbers, line)
             self._numbers += 1
@@ -226,6 +231,14 @@ class Dialer:
         early = not self._ready.is_set()
         hop, address = line.hop, line.address
         assert address is not None
+        try:
+            await self._dial_one(number, line, hop, address, early=early)
+        finally:
+            line.coming -= 1
+
+    async def _dial_one(
+        self, number: int, line: _Line, hop: Hop | None, address: tuple[str, int], *, early: bool
+    ) -> None:
         try:
             with trio.fail_after(STREAMS_S):
                 tcp = await trio.open_tcp_stream(*address)

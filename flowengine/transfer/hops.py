@@ -23,7 +23,7 @@ from flowengine.transfer.sites import SiteIdentity, SitePeer, SiteTrust
 from flowengine.trust.relay_grant import RelayGrant
 from flowengine.wire import hops as hop_messages
 from flowengine.wire.handshake import Proof, RelayProof
-from flowengine.wire.hops import MAX_HOP_MESSAGE_BYTES, HopOpen, HopOpened
+from flowengine.wire.hops import MAX_HOP_MESSAGE_BYTES, MAX_STREAMS_OF_HOP, HopOpen, HopOpened
 from flowengine.wire.keys import Side
 from flowengine.wire.messages import Refuse
 from flowengine.wire.preamble import Kind, Preamble
@@ -67,6 +67,7 @@ class Hop:
         rtt_s: to the end of the route.
         ticket: the source's, where the source is behind it.
         serial: of the next site's certificate.
+        streams: data connections that may be open over it at once.
     """
 
     grant: RelayGrant
@@ -78,6 +79,7 @@ class Hop:
     rtt_s: float
     ticket: bytes = field(repr=False)
     serial: str
+    streams: int
 
     def preamble(self, stream: int) -> bytes:
         """What opens a data connection to the next site."""
@@ -139,6 +141,7 @@ async def make_hop(
     control: bool,
     ticket: bytes = b"",
     rtt_us: int = 0,
+    streams: int = MAX_STREAMS_OF_HOP,
 ) -> Hop:
     """The hop from this site to the next one of a route, once the rest of the route stands as well.
 
@@ -148,6 +151,7 @@ async def make_hop(
         control: whether the end-to-end control connection is to go over it.
         ticket: the source's, where the source is on this side.
         rtt_us: round trip from the first site to here.
+        streams: data connections that are wanted over it at once.
 
     Raises:
         TemporaryError: the next site, or one behind it, does not answer.
@@ -161,7 +165,7 @@ async def make_hop(
     channel = await dial(peer)
     try:
         sock = keep_watch(channel.stream)
-        asked = HopOpen(control, ticket, min(rtt_us + int(channel.rtt_s * 1e6), (1 << 32) - 1))
+        asked = HopOpen(control, ticket, min(rtt_us + int(channel.rtt_s * 1e6), (1 << 32) - 1), streams)
         await channel.send_encoded(hop_messages.encode(asked))
         answer = await _receive(channel, HOP_S)
         if not isinstance(answer, HopOpened):
@@ -176,6 +180,7 @@ async def make_hop(
             channel.rtt_s + answer.rtt_us / 1e6,
             answer.ticket,
             peer.dialled().seen[-1],
+            min(answer.streams, streams),
         )
     except BaseException:
         await channel.aclose()

@@ -420,7 +420,7 @@ class Listener:
         with self._gate.held(grant, consent), self._hop(hop_id, key):
             self._last_hops[hop_id] = hop
             try:
-                await channel.send_encoded(hop_messages.encode(HopOpened(hop_id, ticket)))
+                await channel.send_encoded(hop_messages.encode(HopOpened(hop_id, ticket, 0, asked.streams)))
                 below = channel.bare()
                 if asked.control:
                     await self._control_connection(below, f"{peer} (relayed)", host, handler, hop)

@@ -26,7 +26,7 @@ from typing import Final
 
 import trio
 
-from flowengine.errors import TemporaryError
+from flowengine.errors import ProtocolError, TemporaryError
 from flowengine.transfer.channel import Channel
 from flowengine.transfer.connect import dial
 from flowengine.transfer.dialing import blocking
@@ -47,7 +47,6 @@ from flowengine.wire.preamble import PREAMBLE_BYTES, Preamble
 __all__ = ["Passed", "Relay"]
 
 MAX_PASSAGES: Final = 256
-MAX_STREAMS_OF_PASSAGE: Final = 64
 _ONWARD_S: Final = 5.0
 """How long the next site may take to accept a data connection."""
 _IDLE_S: Final = 180.0
@@ -122,7 +121,8 @@ class Relay:
         self._pacer = pacer
         self._log = log
         self._passages: dict[bytes, _Passage] = {}
-        self._limiter = trio.CapacityLimiter(max_streams)
+        # One that takes the place of another may come before that one's thread has ended.
+        self._limiter = trio.CapacityLimiter(2 * max_streams)
         self._draining = False
         self._making = 0
         self._none_left = trio.Event()
@@ -200,6 +200,7 @@ class Relay:
                     control=asked.control,
                     ticket=asked.ticket,
                     rtt_us=asked.rtt_us,
+                    streams=min(asked.streams, self._room()),
                 )
             finally:
                 self._making -= 1
@@ -213,12 +214,16 @@ class Relay:
         finally:
             await onward.aclose()
 
+    def _room(self) -> int:
+        """Data connections that may still be promised."""
+        return self.max_streams - sum(passage.onward.streams for passage in self._passages.values())
+
     def _check_room(self) -> None:
         if self._draining:
             raise TemporaryError("this relay is stopping", hint="another route is used", reason="busy")
-        if len(self._passages) + self._making >= MAX_PASSAGES or self.streams >= self.max_streams:
+        if len(self._passages) + self._making >= MAX_PASSAGES or self._room() < 1:
             raise TemporaryError(
-                f"this relay passes on {self.streams} streams of {len(self._passages)} routes, its limit",
+                f"this relay has given its {self.max_streams} streams to {len(self._passages)} routes",
                 hint="another route is used; an operator may raise max_streams in [relay] of site.toml",
                 reason="busy",
             )
@@ -253,7 +258,7 @@ class Relay:
             self._passages[hop_id] = passage
             try:
                 ticket = onward.ticket if grant.dial == "target" else b""
-                opened = HopOpened(hop_id, ticket, int(onward.rtt_s * 1e6))
+                opened = HopOpened(hop_id, ticket, int(onward.rtt_s * 1e6), onward.streams)
                 await channel.send_encoded(hop_messages.encode(opened))
                 self._log("relay begins", about)
                 with passage.scope:
@@ -302,8 +307,8 @@ class Relay:
             FlowError: it cannot be: too many streams, or the next site does not answer.
         """
         passage = self._passages[preamble.session_id]
-        if self.streams >= self.max_streams or _count(passage) >= MAX_STREAMS_OF_PASSAGE:
-            raise TemporaryError(f"a stream more than the {self.max_streams} of this relay", reason="busy")
+        if len(passage.splices) + passage.opening >= 2 * passage.onward.streams:
+            raise ProtocolError(f"a stream more than the {passage.onward.streams} of its route")
         passage.opening += 1
         try:
             splice = await self._open(passage, preamble.stream, tcp)
@@ -359,7 +364,3 @@ async def _exactly(tcp: trio.SocketStream, size: int) -> bytes:
             raise trio.BrokenResourceError("it closed inside its preamble")
         data += part
     return data
-
-
-def _count(passage: _Passage) -> int:
-    return len(passage.splices) + passage.opening

@@ -17,6 +17,7 @@ from flowengine.wire.messages import Refuse
 
 __all__ = [
     "MAX_HOP_MESSAGE_BYTES",
+    "MAX_STREAMS_OF_HOP",
     "MAX_TICKET_BYTES",
     "HopMessage",
     "HopOpen",
@@ -26,6 +27,7 @@ __all__ = [
 ]
 
 MAX_TICKET_BYTES: Final = 12 * 1024
+MAX_STREAMS_OF_HOP: Final = 16
 MAX_HOP_MESSAGE_BYTES: Final = MAX_HANDSHAKE_BYTES
 
 
@@ -40,11 +42,13 @@ class HopOpen(_Message, tag=1):
         control: whether the end-to-end control connection is to go over it.
         ticket: the source's, where the source is on this side; else empty.
         rtt_us: round trip from the first site of the route to here, as the kernels on the way measured it.
+        streams: data connections that it wants to have over the route at once, at most.
     """
 
     control: bool
     ticket: bytes = b""
     rtt_us: int = 0
+    streams: int = MAX_STREAMS_OF_HOP
 
 
 class HopOpened(_Message, tag=2):
@@ -54,11 +58,13 @@ class HopOpened(_Message, tag=2):
         hop_id: 16 random bytes, by which data connections name the hop in their preambles.
         ticket: the source's, where the source is on this side; else empty.
         rtt_us: round trip from here to the last site of the route.
+        streams: data connections that may be open over it at once, by all the sites behind.
     """
 
     hop_id: bytes
     ticket: bytes = b""
     rtt_us: int = 0
+    streams: int = MAX_STREAMS_OF_HOP
 
 
 HopMessage = HopOpen | HopOpened | Refuse
@@ -82,6 +88,8 @@ def decode(data: bytes | memoryview) -> HopMessage:
         ) from None
     if isinstance(message, Refuse):
         return message
+    if not 0 < message.streams <= MAX_STREAMS_OF_HOP:
+        raise ProtocolError(f"a site on the route speaks of {message.streams} data connections over it")
     if len(message.ticket) > MAX_TICKET_BYTES or not 0 <= message.rtt_us < 1 << 32:
         raise ProtocolError("a site on the route sent a ticket or a round trip beyond the limits")
     if isinstance(message, HopOpened) and len(message.hop_id) != 16:
