@@ -124,4 +124,3 @@ def _entry(row: tuple[object, ...]) -> Entry:
     )
     assert isinstance(at, int)
     return Entry(movement, at, expires if isinstance(expires, int) else None)
-

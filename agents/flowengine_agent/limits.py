@@ -84,7 +84,7 @@ class LimitBook:
         """
         named = {(lease.task, lease.next): lease for lease in leases}
         for key in self._leases.keys() - named.keys():
-            self._limits.forget(_lease_name(*key))
+            self._limits.set_rate(_lease_name(*key), None)
             del self._leases[key]
         for key, lease in named.items():
             seen, _ = self._numbers.get(key, (-1, 0.0))

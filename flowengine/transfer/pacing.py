@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
+from weakref import WeakValueDictionary
 
 from flowengine.errors import UsageError
 from flowengine.units import parse_rate_bits_per_s
@@ -45,7 +46,7 @@ class TokenBucket:
     0.0
     """
 
-    __slots__ = ("_at", "_tokens", "rate")
+    __slots__ = ("__weakref__", "_at", "_tokens", "rate")
 
     def __init__(self, rate: float | None, now: float) -> None:
         self.rate = rate
@@ -88,7 +89,9 @@ class Limits:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._condition = threading.Condition()
-        self._buckets: dict[str, TokenBucket] = {}
+        # A name without a limit, that no pacer asks, is forgotten by itself.
+        self._buckets: WeakValueDictionary[str, TokenBucket] = WeakValueDictionary()
+        self._limited: dict[str, TokenBucket] = {}
 
     def set_rate(self, name: str, bits_per_s: float | None) -> None:
         """Let all transfers below a name together send so much from now on; None lifts the limit.
@@ -96,7 +99,12 @@ class Limits:
         Raises:
             ValueError: the rate is not above zero.
         """
-        self._set(self._bucket(name), bits_per_s)
+        bucket = self._bucket(name)
+        self._set(bucket, bits_per_s)
+        if bits_per_s is None:
+            self._limited.pop(name, None)
+        else:
+            self._limited[name] = bucket
 
     def rate(self, name: str) -> float | None:
         """Bits per second that are allowed now."""
@@ -107,12 +115,6 @@ class Limits:
         """What one transfer asks: buckets of its own, below the named ones."""
         own, asked = (TokenBucket(None, self._clock()) for _ in range(2))
         return Pacer(self, [own, asked, *map(self._bucket, names)])
-
-    def forget(self, name: str) -> None:
-        """Lift a limit and drop its name; whoever asks its bucket already is held back no more."""
-        self.set_rate(name, None)
-        with self._condition:
-            self._buckets.pop(name, None)
 
     def _bucket(self, name: str) -> TokenBucket:
         with self._condition:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -15,7 +15,7 @@ import pytest
 import trio
 import trio.testing
 
-from flowengine.api.agents import Report, TaskGrant
+from flowengine.api.agents import Lease, Report, TaskGrant
 from flowengine.api.resources import Counters, Endpoint, LandedObject, Limit, LimitWindow, TransferOptions
 from flowengine.errors import Denied, FlowError, LocalError, NotFound, TemporaryError
 from flowengine.transfer.serve import ServedRoot
@@ -318,7 +318,8 @@ def test_windows_begin_and_end_without_the_coordinator() -> None:
     book = LimitBook("a", None)
     window = LimitWindow(rate_bits_per_s=0, start="20:00", end="06:00")
     book.set([limit("link:a>b", 800, window)], NOON)
-    pacer = book.pacer("a", "b", "transfer", "tenant")
+    everywhere = book.pacer("transfer", "tenant")
+    pacer = book.over_link(everywhere, "task", "b")
     assert book.rates(NOON) == {"link:a>b": 800}
     assert pacer.limited
     night = NOON.replace(hour=23)
@@ -326,4 +327,32 @@ def test_windows_begin_and_end_without_the_coordinator() -> None:
     book.follow(night)
     book.set([], night)
     assert not pacer.limited
-    assert not book.pacer("a", "c", "transfer", "").limited
+    assert not book.over_link(everywhere, "task", "c").limited
+
+
+def test_a_lease_binds_one_task_on_one_link_and_its_number_never_goes_back() -> None:
+    def lease(rate: int, number: int) -> Lease:
+        until = NOON + timedelta(minutes=5)
+        return Lease(task="x.1", transfer="x", next="r", rate_bits_per_s=rate, until=until, number=number)
+
+    book = LimitBook("a", None)
+    session = book.pacer("x", "")
+    pacers = [book.over_link(session, "x.1", "r"), book.relay_pacer("x.1", "r", "x", "")]
+    others = [book.over_link(session, "x.1", "b"), book.over_link(session, "y.1", "r")]
+
+    def portions() -> list[int]:
+        return [pacer.portion(1 << 20) for pacer in pacers]
+
+    book.lease([lease(80_000_000, 5)], NOON)
+    assert portions() == [200_000, 200_000]  # 20 ms of it
+    assert not any(pacer.limited for pacer in [*others, session])
+    book.lease([lease(160_000_000, 4)], NOON)  # older: not obeyed
+    assert portions() == [200_000, 200_000]
+    book.lease([lease(160_000_000, 6)], NOON)
+    assert portions() == [400_000, 400_000]
+    book.lease([], NOON)
+    assert not any(pacer.limited for pacer in pacers)
+    book.lease([lease(80_000_000, 5)], NOON)  # nor is it after a pause
+    assert not any(pacer.limited for pacer in pacers)
+    book.lease([lease(80_000_000, 7)], NOON)
+    assert portions() == [200_000, 200_000]
