@@ -182,6 +182,7 @@ EXIT_CODES: Final[dict[str, Exit]] = {
     "agent-offline": Exit.TEMPORARY,
     "no-evidence": Exit.DENIED,
     "receipt-forged": Exit.INTEGRITY,
+    "approval-forged": Exit.AUTHENTICATION,
     "deletion-forged": Exit.INTEGRITY,
     "evidence": Exit.INTEGRITY,
     "integrity": Exit.INTEGRITY,

@@ -43,10 +43,12 @@ from flowengine.transfer.sites import SiteTrust
 from flowengine_agent.config import SiteConfig
 from flowengine_agent.coordinator_link import open_link
 from flowengine_agent.evidence import EvidenceLog
+from flowengine_agent.exports import Exports
 from flowengine_agent.gate import Gate
 from flowengine_agent.holdings import Holdings
 from flowengine_agent.identity import Identity, enrol, keep_grant_keys, load_identity, renew
 from flowengine_agent.journal import Journal
+from flowengine_agent.knowledge import Knowledge
 from flowengine_agent.limits import LimitBook
 from flowengine_agent.logs import Log
 from flowengine_agent.policies import Policies
@@ -118,6 +120,7 @@ async def run_agent(config: SiteConfig, log: Log, *, join_token: str, ready: Cal
             Gate(trust, policies, log, evidence=evidence),
             Holdings(os.path.join(config.state, "holdings.sqlite")),
         )
+        site.gate.knowledge = Knowledge(Exports(os.path.join(config.state, "exports.sqlite")))
         return await _Agent(site, ready).run()
 
 

@@ -71,6 +71,15 @@ class Duties:
             silent_s=site.link.silent_s, now=lambda: self.keeper.time().late, stopped=self._stopped
         )
         self._again = trio.Event()
+        site.gate.landed = self._landed_at
+
+    def _landed_at(self, site_path: str) -> list[Holding]:
+        """What lies at a site path and came under duties."""
+        try:
+            place = self._site.roots.find(site_path, "read")
+        except FlowError:
+            return []  # it is refused for that
+        return self.keeper.holdings.covering(place.root.folder.name, place.path)
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -93,6 +102,8 @@ class Duties:
         review = self._review("release", grant, route, None)
         with self._watched(grant, "source", review, permit.judged) as watch:
             watch.session = session
+            if self._site.gate.knowledge is not None:
+                self._site.gate.knowledge.exports.commit(grant.task, int(self.keeper.time().late))
             rate = watch.terms.rate_bits_per_s
             self._site.limits.owe(grant.transfer, rate)
             try:

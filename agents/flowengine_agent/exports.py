@@ -3,8 +3,8 @@
 Goal
     A coordinator that forgets, or lies about, what has been exported cannot make room under a threshold.
 Plan
-    One row per task that leaves here: reserved, durably, before the first byte, for good once something was sent, gone
-    when nothing was. The rules of windows and parties are `policy.ledger`'s. Each row is on this site's record too
+    One row per task that leaves here: reserved, durably, before the first byte, and for good once a session begins to
+    send; a reservation that came to nothing ends by itself. The rules of windows and parties are `policy.ledger`'s. Each row is on this site's record too
     (evidence of kind "obligation"), which the site signs.
 Invariants
     - Nothing leaves that is not reserved.
@@ -76,15 +76,13 @@ class Exports:
             ledger = self._ledger.reserve(movement, now, now + RESERVED_S)
             self._keep(ledger, movement.transfer)
 
-    def settle(self, task: str, now: int, sent_bytes: int) -> None:
-        """A session of a task ended: counted for good where it sent something, not at all where it did not."""
+    def commit(self, task: str, now: int) -> None:
+        """A session of a task begins to send: it counts for good, however much of it comes through."""
         with self._lock:
             found = next((entry for entry in self._ledger.entries if entry.movement.transfer == task), None)
             if found is None or found.expires is None:
                 return
-            ledger = self._ledger.release(task)
-            if sent_bytes:
-                ledger = Ledger((*ledger.entries, Entry(found.movement, now)))
+            ledger = Ledger((*self._ledger.release(task).entries, Entry(found.movement, now)))
             self._keep(ledger, task)
 
     def _keep(self, ledger: Ledger, task: str) -> None:

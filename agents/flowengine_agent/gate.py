@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
@@ -36,6 +36,8 @@ from flowengine.trust.grant import Grant, Party
 from flowengine.trust.relay_grant import RelayGrant
 from flowengine.trust.release import Release, check_release
 from flowengine_agent.evidence import EvidenceLog
+from flowengine_agent.holdings import Holding
+from flowengine_agent.knowledge import Knowledge
 from flowengine_agent.logs import Log
 from flowengine_agent.policies import InForce, Policies
 
@@ -120,8 +122,10 @@ class Gate:
         self._activating = trio.Lock()
         self.can: frozenset[str] = AGENT_CAN
         """Duties that this agent carries out."""
-        self.further: list[Callable[[Carried, str], Iterable[Statement]]] = []
-        """What else is known here of a transfer and a use of it: approvals, counters."""
+        self.knowledge: Knowledge | None = None
+        """What else is known here of a transfer: counters, approvals."""
+        self.landed: Callable[[str], Sequence[Holding]] = lambda path: ()
+        """What lies at a path here and came under duties."""
 
     @property
     def me(self) -> Party:
@@ -149,6 +153,7 @@ class Gate:
         labellings = self.policies.labellings(grant.source.site, grant.source_path, now)
         matter = self._leaving(bundle, grant, route)
         permit = await self._decide(bundle, "release", grant, route, matter, _whole_route(route))
+        counts = await self._take_on(bundle, grant, route, matter, permit.judged)
         labels, contracts = (
             _texts(permit.judged[0], "data.labels"),
             _texts(permit.judged[0], "data.contracts"),
@@ -172,6 +177,7 @@ class Gate:
                 bundle_version=bundle.bundle.version,
                 decisions=list(permit.decisions),
                 duties=sorted({duty.type for one in permit.judged for duty in one.decision.duties}),
+                counts=counts,
             )
         )
         return replace(permit, document=document, route=tuple(route))
@@ -270,13 +276,14 @@ class Gate:
         if bundle.is_expired(self._clock() - GRACE_S):
             raise Denied(f"the policies in force at {self.me.site} have expired", reason="policy-expired")
         if release is None:
-            return tuple(
-                self._judge(
-                    bundle, carried, route, self._leaving(bundle, carried, route), _whole_route(route)
-                )
-            )
+            matter = self._leaving(bundle, carried, route)
+            judged = tuple(self._judge(bundle, carried, route, matter, _whole_route(route)))
+            if all(one.decision.permit for one in judged):
+                self._check(bundle, carried, route, matter, judged)
+            return judged
         labellings = self.policies.labellings(route[0].site, carried.source_path, self._clock())
         matter = self._matter(bundle, carried, route, labellings, [_said_by(release, route)], point)
+        matter = self._behind(bundle, carried, route, matter, release)
         here = next(hop for hop, party in enumerate(route) if party == self.me)
         return tuple(self._judge(bundle, carried, route, matter, [(point, here)]))
 
@@ -364,7 +371,6 @@ class Gate:
             Place(route[-1].site, route[-1].key_sha256),
             carried.requester,
             carried.purpose,
-            tuple(word for more in self.further for word in more(carried, use)),
         )
 
     async def _arriving(
@@ -379,6 +385,7 @@ class Gate:
             await self._refused(point, carried, route[0].site, error)
             raise
         matter = self._matter(bundle, carried, route, labellings, [_said_by(release, route)], point)
+        matter = self._behind(bundle, carried, route, matter, release)
         use = "relay" if point == "relay" else "land"
         permit = await self._decide(bundle, point, carried, route, matter, [(use, here)])
         if release.bundle != bundle.bundle.digest:
@@ -452,7 +459,54 @@ class Gate:
         """What is known at the source of what is to leave."""
         labellings = self.policies.labellings(route[0].site, carried.source_path, self._clock())
         inherited = self.policies.inherited(carried.source_path)
-        return self._matter(bundle, carried, route, labellings, inherited, "release")
+        matter = self._matter(bundle, carried, route, labellings, inherited, "release")
+        if self.knowledge is None:
+            return matter
+        return self.knowledge.leaving(bundle, carried, _ends(route), matter, int(self._clock()))
+
+    def _behind(
+        self, bundle: InForce, carried: Carried, route: Sequence[Party], matter: Matter, release: Release
+    ) -> Matter:
+        """What is known behind the source, with what it signed of its counters."""
+        if self.knowledge is None:
+            return matter
+        return self.knowledge.arriving(bundle, carried, _ends(route), matter, release, int(self._clock()))
+
+    def _check(
+        self,
+        bundle: InForce,
+        carried: Carried,
+        route: Sequence[Party],
+        matter: Matter,
+        judged: Sequence[Judged],
+    ) -> None:
+        """Hold a permit of the source to the duties that come before the first byte; raises `Denied`."""
+        if self.knowledge is not None:
+            landed = self.landed(carried.source_path)
+            now = int(self._clock())
+            self.knowledge.check(bundle, carried, _ends(route), matter, judged, landed, now)
+
+    async def _take_on(
+        self,
+        bundle: InForce,
+        grant: Grant,
+        route: Sequence[Party],
+        matter: Matter,
+        judged: Sequence[Judged],
+    ) -> dict[str, int]:
+        """Check and begin the duties of a release: approvals, onward, counting; what the counters come to."""
+        try:
+            self._check(bundle, grant, route, matter, judged)
+        except Denied as error:
+            await self._refused("release", grant, grant.source.site, error)
+            raise
+        if self.knowledge is not None and not grant.dry_run and grant.mode != "verify":
+            self.knowledge.reserve(bundle, grant, route[0].site, judged, int(self._clock()))
+        return {
+            word.attribute: word.value
+            for word in matter.also
+            if word.kind == "ledger" and isinstance(word.value, int)
+        }
 
     def _judge(
         self,
@@ -559,6 +613,10 @@ _PHASES: Final = {"publish": "end"}
 
 def _count(value: object) -> int:
     return value if isinstance(value, int) else 0
+
+
+def _ends(route: Sequence[Party]) -> tuple[str, Place]:
+    return route[0].site, Place(route[-1].site, route[-1].key_sha256)
 
 
 def _whole_route(route: Sequence[Party]) -> list[tuple[str, int]]:

@@ -9,13 +9,14 @@ from datetime import UTC, datetime
 
 from flowengine.policy.conditions import LineError
 from flowengine.policy.countries import COUNTRIES, NOT_COUNTRIES
-from flowengine.policy.model import Attribute, Combine, Label, Link, NamedList, Owner, Site, Value
+from flowengine.policy.model import Approver, Attribute, Combine, Label, Link, NamedList, Owner, Site, Value
 from flowengine.policy.obligations import CAPABILITIES
 from flowengine.policy.problems import closest
 from flowengine.policy.reader import Source, Table, fact_value
 from flowengine.policy.vocabulary import ATTRIBUTES, SOURCES
 
 __all__ = [
+    "read_approvers",
     "read_attributes",
     "read_data",
     "read_labels",
@@ -236,6 +237,29 @@ def read_owners(source: Source) -> dict[str, Owner]:
             roots.append((site, "/" + "/".join(part for part in parts if part)))
         owners[name] = Owner(name, bytes.fromhex(key), tuple(roots), table.text("title", ""))
     return owners
+
+
+def read_approvers(source: Source) -> dict[str, Approver]:
+    """Who may approve, of `approvers.toml`: key and groups of each."""
+    declared = source.root(("approver",)).table("approver")
+    approvers: dict[str, Approver] = {}
+    for name in declared.data:
+        table = declared.table(name, ("title", "key", "groups"))
+        key = table.text("key", example="'64 hexadecimal digits'")
+        if key and not _HEX_64.fullmatch(key):
+            hint = "`flow approval keygen` prints it: 64 hexadecimal digits"
+            table.problem(("key",), f"{key!r} is no Ed25519 public key", hint)
+            key = ""
+        for other in approvers.values():
+            if key and other.key == bytes.fromhex(key):
+                table.problem(
+                    ("key",),
+                    f"{other.name!r} has the same key",
+                    "one person, one key: else one counts as two",
+                )
+        groups = tuple(table.texts("groups", required=True))
+        approvers[name] = Approver(name, bytes.fromhex(key), groups, table.text("title", ""))
+    return approvers
 
 
 def read_data(

@@ -19,6 +19,7 @@ __all__ = [
     "TRUTH_NAMES",
     "UNKNOWN",
     "USES",
+    "Approver",
     "Attribute",
     "Combine",
     "Condition",
@@ -288,6 +289,16 @@ class Owner:
 
 
 @dataclass(frozen=True, slots=True)
+class Approver:
+    """Who may approve requests: the key (Ed25519, raw) that a yes is signed with, and the groups that it counts for."""
+
+    name: str
+    key: bytes
+    groups: tuple[str, ...]
+    title: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Link:
     """A directed edge of the site graph."""
 
@@ -312,6 +323,7 @@ class PolicySet:
     zones: Mapping[str, tzinfo]
     tests: Mapping[str, bytes] = field(default_factory=dict)
     owners: Mapping[str, Owner] = field(default_factory=dict)
+    approvers: Mapping[str, Approver] = field(default_factory=dict)
 
     def policy(self, name: str) -> Policy | None:
         """The policy of that id, None where there is none."""

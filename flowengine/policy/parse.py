@@ -1,6 +1,6 @@
 """Reading a set of policy files: bytes in, a `PolicySet` out, or every problem at once.
 
-Which file is what follows from its name: `attributes.toml`, `labels.toml`, `owners.toml`, `sites.toml`,
+Which file is what follows from its name: `attributes.toml`, `labels.toml`, `owners.toml`, `approvers.toml`, `sites.toml`,
 `datasets.toml`, anything in a directory `lists`, `*.test.toml`, and every other `.toml` is one policy.
 """
 
@@ -13,6 +13,7 @@ from itertools import pairwise
 from flowengine.policy.conditions import LineError, Scope, parse_line
 from flowengine.policy.countries import COUNTRIES
 from flowengine.policy.declarations import (
+    read_approvers,
     read_attributes,
     read_data,
     read_labels,
@@ -23,6 +24,7 @@ from flowengine.policy.declarations import (
 from flowengine.policy.model import (
     MODES,
     USES,
+    Approver,
     Attribute,
     Combine,
     Condition,
@@ -61,13 +63,18 @@ _RULE_KEYS = (
 )  # fmt: skip
 
 
+_DECLARATIONS = (
+    "attributes.toml", "labels.toml", "owners.toml", "approvers.toml", "sites.toml", "datasets.toml",
+)  # fmt: skip
+
+
 def kind_of(path: str) -> str:
-    """What a file holds by its path: attributes, labels, owners, sites, datasets, lists, test, policy or nothing ('')."""
+    """What a file holds by its path: attributes, labels, owners, approvers, sites, datasets, lists, test, policy or nothing ('')."""
     parts = path.split("/")
     name = parts[-1]
     if not name.endswith(".toml"):
         return ""
-    if name in ("attributes.toml", "labels.toml", "owners.toml", "sites.toml", "datasets.toml"):
+    if name in _DECLARATIONS:
         return name.removesuffix(".toml")
     if "lists" in parts[:-1]:
         return "lists"
@@ -94,6 +101,7 @@ class _Loader:
         self.policies: list[Policy] = []
         self.sites: dict[str, Site] = {}
         self.owners: dict[str, Owner] = {}
+        self.approvers: dict[str, Approver] = {}
         self.links: tuple[Link, ...] = ()
         self.data: dict[str, dict[str, Value]] = {}
         self.copies: tuple[tuple[str, str, str], ...] = ()
@@ -146,6 +154,8 @@ def load(files: Mapping[str, bytes], zone_of: Callable[[str], tzinfo | None] = s
         loader.links += links
     for source in sources.get("owners", []):
         loader.owners |= read_owners(source)
+    for source in sources.get("approvers", []):
+        loader.approvers |= read_approvers(source)
     for source in sources.get("datasets", []):
         data, copies = read_data(source, loader.attributes)
         loader.data |= data
@@ -157,7 +167,7 @@ def load(files: Mapping[str, bytes], zone_of: Callable[[str], tzinfo | None] = s
         tuple(loader.policies), loader.lists, loader.attributes, loader.labels, loader.combines, loader.sites,
         loader.links, loader.data, loader.copies, loader.zones,
         {path: content for path, content in sorted(files.items()) if is_test(path)},
-        loader.owners,
+        loader.owners, loader.approvers,
     )  # fmt: skip
 
 

@@ -92,6 +92,8 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         may_delete: whether the target may remove what the source does not have.
         dry_run: whether it permits to look at what would move, and nothing else.
         labels, contracts, purpose, requester, policy_digest: what the policy decision was made on.
+        approvals: signed approvals that were given for it, as they came.
+        counts: what the coordinator's counters come to with this transfer, by their names in policies.
         tenant: for whom it is, so that its bandwidth limit can be held.
         required: conditions that whoever checks must know; unknown ones refuse the grant.
     """
@@ -121,6 +123,8 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     required: list[str] = []
     contracts: list[str] = []
     requester: str = ""
+    approvals: list[bytes] = []
+    counts: dict[str, int] = {}
 
     def party(self, end: End) -> Party:
         """Who is at an end."""

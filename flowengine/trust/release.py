@@ -45,6 +45,7 @@ class Release(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         bundle, bundle_version: the policies by which the source decided.
         decisions: ids of its decisions.
         duties: what the target takes on, by type.
+        counts: what the source's counters come to with this transfer, by their names in policies.
     """
 
     transfer: str
@@ -64,6 +65,7 @@ class Release(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     bundle_version: int = 0
     decisions: list[str] = []
     duties: list[str] = []
+    counts: dict[str, int] = {}
 
 
 _encode = msgspec.msgpack.Encoder().encode
