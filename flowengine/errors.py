@@ -161,6 +161,7 @@ EXIT_CODES: Final[dict[str, Exit]] = {
     "policy-stopped": Exit.DENIED,
     "policy-approval": Exit.DENIED,
     "policy-onward": Exit.DENIED,
+    "policy-kept": Exit.DENIED,
     "policy-missing": Exit.DENIED,
     "policy-expired": Exit.DENIED,
     "release-missing": Exit.DENIED,

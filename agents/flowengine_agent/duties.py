@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import trio
 
-from flowengine.errors import FlowError
+from flowengine.errors import Denied, FlowError
 from flowengine.evidence.bodies import stop_body
 from flowengine.manifest import DIRECTORY, ManifestReader
 from flowengine.policy.asking import Judged
@@ -129,6 +129,8 @@ class Duties:
     ) -> AsyncIterator[tuple[Permit, Watch]]:
         """Let the gate decide, and watch what lands; what a stop leaves behind goes to quarantine."""
         try:
+            if not grant.dry_run and grant.mode != "verify":
+                self._check_kept(grant.task, place)
             permit = await self._site.gate.land(grant, document, session.route)
             route = list(permit.route) or [grant.source, grant.target]
             review = self._review("land", grant, route, permit.release)
@@ -143,6 +145,21 @@ class Duties:
             if error is not None:
                 self.failed(grant.task, error)
             raise
+
+    def _check_kept(self, task: str, place: Place) -> None:
+        """Refuse to write where something must be kept as it is."""
+        now = self.keeper.time().early
+        for holding in self.keeper.holdings.covering(place.root.folder.name, place.path):
+            terms = holding.terms
+            kept = terms.retain_s is not None and now < (holding.landed or holding.begun) + terms.retain_s
+            if holding.task == task or not holding.landed or not (terms.holds or kept):
+                continue
+            why = f"legal hold {', '.join(terms.holds)}" if terms.holds else "a duty to retain"
+            raise Denied(
+                f"{holding.path} holds what landed with transfer {holding.transfer} and must be kept: {why}",
+                hint="write to another folder; or wait until it may go",
+                reason="policy-kept",
+            )
 
     def failed(self, task: str, error: FlowError) -> None:
         """A task to here failed: what arrived goes to quarantine where policy was the reason."""

@@ -114,7 +114,7 @@ async def _pull(
             async with peer_session(peer, "target", source_path, settings) as session:
                 async with site.duties.landing(grant, place, session, session.release) as (permit, watch):
                     meter.begin(session)
-                    caches = settings.caches()
+                    caches = (None, None) if "chunks" in watch.terms.isolate else settings.caches()
                     done = await run_target(
                         session,
                         target_root(site, path, reporter, settings.options, watch),

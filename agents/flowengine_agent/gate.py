@@ -26,7 +26,7 @@ from flowengine.errors import AuthenticationError, Denied, FlowError, TemporaryE
 from flowengine.evidence.bodies import activate_body, chunk_root_body, refusal_body
 from flowengine.evidence.decisions import Asked, decision_body
 from flowengine.policy import Statement
-from flowengine.policy.asking import AGENT_CAN, Judged, Matter, Place, ask
+from flowengine.policy.asking import Judged, Matter, Place, ask
 from flowengine.policy.explain import explain
 from flowengine.policy.labels import Inherited, Labelling, data_statements
 from flowengine.policy.model import FALSE
@@ -35,6 +35,7 @@ from flowengine.transfer.sites import SiteTrust
 from flowengine.trust.grant import Grant, Party
 from flowengine.trust.relay_grant import RelayGrant
 from flowengine.trust.release import Release, check_release
+from flowengine_agent.capabilities import capabilities
 from flowengine_agent.evidence import EvidenceLog
 from flowengine_agent.holdings import Holding
 from flowengine_agent.knowledge import Knowledge
@@ -120,7 +121,7 @@ class Gate:
         self.evidence = evidence
         self._clock = clock
         self._activating = trio.Lock()
-        self.can: frozenset[str] = AGENT_CAN
+        self.can: frozenset[str] = capabilities()
         """Duties that this agent carries out."""
         self.knowledge: Knowledge | None = None
         """What else is known here of a transfer: counters, approvals."""

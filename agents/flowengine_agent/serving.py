@@ -263,7 +263,8 @@ class DataPort:
                 ):
                     meter.begin(session)
                     name = session.profile.name
-                    caches = (None, None) if options.reread else (ScanCache(name), ScanCache(name))
+                    apart = options.reread or "chunks" in watch.terms.isolate
+                    caches = (None, None) if apart else (ScanCache(name), ScanCache(name))
                     outcome = await run_target(
                         session,
                         target_root(site, path, reporter, options, watch),

@@ -17,14 +17,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from flowengine.policy.duties import AGENT_CAN, NOT_AT
 from flowengine.policy.evaluate import Decision, Engine
 from flowengine.policy.facts import Resolved, Statement, clock_statement, has_key, resolve
 from flowengine.policy.model import PolicySet, Site, Value
 
-__all__ = ["AGENT_CAN", "Crypto", "Judged", "Matter", "Place", "ask", "can_do", "pinned_site", "said_of"]
-
-AGENT_CAN: Final = frozenset({"encrypt.flight", "encrypt.end-to-end", "suite.aes-256-gcm"})
-"""Duties that an agent of this version carries out."""
+__all__ = ["Crypto", "Judged", "Matter", "Place", "ask", "can_do", "pinned_site", "said_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,4 +182,5 @@ def ask(
     if before is not None:
         statements += _said_of_link(policies, before, place, now)
     known = resolve(policies, statements, now)
-    return Judged(engine.decide(use, known.facts, can_do(policies, place)), known, place)
+    can = can_do(policies, place) - NOT_AT.get(use, frozenset())
+    return Judged(engine.decide(use, known.facts, can), known, place)

@@ -22,6 +22,8 @@ from flowengine.policy.merge import open_intervals
 from flowengine.policy.model import FALSE, Duty
 
 __all__ = [
+    "AGENT_CAN",
+    "NOT_AT",
     "STOP_MODES",
     "Clock",
     "Deletion",
@@ -36,6 +38,35 @@ __all__ = [
     "strictest",
     "window_at",
 ]
+
+AGENT_CAN: Final = frozenset(
+    {
+        "approve",  # signed yeses are checked at the source before the first byte, and while it runs
+        "count",  # reserved and counted at the source and at the coordinator; the larger figure holds
+        "delete",  # timers at the target, with quarantine first
+        "encrypt.end-to-end",
+        "encrypt.flight",
+        "isolate",  # no chunk index, no look at what else lies there; there are no shared dictionaries and no caches
+        "legal_hold",  # suspends deletion, and what would overwrite or delete
+        "log",  # every decision and duty is in the site's evidence
+        "onward",  # what landed is no source again, or under the same duties
+        "proof.certificate",
+        "proof.receipt",  # a certificate says more
+        "quarantine",
+        "rate_max",  # at the source, over all sessions of the transfer
+        "retain",  # nothing here deletes or overwrites it before its time
+        "spill",  # see NOT_AT
+        "stop",
+        "suite.aes-256-gcm",
+        "window",
+    }
+)
+"""What an agent of this version really does; what is not here denies (docs/reference/duties.md)."""
+NOT_AT: Final[Mapping[str, frozenset[str]]] = {
+    use: frozenset({"spill"}) for use in ("hold", "land", "process")
+}
+"""What it cannot do for a use. A relay keeps nothing on a disk, and a source stages nothing; where data lands, it is on
+a disk, in staging first, so that `spill` cannot be promised there."""
 
 StopMode = Literal["stop-now", "finish-file", "drain"]
 STOP_MODES: Final[tuple[StopMode, ...]] = ("stop-now", "finish-file", "drain")
