@@ -41,6 +41,10 @@ _SECTIONS: Final = {
         "limit": ("flowengine.cli.limit:limit", "Bandwidth limits, by link, site, tenant and time of day."),
         "events": ("flowengine.cli.events:events", "Print what happens, as it happens."),
         "policy": ("flowengine.cli.policy:policy", "Check, test and explain residency policies."),
+        "evidence": (
+            "flowengine.cli.evidence:evidence",
+            "What was decided and done: look at it, verify it, export it.",
+        ),
         "plan": ("flowengine.cli.plan:plan", "Plan routes and bandwidth; simulate a federation."),
     },
     "People and machines": {
