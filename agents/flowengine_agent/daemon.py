@@ -6,6 +6,7 @@ None waits for another; they meet in `HeldTasks` and in a few events.
 
 from __future__ import annotations
 
+import base64
 import os
 import random
 import signal
@@ -20,6 +21,7 @@ import trio
 import flowengine
 from flowengine.api.agents import (
     Answer,
+    Checkpointed,
     Claim,
     Claimed,
     Command,
@@ -33,6 +35,7 @@ from flowengine.api.agents import (
     QuarantineCommand,
     RevocationsCommand,
     RoutesCommand,
+    Taken,
     TaskCommand,
     WorkCommand,
 )
@@ -188,6 +191,7 @@ class _Agent:
                 nursery.start_soon(self._claims)
                 nursery.start_soon(self._renewals)
                 nursery.start_soon(self._follow_limits)
+                nursery.start_soon(site.evidence.run, self._hand_out, self._no_evidence)
         finally:
             site.journal.close()
             site.ledger.close()
@@ -249,6 +253,20 @@ class _Agent:
                 self._site.duties.keeper.commanded(task, why)
             case LookCommand():
                 self._nursery.start_soon(self._look, command)
+
+    def _hand_out(self, checkpoint: bytes) -> None:
+        self._nursery.start_soon(self._tell_checkpoint, checkpoint)
+
+    async def _tell_checkpoint(self, checkpoint: bytes) -> None:
+        """One that does not arrive is made good by the next, which signs for all before it."""
+        said = Checkpointed(document=base64.b64encode(checkpoint).decode("ascii"))
+        try:
+            await self._site.link.post("/v1/agent/checkpoints", said, Taken)
+        except FlowError as error:
+            self._log.warning("checkpoint not taken", why=error.message)
+
+    def _no_evidence(self, error: FlowError) -> None:
+        self._log.error("no checkpoint of the evidence can be made", why=error.message, next=error.hint)
 
     def _revoke(self, serials: list[str]) -> None:
         self._site.trust.revoked = frozenset(serials)

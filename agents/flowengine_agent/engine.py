@@ -24,6 +24,7 @@ from flowengine.trust.receipt import SignedReceipt
 from flowengine.units import show_path
 from flowengine.wire.messages import Options
 from flowengine_agent.gate import Permit
+from flowengine_agent.heads import note_head, record_left, show_head
 from flowengine_agent.meter import Meter
 from flowengine_agent.reporting import TaskReporter
 from flowengine_agent.roots import Place
@@ -113,6 +114,7 @@ async def _pull(
         async def one_pass(counters: Counters) -> PassResult:
             async with peer_session(peer, "target", source_path, settings) as session:
                 async with site.duties.landing(grant, place, session, session.release) as (permit, watch):
+                    await show_head(site, permit, session)
                     meter.begin(session)
                     caches = (None, None) if "chunks" in watch.terms.isolate else settings.caches()
                     done = await run_target(
@@ -123,6 +125,7 @@ async def _pull(
                         observe=meter.observe,
                     )
                     await landed_so(site, grant, permit, watch, counters, done)
+                    await note_head(site, grant, "source", session)
             return PassResult(
                 done.state, done.version_id, done.failures, done.extras, done.bottleneck, session
             )
@@ -167,6 +170,7 @@ async def _push(
                 permit = session.consent
                 assert isinstance(permit, Permit)
                 site.hold_rates(session, grant)
+                await show_head(site, permit, session)
                 meter.begin(session)
                 with site.duties.leaving(grant, permit, session) as watch:
                     done = await run_source(
@@ -179,6 +183,7 @@ async def _push(
                     )
                 if done.receipt.state != "completed":
                     watch.check()
+                await record_left(site, grant, permit, session, counters, done.version_id)
             receipt = done.receipt
             return PassResult(receipt.state, done.version_id, done.failures, [], receipt.bottleneck, session)
 

@@ -171,14 +171,29 @@ class EvidenceLog:
         await self.record("checkpoint", checkpoint_body(found, base64.b64encode(document).decode("ascii")))
         return found
 
-    async def run(self, hand_out: Callable[[bytes], None]) -> None:
-        """Make a checkpoint every minute or every thousand records, and hand it out; until cancelled."""
+    async def run(
+        self, hand_out: Callable[[bytes], None], failed: Callable[[FlowError], None] = lambda error: None
+    ) -> None:
+        """Make a checkpoint every minute or every thousand records, and hand out each new one; until cancelled.
+
+        The last one of an earlier life is handed out again: it may not have arrived.
+
+        Args:
+            failed: told why none can be made; it is tried again a minute later.
+        """
+        handed = b""
         while True:
+            if handed != self.last_checkpoint:
+                handed = self.last_checkpoint
+                hand_out(handed)
             with trio.move_on_after(CHECKPOINT_EVERY_S):
                 await self._due.wait()
             self._due = trio.Event()
             if self._files.unsigned:
-                hand_out(await self.checkpoint())
+                try:
+                    await self.checkpoint()
+                except FlowError as error:
+                    failed(error)
 
     def close(self) -> None:
         """Let the folder go."""

@@ -26,6 +26,7 @@ from flowengine.transfer.target import run_target
 from flowengine.trust.grant import Grant
 from flowengine.wire.messages import Listed, Options
 from flowengine_agent.engine import check_same, landed_so, landing_at, make_receipt, target_root
+from flowengine_agent.heads import note_head, record_left, show_head
 from flowengine_agent.meter import Meter
 from flowengine_agent.relaying import RouteGate, make_relay
 from flowengine_agent.reporting import REPORT_EVERY_S, Standing, TaskReporter
@@ -209,6 +210,7 @@ class DataPort:
             counters = Counters()
             async with incoming.accept(_without_lists(request.options), release=permit.document) as session:
                 site.hold_rates(session, grant)
+                await show_head(site, permit, session)
                 with site.duties.leaving(grant, permit, session) as watch:
                     outcome = await run_source(
                         session,
@@ -220,6 +222,7 @@ class DataPort:
                     )
                 if outcome.receipt.state != "completed":
                     watch.check()
+                await record_left(site, grant, permit, session, counters, outcome.version_id)
         log.info("gave", state=outcome.receipt.state, bytes_sent=counters.bytes_sent)
         if outcome.receipt.state == "completed":
             site.ledger.spend(grant)
@@ -261,6 +264,7 @@ class DataPort:
                     incoming.accept(options) as session,
                     site.duties.landing(grant, place, session, incoming.request.ticket) as (permit, watch),
                 ):
+                    await show_head(site, permit, session)
                     meter.begin(session)
                     name = session.profile.name
                     apart = options.reread or "chunks" in watch.terms.isolate
@@ -273,6 +277,7 @@ class DataPort:
                         observe=meter.observe,
                     )
                     await landed_so(site, grant, permit, watch, counters, outcome)
+                    await note_head(site, grant, "source", session)
                 meter.finish(counters, outcome.bottleneck)
                 log.info(
                     "took", state=outcome.state, objects=counters.objects_done, bytes_sent=counters.bytes_sent

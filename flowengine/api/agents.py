@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from datetime import datetime
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
+from msgspec import Meta
 
 from flowengine.api.resources import (
     Counters,
@@ -395,6 +396,12 @@ class Disposed(Told):
 
     task: str
     disposal: Disposal
+
+
+class Checkpointed(Told):
+    """The newest checkpoint of the site's chain of evidence, by POST /v1/agent/checkpoints; `document` is base64."""
+
+    document: Annotated[str, Meta(max_length=8192)]
 
 
 class Taken(Told):

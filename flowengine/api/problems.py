@@ -35,6 +35,7 @@ STATUSES: Final[dict[str, int]] = {
     "too-large": 413,
     "wrong-media-type": 415,
     "incompatible": 422,
+    "evidence": 422,
     "quota": 429,
     "failed": 500,
     "local": 500,

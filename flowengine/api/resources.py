@@ -412,6 +412,36 @@ class LandedObject(_Resource):
     size_bytes: int
 
 
+class EvidenceCheckpoint(_Resource):
+    """A signed head of a chain of evidence that the coordinator holds.
+
+    `agent` is `site:NAME`; `chain` the hash of its first record; `seq` and `hash` name the record that is signed for;
+    `time` is the agent's; `document` is base64 (docs/spec/evidence.md).
+    """
+
+    agent: str
+    chain: str
+    seq: int
+    hash: str
+    time: str
+    received: datetime
+    document: str
+
+
+class EvidenceRecord(_Resource):
+    """A record of the coordinator's own chain: its number, and the line as it was hashed."""
+
+    seq: int
+    line: str
+
+
+class EvidenceBundle(_Resource):
+    """The policies that decisions of the coordinator name, as a bundle in base64."""
+
+    digest: str
+    content: str
+
+
 class ListingEntry(_Resource):
     """One entry of a folder at a site."""
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flowengine.cli.output import print_json
+from flowengine.cli.policy_options import print_json
 from flowengine.errors import Exit
 
 if TYPE_CHECKING:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ def load(where: str) -> Found:
         NotFound: there is none.
     """
     path = Path(where)
+    if where == COORDINATOR:
+        return Found(_of_coordinator())
     if path.is_dir():
         return Found(*read_evidence_folder(where))
     if path.is_file():
@@ -46,6 +49,22 @@ def load(where: str) -> Found:
         f"there is no evidence at {where}",
         hint="name STATE/evidence of an agent, or a file that flow evidence export wrote",
     )
+
+
+def _of_coordinator() -> Evidence:
+    """The coordinator's own chain, and the policies that its decisions name."""
+    from flowengine.cli.federation import open_client
+    from flowengine.client.access import find_access
+
+    with open_client() as client:
+        evidence = Evidence(
+            lines=[row.line.encode() for row in client.evidence()], anchors_pem=find_access().ca_pem
+        )
+        named = {str(record.get("bundle") or "") for record in records_of(Found(evidence))}
+        for digest in sorted(named - {""}):
+            with contextlib.suppress(NotFound):  # then verification says that it is not there
+                evidence.bundles[digest] = base64.b64decode(client.evidence_bundle(digest).content)
+    return evidence
 
 
 def receipt_in(where: str) -> bytes | None:
@@ -136,6 +155,11 @@ def find_elsewhere(against: Sequence[str], online: bool) -> list[tuple[str, byte
             if record.kind == "checkpoint":
                 document = base64.b64decode(str(record.get("document")))
                 found.append((record.agent, document))
+    if online:
+        from flowengine.cli.federation import open_client
+
+        with open_client() as client:
+            found += [(COORDINATOR, base64.b64decode(one.document)) for one in client.checkpoints()]
     return found
 
 

@@ -472,6 +472,21 @@ class AsyncClient:
         """The coordinator's state and version."""
         return await self._transport.request("GET", "/v1/health", api.Health)
 
+    # --- evidence ---
+
+    async def checkpoints(self, site: str = "") -> list[api.EvidenceCheckpoint]:
+        """Signed heads of the sites' chains of evidence that the coordinator holds, newest first."""
+        params = {"agent": f"site:{site}"} if site else None
+        return await self._transport.all_of("/v1/evidence/checkpoints", api.EvidenceCheckpoint, params)
+
+    async def evidence(self) -> list[api.EvidenceRecord]:
+        """The coordinator's own chain of evidence."""
+        return await self._transport.all_of("/v1/evidence/records", api.EvidenceRecord)
+
+    async def evidence_bundle(self, digest: str) -> api.EvidenceBundle:
+        """The policies that decisions in the coordinator's chain name."""
+        return await self._transport.request("GET", f"/v1/evidence/bundles/{digest}", api.EvidenceBundle)
+
     async def users(self) -> list[api.User]:
         """All users."""
         return await self._transport.all_of("/v1/users", api.User)

@@ -458,6 +458,18 @@ class Client:
         """The coordinator's state and version."""
         return self._run(self._api.health)
 
+    def checkpoints(self, site: str = "") -> list[api.EvidenceCheckpoint]:
+        """Signed heads of the sites' chains of evidence that the coordinator holds, newest first."""
+        return self._run(self._api.checkpoints, site)
+
+    def evidence(self) -> list[api.EvidenceRecord]:
+        """The coordinator's own chain of evidence."""
+        return self._run(self._api.evidence)
+
+    def evidence_bundle(self, digest: str) -> api.EvidenceBundle:
+        """The policies that decisions in the coordinator's chain name."""
+        return self._run(self._api.evidence_bundle, digest)
+
     def users(self) -> list[api.User]:
         """All users."""
         return self._run(self._api.users)

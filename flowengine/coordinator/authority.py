@@ -30,6 +30,7 @@ from flowengine.trust.relay_grant import RelayGrant, sign_relay_grant
 __all__ = ["Secrets"]
 
 _SEALING: Final = b"flowengine sealed answers 1"
+_EVIDENCE: Final = b"flowengine evidence digests 1"
 
 
 class Secrets:
@@ -125,6 +126,17 @@ class Secrets:
         context.load_verify_locations(cadata=self.ca_pem)
         context.set_alpn_protocols(["http/1.1"])
         return context
+
+    def signer(self, now: float) -> tuple[bytes, bytes]:
+        """The coordinator's key and its certificate (DER), for what it signs to be verified years later."""
+        key = self._bytes("server.key", lambda: trust.make_key(os.urandom))
+        certificate = trust.issue_coordinator(self.authority, key, [], now, os.urandom)
+        return key, ssl.PEM_cert_to_DER_cert(certificate)
+
+    @property
+    def evidence_key(self) -> bytes:
+        """Key of the digests that stand for personal values in the coordinator's evidence."""
+        return sha256(_EVIDENCE + self._grant_key.secret_bytes()).digest()
 
     def renew_server(self, now: float) -> None:
         """Give the server a new certificate where half of the old one's time is over; new connections see it."""

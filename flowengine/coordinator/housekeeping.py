@@ -40,6 +40,8 @@ __all__ = ["Housekeeping"]
 _LEADER_LOCK: Final = 0x666C6F78
 _PRUNE_EVERY: Final = 600
 _BATCH: Final = 1000
+_SIGN_EVERY_S: Final = 60.0
+"""How often the coordinator signs for its chain of evidence, where it has grown."""
 
 
 class Housekeeping:
@@ -50,6 +52,7 @@ class Housekeeping:
         self._db = service.database
         self._lock: AsyncConnection | None = None
         self._rounds = 0
+        self._sign_at = 0.0
         self._last_tick = service.clock()
 
     async def run(self) -> None:
@@ -118,6 +121,10 @@ class Housekeeping:
             await self._db.write(name_waits)
             if self._rounds % _PRUNE_EVERY == 0:
                 await self._db.write(lambda w: prune(w, service.settings))
+            if service.clock() >= self._sign_at:
+                self._sign_at = service.clock() + _SIGN_EVERY_S
+                signer = service.secrets.signer(service.clock())
+                await self._db.write(lambda w: service.chain.checkpoint(w, signer))
             self._rounds += 1
         now, before = service.clock(), self._last_tick
         self._last_tick = now

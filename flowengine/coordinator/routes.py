@@ -79,6 +79,15 @@ class FilesQuery(msgspec.Struct, forbid_unknown_fields=True):
     path: Annotated[SitePath, Meta(description="The folder, below one of the site's roots.")]
 
 
+class CheckpointsQuery(PageQuery):
+    """A page of checkpoints, newest first."""
+
+    agent: (
+        Annotated[str, Meta(pattern=r"^site:[a-z0-9-]{1,63}$", description="Only those of this agent.")]
+        | None
+    ) = None
+
+
 TransferId: Final = Annotated[str, Meta(pattern=r"^t-[0-9a-z]{4,32}$")]
 PATH_TYPES: Final[dict[str, object]] = {
     "site": Name,
@@ -90,6 +99,7 @@ PATH_TYPES: Final[dict[str, object]] = {
     "task": Annotated[str, Meta(pattern=r"^t-[0-9a-z]{4,32}\.[0-9]{1,3}$")],
     "token": Annotated[str, Meta(pattern=r"^[0-9a-f]{8}$")],
     "answer": Annotated[str, Meta(pattern=r"^[0-9a-f]{32}$")],
+    "digest": Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}$")],
     "scope": Annotated[
         str,
         Meta(
@@ -152,6 +162,35 @@ ROUTES: Final[tuple[Route, ...]] = (
     ),
     Route("GET", "/v1/openapi.json", "openapi", "This interface as OpenAPI 3.1", "any", response=dict),
     Route("GET", "/v1/me", "me", "Who the token stands for", READING, response=_r.User),
+    # evidence
+    Route(
+        "GET",
+        "/v1/evidence/checkpoints",
+        "list_checkpoints",
+        "Checkpoints of the sites' chains of evidence, newest first",
+        SEEING,
+        response=_r.Page,
+        items=_r.EvidenceCheckpoint,
+        query=CheckpointsQuery,
+    ),
+    Route(
+        "GET",
+        "/v1/evidence/records",
+        "list_evidence",
+        "The coordinator's own chain of evidence",
+        SEEING,
+        response=_r.Page,
+        items=_r.EvidenceRecord,
+        query=PageQuery,
+    ),
+    Route(
+        "GET",
+        "/v1/evidence/bundles/{digest}",
+        "get_evidence_bundle",
+        "Policies that decisions of the coordinator name",
+        SEEING,
+        response=_r.EvidenceBundle,
+    ),
     # sites
     Route(
         "GET",
@@ -500,6 +539,16 @@ ROUTES: Final[tuple[Route, ...]] = (
         _a.Report,
         _a.ReportReply,
         also=("fence-superseded", "incompatible"),
+    ),
+    Route(
+        "POST",
+        "/v1/agent/checkpoints",
+        "checkpoint",
+        "A checkpoint of the site's chain of evidence",
+        "agent",
+        _a.Checkpointed,
+        _a.Taken,
+        also=("evidence", "incompatible"),
     ),
     Route(
         "POST",

@@ -15,6 +15,7 @@ from sqlalchemy import select
 
 from flowengine.coordinator.actions.grants import Terms
 from flowengine.coordinator.authority import Secrets
+from flowengine.coordinator.database.evidence import Chain
 from flowengine.coordinator.database.tables import idempotency
 from flowengine.coordinator.database.transactions import PostgresDatabase, SqliteDatabase, Writing
 from flowengine.coordinator.decisions import Decider
@@ -61,6 +62,11 @@ class Service:
     epoch: int = 0
     leader: bool = False
     stopping: bool = False
+
+    @property
+    def chain(self) -> Chain:
+        """The coordinator's own chain of evidence."""
+        return Chain(self.secrets.evidence_key, os.urandom)
 
     @property
     def terms(self) -> Terms:

@@ -122,6 +122,8 @@ class Session:
         pace_of: the rates that hold for what goes over one link of this side's.
         carried: bytes by link of this side's, of streams that ended as well.
         release: the source's signed word that policy lets this leave, as it came with the answer to the request.
+        checkpoint: signed head of this side's chain of evidence, to be told at the end; empty for none.
+        peer_checkpoint: that of the other side, as it came.
         halted: why nothing more is to be offered; empty while nothing is wrong.
     """
 
@@ -144,6 +146,8 @@ class Session:
     changes: list[str] = field(default_factory=list)
     sends: bool = False
     release: bytes = b""
+    checkpoint: bytes = b""
+    peer_checkpoint: bytes = b""
     halted: str = ""
     route: tuple[Party, ...] = ()
     consent: Consent | None = None

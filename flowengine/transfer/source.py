@@ -329,7 +329,13 @@ class _Source:
         self._summary = summary = recorder.finish()
         self._control.post(Totals(scanner.objects, scanner.size_bytes, True))
         self._control.post(
-            Finish(summary.version_id, summary.objects, summary.size_bytes, complete and scanner.complete)
+            Finish(
+                summary.version_id,
+                summary.objects,
+                summary.size_bytes,
+                complete and scanner.complete,
+                self._session.checkpoint,
+            )
         )
 
     def _cut_short(self, event: Event, recorder: ManifestRecorder) -> None:
@@ -454,6 +460,7 @@ class _Source:
                 self._counters.objects_failed += 1
             case Receipt():
                 self._receipt = message
+                self._session.peer_checkpoint = message.checkpoint
             case _:
                 raise ProtocolError(
                     f"the target sent {type(message).__name__}, which only a source sends",

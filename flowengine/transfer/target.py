@@ -425,6 +425,8 @@ class _Target:
                 | DirectoryEnd()
                 | Finish()
             ):
+                if isinstance(message, Finish):
+                    self._session.peer_checkpoint = message.checkpoint
                 if self._session.halted and isinstance(message, Offer | ObjectBegin):
                     self._check_halt()
                 if isinstance(message, Offer | ObjectRun | Finer):
@@ -590,7 +592,13 @@ class _Target:
         )
 
     def _receipt(self, outcome: TargetOutcome) -> Receipt:
-        return Receipt(outcome.version_id, outcome.state, self._counters.as_dict(), outcome.bottleneck)
+        return Receipt(
+            outcome.version_id,
+            outcome.state,
+            self._counters.as_dict(),
+            outcome.bottleneck,
+            self._session.checkpoint,
+        )
 
 
 def remove_tree(parent_fd: int, name: bytes, path: bytes, filters: FilterSet) -> bool:

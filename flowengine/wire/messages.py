@@ -208,6 +208,7 @@ class Finish(_Message, tag=12):
     objects: int
     size_bytes: int
     complete: bool
+    checkpoint: bytes = b""
 
 
 class Want(_Message, tag=13):
@@ -269,12 +270,16 @@ class Progress(_Message, tag=16):
 
 
 class Receipt(_Message, tag=17):
-    """The target's last word: the version that landed and the counts behind it."""
+    """The target's last word: the version that landed and the counts behind it.
+
+    `checkpoint` is, here and in `Finish`, the signed head of the sender's chain of evidence; empty where it keeps none.
+    """
 
     version_id: bytes
     state: str
     counters: dict[str, int]
     bottleneck: str = ""
+    checkpoint: bytes = b""
 
 
 Message = (

@@ -17,6 +17,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     Table,
     Text,
@@ -443,4 +444,37 @@ approvals: Final = Table(
     _time("until"),
     _text("document"),
     _text("added_by"),
+)
+evidence: Final = Table(
+    "evidence",
+    metadata,
+    Column("seq", BigInteger, primary_key=True, autoincrement=False),
+    Column("kind", Text, nullable=False),
+    _text("transfer"),
+    Column("hash", Text, nullable=False),
+    Column("line", Text, nullable=False),
+    Index("ix_evidence_transfer", "transfer"),
+)
+evidence_values: Final = Table(
+    "evidence_values",
+    metadata,
+    Column("digest", Text, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("value", Text, nullable=False),
+)
+evidence_bundles: Final = Table(
+    "evidence_bundles",
+    metadata,
+    Column("digest", Text, primary_key=True),
+    Column("content", LargeBinary, nullable=False),
+)
+checkpoints: Final = Table(
+    "checkpoints",
+    metadata,
+    Column("agent", Text, primary_key=True),
+    Column("chain", Text, primary_key=True),
+    Column("seq", BigInteger, primary_key=True, autoincrement=False),
+    Column("hash", Text, nullable=False),
+    Column("document", Text, nullable=False),
+    _time("at"),
 )

@@ -6,6 +6,7 @@ from flowengine.coordinator.routes import ROUTES
 from flowengine.coordinator.service import Service
 from flowengine.coordinator.web.agents import Agents
 from flowengine.coordinator.web.catalogue import Catalogue
+from flowengine.coordinator.web.evidence import Evidence
 from flowengine.coordinator.web.server import Handler
 from flowengine.coordinator.web.streams import Streams
 from flowengine.coordinator.web.transfers import People, Transfers
@@ -15,7 +16,14 @@ __all__ = ["handlers_of"]
 
 def handlers_of(service: Service) -> dict[str, Handler]:
     """The handler of each route; a route without one is a bug."""
-    parts = (Catalogue(service), Transfers(service), People(service), Agents(service), Streams(service))
+    parts = (
+        Catalogue(service),
+        Transfers(service),
+        People(service),
+        Agents(service),
+        Streams(service),
+        Evidence(service),
+    )
     found: dict[str, Handler] = {}
     for route in ROUTES:
         owners = [part for part in parts if hasattr(part, route.name)]

@@ -1,0 +1,66 @@
+"""What two agents tell each other of their evidence: each puts the other's signed head into its own chain.
+
+A site that later cuts its chain, or puts another in its place, is contradicted by the chains of all that it dealt with.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from flowengine.errors import FlowError
+from flowengine.evidence.bodies import chunk_root_body
+from flowengine.transfer.session import Counters, Session
+from flowengine.trust.grant import Grant
+from flowengine_agent.gate import Permit
+from flowengine_agent.site import Site
+
+__all__ = ["note_head", "record_left", "show_head"]
+
+
+async def show_head(site: Site, permit: Permit, session: Session) -> None:
+    """Have a checkpoint ready that signs for what was decided here; nothing where nothing was.
+
+    Raises:
+        Denied: it cannot be recorded.
+    """
+    if permit.bundle is not None:
+        session.checkpoint = await site.evidence.checkpoint()
+
+
+async def note_head(site: Site, grant: Grant, end: Literal["source", "target"], session: Session) -> None:
+    """Put the other side's checkpoint on the record, where one came; one that is wrong is logged and no more.
+
+    Args:
+        end: which end the other side is.
+    """
+    if not session.peer_checkpoint:
+        return
+    peer = grant.party(end).site
+    try:
+        await site.evidence.note_peer(session.peer_checkpoint, site.identity.ca_pem, site=peer)
+    except FlowError as error:
+        site.log.warning(
+            "a peer's checkpoint is not on the record", peer=peer, reason=error.reason, why=error.message
+        )
+
+
+async def record_left(
+    site: Site, grant: Grant, permit: Permit, session: Session, counters: Counters, version_id: bytes
+) -> None:
+    """Put it on the record what left this site, and the target's head."""
+    if permit.bundle is None:
+        return
+    await site.gate.keep(
+        "chunk-root",
+        chunk_root_body(
+            transfer=grant.transfer,
+            task=grant.task,
+            direction="left",
+            path=f"{grant.source.site}:{grant.source_path}",
+            root=version_id.hex(),
+            objects=counters.objects,
+            size_bytes=counters.size_bytes,
+        )
+        | {"to": f"{grant.target.site}:{grant.target_path}", "bytes_sent": counters.bytes_payload},
+    )
+    await note_head(site, grant, "target", session)
