@@ -1,0 +1,81 @@
+"""Sites in network namespaces with links of their own: all routes at once, the loss of one, caps that change."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from perf.route_sites import MBIT, RouteSite, RouteSites, wait_for
+from tests.overlay import overlay
+
+pytestmark = [pytest.mark.root, pytest.mark.slow]
+
+SITES = ["s", "t", "r", "q", "p"]
+RELAYS = "rqp"
+LINKS = {
+    ("s", "t"): 100 * MBIT,
+    **{pair: 300 * MBIT for name in RELAYS for pair in (("s", name), (name, "t"))},
+}
+DIRECT, OVER_R, OVER_Q = ("t", "s"), ("t", "r", "s"), ("t", "q", "s")
+
+
+@pytest.fixture
+def sites(tmp_path: Path) -> Iterator[RouteSites]:
+    with overlay(SITES, LINKS) as net:
+        made = RouteSites(tmp_path)
+        try:
+            for name in SITES:
+                made.add(name, prefix=net.prefix(name), address=net.addresses[name], relays=name in RELAYS)
+            yield made
+        finally:
+            made.end()
+
+
+def fill(site: RouteSite, size: int) -> None:
+    with (site.folder / "data/big").open("wb") as file:
+        for _ in range(size >> 24):
+            file.write(os.urandom(1 << 24))
+
+
+def test_three_routes_carry_700_mbit_and_one_dies(sites: RouteSites) -> None:
+    source, target = sites["s"], sites["t"]
+    fill(source, 1 << 30)
+    sites.pull("s", "t", DIRECT, OVER_R, OVER_Q)
+    wait_for(lambda: target.count("pulled") > 1 << 20, "first bytes", 10)
+    target.rate_mbit("pulled", 5.0)  # in which TCP finds its rate
+    assert target.rate_mbit("pulled", 3.0) >= 0.9 * 700
+    assert sites["p"].count("passed") == 0
+
+    sites["r"].process.kill()
+    killed, before = time.monotonic(), target.count("pulled")
+    wait_for(lambda: target.count("pulled") > before + (4 << 20), "bytes over what is left", 10)
+    assert time.monotonic() - killed < 3.0
+    assert target.rate_mbit("pulled", 2.0) >= 0.8 * 400
+
+    wait_for(lambda: "pulled completed" in target.said(), "end", 60)
+    sent = int(target.said().rpartition("bytes ")[2].split()[0])
+    assert sent < (1 << 30) + (64 << 20)  # what had landed or was journalled was not sent again
+    assert (target.folder / "in/big").read_bytes() == (source.folder / "data/big").read_bytes()
+
+
+def test_a_cap_that_changes_is_held_and_a_route_that_goes_carries_nothing(sites: RouteSites) -> None:
+    relay, target = sites["r"], sites["t"]
+    fill(sites["s"], 1 << 28)
+    sites.pull("s", "t", DIRECT, OVER_R, OVER_Q)
+    wait_for(lambda: relay.count("passed") > 1 << 20, "first bytes", 10)
+    for name in "rq":
+        sites[name].tell(f"limit link:t {40 * MBIT}")
+    before = relay.count("passed")
+    wait_for(lambda: relay.count("passed") > before + (2 << 20), "more bytes", 10)
+    assert relay.rate_mbit("passed", 5.0) == pytest.approx(40, rel=0.05)
+
+    sites.use("t", DIRECT, OVER_Q)
+    wait_for(lambda: "relay ended" in relay.said(), "end of the passage", 10)
+    passed = relay.count("passed")
+    wait_for(lambda: "pulled completed" in target.said(), "end", 90)
+    assert relay.count("passed") == passed
+    assert "passes 1 " in target.said()
