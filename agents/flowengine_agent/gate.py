@@ -490,18 +490,22 @@ class Gate:
     async def _take_on(
         self,
         bundle: InForce,
-        grant: Grant,
+        grant: Grant | RelayGrant,
         route: Sequence[Party],
         matter: Matter,
         judged: Sequence[Judged],
     ) -> dict[str, int]:
-        """Check and begin the duties of a release: approvals, onward, counting; what the counters come to."""
+        """Check and begin the duties of a release: approvals, onward, counting; what the counters come to.
+
+        What leaves is counted by the grant of its two ends, however many routes it takes.
+        """
         try:
             self._check(bundle, grant, route, matter, judged)
         except Denied as error:
             await self._refused("release", grant, grant.source.site, error)
             raise
-        if self.knowledge is not None and not grant.dry_run and grant.mode != "verify":
+        moves = isinstance(grant, Grant) and not grant.dry_run and grant.mode != "verify"
+        if self.knowledge is not None and moves:
             self.knowledge.reserve(bundle, grant, route[0].site, judged, int(self._clock()))
         return {
             word.attribute: word.value

@@ -39,9 +39,9 @@ class RouteGate:
         self.grant = grant
 
     async def release(self, grant: RelayGrant | None) -> Permit:
-        if grant is None:
-            assert self.grant is not None
-            return await self._site.gate.release(self.grant)
+        if self.grant is not None:
+            return await self._site.gate.release(self.grant, grant.route if grant is not None else ())
+        assert grant is not None
         return await self._site.gate.release(grant, grant.route)
 
     async def relay(self, grant: RelayGrant, ticket: bytes) -> Permit:

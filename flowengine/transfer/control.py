@@ -21,8 +21,8 @@ __all__ = ["STALL_S", "Control", "wait_for_last_word"]
 STALL_S: Final = 60.0
 """A peer that says nothing for so long is taken for dead; both ends send `Progress` every second."""
 
-LAST_WORD_S: Final = 3.0
-"""How long a connection that broke waits for the peer's own word on it."""
+LAST_WORD_S: Final = 1.0
+"""How long a connection that broke waits for the peer's own word on it; both ends do where something between them died."""
 
 MAX_WAITING_MESSAGES: Final = 8192
 """Directories cost no credit and want no answer: this is what keeps a scan from running away from the network."""
