@@ -236,23 +236,19 @@ def _role_keys(value: Any) -> tuple[Ed25519PublicKey, ...]:
 
 
 def _role_key(item: object) -> Ed25519PublicKey:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+    from flowengine.policy.bundle import read_public_key
 
     if isinstance(item, str) and re.fullmatch(r"[0-9a-f]{64}", item):
-        return Ed25519PublicKey.from_public_bytes(bytes.fromhex(item))
+        return read_public_key(item.encode())
     if not isinstance(item, str) or not os.path.isabs(item):
         raise _Wrong(f"{item!r} is neither 64 hexadecimal digits nor the absolute path of a public key")
     try:
         with open(item, "rb") as file:
-            key = load_pem_public_key(file.read(65536))
+            return read_public_key(file.read(65536))
     except OSError as error:
         raise _Wrong(f"{item!r} cannot be read: {error.strerror}") from None
-    except ValueError:
-        key = None
-    if not isinstance(key, Ed25519PublicKey):
-        raise _Wrong(f"{item!r} is no Ed25519 public key; make one with `flow policy bundle keygen`")
-    return key
+    except UsageError as error:
+        raise _Wrong(f"{item!r}: {error.message}; {error.hint}") from None
 
 
 def _log(value: Any) -> str:

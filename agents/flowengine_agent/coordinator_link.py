@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import ssl
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Final, TypeVar
 
@@ -101,16 +101,32 @@ class CoordinatorLink:
         if len(self._transports) > 1 and self._transports[0] is failed:
             self._transports.append(self._transports.pop(0))
 
+    async def get(self, path: str, answer: type[T], params: Mapping[str, int] | None = None) -> T:
+        """Fetch something; as `post`."""
+        return await self._ask("GET", path, None, answer, params)
+
     async def post(self, path: str, body: msgspec.Struct | None, answer: type[T]) -> T:
         """Ask for something, of each address in turn until one answers; nothing is tried twice.
 
         Raises:
             FlowError: the coordinator refused, with its reason; or no address answers (retryable).
         """
+        return await self._ask("POST", path, body, answer, None)
+
+    async def _ask(
+        self,
+        method: str,
+        path: str,
+        body: msgspec.Struct | None,
+        answer: type[T],
+        params: Mapping[str, int] | None,
+    ) -> T:
         away: FlowError | None = None
         for transport in list(self._transports):
             try:
-                said = await transport.request("POST", path, answer, body=body, timeout_s=REQUEST_S)
+                said = await transport.request(
+                    method, path, answer, body=body, params=params, timeout_s=REQUEST_S
+                )
                 self._heard = trio.current_time()
                 if isinstance(said, Told):
                     check_required(said)

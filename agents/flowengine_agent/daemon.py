@@ -32,6 +32,7 @@ from flowengine.api.agents import (
     LeasesCommand,
     LimitsCommand,
     LookCommand,
+    PoliciesCommand,
     QuarantineCommand,
     RevocationsCommand,
     RoutesCommand,
@@ -55,6 +56,7 @@ from flowengine_agent.knowledge import Knowledge
 from flowengine_agent.limits import LimitBook
 from flowengine_agent.logs import Log
 from flowengine_agent.policies import Policies
+from flowengine_agent.policy_follower import PolicyFollower
 from flowengine_agent.relaying import RelayMeter
 from flowengine_agent.reporting import tell_left_over
 from flowengine_agent.roots import Roots
@@ -162,6 +164,7 @@ class _Agent:
         self._work = trio.Event()
         self._was_full = False
         self._beat = trio.Event()
+        self._follower = PolicyFollower(site.gate, site.link, site.log, self._beat_now, site.duties.recheck)
         self._greeted = False
         self._telling = False
         self._relay: RelayMeter | None = None
@@ -192,6 +195,7 @@ class _Agent:
                 nursery.start_soon(self._renewals)
                 nursery.start_soon(self._follow_limits)
                 nursery.start_soon(site.evidence.run, self._hand_out, self._no_evidence)
+                nursery.start_soon(self._follower.run)
         finally:
             site.journal.close()
             site.ledger.close()
@@ -199,6 +203,9 @@ class _Agent:
             site.gate.policies.close()
             site.holdings.close()
         return self._exit
+
+    def _beat_now(self) -> None:
+        self._beat.set()
 
     def _changed(self) -> None:
         """A task ended: there is room for another."""
@@ -245,6 +252,8 @@ class _Agent:
                 self._site.limits.lease(leases, datetime.now(UTC))
             case RevocationsCommand(revoked=revoked):
                 self._revoke(revoked)
+            case PoliciesCommand(bundle=bundle, labels=labels):
+                self._follower.told(bundle, labels)
             case DrainCommand(on=on):
                 self._drained = on
                 self._beat.set()
@@ -317,6 +326,8 @@ class _Agent:
                 free_slots=max(0, config.max_tasks - len(self._tasks)),
                 relay=self._relay.state() if self._relay is not None and not self._draining else None,
                 holding=dict(site.journal.untold()) | self._tasks.holding(),
+                can=sorted(site.gate.can),
+                policy=site.gate.policies.described(),
             ),
             HeartbeatReply,
         )
@@ -329,6 +340,7 @@ class _Agent:
         site.limits.set(reply.limits, datetime.now(UTC))
         self._drained = reply.draining
         site.duties.keeper.confirm_time(reply.now.timestamp())
+        self._follower.told(reply.bundle, reply.labels)
         skew = abs((datetime.now(UTC) - reply.now).total_seconds())
         if skew > CLOCK_SKEW_S:
             self._log.warning("clocks differ", seconds=round(skew), next="set this host's clock (NTP)")

@@ -298,6 +298,17 @@ class Gate:
         ]
         return min(found, default=None)
 
+    async def refused_bundle(self, version: int, error: FlowError) -> None:
+        """A bundle that the coordinator offers is not taken: on the record."""
+        await self.keep(
+            "decision",
+            refusal_body(
+                os.urandom(8).hex(), "activate", self.me.site, f"bundle version {version}", "activate",
+                "before-first-byte", error.reason, error.message,
+                bundle="" if self.policies.in_force is None else self.policies.in_force.bundle.digest,
+            ),
+        )  # fmt: skip
+
     # --- how ----------------------------------------------------------------------------------------------------
 
     async def _bundle(self, point: str, carried: Carried, source: str) -> InForce | None:
@@ -607,8 +618,8 @@ class Gate:
     async def keep(self, kind: str, body: Mapping[str, object]) -> None:
         """Put something on the record; durable when it returns."""
         if self.evidence is None:
-            shown = {name: body[name] for name in ("point", "task", "decision") if name in body}
-            self._log.info(kind, **shown)
+            names = ("point", "task", "use", "site", "decision", "decision_id", "version", "reason")
+            self._log.info(kind, **{name: body[name] for name in names if name in body})
             return
         await self.evidence.record(kind, body)
 

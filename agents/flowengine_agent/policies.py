@@ -24,6 +24,7 @@ from typing import Final
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from flowengine.api.resources import SitePolicy
 from flowengine.errors import AuthenticationError, Denied, FlowError, LocalError, NotFound
 from flowengine.policy import Engine, PolicySet, load
 from flowengine.policy.bundle import Bundle, authentic, verify
@@ -110,6 +111,18 @@ class Policies:
     def takes_bundles(self) -> bool:
         """Whether this site trusts anybody to sign policies."""
         return bool(self.trusted)
+
+    def described(self) -> SitePolicy:
+        """What the coordinator is told of them."""
+        found = self.in_force
+        return SitePolicy(
+            version=found.bundle.version if found is not None else 0,
+            digest=found.bundle.digest if found is not None else "",
+            takes=self.takes_bundles,
+            problem=self.problem[:1000],
+            labels=self.labels_heard,
+            required=self.required,
+        )
 
     @property
     def version(self) -> int:

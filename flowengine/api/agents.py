@@ -22,14 +22,15 @@ from flowengine.api.resources import (
     Limit,
     Name,
     Root,
+    SitePolicy,
     TransferOptions,
 )
 from flowengine.errors import ProtocolError
 
 __all__ = [
-    "Answer", "Claim", "Claimed", "Command", "Disposed", "DrainCommand", "Enrolled", "Greeting", "Heartbeat",
+    "AgentLabels", "Answer", "Claim", "Claimed", "Command", "Disposed", "DrainCommand", "Enrolled", "Greeting", "Heartbeat",
     "HeartbeatReply", "HopTraffic", "Join", "Lease", "LeasesCommand", "LimitsCommand", "LookCommand", "MeasureCommand",
-    "ProbeCommand", "QuarantineCommand", "RelayState", "RelayedTask", "Renewal", "Report", "ReportReply",
+    "PoliciesCommand",    "ProbeCommand", "QuarantineCommand", "RelayState", "RelayedTask", "Renewal", "Report", "ReportReply",
     "RevocationsCommand", "RoutesCommand", "Taken", "TaskCommand", "TaskGrant", "TaskRoute", "Told", "WorkCommand",
     "check_required",
 ]  # fmt: skip
@@ -135,6 +136,8 @@ class Heartbeat(Told):
         now: the agent's clock.
         holding: tasks that it believes to hold, with their fences.
         relay: where the site relays for others; None where it does not.
+        can: duties that it carries out (docs/spec/policy.md); None: it does not say.
+        policy: which policies it decides by.
     """
 
     boot: str
@@ -147,6 +150,8 @@ class Heartbeat(Told):
     free_slots: int = 0
     holding: dict[str, int] = {}
     relay: RelayState | None = None
+    can: list[str] | None = None
+    policy: SitePolicy | None = None
 
 
 class HeartbeatReply(Told):
@@ -155,6 +160,8 @@ class HeartbeatReply(Told):
     Attributes:
         revoked: serials (hex) of certificates that are revoked and not yet expired; the whole list.
         limits: all limits that concern this site.
+        bundle: version of the policy bundle in force; fetched by GET /v1/agent/policy.
+        labels: serial of the last label statement; fetched by GET /v1/agent/labels.
     """
 
     now: datetime
@@ -164,6 +171,8 @@ class HeartbeatReply(Told):
     limits: list[Limit] = []
     draining: bool = False
     renew: bool = False
+    bundle: int = 0
+    labels: int = 0
 
 
 class Claim(Told):
@@ -325,6 +334,13 @@ class RevocationsCommand(msgspec.Struct, kw_only=True, tag="revocations"):
     revoked: list[str]
 
 
+class PoliciesCommand(msgspec.Struct, kw_only=True, tag="policies"):
+    """The version of the bundle in force, and the serial of the last label statement: fetch what is not there yet."""
+
+    bundle: int
+    labels: int
+
+
 class DrainCommand(msgspec.Struct, kw_only=True, tag="drain"):
     """Take no new work (`on`), or take it again."""
 
@@ -383,6 +399,7 @@ Command: TypeAlias = (
     | LeasesCommand
     | LimitsCommand
     | RevocationsCommand
+    | PoliciesCommand
     | DrainCommand
     | QuarantineCommand
     | LookCommand
@@ -406,6 +423,13 @@ class Checkpointed(Told):
 
 class Taken(Told):
     """The coordinator took note."""
+
+
+class AgentLabels(Told):
+    """Label statements by serial, with the documents as they were signed (base64); `last` when there are no more."""
+
+    statements: list[tuple[int, bytes]]
+    last: bool
 
 
 class Answer(Told):

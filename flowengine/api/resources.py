@@ -26,6 +26,8 @@ __all__ = [
     "Health",
     "JoinToken",
     "JoinTokenRequest",
+    "LabelInfo",
+    "LabelUpload",
     "LandedObject",
     "Limit",
     "LimitRequest",
@@ -38,9 +40,13 @@ __all__ = [
     "Page",
     "Plan",
     "PlanRequest",
+    "PolicyBundle",
+    "PolicyBundleContent",
+    "PolicyBundleUpload",
     "Problem",
     "Root",
     "Site",
+    "SitePolicy",
     "SiteRequest",
     "Task",
     "Tenant",
@@ -141,6 +147,25 @@ class Certificate(_Resource):
     not_after: datetime
 
 
+class SitePolicy(_Resource):
+    """The policies that a site's agent decides by, as it says itself.
+
+    Attributes:
+        version, digest: of the bundle in force there; 0 and empty without one.
+        takes: whether the site trusts anybody to sign bundles.
+        problem: why it has not the newest.
+        labels: serial up to which it has read label statements.
+        required: whether nothing moves there without a bundle.
+    """
+
+    version: int = 0
+    digest: str = ""
+    takes: bool = False
+    problem: str = ""
+    labels: int = 0
+    required: bool = False
+
+
 class Site(_Resource):
     """A place with storage: what it offers, how to reach it, what is known about it.
 
@@ -158,6 +183,8 @@ class Site(_Resource):
     certificate: Certificate | None = None
     max_tasks: int = 4
     running_tasks: int = 0
+    can: list[str] | None = None
+    policy: SitePolicy = msgspec.field(default_factory=SitePolicy)
 
 
 class SiteRequest(_Request):
@@ -263,6 +290,7 @@ class TransferRequest(_Request):
     targets: Annotated[list[Endpoint], Meta(min_length=1, max_length=100)]
     mode: Literal["copy", "sync", "verify"] = "copy"
     labels: Annotated[list[Word], Meta(max_length=100)] = []
+    contracts: Annotated[list[Word], Meta(max_length=100)] = []
     purpose: Word = ""
     priority: Priority = "normal"
     deadline: datetime | None = None
@@ -470,6 +498,57 @@ class Event(_Resource):
     site: str = ""
     user: str = ""
     data: dict[str, Any] = {}
+
+
+class PolicyBundleUpload(_Request):
+    """A signed bundle (base64 of its file) that is to be in force from now on, here and at all agents."""
+
+    content: bytes
+
+
+class PolicyBundle(_Resource):
+    """A policy bundle that is or was in force; the highest version is."""
+
+    version: int
+    digest: str
+    not_after: datetime
+    activated: datetime
+    activated_by: Name
+    signed_by: list[tuple[str, str]]
+    policies: list[str]
+    in_force: bool
+
+
+class PolicyBundleContent(_Resource):
+    """A bundle with its file (base64)."""
+
+    version: int
+    digest: str
+    content: bytes
+
+
+class LabelUpload(_Request):
+    """A label statement as its owner signed it (base64)."""
+
+    document: bytes
+
+
+class LabelInfo(_Resource):
+    """A label statement: what an owner says of the data below a root of a site. `serial` orders statements here."""
+
+    serial: int
+    owner: str
+    site: Name
+    path: str
+    number: int
+    labels: list[str]
+    contracts: list[str]
+    facts: dict[str, Any]
+    issued: datetime
+    expires: datetime | None
+    withdrawn: bool
+    added: datetime
+    added_by: str
 
 
 class TenantRequest(_Request):

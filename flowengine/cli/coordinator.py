@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import click
 
 from flowengine.errors import Exit, LocalError, NotFound, UsageError
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 __all__ = ["coordinator"]
 
@@ -64,6 +69,22 @@ _secrets_option = click.option(
 )
 @click.option("--policies", type=click.Path(), metavar="DIR", help="Residency policies that decide requests.")
 @click.option(
+    "--policy-owner-key",
+    "policy_owner_keys",
+    type=click.Path(),
+    multiple=True,
+    metavar="FILE.pub",
+    help="A key that signs policy bundles as policy owner; may be repeated.",
+)
+@click.option(
+    "--security-key",
+    "security_keys",
+    type=click.Path(),
+    multiple=True,
+    metavar="FILE.pub",
+    help="A key that signs policy bundles as security; may be repeated.",
+)
+@click.option(
     "--lease-s", type=click.IntRange(1, 3600), default=300, show_default=True, help="Term of a task's lease."
 )
 @click.option(
@@ -79,6 +100,8 @@ def run(
     listen: str,
     names: tuple[str, ...],
     policies: str | None,
+    policy_owner_keys: tuple[str, ...],
+    security_keys: tuple[str, ...],
     lease_s: int,
     offline_s: float,
 ) -> int:
@@ -111,9 +134,30 @@ def run(
         lease_s=lease_s,
         offline_s=offline_s,
         policies=policies or "",
+        policy_keys=_role_keys(policy_owner_keys, security_keys),
     )
     asyncio.run(serve(options, lambda url: print(f"ready: {url}", flush=True), time.time))
     return Exit.DONE
+
+
+def _role_keys(
+    policy_owner: tuple[str, ...], security: tuple[str, ...]
+) -> Mapping[str, Sequence[Ed25519PublicKey]]:
+    from flowengine.policy.bundle import read_public_key
+
+    if bool(policy_owner) != bool(security):
+        raise UsageError(
+            "bundles are signed by two roles: --policy-owner-key and --security-key go together",
+            hint="name a key for each",
+        )
+    found: dict[str, list[Ed25519PublicKey]] = {}
+    for role, names in (("policy-owner", policy_owner), ("security", security)):
+        for name in names:
+            if not os.path.isfile(name):
+                raise NotFound(f"there is no key {name}", hint="flow policy bundle keygen makes one")
+            with open(name, "rb") as file:
+                found.setdefault(role, []).append(read_public_key(file.read(65536)))
+    return found
 
 
 @coordinator.command("login-string")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
+from flowengine.cli import local_policies
 from flowengine.cli.federation_file import Federation, SiteEntry
 from flowengine.cli.processes import Child, Children
 from flowengine.errors import LocalError, NotFound, TemporaryError
@@ -75,7 +76,7 @@ def run_federation(federation: Federation, folder: Path, tell: Callable[[str], N
             _declare(federation, client)
             agents: dict[str, Child] = {}
             for site in federation.sites:
-                command = _agent_command(site, folder, client)
+                command = _agent_command(federation, site, folder, client)
                 environment = _clean_environment() | {
                     "FLOW_STATE_DIR": str(folder / "agents" / site.name / "cache")
                 }
@@ -84,6 +85,7 @@ def run_federation(federation: Federation, folder: Path, tell: Callable[[str], N
                 )
             ports = {name: agent.wait_ready(AGENT_READY_S) for name, agent in agents.items()}
             _wait_online(client, federation)
+            local_policies.hand_out(federation, folder, client)
         for site in federation.sites:  # used once, and of no use any more
             (folder / "agents" / site.name / "join-token").unlink(missing_ok=True)
         held.truncate(0)
@@ -132,7 +134,7 @@ def _coordinator_command(federation: Federation, folder: Path) -> list[str]:
         *("--secrets", str(home / "secrets"), "--listen", entry.listen),
         *("--lease-s", str(entry.lease_s)),
     ]
-    return [*command, "--policies", entry.policies] if entry.policies else command
+    return command + local_policies.coordinator_options(federation, folder)
 
 
 def _state_url(federation: Federation, folder: Path) -> str:
@@ -184,7 +186,7 @@ def _declare(federation: Federation, client: Client) -> None:
         client.set_limit(scope, rate, windows)
 
 
-def _agent_command(site: SiteEntry, folder: Path, client: Client) -> list[str]:
+def _agent_command(federation: Federation, site: SiteEntry, folder: Path, client: Client) -> list[str]:
     """Write the agent's configuration; a join token where the site has no certificate yet."""
     home = folder / "agents" / site.name
     state = home / "state"
@@ -209,6 +211,7 @@ def _agent_command(site: SiteEntry, folder: Path, client: Client) -> list[str]:
         ]
         if root.budget:
             lines.append(f"budget = {text(root.budget)}")
+    lines += local_policies.site_lines(federation, folder)
     config = home / "site.toml"
     config.write_text("\n".join(lines) + "\n", encoding="utf-8")
     command = [sys.executable, "-m", "flowengine_agent.main", "run", "--config", str(config)]

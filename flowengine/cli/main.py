@@ -45,6 +45,7 @@ _SECTIONS: Final = {
             "flowengine.cli.evidence:evidence",
             "What was decided and done: look at it, verify it, export it.",
         ),
+        "label": ("flowengine.cli.label:label", "Say what data is, signed by its owner."),
         "plan": ("flowengine.cli.plan:plan", "Plan routes and bandwidth; simulate a federation."),
     },
     "People and machines": {

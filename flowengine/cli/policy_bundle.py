@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from flowengine.cli.policy_options import at_option, directory_option, json_option, print_json
 from flowengine.errors import Exit
+
+if TYPE_CHECKING:
+    from flowengine.api.resources import SitePolicy
 
 __all__ = ["bundle"]
 
@@ -107,11 +111,12 @@ def keygen(file: Path, as_json: bool) -> int:
             serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
         )
     )
-    name = key_id(key.public_key())
+    name, raw = key_id(key.public_key()), key.public_key().public_bytes_raw().hex()
     if as_json:
-        print_json({"key": name, "private": str(file), "public": str(public)})
+        print_json({"key": name, "private": str(file), "public": str(public), "raw": raw})
     else:
         click.echo(f"{name}  {public}")
+        click.echo(f"in owners.toml or site.toml: {raw}")
     return Exit.DONE
 
 
@@ -124,22 +129,11 @@ def sign(file: Path, role: str, key_file: Path, as_json: bool) -> int:
     """Add a signature to a bundle, in place. Two roles have to sign, each with a key of its own."""
     import os
 
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-    from cryptography.hazmat.primitives.serialization import load_pem_private_key
-
-    from flowengine.errors import UsageError
+    from flowengine.cli.policy_files import read_private_key
     from flowengine.policy.bundle import key_id, open_bundle
     from flowengine.policy.bundle import sign as add
 
-    content = _read(file)
-    try:
-        key = load_pem_private_key(_read(key_file), None)
-    except (ValueError, TypeError):
-        key = None
-    if not isinstance(key, Ed25519PrivateKey):
-        raise UsageError(
-            f"{key_file} is no Ed25519 private key", hint="make one with `flow policy bundle keygen`"
-        )
+    content, key = _read(file), read_private_key(key_file)
     signed = add(content, role, key)
     part = file.with_name(file.name + ".part")
     part.write_bytes(signed)
@@ -167,11 +161,10 @@ def sign(file: Path, role: str, key_file: Path, as_json: bool) -> int:
 def verify(file: Path, trust: tuple[str, ...], newer_than: int, at: str | None, as_json: bool) -> int:
     """Check a bundle as an agent does: intact, signed by both roles, newer, not expired, and loadable."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-    from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
     from flowengine.cli.policy_files import moment
     from flowengine.errors import UsageError
-    from flowengine.policy.bundle import ROLES
+    from flowengine.policy.bundle import ROLES, read_public_key
     from flowengine.policy.bundle import verify as judge
     from flowengine.policy.parse import load
     from flowengine.policy.phrases import moment_text
@@ -181,13 +174,7 @@ def verify(file: Path, trust: tuple[str, ...], newer_than: int, at: str | None, 
         role, _, name = pair.partition("=")
         if role not in ROLES or not name:
             raise UsageError(f"--trust {pair!r} is not ROLE=FILE", hint="roles: " + ", ".join(ROLES))
-        try:
-            key = load_pem_public_key(_read(Path(name)))
-        except ValueError:
-            raise UsageError(f"{name} is no public key", hint="it is the .pub file of keygen") from None
-        if not isinstance(key, Ed25519PublicKey):
-            raise UsageError(f"{name} is no Ed25519 key", hint="make one with `flow policy bundle keygen`")
-        trusted.setdefault(role, []).append(key)
+        trusted.setdefault(role, []).append(read_public_key(_read(Path(name))))
     opened = judge(_read(file), trusted, moment(at), newer_than)
     policies = load(opened.files)
     row = {
@@ -204,6 +191,73 @@ def verify(file: Path, trust: tuple[str, ...], newer_than: int, at: str | None, 
         if opened.overdue:
             click.echo("built with overdue reviews: " + ", ".join(opened.overdue))
     return Exit.DONE
+
+
+@bundle.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@json_option
+def push(file: Path, as_json: bool) -> int:
+    """Put the signed bundle FILE in force: at the coordinator now, at each agent as soon as it has checked it.
+
+    It must be signed by both roles, and newer than any before. `flow policy bundle status` shows who has it.
+    """
+    from flowengine.cli.federation import open_client, plain
+    from flowengine.policy.phrases import moment_text
+
+    content = _read(file)
+    with open_client() as client:
+        made = client.activate_bundle(content)
+    if as_json:
+        print_json(plain(made))
+    else:
+        until = moment_text(int(made.not_after.timestamp()))
+        click.echo(f"version {made.version} is in force until {until}: {', '.join(made.policies)}")
+    return Exit.DONE
+
+
+@bundle.command()
+@json_option
+def status(as_json: bool) -> int:
+    """Show which bundle is in force, and which one each site's agent decides by.
+
+    Exit code 1 where a site that takes bundles does not have the one in force.
+    """
+    from flowengine.cli.federation import open_client, plain, print_table, show_time
+
+    with open_client() as client:
+        bundles, sites = client.bundles(), client.sites()
+    in_force = next((found for found in bundles if found.in_force), None)
+    version = in_force.version if in_force is not None else 0
+    sites = [site for site in sites if site.state != "revoked"]
+    behind = [site.name for site in sites if site.policy.takes and site.policy.version != version]
+    if as_json:
+        print_json(
+            {
+                "bundles": plain(bundles),
+                "in_force": version,
+                "sites": {site.name: plain(site.policy) for site in sites},
+                "behind": behind,
+            }
+        )
+    else:
+        if in_force is None:
+            click.echo("no bundle is in force")
+        else:
+            click.echo(
+                f"version {version} {in_force.digest} until {show_time(in_force.not_after)}, activated by "
+                f"{in_force.activated_by}: {', '.join(in_force.policies)}"
+            )
+        rows = [(site.name, _has(site.policy, version), site.policy.problem or "-") for site in sites]
+        print_table(("SITE", "DECIDES BY", "PROBLEM"), rows)
+    return Exit.FAILED if behind else Exit.DONE
+
+
+def _has(policy: SitePolicy, version: int) -> str:
+    if not policy.takes:
+        return "no policies: it trusts nobody to sign them"
+    if not policy.version:
+        return "none yet" + (": nothing moves" if policy.required else ": everything passes")
+    return f"version {policy.version}" + ("" if policy.version == version else " (not the one in force)")
 
 
 def _read(file: Path) -> bytes:

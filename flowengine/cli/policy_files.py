@@ -11,6 +11,8 @@ from flowengine.errors import NotFound, PolicyInvalid, UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
     from flowengine.policy.cases import TestFile
     from flowengine.policy.evaluate import Engine
     from flowengine.policy.model import PolicySet, Value
@@ -23,6 +25,7 @@ __all__ = [
     "load_policies",
     "moment",
     "read_files",
+    "read_private_key",
     "read_tests",
     "site_of",
 ]
@@ -67,6 +70,24 @@ def read_files(path: Path) -> dict[str, bytes]:
     if not files:
         raise NotFound(f"{path} holds no .toml file", hint="name the directory that holds the policies")
     return files
+
+
+def read_private_key(file: Path) -> Ed25519PrivateKey:
+    """The Ed25519 private key in a PEM file."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    if not file.is_file():
+        raise NotFound(f"there is no key {file}", hint="flow policy bundle keygen makes one")
+    try:
+        key = load_pem_private_key(file.read_bytes(), None)
+    except (ValueError, TypeError):
+        key = None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise UsageError(
+            f"{file} is no Ed25519 private key", hint="make one with `flow policy bundle keygen`"
+        )
+    return key
 
 
 def load_policies(path: Path, sites: Path | None = None, datasets: Path | None = None) -> PolicySet:

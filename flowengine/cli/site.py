@@ -81,6 +81,16 @@ def show(name: str, as_json: bool) -> int:
     for key, fact in sorted(site.facts.items()):
         value = ", ".join(fact.value) if isinstance(fact.value, list) else str(fact.value)
         print(f"  fact         {key} = {value}  (says {fact.source}, {fact.as_of:%Y-%m-%d})")
+    policy = site.policy
+    if policy.takes:
+        has = f"version {policy.version}, {policy.digest}" if policy.version else "none yet"
+        print(f"  policies     {has}; label statements up to {policy.labels}")
+    else:
+        print("  policies     none: it trusts nobody to sign them")
+    if policy.problem:
+        print(f"  problem      {policy.problem}")
+    if site.can is not None:
+        print(f"  can          {', '.join(site.can)}")
     if site.certificate is not None:
         print(
             f"  certificate  until {show_time(site.certificate.not_after)}, key {site.certificate.key_sha256[:16]}…"

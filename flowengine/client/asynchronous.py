@@ -462,6 +462,30 @@ class AsyncClient:
         """Take a limit away."""
         await self._transport.request("DELETE", f"/v1/limits/{_quote(scope)}", type(None))
 
+    # --- policy ---
+
+    async def bundles(self) -> list[api.PolicyBundle]:
+        """Policy bundles that are or were in force, the newest first."""
+        return await self._transport.all_of("/v1/policies", api.PolicyBundle)
+
+    async def activate_bundle(self, content: bytes) -> api.PolicyBundle:
+        """Put a signed bundle in force, at the coordinator and at all agents."""
+        return await self._create("/v1/policies", api.PolicyBundleUpload(content=content), api.PolicyBundle)
+
+    async def bundle(self, version: int) -> api.PolicyBundleContent:
+        """A bundle's file."""
+        return await self._transport.request("GET", f"/v1/policies/{version}", api.PolicyBundleContent)
+
+    async def labels(self, site: str | None = None) -> list[api.LabelInfo]:
+        """Label statements of data owners, in the order in which they came."""
+        return await self._transport.all_of(
+            "/v1/labels", api.LabelInfo, {} if site is None else {"site": site}
+        )
+
+    async def set_label(self, document: bytes) -> api.LabelInfo:
+        """Hand a data owner's signed statement to all agents."""
+        return await self._create("/v1/labels", api.LabelUpload(document=document), api.LabelInfo)
+
     # --- people ---
 
     async def me(self) -> api.User:
@@ -526,7 +550,13 @@ class AsyncClient:
     async def _create(
         self,
         path: str,
-        body: api.SiteRequest | api.JoinTokenRequest | api.UserRequest | api.TokenRequest | api.TenantRequest,
+        body: api.SiteRequest
+        | api.JoinTokenRequest
+        | api.UserRequest
+        | api.TokenRequest
+        | api.TenantRequest
+        | api.PolicyBundleUpload
+        | api.LabelUpload,
         kind: type[T],
     ) -> T:
         return await self._transport.request("POST", path, kind, body=body, key=uuid.uuid4().hex)

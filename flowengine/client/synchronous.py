@@ -448,6 +448,28 @@ class Client:
         """Take a limit away."""
         self._run(self._api.remove_limit, scope)
 
+    # --- policy ---
+
+    def bundles(self) -> list[api.PolicyBundle]:
+        """Policy bundles that are or were in force, the newest first."""
+        return self._run(self._api.bundles)
+
+    def activate_bundle(self, content: bytes) -> api.PolicyBundle:
+        """Put a signed bundle in force, at the coordinator and at all agents."""
+        return self._run(self._api.activate_bundle, content)
+
+    def bundle(self, version: int) -> api.PolicyBundleContent:
+        """A bundle's file."""
+        return self._run(self._api.bundle, version)
+
+    def labels(self, site: str | None = None) -> list[api.LabelInfo]:
+        """Label statements of data owners, in the order in which they came."""
+        return self._run(self._api.labels, site)
+
+    def set_label(self, document: bytes) -> api.LabelInfo:
+        """Hand a data owner's signed statement to all agents."""
+        return self._run(self._api.set_label, document)
+
     # --- people ---
 
     def me(self) -> api.User:

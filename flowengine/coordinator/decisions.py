@@ -6,42 +6,86 @@ facts (`flowengine.policy.asking`). What the policies' own `sites.toml` pins of 
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
+import msgspec
 from sqlalchemy import Connection, select
 
 from flowengine.api.resources import Decision, Plan, PlanRequest, TransferRequest
 from flowengine.coordinator.database.catalogue import decode_facts, list_limits
-from flowengine.coordinator.database.tables import AnyRow, links, sites
-from flowengine.errors import NotFound, UsageError
-from flowengine.policy import Engine, PolicySet, Statement, load, reasons
+from flowengine.coordinator.database.policies import inherited_by, newest
+from flowengine.coordinator.database.tables import AnyRow, bundles, labels, links, sites
+from flowengine.errors import AuthenticationError, NotFound, UsageError
+from flowengine.policy import Engine, PolicySet, Statement, load, reasons, resolve
 from flowengine.policy.asking import Matter, Place, ask
 from flowengine.policy.bundle import open_bundle
 from flowengine.policy.explain import explain
-from flowengine.policy.labels import data_statements
+from flowengine.policy.labels import data_statements, relevant
 from flowengine.policy.model import Value
 from flowengine.policy.vocabulary import SOURCES
+from flowengine.trust.labels import verify_labels
 from flowengine.units import format_duration, format_rate
 
-__all__ = ["Decider"]
+__all__ = ["Decider", "Rules", "Verdict"]
 
 MAX_FILES: Final = 10_000
 
 
-class Decider:
-    """Decides requests by the policies of a directory; without one nothing is forbidden, and decisions say so."""
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """Policies to decide by: those in force, or none.
 
-    def __init__(self, policies: PolicySet | None = None, digest: str = "") -> None:
-        self._engine = None if policies is None else Engine(policies)
-        self._digest = digest
+    Attributes:
+        digest: of them, hexadecimal.
+        not_after: seconds since 1970 from which on nothing starts under them; None: never.
+    """
+
+    engine: Engine | None = None
+    digest: str = ""
+    version: int = 0
+    not_after: int | None = None
+
+    def owners(self) -> dict[str, bytes]:
+        """Keys of the data owners whom they name."""
+        if self.engine is None:
+            return {}
+        return {name: owner.key for name, owner in self.engine.policies.owners.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What policy says to a request.
+
+    Attributes:
+        digest: of the policies; empty without any.
+        labels, contracts: of the data, as they were decided on.
+    """
+
+    decisions: list[Decision]
+    digest: str = ""
+    labels: frozenset[str] = frozenset()
+    contracts: frozenset[str] = frozenset()
+
+
+class Decider:
+    """Decides requests by the bundle in force, before there is one by the policies of a directory.
+
+    Without any policy nothing is forbidden, and decisions say so.
+    """
+
+    def __init__(self, rules: Rules | None = None) -> None:
+        self._first = rules or Rules()
+        self._compiled: Rules | None = None
 
     @classmethod
     def load(cls, path: str) -> Decider:
-        """Decide by the files of a directory or a bundle.
+        """Decide by the files of a directory or a bundle until a bundle is activated.
 
         Raises:
             NotFound: there is none.
@@ -56,43 +100,110 @@ class Decider:
             raise NotFound(
                 f"{path} holds no policy", hint="a policy is a .toml file with [policy] and [[rule]]"
             )
-        return cls(policies, digest.hexdigest())
+        return cls(Rules(Engine(policies), digest.hexdigest()))
+
+    def at(self, connection: Connection) -> Rules:
+        """The policies in force, as the database has them: any coordinator may have activated them."""
+        version, _ = newest(connection)
+        if not version:
+            return self._first
+        if self._compiled is None or self._compiled.version != version:
+            row = connection.execute(select(bundles).where(bundles.c.version == version)).one()
+            opened = open_bundle(row.content)
+            engine = Engine(load(opened.files))
+            self._compiled = Rules(engine, opened.digest.partition(":")[2], version, opened.not_after)
+        return self._compiled
 
     def decide(
-        self, request: TransferRequest, rows: Mapping[str, AnyRow], user: str, now: float
-    ) -> tuple[list[Decision], str]:
-        """The decisions on all uses of the data, and the digest of the policies (hexadecimal)."""
-        uses = [("release", request.source.site)]
-        uses += [("land", name) for name in dict.fromkeys(target.site for target in request.targets)]
-        if self._engine is None:
-            return [Decision(use=use, site=site, verdict="none") for use, site in uses], ""
-        found = [self._decide(use, request, rows, site, user, int(now)) for use, site in uses]
-        return found, self._digest
-
-    def _decide(
-        self, use: str, request: TransferRequest, rows: Mapping[str, AnyRow], at: str, user: str, now: int
-    ) -> Decision:
-        engine = self._engine
-        assert engine is not None
-        policies = engine.policies
-        source, row = request.source, rows[at]
-        recipient = at if use == "land" else request.targets[0].site
-        matter = Matter(
-            tuple(data_statements(policies, (), source.site, source.path, now, added=request.labels)),
-            _place(policies, rows[recipient], now),
-            user,
-            request.purpose,
+        self,
+        connection: Connection,
+        request: TransferRequest,
+        rows: Mapping[str, AnyRow],
+        user: str,
+        now: float,
+    ) -> Verdict:
+        """The decisions on all uses of the data."""
+        targets = list(dict.fromkeys(target.site for target in request.targets))
+        asked = [("release", request.source.site, target) for target in targets]
+        asked += [("land", target, target) for target in targets]
+        rules = self.at(connection)
+        if rules.engine is None:
+            uses = dict.fromkeys((use, site) for use, site, _ in asked)
+            return Verdict([Decision(use=use, site=site, verdict="none") for use, site in uses])
+        data = _data(connection, rules, request, int(now))
+        decisions: dict[tuple[str, str], Decision] = {}
+        for use, site, recipient in asked:
+            found = self._decide(rules, use, rows[site], rows[recipient], data, request, user, int(now))
+            before = decisions.get((use, site))
+            if before is None or before.verdict == "permit":  # what one recipient must not have is denied
+                decisions[use, site] = found
+        known = resolve(rules.engine.policies, data, int(now)).facts
+        labels, contracts = known.get("data.labels"), known.get("data.contracts")
+        return Verdict(
+            list(decisions.values()),
+            rules.digest,
+            labels if isinstance(labels, frozenset) else frozenset(request.labels),
+            contracts if isinstance(contracts, frozenset) else frozenset(request.contracts),
         )
-        judged = ask(engine, use, _place(policies, row, now), matter, now)
-        found = judged.decision
-        rules = [rule.rule.name for rule in found.chosen] if found.permit else list(reasons(found).because)
+
+    def may_relay(
+        self,
+        connection: Connection,
+        request: TransferRequest,
+        rows: Mapping[str, AnyRow],
+        user: str,
+        now: float,
+        through: Iterable[str],
+    ) -> set[str]:
+        """Those of some sites that may pass the data on, sealed, to every target."""
+        rules = self.at(connection)
+        if rules.engine is None:
+            return set(through)
+        data = _data(connection, rules, request, int(now))
+        targets = {target.site for target in request.targets}
+        return {
+            site
+            for site in through
+            if all(
+                self._decide(rules, "relay", rows[site], rows[at], data, request, user, int(now)).verdict
+                == "permit"
+                for at in targets
+            )
+        }
+
+    @staticmethod
+    def _decide(
+        rules: Rules,
+        use: str,
+        row: AnyRow,
+        recipient: AnyRow,
+        data: Sequence[Statement],
+        request: TransferRequest,
+        user: str,
+        now: int,
+    ) -> Decision:
+        engine = rules.engine
+        assert engine is not None
+        if rules.not_after is not None and rules.not_after <= now:
+            return Decision(
+                use=use,
+                site=row.name,
+                verdict="deny",
+                rule="policy-expired",
+                text=f"the policies in force, version {rules.version}, have expired",
+                policy_digest=rules.digest,
+            )
+        policies = engine.policies
+        matter = Matter(tuple(data), _place(policies, recipient, now), user, request.purpose)
+        found = ask(engine, use, _place(policies, row, now), matter, now).decision
+        names = [rule.rule.name for rule in found.chosen] if found.permit else list(reasons(found).because)
         return Decision(
             use=use,
             site=row.name,
             verdict="permit" if found.permit else "deny",
-            rule=", ".join(rules),
+            rule=", ".join(names),
             text=explain(engine, found),
-            policy_digest=self._digest,
+            policy_digest=rules.digest,
             duties=[duty.type for duty in found.duties],
         )
 
@@ -109,7 +220,7 @@ class Decider:
         for name in names:
             if name not in rows or rows[name].state == "revoked":
                 raise NotFound(f"there is no site {name}", hint="flow site ls lists the sites", site=name)
-        decisions, _ = self.decide(request, rows, user, now)
+        decisions = self.decide(connection, request, rows, user, now).decisions
         permitted = not any(decision.verdict == "deny" for decision in decisions)
         rate = _rate(connection, request.source.site, targets, now)
         duration = None
@@ -166,6 +277,29 @@ def _words(permitted: bool, decisions: list[Decision], rate: float | None, durat
     return text + (f": about {format_duration(duration)}" if duration is not None else "")
 
 
+def _data(connection: Connection, rules: Rules, request: TransferRequest, now: int) -> list[Statement]:
+    """What is said about the data of a request: by its owners, by what it came from, by who asks."""
+    assert rules.engine is not None
+    policies, source = rules.engine.policies, request.source
+    labellings = []
+    owners = rules.owners()
+    for document in connection.execute(
+        select(labels.c.document).where(labels.c.site == source.site)
+    ).scalars():
+        with contextlib.suppress(AuthenticationError):  # of an owner who is none any more
+            labellings.append(verify_labels(document, owners))
+    return data_statements(
+        policies,
+        relevant(policies, labellings, source.site, source.path, now),
+        source.site,
+        source.path,
+        now,
+        added=request.labels,
+        contracts=request.contracts,
+        inherited=inherited_by(connection, source.site, source.path),
+    )
+
+
 def _place(policies: PolicySet, row: AnyRow, now: int) -> Place:
     """A site as the catalogue has it."""
     said = []
@@ -183,7 +317,8 @@ def _place(policies: PolicySet, row: AnyRow, now: int) -> Place:
         kind = fact.source.partition(":")[0]
         by = fact.source if kind in SOURCES else f"registry:{fact.source}"
         said.append(Statement(attribute.name, value, by, min(now, int(fact.as_of.timestamp()))))
-    return Place(row.name, row.key_sha256 or "", tuple(said))
+    can = None if row.can is None else frozenset(msgspec.json.decode(row.can, type=list[str]))
+    return Place(row.name, row.key_sha256 or "", tuple(said), can)
 
 
 def _read_files(path: Path) -> dict[str, bytes]:

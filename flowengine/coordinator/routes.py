@@ -73,6 +73,18 @@ class EventsQuery(PageQuery):
     ] = ""
 
 
+class LabelsQuery(PageQuery):
+    """Label statements in the order in which they came."""
+
+    site: Annotated[Name, Meta(description="Only those on this site's data.")] | None = None
+
+
+class AgentLabelsQuery(msgspec.Struct, forbid_unknown_fields=True):
+    """From where on."""
+
+    after: Annotated[int, Meta(ge=0, le=2**62, description="Serial of the last one that is there.")] = 0
+
+
 class FilesQuery(msgspec.Struct, forbid_unknown_fields=True):
     """Which folder."""
 
@@ -98,6 +110,7 @@ PATH_TYPES: Final[dict[str, object]] = {
     "transfer": TransferId,
     "task": Annotated[str, Meta(pattern=r"^t-[0-9a-z]{4,32}\.[0-9]{1,3}$")],
     "token": Annotated[str, Meta(pattern=r"^[0-9a-f]{8}$")],
+    "version": Annotated[str, Meta(pattern=r"^[1-9][0-9]{0,17}$")],
     "answer": Annotated[str, Meta(pattern=r"^[0-9a-f]{32}$")],
     "digest": Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}$")],
     "scope": Annotated[
@@ -391,6 +404,59 @@ ROUTES: Final[tuple[Route, ...]] = (
         query=EventsQuery,
         streams=True,
     ),
+    # policy
+    Route(
+        "GET",
+        "/v1/policies",
+        "list_bundles",
+        "Policy bundles that are or were in force, newest first",
+        READING,
+        response=_r.Page,
+        items=_r.PolicyBundle,
+        query=PageQuery,
+    ),
+    Route(
+        "POST",
+        "/v1/policies",
+        "activate_bundle",
+        "Put a signed bundle in force, here and at all agents",
+        OPERATOR,
+        _r.PolicyBundleUpload,
+        _r.PolicyBundle,
+        status=201,
+        also=("conflict", "policy-invalid"),
+        creates=True,
+    ),
+    Route(
+        "GET",
+        "/v1/policies/{version}",
+        "get_bundle",
+        "A bundle's file",
+        SEEING,
+        response=_r.PolicyBundleContent,
+    ),
+    Route(
+        "GET",
+        "/v1/labels",
+        "list_labels",
+        "Label statements of data owners",
+        READING,
+        response=_r.Page,
+        items=_r.LabelInfo,
+        query=LabelsQuery,
+    ),
+    Route(
+        "POST",
+        "/v1/labels",
+        "set_label",
+        "Hand a data owner's signed statement to all agents",
+        ASKING,
+        _r.LabelUpload,
+        _r.LabelInfo,
+        status=201,
+        also=("conflict", "label-forged", "label-unknown-owner"),
+        creates=True,
+    ),
     # people
     Route(
         "GET",
@@ -519,6 +585,24 @@ ROUTES: Final[tuple[Route, ...]] = (
         _a.Heartbeat,
         _a.HeartbeatReply,
         also=("incompatible",),
+    ),
+    Route(
+        "GET",
+        "/v1/agent/policy",
+        "agent_policy",
+        "The policy bundle in force",
+        "agent",
+        response=_r.PolicyBundleContent,
+        also=("not-found",),
+    ),
+    Route(
+        "GET",
+        "/v1/agent/labels",
+        "agent_labels",
+        "Label statements",
+        "agent",
+        response=_a.AgentLabels,
+        query=AgentLabelsQuery,
     ),
     Route(
         "POST",

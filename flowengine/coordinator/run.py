@@ -7,10 +7,11 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from aiohttp import web
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from sqlalchemy import text
 
 from flowengine.coordinator.actions.people import first_admin
@@ -39,6 +40,8 @@ class Options:
 
     Attributes:
         names: host names under which the coordinator is reached; the first goes into join tokens.
+        policies: directory or bundle to decide by until a bundle is activated.
+        policy_keys: whose signatures count on bundles, by role.
     """
 
     state: str
@@ -50,6 +53,7 @@ class Options:
     offline_s: float = 30.0
     agent_valid_s: int = 7 * 86400
     policies: str = ""
+    policy_keys: Mapping[str, Sequence[Ed25519PublicKey]] = field(default_factory=dict)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -85,6 +89,7 @@ async def _open(options: Options, url: str, clock: Callable[[], float]) -> Servi
         Decider.load(options.policies) if options.policies else Decider(),
         Hub(),
         clock,
+        policy_keys=options.policy_keys,
     )
     await prepare(database)
     await database.write(lambda w: _claim_database(w, secrets.authority.fingerprint.hex()))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import TypeVar
 
 import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from sqlalchemy import select
 
 from flowengine.coordinator.actions.grants import Terms
@@ -62,6 +63,8 @@ class Service:
     epoch: int = 0
     leader: bool = False
     stopping: bool = False
+    policy_keys: Mapping[str, Sequence[Ed25519PublicKey]] = field(default_factory=dict)
+    """Whose signatures count on policy bundles, by role."""
 
     @property
     def chain(self) -> Chain:

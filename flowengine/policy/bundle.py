@@ -18,8 +18,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from flowengine.errors import AuthenticationError, Denied, IntegrityError, UsageError
 from flowengine.policy.explain import ENGINE
@@ -34,6 +35,7 @@ __all__ = [
     "digest",
     "key_id",
     "open_bundle",
+    "read_public_key",
     "sign",
     "verify",
 ]
@@ -70,6 +72,26 @@ def digest(content: bytes) -> str:
 def key_id(key: Ed25519PublicKey) -> str:
     """How signatures name a key: the first 16 hex digits of the SHA-256 of its raw bytes."""
     return hashlib.sha256(key.public_bytes_raw()).hexdigest()[:16]
+
+
+def read_public_key(content: bytes) -> Ed25519PublicKey:
+    """An Ed25519 public key: PEM, or 64 hexadecimal digits.
+
+    Raises:
+        UsageError: It is none.
+    """
+    text = content.strip()
+    if re.fullmatch(rb"[0-9a-f]{64}", text):
+        return Ed25519PublicKey.from_public_bytes(bytes.fromhex(text.decode()))
+    try:
+        key = load_pem_public_key(content)
+    except (ValueError, UnsupportedAlgorithm):
+        key = None
+    if not isinstance(key, Ed25519PublicKey):
+        raise UsageError(
+            "this is no Ed25519 public key", hint="it is the .pub file of `flow policy bundle keygen`"
+        )
+    return key
 
 
 def build(files: Mapping[str, bytes], version: int, not_after: int, overdue: Iterable[str] = ()) -> bytes:

@@ -221,7 +221,7 @@ def read_owners(source: Source) -> dict[str, Owner]:
         table = declared.table(name, ("title", "key", "roots"))
         key = table.text("key", example="'64 hexadecimal digits'")
         if key and not _HEX_64.fullmatch(key):
-            hint = "`flow label keygen` prints it: 64 hexadecimal digits"
+            hint = "`flow policy bundle keygen` prints it: 64 hexadecimal digits"
             table.problem(("key",), f"{key!r} is no Ed25519 public key", hint)
             key = ""
         for other in owners.values():

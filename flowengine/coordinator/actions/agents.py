@@ -10,12 +10,13 @@ import msgspec
 from sqlalchemy import Connection, bindparam, func, select, update
 
 from flowengine.api.agents import Claim, Claimed, Heartbeat, HeartbeatReply, Report, ReportReply, TaskGrant
-from flowengine.api.resources import PRIORITIES, Counters, LandedObject
+from flowengine.api.resources import PRIORITIES, Counters, LandedObject, SitePolicy
 from flowengine.coordinator.actions.duties import quarantines_of
 from flowengine.coordinator.actions.grants import Terms, task_grant
 from flowengine.coordinator.actions.transfers import redrive
 from flowengine.coordinator.database.catalogue import decode_addresses, limits_of_site, revoked_serials
 from flowengine.coordinator.database.people import moment
+from flowengine.coordinator.database.policies import newest
 from flowengine.coordinator.database.tables import AnyRow, counters, landed, looks, sites, tasks, transfers
 from flowengine.coordinator.database.transactions import Writing, json_text
 from flowengine.coordinator.database.transfers import decode_counters, decode_request, lock_transfer, settle
@@ -64,6 +65,8 @@ def heartbeat(
             last_seen=writing.now,
             agent_draining=beat.draining,
             relay=json_text(beat.relay) if beat.relay is not None and beat.relay.max_streams > 0 else "",
+            can=None if beat.can is None else json_text(sorted(beat.can)),
+            policy=json_text(beat.policy or SitePolicy()),
         )
     )
     if addresses != row.addresses or row.last_seen is None:
@@ -80,6 +83,7 @@ def heartbeat(
     if row.cert_not_after is not None:
         span = row.cert_not_after - row.cert_not_before
         renew = writing.now > row.cert_not_before + span * terms.renew_certificate_at
+    bundle, labels = newest(writing.connection)
     return HeartbeatReply(
         now=moment(writing.now),
         epoch=writing.connection.execute(_COUNTER, {"counter": "epoch"}).scalar_one(),
@@ -88,6 +92,8 @@ def heartbeat(
         limits=limits_of_site(writing.connection, writing.now, site),
         draining=row.draining,
         renew=renew,
+        bundle=bundle,
+        labels=labels,
     )
 
 
@@ -413,4 +419,5 @@ def agent_view(connection: Connection, now: float, site: str) -> AgentView:
         directives=directives,
         quarantines=quarantines_of(connection, site),
         looks={look.id: (look.path, look.expires - now) for look in asked},
+        policies=newest(connection),
     )

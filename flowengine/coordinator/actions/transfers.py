@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from sqlalchemy import func, select, update
+from sqlalchemy import Connection, func, select, update
 
 from flowengine.api.resources import PRIORITIES, Decision, Endpoint, Transfer, TransferRequest
 from flowengine.coordinator.database.catalogue import decode_addresses, decode_roots
+from flowengine.coordinator.database.policies import inherit
 from flowengine.coordinator.database.tables import AnyRow, sites, tasks, tenants, transfers
 from flowengine.coordinator.database.transactions import Writing, json_text
 from flowengine.coordinator.database.transfers import find_transfer, lock_transfer, settle
 from flowengine.coordinator.database.work import wake_beside
+from flowengine.coordinator.decisions import Verdict
 from flowengine.coordinator.rules.paths import clean, offering_root
 from flowengine.coordinator.rules.queue import first_overlap
 from flowengine.coordinator.rules.states import ENDED, dialer
@@ -20,8 +22,8 @@ from flowengine.errors import Denied, FlowError, NotFound, TemporaryError, Usage
 
 __all__ = ["Decide", "create", "redrive", "site_rows", "steer"]
 
-Decide = Callable[[TransferRequest, Mapping[str, AnyRow], str, float], tuple[list[Decision], str]]
-"""Policy's answer: the decisions on all uses, and the digest of the policies."""
+Decide = Callable[[Connection, TransferRequest, Mapping[str, AnyRow], str, float], Verdict]
+"""Policy's answer to a request."""
 
 
 def site_rows(writing: Writing, request: TransferRequest) -> dict[str, AnyRow]:
@@ -113,7 +115,8 @@ def create(
     check_places(request, rows)
     drivers = _drivers(request, rows)
     _check_queue(writing, tenant, len(drivers))
-    decisions, digest = decide(request, rows, user, writing.now)
+    verdict = decide(writing.connection, request, rows, user, writing.now)
+    decisions = verdict.decisions
     denied = [decision for decision in decisions if decision.verdict == "deny"]
     if denied:
         first = denied[0]
@@ -139,9 +142,12 @@ def create(
             priority=PRIORITIES.index(request.priority),
             mode=request.mode,
             decisions=json_text(decisions),
-            policy_digest=digest,
+            policy_digest=verdict.digest,
         )
     )
+    if request.mode != "verify" and not request.options.dry_run and (verdict.labels or verdict.contracts):
+        for target in request.targets:  # a copy has the labels of what it came from
+            inherit(writing, target.site, target.path, verdict.labels, verdict.contracts)
     writing.connection.execute(
         tasks.insert(),
         [

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import msgspec
 from sqlalchemy import Connection, func, or_, select
 
-from flowengine.api.resources import Certificate, Fact, Limit, LimitWindow, Link, Root, Site
+from flowengine.api.resources import Certificate, Fact, Limit, LimitWindow, Link, Root, Site, SitePolicy
 from flowengine.coordinator.database.people import moment, optional_moment
 from flowengine.coordinator.database.tables import AnyRow, certificates, limits, links, sites, tasks
 from flowengine.coordinator.rules.windows import rate_now
@@ -78,6 +78,8 @@ def _site(row: AnyRow, running: int) -> Site:
         certificate=certificate,
         max_tasks=row.max_tasks,
         running_tasks=running,
+        can=None if row.can is None else msgspec.json.decode(row.can, type=list[str]),
+        policy=msgspec.json.decode(row.policy, type=SitePolicy),
     )
 
 

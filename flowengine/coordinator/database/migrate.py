@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 __all__ = ["HEAD", "alembic_config", "prepare"]
 
-HEAD: Final = "0004"
+HEAD: Final = "0005"
 """The newest migration; a test holds it equal to what the folder has."""
-_COUNTERS: Final = ("event", "fence", "epoch", "plan", "promise")
+_COUNTERS: Final = ("event", "fence", "epoch", "plan", "promise", "label")
 _LOCK: Final = 0x666C6F6D
 
 

@@ -64,7 +64,7 @@ def _one_of(column: str, *values: str) -> CheckConstraint:
 counters: Final = Table(
     "counters",
     metadata,
-    Column("name", Text, primary_key=True),  # "event", "fence", "epoch"
+    Column("name", Text, primary_key=True),  # "event", "fence", "epoch", "label"
     Column("value", BigInteger, nullable=False),
 )
 settings: Final = Table(
@@ -132,6 +132,8 @@ sites: Final = Table(
     Column("cert_not_before", Double),
     Column("cert_not_after", Double),
     _text("relay"),  # what it passes on for others; empty: nothing
+    Column("can", Text),  # duties that its agent carries out; null: it has not said
+    _text("policy", "{}"),  # what its agent says of its policies
     _one_of("state", "expected", "online", "offline", "draining", "revoked"),
 )
 certificates: Final = Table(
@@ -378,6 +380,36 @@ events: Final = Table(
     Index("ix_events_transfer_seq", "transfer", "seq"),
     Index("ix_events_site_seq", "site", "seq"),
     Index("ix_events_at", "at"),
+)
+bundles: Final = Table(
+    "bundles",
+    metadata,
+    Column("version", BigInteger, primary_key=True, autoincrement=False),  # the highest is in force
+    Column("digest", Text, nullable=False),
+    _time("not_after"),
+    Column("content", LargeBinary, nullable=False),
+    _time("activated"),
+    _text("activated_by"),
+)
+labels: Final = Table(
+    "labels",
+    metadata,
+    Column("owner", Text, primary_key=True),
+    Column("site", Text, primary_key=True, index=True),
+    Column("path", Text, primary_key=True),
+    Column("serial", BigInteger, nullable=False, server_default=text("0"), index=True),
+    _count("number"),
+    Column("document", LargeBinary, nullable=False),
+    _time("added"),
+    _text("added_by"),
+)
+inherited: Final = Table(
+    "inherited",
+    metadata,
+    Column("site", Text, primary_key=True),
+    Column("path", Text, primary_key=True),
+    Column("labels", Text, primary_key=True),
+    Column("contracts", Text, primary_key=True),
 )
 looks: Final = Table(
     "looks",

@@ -17,6 +17,7 @@ from flowengine.api.agents import (
     DrainCommand,
     LimitsCommand,
     LookCommand,
+    PoliciesCommand,
     QuarantineCommand,
     RevocationsCommand,
     TaskCommand,
@@ -45,6 +46,7 @@ class AgentView:
         limits: JSON of the limits that concern it.
         quarantines: tasks to it that policy ended, with the reason, until it tells what became of what had arrived.
         looks: listings that users wait for: path, and for how many seconds yet.
+        policies: version of the bundle in force, serial of the last label statement.
     """
 
     claimable: frozenset[str] = frozenset()
@@ -54,6 +56,7 @@ class AgentView:
     directives: Mapping[str, Directive] = field(default_factory=dict)
     quarantines: Mapping[str, str] = field(default_factory=dict)
     looks: Mapping[str, tuple[str, float]] = field(default_factory=dict)
+    policies: tuple[int, int] = (0, 0)
 
 
 NOTHING_TOLD = AgentView()
@@ -84,6 +87,9 @@ def commands(told: AgentView, now: AgentView) -> list[Command]:
             found.append(QuarantineCommand(task=task, why=why))
     if now.revoked != told.revoked:
         found.append(RevocationsCommand(revoked=list(now.revoked)))
+    if now.policies != told.policies:
+        bundle, labels = now.policies
+        found.append(PoliciesCommand(bundle=bundle, labels=labels))
     if now.limits != told.limits:
         found.append(LimitsCommand(limits=msgspec.json.decode(now.limits, type=list[Limit])))
     if now.draining != told.draining:

@@ -7,6 +7,7 @@ from flowengine.coordinator.service import Service
 from flowengine.coordinator.web.agents import Agents
 from flowengine.coordinator.web.catalogue import Catalogue
 from flowengine.coordinator.web.evidence import Evidence
+from flowengine.coordinator.web.policies import PolicyFiles
 from flowengine.coordinator.web.server import Handler
 from flowengine.coordinator.web.streams import Streams
 from flowengine.coordinator.web.transfers import People, Transfers
@@ -20,6 +21,7 @@ def handlers_of(service: Service) -> dict[str, Handler]:
         Catalogue(service),
         Transfers(service),
         People(service),
+        PolicyFiles(service),
         Agents(service),
         Streams(service),
         Evidence(service),

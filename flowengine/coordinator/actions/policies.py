@@ -1,0 +1,115 @@
+"""Bundles that come into force, and label statements that owners signed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from sqlalchemy import select
+
+from flowengine.api.resources import LabelInfo, PolicyBundle
+from flowengine.coordinator.database.policies import newest, show_bundle, show_label
+from flowengine.coordinator.database.tables import bundles, labels, sites
+from flowengine.coordinator.database.transactions import Writing
+from flowengine.errors import FlowError, IntegrityError, UsageError
+from flowengine.policy.bundle import verify
+from flowengine.policy.parse import load
+from flowengine.trust.labels import verify_labels
+
+__all__ = ["activate", "keep_label"]
+
+
+def activate(
+    writing: Writing, content: bytes, trusted: Mapping[str, Sequence[Ed25519PublicKey]], user: str
+) -> PolicyBundle:
+    """Put a bundle in force, here and, as they hear of it, at all agents.
+
+    Raises:
+        FlowError: not signed by both roles, expired, not newer than any before, or its policies cannot be read.
+    """
+    if not trusted:
+        raise FlowError(
+            "this coordinator trusts no keys that sign policies",
+            hint="start it with --policy-owner-key and --security-key",
+            reason="conflict",
+        )
+    try:
+        opened = verify(content, trusted, int(writing.now))
+    except IntegrityError as error:
+        raise UsageError(error.message, hint=error.hint) from None
+    in_force, _ = newest(writing.connection)
+    if opened.version <= in_force:
+        raise FlowError(
+            f"bundle version {opened.version} is not newer than {in_force}, which is or was in force",
+            hint="to go back, build the old content with a new version",
+            reason="conflict",
+        )
+    if not load(opened.files).policies:
+        raise UsageError("the bundle holds no policy", hint="build it from the policies' folder")
+    writing.connection.execute(
+        bundles.insert().values(
+            version=opened.version,
+            digest=opened.digest,
+            not_after=opened.not_after,
+            content=content,
+            activated=writing.now,
+            activated_by=user,
+        )
+    )
+    row = writing.connection.execute(select(bundles).where(bundles.c.version == opened.version)).one()
+    shown = show_bundle(row, opened.version)
+    writing.emit(
+        "policy.activated",
+        user=user,
+        version=opened.version,
+        digest=opened.digest,
+        signed_by=[role for role, _ in shown.signed_by],
+        wake=_all_sites(writing),
+    )
+    return shown
+
+
+def keep_label(writing: Writing, document: bytes, owners: Mapping[str, bytes], user: str) -> LabelInfo:
+    """Take an owner's statement and hand it on to all agents.
+
+    Raises:
+        AuthenticationError: it is not signed with the key of an owner whom the policies name.
+        FlowError: a later one of this owner on this root is there already (reason "conflict").
+    """
+    said = verify_labels(document, owners)
+    here = (labels.c.owner == said.owner) & (labels.c.site == said.site) & (labels.c.path == said.path)
+    before = writing.connection.execute(select(labels.c.number).where(here)).scalar()
+    if before is not None and before >= said.number:
+        raise FlowError(
+            f"statement {said.number} of {said.owner} on {said.site}:{said.path} is not later than {before}",
+            hint="sign it again with a higher number: flow label sign --number",
+            reason="conflict",
+        )
+    serial = writing.count_up("label")
+    values = {
+        "serial": serial,
+        "number": said.number,
+        "document": document,
+        "added": writing.now,
+        "added_by": user,
+    }
+    if before is None:
+        values |= {"owner": said.owner, "site": said.site, "path": said.path}
+        writing.connection.execute(labels.insert().values(**values))
+    else:
+        writing.connection.execute(labels.update().where(here).values(**values))
+    writing.emit(
+        "label.set",
+        site=said.site,
+        user=user,
+        owner=said.owner,
+        path=said.path,
+        number=said.number,
+        labels=sorted(said.labels),
+        wake=_all_sites(writing),
+    )
+    return show_label(writing.connection.execute(select(labels).where(here)).one())
+
+
+def _all_sites(writing: Writing) -> list[str]:
+    return list(writing.connection.execute(select(sites.c.name).where(sites.c.state != "revoked")).scalars())
