@@ -440,6 +440,14 @@ class LandedObject(_Resource):
     size_bytes: int
 
 
+class DeliveryReceipt(_Resource):
+    """A target's signed word on what landed; `receipt` is base64 (docs/spec/trust.md)."""
+
+    task: str
+    site: Name
+    receipt: str
+
+
 class EvidenceCheckpoint(_Resource):
     """A signed head of a chain of evidence that the coordinator holds.
 

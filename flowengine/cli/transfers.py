@@ -132,6 +132,43 @@ def show(transfer_id: str, as_json: bool) -> int:
     return Exit.DONE
 
 
+@transfer.command("receipt")
+@click.argument("transfer_id", metavar="ID")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    metavar="FILE",
+    help="The file to write; FILE.SITE for each target where there are several.",
+)
+@json_option
+def receipt(transfer_id: str, output: str, as_json: bool) -> int:
+    """Fetch what the targets signed for: proofs of delivery that `flow evidence verify` checks offline."""
+    import base64
+
+    from flowengine.cli.output import print_json
+    from flowengine.errors import NotFound
+
+    with open_client() as client:
+        found = client.transfer(transfer_id).receipts()
+    if not found:
+        raise NotFound(
+            f"no target of {transfer_id} has signed for it yet",
+            hint="a target signs when everything has landed; flow transfer show tells how it stands",
+        )
+    files = {}
+    for one in found:
+        files[one.site] = output if len(found) == 1 else f"{output}.{one.site}"
+        with open(files[one.site], "wb") as file:
+            file.write(base64.b64decode(one.receipt))
+    if as_json:
+        print_json({"transfer": transfer_id, "receipts": files})
+    else:
+        for site, name in files.items():
+            print(f"{name}: of {site}")
+    return Exit.DONE
+
+
 def _show_task(task: api.Task) -> None:
     counters = task.counters
     facts = [f"{counters.objects_done} of {counters.objects} objects", f"{format_bytes(counters.bytes_done)}"]

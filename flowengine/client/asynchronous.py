@@ -194,6 +194,10 @@ class AsyncTransfer:
         """One line on what it waits for, or what makes it no faster."""
         return await self._transport.request("GET", f"/v1/transfers/{self.id}/why", api.Why)
 
+    async def receipts(self) -> list[api.DeliveryReceipt]:
+        """What the targets signed for so far: one receipt for each at which everything landed."""
+        return await self._transport.all_of(f"/v1/transfers/{self.id}/receipts", api.DeliveryReceipt)
+
     async def cancel(self) -> api.Transfer:
         """End it. What has landed stays."""
         return await self._steer("cancel")

@@ -207,6 +207,10 @@ class Transfer:
         """One line on what it waits for, or what makes it no faster."""
         return self._client._run(self._inner.why)
 
+    def receipts(self) -> list[api.DeliveryReceipt]:
+        """What the targets signed for so far: one receipt for each at which everything landed."""
+        return self._client._run(self._inner.receipts)
+
     def cancel(self) -> api.Transfer:
         """End it. What has landed stays."""
         return self._client._run(self._inner.cancel)

@@ -384,6 +384,17 @@ ROUTES: Final[tuple[Route, ...]] = (
         query=LandedQuery,
     ),
     Route(
+        "GET",
+        "/v1/transfers/{transfer}/receipts",
+        "list_receipts",
+        "What the targets signed for",
+        READING,
+        response=_r.Page,
+        items=_r.DeliveryReceipt,
+        query=PageQuery,
+        also=("not-found",),
+    ),
+    Route(
         "POST",
         "/v1/plans",
         "create_plan",

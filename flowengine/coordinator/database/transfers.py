@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Select, or_, select, update
 from flowengine.api.resources import (
     Counters,
     Decision,
+    DeliveryReceipt,
     Disposal,
     LandedObject,
     Task,
@@ -205,6 +206,21 @@ def landed_after(connection: Connection, transfer: str, after: int, limit: int) 
     )
     return [
         LandedObject(seq=row.seq, target=row.target, path=row.path, size_bytes=row.size_bytes)
+        for row in connection.execute(query)
+    ]
+
+
+def receipts_of(connection: Connection, transfer: str, skip: int, limit: int) -> list[DeliveryReceipt]:
+    """What the targets of a transfer signed for."""
+    query = (
+        select(tasks.c.id, tasks.c.target_site, tasks.c.receipt)
+        .where(tasks.c.transfer == transfer, tasks.c.receipt != "")
+        .order_by(tasks.c.id)
+        .offset(skip)
+        .limit(limit)
+    )
+    return [
+        DeliveryReceipt(task=row.id, site=row.target_site, receipt=row.receipt)
         for row in connection.execute(query)
     ]
 

@@ -114,6 +114,17 @@ class Transfers:
         found = await self._wait(landed, query.wait_s) or []
         return page(found, query.limit, lambda row: str(row.seq))
 
+    async def list_receipts(self, call: Call) -> Page:
+        query = call.query
+        skip = cursor_number(query.after) or 0
+        transfer = await self._db.read(
+            lambda c: stored.find_transfer(c, call.path["transfer"], call.user.sees)
+        )
+        found = await self._db.read(lambda c: stored.receipts_of(c, transfer.id, skip, query.limit + 1))
+        return Page(
+            items=found[: query.limit], next=str(skip + query.limit) if len(found) > query.limit else ""
+        )
+
     async def _wait(self, look: Callable[[], Awaitable[T | None]], wait_s: float) -> T | None:
         """What `look` finds, as soon as it finds something; None after `wait_s`."""
         deadline = asyncio.get_running_loop().time() + wait_s
