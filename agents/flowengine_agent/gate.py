@@ -271,8 +271,11 @@ class Gate:
         """
         bundle = self.policies.in_force
         if bundle is None:
-            if self.policies.required:
-                raise Denied(f"site {self.me.site} requires policies and has none", reason="policy-missing")
+            if self.policies.required or self.policies.problem:
+                raise Denied(
+                    f"site {self.me.site} decides by policies and has none that it can use",
+                    reason="policy-missing",
+                )
             return ()
         if bundle.is_expired(self._clock() - GRACE_S):
             raise Denied(f"the policies in force at {self.me.site} have expired", reason="policy-expired")
@@ -312,14 +315,18 @@ class Gate:
     # --- how ----------------------------------------------------------------------------------------------------
 
     async def _bundle(self, point: str, carried: Carried, source: str) -> InForce | None:
-        """The bundle to decide by; None where there is none and none is required."""
+        """The bundle to decide by; None where there is none, was none, and none is required.
+
+        A bundle that is here and cannot be used (its file is gone or damaged, or it was made for another version) does
+        not leave the site without policies: it denies.
+        """
         found = self.policies.in_force
         if found is None:
-            if not self.policies.required:
+            if not self.policies.required and not self.policies.problem:
                 self._log.debug("no policy at this site", point=point, task=carried.task)
                 return None
             error = Denied(
-                f"site {self.me.site} requires policies and has none in force"
+                f"site {self.me.site} decides by policies and has none that it can use"
                 + (f": {self.policies.problem}" if self.policies.problem else ""),
                 hint="an operator activates a bundle: flow policy bundle push",
                 reason="policy-missing",
