@@ -1,0 +1,348 @@
+"""What an agent decides by: bundles that never go back, labels of owners, facts by pins; without a network."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from liars import PolicyKeys
+
+from flowengine.errors import AuthenticationError, Denied, FlowError, PolicyInvalid, UsageError
+from flowengine.policy import Engine, PolicySet, Statement, load, resolve
+from flowengine.policy.asking import AGENT_CAN, Matter, Place, ask, can_do
+from flowengine.policy.labels import Inherited, Labelling, data_statements, relevant, uncovered
+from flowengine.trust.labels import sign_labels, verify_labels
+from flowengine_agent.policies import Policies
+
+NOW = 1_780_000_000
+KEY, OTHER = "ab" * 32, "cd" * 32
+OWNER, ARCHIVE = bytes.fromhex("01" * 32), bytes.fromhex("02" * 32)
+POLICY = """
+[policy]
+id = "home"
+version = "1"
+title = "Stays in France"
+owner = "dpo@example.org"
+applies_to = ["data.labels includes 'secret'"]
+effective = 2026-01-01
+review_by = 2100-01-01
+[[rule]]
+id = "france"
+effect = "permit"
+on = ["release", "land"]
+when = ["site.country is 'FR'"]
+why = "Inside France"
+"""
+SITES = f"""
+[site.paris]
+country = "FR"
+key = "{KEY}"
+can = ["encrypt.flight", "log"]
+[site.paris.recipient]
+org = "ror:1"
+"""
+OWNERS = f"""
+[owner.hospital]
+key = "{OWNER.hex()}"
+roots = ["paris:/data/cohort", "*:/clinical"]
+[owner.archive]
+key = "{ARCHIVE.hex()}"
+roots = ["paris:/data/cohort/old"]
+"""
+
+
+def policies(**more: str) -> PolicySet:
+    texts = {"home.toml": POLICY, "sites.toml": SITES, "owners.toml": OWNERS} | more
+    return load({name: text.encode() for name, text in texts.items()})
+
+
+def matter(*data: Statement, at: Place | None = None) -> Matter:
+    return Matter(
+        data or (Statement("data.labels", frozenset(["secret"]), "label:x", NOW),), at or Place("paris", KEY)
+    )
+
+
+# --- the facts of a site ----------------------------------------------------------------------------------------------
+
+
+def test_another_key_is_another_site() -> None:
+    engine = Engine(policies())
+    assert ask(engine, "land", Place("paris", KEY), matter(), NOW).decision.permit
+    for key in ("", OTHER):
+        found = ask(engine, "land", Place("paris", key), matter(at=Place("paris", key)), NOW)
+        assert not found.decision.permit
+        assert not {"site.id", "site.country", "recipient.org"} & set(found.known.facts)
+        assert can_do(engine.policies, Place("paris", key, can=frozenset({"log"}))) == frozenset()
+
+
+def test_pins_beat_what_others_say_and_a_site_may_narrow_them() -> None:
+    lie = Statement("site.country", "FR", "registry:catalogue", NOW)
+    own = Statement("site.certs", frozenset(), "site:lyon", NOW)
+    pins = (
+        f'[site.moscow]\ncountry = "RU"\nkey = "{KEY}"\n[site.lyon]\ncountry = "FR"\ncerts = ["iso27001"]\n'
+    )
+    engine = Engine(policies(**{"sites.toml": pins}))
+    found = ask(engine, "land", Place("moscow", KEY, (lie,)), matter(), NOW)
+    assert (found.decision.permit, found.known.facts["site.country"]) == (False, "RU")
+    assert (
+        ask(engine, "land", Place("lyon", OTHER, (own,)), matter(), NOW).known.facts["site.certs"]
+        == frozenset()
+    )
+    # Of a site that is not pinned the catalogue is heard; an agent, which has none, knows nothing of it.
+    assert ask(engine, "land", Place("nice", KEY, (lie,)), matter(), NOW).decision.permit
+    assert not ask(engine, "land", Place("nice", KEY), matter(), NOW).decision.permit
+
+
+def test_what_a_site_can_is_what_it_says_and_what_is_pinned() -> None:
+    found = policies()
+    assert can_do(found, Place("paris", KEY)) == {"encrypt.flight", "log"}
+    assert can_do(found, Place("paris", KEY, can=frozenset({"log", "window"}))) == {"log"}
+    assert can_do(found, Place("nice", KEY)) == AGENT_CAN
+    assert can_do(found, Place("nice", KEY, can=frozenset())) == frozenset()
+
+
+def test_who_has_the_key_cannot_be_pinned() -> None:
+    pins = f'[site.paris]\ncountry = "FR"\nhas_key = true\nspill = "memory-only"\nkey = "{KEY}"\n'
+    engine = Engine(policies(**{"sites.toml": pins}))
+    known = ask(engine, "relay", Place("paris", KEY), matter(), NOW).known.facts
+    assert (known["site.has_key"], known["site.spill"]) == (False, "memory-only")
+    assert ask(engine, "land", Place("paris", KEY), matter(), NOW).known.facts["site.has_key"] is True
+
+
+# --- labels -----------------------------------------------------------------------------------------------------------
+
+
+def said(path: str, *labels: str, owner: str = "hospital", **more: object) -> Labelling:
+    key = OWNER if owner == "hospital" else ARCHIVE
+    fields = {"number": 1, "issued": NOW - 10} | more
+    return Labelling(owner, key, "paris", path, labels=frozenset(labels), **fields)  # type: ignore[arg-type]
+
+
+def known(
+    path: str, *one: Labelling, inherited: list[Inherited] | None = None, **added: list[str]
+) -> dict[str, object]:
+    found = policies()
+    valid = relevant(found, one, "paris", path, NOW)
+    words = data_statements(found, valid, "paris", path, NOW, inherited=inherited or [], **added)
+    return dict(resolve(found, words, NOW).facts)
+
+
+def test_owned_data_without_a_word_of_its_owner_has_unknown_labels() -> None:
+    whole, part = said("/data/cohort", "a"), said("/data/cohort/old", "b", owner="archive")
+    for path in ("/data/cohort", "/data/cohort/new", "/data", "/"):
+        assert known(path, added=["public"]) == {}
+        assert known(path, part, added=["public"]) == {}
+    assert known("/data/cohort/new", whole)["data.labels"] == {"a"}
+    assert known("/data", whole) == {}, "what the archive owns below is still unlabelled"
+    assert known("/data/", whole, part)["data.labels"] == {"a", "b"}
+    assert known("/data/cohort/old/x", part) == {}, "both own it: both have to say what it is"
+    assert known("/data/cohorts", added=["public"])["data.labels"] == {"public"}
+    assert uncovered(policies(), [], "berlin", "/clinical/x") == ["hospital's word on berlin:/clinical/x"]
+
+
+def test_a_statement_counts_from_its_owner_on_its_root_in_its_time_alone() -> None:
+    good = said("/data/cohort/new", "a")
+    path = "/data/cohort/new"
+    assert known(path, good)["data.labels"] == {"a"}
+    for bad in (
+        said(path, "a", expires=NOW),
+        said(path, "a", issued=NOW + 1),
+        said(path, "a", withdrawn=True),
+        said("/data", "a"),  # no root of its own
+        Labelling("hospital", ARCHIVE, "paris", path, 1, NOW - 10, frozenset("a")),
+        Labelling("nobody", OWNER, "paris", path, 1, NOW - 10, frozenset("a")),
+        Labelling("hospital", OWNER, "berlin", path, 1, NOW - 10, frozenset("a")),
+    ):
+        assert known(path, bad, added=["public"]) == {}
+
+
+def test_nothing_takes_a_label_away() -> None:
+    whole = said("/data/cohort", "a", contracts=frozenset(["c1"]))
+    old = said("/data/cohort/old", "b", owner="archive")
+    copies = [Inherited(frozenset(["i"]), frozenset(["c3"]))]
+    found = known("/data/cohort", whole, old, inherited=copies, added=["r"], contracts=["c2"])
+    assert found["data.labels"] == {"a", "b", "i", "r"}
+    assert found["data.contracts"] == {"c1", "c2", "c3"}
+
+
+def test_further_facts_are_known_of_the_whole_path_alone() -> None:
+    facts = {"data.persons": 10, "data.collected_in": frozenset(["FR"]), "data.embargo_until": 5}
+    more = {"data.persons": 7, "data.collected_in": frozenset(["DE"]), "data.embargo_until": 9}
+    whole = said("/data/cohort", "a", facts=facts)
+    old = said("/data/cohort/old", "b", owner="archive", facts=more)
+    found = known("/data/cohort", whole, old)
+    assert (found["data.persons"], found["data.embargo_until"]) == (17, 9)
+    assert found["data.collected_in"] == {"FR", "DE"}
+    assert "data.persons" not in known("/data", whole, old), "of the rest of /data nobody says anything"
+    assert "data.persons" not in known("/data/cohort", whole, old, inherited=[Inherited()])
+    one = said("/data/cohort", "a", facts={"data.controller": "x"})
+    two = said("/data/cohort/old", "b", owner="archive", facts={"data.controller": "y"})
+    assert "data.controller" not in known("/data/cohort", one, two), "they contradict each other"
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("[owner.a]\nkey = 'xy'\nroots = ['p:/x']", "no Ed25519 public key"),
+        (f"[owner.a]\nkey = '{KEY}'\nroots = ['/x']", "is no root"),
+        (f"[owner.a]\nkey = '{KEY}'\nroots = ['p:/x/../y']", "is no root"),
+        (f"[owner.a]\nkey = '{KEY}'\nroots = ['p:/x']\nroot = ['p:/x']", "did you mean 'roots'"),
+        (
+            f"[owner.a]\nkey = '{KEY}'\nroots = ['p:/x']\n[owner.b]\nkey = '{KEY}'\nroots = ['p:/y']",
+            "the same key",
+        ),
+    ],
+)
+def test_owners_are_read_strictly(text: str, wrong: str) -> None:
+    with pytest.raises(PolicyInvalid, match=r"owners\.toml:\d") as caught:
+        policies(**{"owners.toml": text})
+    assert wrong in str(caught.value)
+
+
+def test_a_pinned_key_is_read_strictly() -> None:
+    with pytest.raises(PolicyInvalid, match="64 hexadecimal digits"):
+        policies(**{"sites.toml": '[site.paris]\nkey = "short"\n'})
+
+
+# --- documents --------------------------------------------------------------------------------------------------------
+
+
+def test_no_bit_of_a_statement_can_be_changed() -> None:
+    keys = PolicyKeys()
+    document = keys.statement("paris:/data/cohort", "a", facts={"data.persons": 3})
+    owners = {"hospital": keys.owner.public_key().public_bytes_raw()}
+    assert verify_labels(document, owners).facts == {"data.persons": 3}
+    reasons = set()
+    for bit in range(0, 8 * len(document), 3):
+        changed = bytearray(document)
+        changed[bit // 8] ^= 1 << bit % 8
+        try:
+            found = verify_labels(bytes(changed), owners)
+        except AuthenticationError as error:
+            reasons.add(error.reason)
+        else:  # what is not signed: the name of the key
+            assert (found.labels, found.path, found.number) == ({"a"}, "/data/cohort", 1)
+    assert reasons == {"label-forged", "label-unknown-owner"}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"path": "data"},
+        {"path": "/a/../b"},
+        {"path": "/a//b"},
+        {"number": 0},
+        {"facts": {"site.country": "FR"}},
+    ],
+)
+def test_a_statement_that_nobody_would_accept_is_not_made(wrong: dict[str, object]) -> None:
+    from flowengine.trust.labels import LabelStatement
+
+    fields: dict[str, object] = {
+        "owner": "a",
+        "site": "paris",
+        "path": "/a",
+        "number": 1,
+        "issued": 1,
+        "labels": [],
+    }
+    with pytest.raises(UsageError):
+        sign_labels(LabelStatement(**(fields | wrong)), PolicyKeys().owner)  # type: ignore[arg-type]
+
+
+# --- an agent's memory ------------------------------------------------------------------------------------------------
+
+
+def kept(folder: Path, keys: PolicyKeys) -> Policies:
+    return Policies(str(folder), {role: [key.public_key()] for role, key in keys.roles.items()})
+
+
+def files(keys: PolicyKeys) -> dict[str, str]:
+    owners = f"[owner.hospital]\nkey = '{keys.owner_public}'\nroots = ['paris:/data/cohort']\n"
+    return {"home.toml": POLICY, "sites.toml": SITES, "owners.toml": owners}
+
+
+def test_versions_never_go_back(tmp_path: Path) -> None:
+    keys, now = PolicyKeys(), time.time()
+    one, two, three = (keys.bundle(files(keys), version) for version in (1, 2, 3))
+    agent = kept(tmp_path / "p", keys)
+    assert agent.take(one, now).bundle.version == 1
+    backup = (tmp_path / "p" / "bundle").read_bytes()
+    agent.take(two, now)
+    for old in (one, two):
+        with pytest.raises(Denied, match="not newer"):
+            agent.take(old, now)
+    agent.close()
+    again = kept(tmp_path / "p", keys)
+    assert again.in_force is not None
+    assert again.in_force.bundle.version == 2
+    again.close()
+    (tmp_path / "p" / "bundle").write_bytes(backup)  # somebody restores an old one
+    restored = kept(tmp_path / "p", keys)
+    assert restored.in_force is None
+    assert "2 was in force" in restored.problem
+    with pytest.raises(Denied, match="not newer"):
+        restored.take(one, now)
+    assert restored.take(two, now).bundle.version == 2  # the very one that was lost
+    assert restored.take(three, now).bundle.version == 3
+    restored.close()
+
+
+def test_what_both_roles_have_not_signed_is_not_taken(tmp_path: Path) -> None:
+    keys, now = PolicyKeys(), time.time()
+    agent = kept(tmp_path / "p", keys)
+    others = PolicyKeys(roles=keys.roles | {"security": PolicyKeys().roles["security"]})
+    for wrong in (others.bundle(files(keys), 1), keys.bundle(files(keys), 1, valid_s=-1), b"", b"x" * 5000):
+        with pytest.raises(FlowError):
+            agent.take(wrong, now)
+    with pytest.raises(PolicyInvalid):
+        agent.take(keys.bundle({"home.toml": "x"}, 1), now)
+    assert agent.in_force is None
+    assert agent.version == 0
+    agent.close()
+
+
+def test_numbers_of_statements_never_go_back(tmp_path: Path) -> None:
+    keys, now = PolicyKeys(), time.time()
+    agent = kept(tmp_path / "p", keys)
+    first, second = (
+        keys.statement("paris:/data/cohort", label, number=number)
+        for number, label in ((1, "public"), (2, "secret"))
+    )
+    assert agent.take_labels([(1, first)])[0].reason == "label-unknown-owner"  # no bundle names it yet
+    agent.take(keys.bundle(files(keys), 1), now)
+    assert agent.labels_heard == 0
+    forged = PolicyKeys().statement("paris:/data/cohort", "public", number=9)
+    assert [error.reason for error in agent.take_labels([(1, forged), (2, second), (3, first)])] == [
+        "label-forged"
+    ]
+
+    def labels(at: Policies) -> list[set[str]]:
+        return [set(one.labels) for one in at.labellings("paris", "/data/cohort/x", now)]
+
+    assert labels(agent) == [{"secret"}]
+    agent.close()
+    again = kept(tmp_path / "p", keys)
+    assert again.take_labels([(1, first)]) == []
+    assert labels(again) == [{"secret"}]
+    # An owner that is none any more says nothing; its numbers stay.
+    again.take(keys.bundle({"home.toml": POLICY}, 2), now)
+    assert labels(again) == []
+    again.take(keys.bundle(files(keys), 3), now)
+    again.take_labels([(1, first)])
+    assert labels(again) == [{"secret"}]
+    again.close()
+
+
+def test_what_lands_keeps_its_labels_over_a_restart(tmp_path: Path) -> None:
+    keys = PolicyKeys()
+    agent = kept(tmp_path / "p", keys)
+    agent.inherit("/data/in/", ["b", "a"], ["c"])
+    agent.inherit("/data/in", ["a", "b"], ["c"])
+    agent.close()
+    again = kept(tmp_path / "p", keys)
+    for path in ("/data/in/x", "/data/in/", "/data", "/"):
+        assert again.inherited(path) == [Inherited(frozenset("ab"), frozenset("c"))]
+    assert again.inherited("/data/inn") == []
+    again.close()
