@@ -7,6 +7,7 @@ its caller, and whoever was about to permit something must not.
 from __future__ import annotations
 
 import base64
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -142,6 +143,7 @@ class EvidenceLog:
                 document = await trio.to_thread.run_sync(
                     self._files.checkpoint, self._signer(), limiter=self._limiter
                 )
+        self._due.set()  # it is handed out at once
         return document
 
     async def keep_bundle(self, content: bytes) -> str:
@@ -186,15 +188,19 @@ class EvidenceLog:
             if handed != self.last_checkpoint:
                 handed = self.last_checkpoint
                 hand_out(handed)
-            with trio.move_on_after(CHECKPOINT_EVERY_S):
+            with trio.move_on_after(CHECKPOINT_EVERY_S) as minute:
                 await self._due.wait()
             self._due = trio.Event()
-            if self._files.unsigned:
+            many = self._files.unsigned >= CHECKPOINT_RECORDS
+            if many or (minute.cancelled_caught and self._files.unsigned):
                 try:
                     await self.checkpoint()
                 except FlowError as error:
                     failed(error)
 
     def close(self) -> None:
-        """Let the folder go."""
+        """Sign for what is not signed for yet, where that can be done, and let the folder go."""
+        if self._files.unsigned:
+            with contextlib.suppress(FlowError):
+                self._files.checkpoint(self._signer())
         self._files.close()

@@ -23,8 +23,8 @@ from flowengine.coordinator.database.policies import inherited_by, newest
 from flowengine.coordinator.database.tables import AnyRow, bundles, labels, links, sites
 from flowengine.errors import AuthenticationError, NotFound, UsageError
 from flowengine.policy import Engine, PolicySet, Statement, load, reasons, resolve
-from flowengine.policy.asking import Matter, Place, ask
-from flowengine.policy.bundle import open_bundle
+from flowengine.policy.asking import Judged, Matter, Place, ask
+from flowengine.policy.bundle import build, open_bundle
 from flowengine.policy.explain import explain
 from flowengine.policy.labels import data_statements, relevant
 from flowengine.policy.model import Value
@@ -35,6 +35,8 @@ from flowengine.units import format_duration, format_rate
 __all__ = ["Decider", "Rules", "Verdict"]
 
 MAX_FILES: Final = 10_000
+_FOR_EVER: Final = 253_402_300_799
+"""The last second that RFC 3339 can name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +46,15 @@ class Rules:
     Attributes:
         digest: of them, hexadecimal.
         not_after: seconds since 1970 from which on nothing starts under them; None: never.
+        content, archive: of them, as an archive to be kept with what they decided, and its digest.
     """
 
     engine: Engine | None = None
     digest: str = ""
     version: int = 0
     not_after: int | None = None
+    content: bytes = b""
+    archive: str = ""
 
     def owners(self) -> dict[str, bytes]:
         """Keys of the data owners whom they name."""
@@ -65,12 +70,16 @@ class Verdict:
     Attributes:
         digest: of the policies; empty without any.
         labels, contracts: of the data, as they were decided on.
+        rules: what decided.
+        judged: every decision for the record: use and site, and what it rests on; None where it needed no rule.
     """
 
     decisions: list[Decision]
     digest: str = ""
     labels: frozenset[str] = frozenset()
     contracts: frozenset[str] = frozenset()
+    rules: Rules = Rules()
+    judged: tuple[tuple[str, str, Judged | None], ...] = ()
 
 
 class Decider:
@@ -100,7 +109,9 @@ class Decider:
             raise NotFound(
                 f"{path} holds no policy", hint="a policy is a .toml file with [policy] and [[rule]]"
             )
-        return cls(Rules(Engine(policies), digest.hexdigest()))
+        content = Path(path).read_bytes() if Path(path).is_file() else build(files, 1, _FOR_EVER)
+        archive = open_bundle(content).digest
+        return cls(Rules(Engine(policies), digest.hexdigest(), content=content, archive=archive))
 
     def at(self, connection: Connection) -> Rules:
         """The policies in force, as the database has them: any coordinator may have activated them."""
@@ -111,7 +122,9 @@ class Decider:
             row = connection.execute(select(bundles).where(bundles.c.version == version)).one()
             opened = open_bundle(row.content)
             engine = Engine(load(opened.files))
-            self._compiled = Rules(engine, opened.digest.partition(":")[2], version, opened.not_after)
+            self._compiled = Rules(
+                engine, opened.digest.partition(":")[2], version, opened.not_after, row.content, opened.digest
+            )
         return self._compiled
 
     def decide(
@@ -132,8 +145,10 @@ class Decider:
             return Verdict([Decision(use=use, site=site, verdict="none") for use, site in uses])
         data = _data(connection, rules, request, int(now))
         decisions: dict[tuple[str, str], Decision] = {}
+        judged: list[tuple[str, str, Judged | None]] = []
         for use, site, recipient in asked:
-            found = self._decide(rules, use, rows[site], rows[recipient], data, request, user, int(now))
+            found, on = self._decide(rules, use, rows[site], rows[recipient], data, request, user, int(now))
+            judged.append((use, site, on))
             before = decisions.get((use, site))
             if before is None or before.verdict == "permit":  # what one recipient must not have is denied
                 decisions[use, site] = found
@@ -144,6 +159,8 @@ class Decider:
             rules.digest,
             labels if isinstance(labels, frozenset) else frozenset(request.labels),
             contracts if isinstance(contracts, frozenset) else frozenset(request.contracts),
+            rules,
+            tuple(judged),
         )
 
     def may_relay(
@@ -165,7 +182,7 @@ class Decider:
             site
             for site in through
             if all(
-                self._decide(rules, "relay", rows[site], rows[at], data, request, user, int(now)).verdict
+                self._decide(rules, "relay", rows[site], rows[at], data, request, user, int(now))[0].verdict
                 == "permit"
                 for at in targets
             )
@@ -181,11 +198,11 @@ class Decider:
         request: TransferRequest,
         user: str,
         now: int,
-    ) -> Decision:
+    ) -> tuple[Decision, Judged | None]:
         engine = rules.engine
         assert engine is not None
         if rules.not_after is not None and rules.not_after <= now:
-            return Decision(
+            expired = Decision(
                 use=use,
                 site=row.name,
                 verdict="deny",
@@ -193,11 +210,13 @@ class Decider:
                 text=f"the policies in force, version {rules.version}, have expired",
                 policy_digest=rules.digest,
             )
+            return expired, None
         policies = engine.policies
         matter = Matter(tuple(data), _place(policies, recipient, now), user, request.purpose)
-        found = ask(engine, use, _place(policies, row, now), matter, now).decision
+        judged = ask(engine, use, _place(policies, row, now), matter, now)
+        found = judged.decision
         names = [rule.rule.name for rule in found.chosen] if found.permit else list(reasons(found).because)
-        return Decision(
+        decision = Decision(
             use=use,
             site=row.name,
             verdict="permit" if found.permit else "deny",
@@ -206,6 +225,7 @@ class Decider:
             policy_digest=rules.digest,
             duties=[duty.type for duty in found.duties],
         )
+        return decision, judged
 
     def plan(self, connection: Connection, asked: PlanRequest, user: str, now: float) -> Plan:
         """Verdict, direct routes, and how long it takes at what is known of the links.

@@ -8,7 +8,9 @@ from typing import Any, Literal
 from sqlalchemy import Connection, func, select, update
 
 from flowengine.api.resources import PRIORITIES, Decision, Endpoint, Transfer, TransferRequest
+from flowengine.coordinator.actions.evidence import record_verdict
 from flowengine.coordinator.database.catalogue import decode_addresses, decode_roots
+from flowengine.coordinator.database.evidence import Chain
 from flowengine.coordinator.database.policies import inherit
 from flowengine.coordinator.database.tables import AnyRow, sites, tasks, tenants, transfers
 from flowengine.coordinator.database.transactions import Writing, json_text
@@ -101,12 +103,18 @@ def _addresses(row: AnyRow) -> list[str] | None:
 
 
 def create(
-    writing: Writing, transfer: str, request: TransferRequest, user: str, tenant: str, decide: Decide
+    writing: Writing,
+    transfer: str,
+    request: TransferRequest,
+    user: str,
+    tenant: str,
+    decide: Decide,
+    chain: Chain,
 ) -> Transfer | FlowError:
     """Take a request on.
 
     Returns:
-        The transfer; or the refusal, when policy denies: then an event is all that is stored.
+        The transfer; or the refusal, when policy denies: then an event and the evidence are all that is stored.
 
     Raises:
         FlowError: unknown site, unusable path, no route, quota; nothing is stored.
@@ -116,6 +124,7 @@ def create(
     drivers = _drivers(request, rows)
     _check_queue(writing, tenant, len(drivers))
     verdict = decide(writing.connection, request, rows, user, writing.now)
+    record_verdict(writing, chain, verdict, request, transfer, user)
     decisions = verdict.decisions
     denied = [decision for decision in decisions if decision.verdict == "deny"]
     if denied:

@@ -140,6 +140,17 @@ def find_bundle(connection: Connection, digest: str) -> bytes | None:
     return None if found is None else bytes(found)
 
 
+def last_activated(connection: Connection) -> str:
+    """Digest of the bundle that the last `policy.activate` names; empty before the first."""
+    line = connection.execute(
+        select(evidence.c.line)
+        .where(evidence.c.kind == "policy.activate")
+        .order_by(evidence.c.seq.desc())
+        .limit(1)
+    ).scalar()
+    return "" if line is None else str(msgspec.json.decode(line)["bundle"])
+
+
 def find_values(connection: Connection) -> list[tuple[str, str, object]]:
     """Digest, name and value of what the chain only shows digests of."""
     return [

@@ -85,7 +85,9 @@ class Transfers:
         transfer = service.new_transfer_id()
         return await service.create(
             call,
-            lambda w: actions.create(w, transfer, call.body, user.name, user.tenant, service.decider.decide),
+            lambda w: actions.create(
+                w, transfer, call.body, user.name, user.tenant, service.decider.decide, service.chain
+            ),
         )
 
     async def get_transfer(self, call: Call) -> Transfer:
