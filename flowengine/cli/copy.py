@@ -11,6 +11,7 @@ import click
 
 from flowengine.cli.federation import complete_place
 from flowengine.cli.locations import Local, Location, Remote, all_at_sites, parse_location
+from flowengine.cli.own_policy import Side, policy_options, read_own_policy
 from flowengine.cli.third_party import order, order_options, refuse_order_options
 from flowengine.errors import Exit, UsageError
 from flowengine.units import format_bytes, format_count, format_duration, format_rate, show_path
@@ -69,6 +70,7 @@ def _common(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.argument("target", metavar="DST", shell_complete=complete_place)
 @_common
 @order_options
+@policy_options
 @click.pass_context
 def cp(ctx: click.Context, /, sources: tuple[str, ...], target: str, **settings: Any) -> int:
     """Copy each SRC to DST, which is made where missing.
@@ -81,7 +83,6 @@ def cp(ctx: click.Context, /, sources: tuple[str, ...], target: str, **settings:
     """
     if all_at_sites([*sources, target]):
         return order(ctx, "copy", sources[0], [*sources[1:], target], settings)
-    refuse_order_options(ctx)
     return _transfer(ctx, list(sources), target, delete=False, **settings)
 
 
@@ -91,6 +92,7 @@ def cp(ctx: click.Context, /, sources: tuple[str, ...], target: str, **settings:
 @click.option("--delete", is_flag=True, help="Remove at the target what the source does not have.")
 @_common
 @order_options
+@policy_options
 @click.pass_context
 def sync(ctx: click.Context, /, source: str, target: str, delete: bool, **settings: Any) -> int:
     """Make DST hold what SRC holds, moving only what changed.
@@ -99,25 +101,41 @@ def sync(ctx: click.Context, /, source: str, target: str, delete: bool, **settin
     """
     if all_at_sites([source, target]):
         return order(ctx, "sync", source, [target], settings, delete=delete)
-    refuse_order_options(ctx)
     return _transfer(ctx, [source], target, delete=delete, **settings)
 
 
 def _transfer(ctx: click.Context, sources: list[str], target: str, *, delete: bool, **given: Any) -> int:
     from flowengine.cli.output import Progress, print_failures
 
+    refuse_order_options(ctx, ("labels", "purpose") if given["policy"] else ())
     ticket_file = given["ticket_file"]
     froms = [parse_location(text, ticket_file) for text in sources]
     to = parse_location(target, ticket_file)
     settings = _settings(
         ctx, given, delete=delete, remote=any(isinstance(place, Remote) for place in [*froms, to])
     )
+    _ask_policy(froms, to, given)
     with Progress(given["progress"], "checking" if given["dry_run"] else "moving") as progress:
         report = _run(froms, to, settings, given["files_from"], progress)
     if not given["as_json"] or report.failures:
         print_failures(report.failures)
     _print_report(report, given, delete=delete)
     return Exit.DONE if report.state == "completed" else Exit.SOME_OBJECTS_FAILED
+
+
+def _ask_policy(froms: list[Location], to: Location, given: dict[str, Any]) -> None:
+    """Refuse what the policies of --policy do not permit, before anything is looked at."""
+    policy = read_own_policy(
+        given["policy"], given["labels"], given["contracts"], given["purpose"], given["site_facts"]
+    )
+    if policy is None:
+        return
+    for place in froms:
+        path = os.fsdecode(os.path.abspath(place.path) if isinstance(place, Local) else b"/" + place.path)
+        source: Side = "here" if isinstance(place, Local) else "there"
+        both = isinstance(place, Local) and isinstance(to, Local)
+        target: Side = "there" if source == "here" else "here"
+        policy.check(source, target, path, mine=("here", "there") if both else ("here",))
 
 
 def _settings(ctx: click.Context, given: dict[str, Any], *, delete: bool, remote: bool) -> Any:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import click
 
-from flowengine.errors import Exit, LocalError, UsageError
+from flowengine.cli.own_policy import OwnPolicy, policy_options, read_own_policy
+from flowengine.errors import Denied, Exit, LocalError, UsageError
 
 __all__ = ["serve"]
 
@@ -48,6 +50,15 @@ __all__ = ["serve"]
 @click.option(
     "--threads", type=click.IntRange(0, 256), default=0, help="Threads that read one large file; 0 chooses."
 )
+@click.option(
+    "--label",
+    "labels",
+    multiple=True,
+    metavar="LABEL",
+    help="With --policy: what is given and taken; may be repeated.",
+)
+@click.option("--purpose", default="", metavar="TEXT", help="With --policy: what it is for.")
+@policy_options
 def serve(
     root: str,
     listen: str,
@@ -57,6 +68,11 @@ def serve(
     ticket_file: str | None,
     identity: str | None,
     threads: int,
+    labels: tuple[str, ...],
+    purpose: str,
+    policy: str | None,
+    site_facts: str | None,
+    contracts: tuple[str, ...],
 ) -> int:
     """Offer the folder ROOT to other hosts until interrupted.
 
@@ -77,9 +93,14 @@ def serve(
     def log(line: str) -> None:
         print(f"flow: {line}", file=sys.stderr, flush=True)
 
+    if policy is None and (labels or purpose):
+        raise UsageError("--label and --purpose need --policy", hint="name the folder of the policies")
+    own = read_own_policy(policy, labels, contracts, purpose, site_facts)
     served = ServedRoot(
         os.fsencode(root), read_only, links, threads or max(1, (os.cpu_count() or 1) // 2), on_event=log
     )
+    if own is not None:
+        served.permit = _permit(own, os.path.abspath(root))
     listener = Listener(host, int(port), identity=Identity.load(identity) if identity else None, log=log)
     try:
         listener.bind()
@@ -99,6 +120,28 @@ def serve(
         write_secret(ticket_file, f"{ticket}\n".encode())
     print(ticket, flush=True)
     return _serve_until_signal(listener, served)
+
+
+def _permit(own: OwnPolicy, root: str) -> Callable[[str, bytes], None]:
+    """What a served folder asks before it gives or takes; a look is part of either."""
+
+    def permit(use: str, path: bytes) -> None:
+        at = os.path.join(root, os.fsdecode(path))
+        if use == "release":
+            own.check("here", "there", at)
+        elif use == "land":
+            own.check("there", "here", at)
+        else:
+            try:
+                own.check("there", "here", at)
+            except Denied as taking:
+                try:
+                    own.check("here", "there", at)
+                except Denied as giving:
+                    both = f"{taking.message} And to give it: {giving.message}"
+                    raise Denied(both, hint=giving.hint, reason=giving.reason) from None
+
+    return permit
 
 
 def _serve_until_signal(listener: Any, served: Any) -> int:

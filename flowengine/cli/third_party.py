@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["follow", "order", "order_options", "refuse_order_options"]
 
 _ORDER: Final = ("wait", "priority", "deadline", "labels", "purpose")
-_LOCAL_ONLY: Final = ("files_from", "compress", "threads", "retry_for", "ticket_file")
+_LOCAL_ONLY: Final = ("files_from", "compress", "threads", "retry_for", "ticket_file", "policy", "site_facts")
 _FOLLOW_S: Final = 0.5
 
 
@@ -31,8 +31,8 @@ def order_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--wait/--no-wait", default=True, help="Between sites: stay until it has ended, or only ask for it and print its id. [default: --wait]"),
         click.option("--priority", type=click.Choice(["low", "normal", "high", "urgent"]), default="normal", show_default=True, help="Between sites: who goes first."),
         click.option("--deadline", metavar="WHEN", help="Between sites: when it must be there (2h, 2026-12-01T18:00)."),
-        click.option("--label", "labels", multiple=True, metavar="LABEL", help="Between sites: what the data is, for policies; may be repeated."),
-        click.option("--purpose", default="", metavar="TEXT", help="Between sites: what it is for, for policies."),
+        click.option("--label", "labels", multiple=True, metavar="LABEL", help="What the data is, for policies; may be repeated."),
+        click.option("--purpose", default="", metavar="TEXT", help="What it is for, for policies."),
     ]  # fmt: skip
     for option in reversed(options):
         function = option(function)
@@ -49,9 +49,9 @@ def _given(ctx: click.Context, names: Sequence[str]) -> list[str]:
     ]
 
 
-def refuse_order_options(ctx: click.Context) -> None:
-    """Between local paths and tickets, options of orders make no sense."""
-    if given := _given(ctx, _ORDER):
+def refuse_order_options(ctx: click.Context, allowed: Sequence[str] = ()) -> None:
+    """Between local paths and tickets, options of orders make no sense, but for those that policy here is asked with."""
+    if given := _given(ctx, [name for name in _ORDER if name not in allowed]):
         raise UsageError(
             f"{given[0]} is for transfers between sites",
             hint="name places as SITE:/PATH, or leave the option out",
@@ -96,6 +96,7 @@ def order(
         mode=mode,
         now=datetime.now(UTC),
         labels=given["labels"],
+        contracts=given.get("contracts", ()),
         purpose=given["purpose"],
         priority=given["priority"],
         deadline=parse_deadline(given["deadline"]),

@@ -43,6 +43,7 @@ class ServedRoot:
         links: "inside" refuses symbolic links that lead out of what is received; "keep" takes them as they are.
         limits: rates that bind what is sent from here, under the name "serve"; they may be set at any time.
         on_event: told of transfers as they begin and end, one line each.
+        permit: asked before anything of a path is given ("release") or taken ("land"); raises where it must not be.
     """
 
     path: bytes
@@ -51,6 +52,7 @@ class ServedRoot:
     threads: int = 1
     limits: Limits = field(default_factory=Limits)
     on_event: Callable[[str], None] = field(default=lambda line: None)
+    permit: Callable[[str, bytes], None] = field(default=lambda use, path: None)
 
     def __post_init__(self) -> None:
         try:
@@ -72,12 +74,16 @@ class ServedRoot:
             check_relative_path(path, reserved=(STAGING_NAME,))
         match request.role:
             case "target":
+                self.permit("release", path)
                 await self._give(incoming, path)
             case "source":
+                self.permit("land", path)
                 await self._take(incoming, path)
             case "stat":
+                self.permit("look", path)
                 await incoming.channel.send(self._stat(path))
             case "list":
+                self.permit("release", path)
                 await self._list(incoming, path)
             case other:
                 raise ProtocolError(f"a client asked to be {other!r}", hint="update flowengine on this side")
