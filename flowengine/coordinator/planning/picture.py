@@ -1,0 +1,359 @@
+"""What the planner looks at: everything that bears on routes and rates, read in one transaction.
+
+`Picture` is plain values; `overlay_of` and `demands_of` turn it into what `flowengine.plan` takes. Nothing here decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+from zoneinfo import ZoneInfo
+
+import msgspec
+from sqlalchemy import Connection, select
+
+from flowengine.api.agents import HopTraffic, RelayState
+from flowengine.api.resources import Counters, Limit
+from flowengine.coordinator.database.catalogue import decode_addresses, list_limits
+from flowengine.coordinator.database.tables import (
+    AnyRow,
+    link_states,
+    links,
+    maintenance,
+    sites,
+    tasks,
+    tenants,
+    transfers,
+)
+from flowengine.plan import Allowed, Cap, Demand, Link, Maintenance, Overlay, Place, Priority, Site, Tenant, Window
+from flowengine.plan.links import PRIOR, LinkState, estimate
+
+__all__ = ["Picture", "SiteFacts", "TaskFacts", "demands_of", "overlay_of", "read_picture", "read_world"]
+
+UNKNOWN_BYTES: Final = 4 << 30
+"""What is assumed to be left of a task that nobody has counted yet."""
+LEAST_BYTES: Final = 1 << 16
+CLASSES: Final = (
+    (Priority.SCAVENGER, 1.0),
+    (Priority.NORMAL, 1.0),
+    (Priority.NORMAL, 4.0),
+    (Priority.URGENT, 1.0),
+)
+"""Class and weight of the priorities low, normal, high and urgent: high has four times the share of normal in its
+tenant's part, urgent goes before everybody, low takes what is left."""
+DAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+STALE_S: Final = 8.0
+"""What was reported longer ago says nothing of now."""
+
+_flows = msgspec.json.Decoder(list[HopTraffic])
+_counters = msgspec.json.Decoder(Counters)
+_relay = msgspec.json.Decoder(RelayState)
+
+
+@dataclass(frozen=True, slots=True)
+class SiteFacts:
+    """A site as far as routes go: whether it takes part, can be dialled, and passes on for others."""
+
+    name: str
+    online: bool
+    reachable: bool
+    relays: bool
+    relayed: tuple[HopTraffic, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFacts:
+    """A task that waits or runs."""
+
+    id: str
+    transfer: str
+    tenant: str
+    priority: int
+    source: str
+    target: str
+    state: str
+    paused: bool
+    fence: int
+    counters: Counters
+    rate_bits_per_s: float
+    flows: tuple[HopTraffic, ...]
+    link_bound: bool
+    reported: float
+    claimed: float
+    deadline: float | None
+    promised: bool
+    size_bytes: int | None
+    cost_limit_usd: float | None
+    plan: str
+
+    @property
+    def left_bytes(self) -> int:
+        """What is still to be moved, as far as anybody can tell."""
+        done, seen = self.counters.bytes_done, self.counters.size_bytes
+        if self.counters.scan_done:
+            whole = seen
+        elif self.size_bytes is not None:
+            whole = max(self.size_bytes, seen)
+        else:
+            whole = seen + UNKNOWN_BYTES
+        return max(LEAST_BYTES, whole - done)
+
+    @property
+    def counted(self) -> bool:
+        """Whether what is left is known rather than assumed."""
+        return self.counters.scan_done or self.size_bytes is not None
+
+    def moved(self, now: float) -> list[tuple[str, str, float]]:
+        """(source, target, rate) of each link that it uses, as reported of late."""
+        if self.state != "running" or now - self.reported > STALE_S:
+            return []
+        if self.flows:
+            return [(hop.sender, hop.receiver, hop.rate_bits_per_s) for hop in self.flows]
+        return [(self.source, self.target, self.rate_bits_per_s)]
+
+
+@dataclass(slots=True)
+class Picture:
+    """Everything at one moment."""
+
+    now: float
+    sites: Mapping[str, SiteFacts]
+    declared: Mapping[tuple[str, str], AnyRow]
+    known: dict[tuple[str, str], LinkState]
+    measured: Mapping[tuple[str, str], AnyRow]
+    limits: list[Limit]
+    weights: Mapping[str, float]
+    maintenance: list[AnyRow]
+    tasks: list[TaskFacts] = field(default_factory=list)
+    shut: frozenset[tuple[str, str]] = frozenset()
+    """Links that are taken for dead, for now."""
+
+
+def _site(row: AnyRow) -> SiteFacts:
+    relay = _relay.decode(row.relay) if row.relay else None
+    reachable = bool(decode_addresses(row.addresses))
+    return SiteFacts(
+        row.name,
+        row.state == "online",
+        reachable,
+        relay is not None and relay.max_streams > 0 and reachable and row.state == "online",
+        tuple(hop for task in relay.tasks for hop in task.hops) if relay is not None else (),
+    )
+
+
+def read_world(connection: Connection, now: float) -> Picture:
+    """Sites, links, limits and all else but tasks."""
+    found = connection.execute(select(sites).where(sites.c.state != "revoked"))
+    states = {(row.source, row.target): row for row in connection.execute(select(link_states))}
+    return Picture(
+        now=now,
+        sites={row.name: _site(row) for row in found},
+        declared={(row.source, row.target): row for row in connection.execute(select(links))},
+        known={key: link_state(row) for key, row in states.items() if row.rate_bits_per_s},
+        measured=states,
+        limits=list_limits(connection, now),
+        weights={row.name: row.weight for row in connection.execute(select(tenants.c.name, tenants.c.weight))},
+        maintenance=list(connection.execute(select(maintenance).where(maintenance.c.ends > now))),
+    )
+
+
+def link_state(row: AnyRow) -> LinkState:
+    """What a row of link_states remembers."""
+    return LinkState(rate_bits_per_s=row.rate_bits_per_s, variance=row.variance, measured_s=row.measured)
+
+
+def read_picture(connection: Connection, now: float) -> Picture:
+    """Everything, with all tasks that wait or run."""
+    picture = read_world(connection, now)
+    query = (
+        select(
+            tasks,
+            transfers.c.deadline,
+            transfers.c.promised,
+            transfers.c.size_bytes,
+            transfers.c.cost_limit_usd,
+            transfers.c.plan,
+        )
+        .join(transfers, transfers.c.id == tasks.c.transfer)
+        .where(tasks.c.state.in_(["waiting", "running"]))
+        .order_by(tasks.c.seq)
+    )
+    picture.tasks = [_task(row) for row in connection.execute(query)]
+    return picture
+
+
+def _task(row: AnyRow) -> TaskFacts:
+    return TaskFacts(
+        id=row.id,
+        transfer=row.transfer,
+        tenant=row.tenant,
+        priority=row.priority,
+        source=row.source_site,
+        target=row.target_site,
+        state=row.state,
+        paused=row.paused,
+        fence=row.fence,
+        counters=_counters.decode(row.counters),
+        rate_bits_per_s=row.rate_bits_per_s,
+        flows=tuple(_flows.decode(row.flows)),
+        link_bound=row.link_bound,
+        reported=row.reported or 0.0,
+        claimed=row.claimed or 0.0,
+        deadline=row.deadline,
+        promised=row.promised,
+        size_bytes=row.size_bytes,
+        cost_limit_usd=row.cost_limit_usd,
+        plan=row.plan,
+    )
+
+
+# --- as the planner takes it ----------------------------------------------------------------------------------------
+
+
+def _caps(limit: Limit | None) -> tuple[Cap, ...]:
+    """A limit as caps. Its own rate holds outside of its windows, so it is split at their edges by the planner."""
+    if limit is None:
+        return ()
+    caps = [
+        Cap(
+            rate_bits_per_s=window.rate_bits_per_s,
+            window=Window(
+                zone=ZoneInfo(window.zone),
+                start_minute=_minute(window.start),
+                end_minute=_minute(window.end),
+                weekdays=frozenset(DAYS.index(day) for day in window.days),
+            ),
+        )
+        for window in limit.windows
+    ]
+    if limit.rate_bits_per_s is not None:
+        # Outside all windows, or where no window allows more: a window's rate replaces the constant one.
+        more = [cap for cap in caps if cap.rate_bits_per_s > limit.rate_bits_per_s]
+        if not more:
+            caps.append(Cap(rate_bits_per_s=limit.rate_bits_per_s))
+        else:
+            caps.append(Cap(rate_bits_per_s=limit.rate_bits_per_s, window=_outside(more)))
+    return tuple(caps)
+
+
+class _Outside(Window, frozen=True, kw_only=True):
+    """The time outside of some windows."""
+
+    inside: tuple[Window, ...] = ()
+
+    def contains(self, at_s: float) -> bool:
+        return not any(window.contains(at_s) for window in self.inside)
+
+
+def _outside(caps: Iterable[Cap]) -> Window:
+    inside = tuple(cap.window for cap in caps if cap.window is not None)
+    return _Outside(zone=inside[0].zone, inside=inside)
+
+
+def _minute(text: str) -> int:
+    return int(text[:2]) * 60 + int(text[3:])
+
+
+def _times(picture: Picture, scope: str) -> tuple[Maintenance, ...]:
+    return tuple(
+        Maintenance(start_s=row.starts, end_s=row.ends, drain_s=row.drain_s)
+        for row in picture.maintenance
+        if row.scope == scope
+    )
+
+
+def overlay_of(picture: Picture, pairs: Iterable[tuple[str, str]]) -> Overlay:
+    """Sites and links that routes between these pairs may use.
+
+    The straight link of a pair is always there, by a prior where nobody has seen it. A way over a relay is there when
+    both of its links were measured or declared: what nobody knows anything of is no alternative.
+    """
+    wanted = list(dict.fromkeys(pairs))
+    relays = [site.name for site in picture.sites.values() if site.relays]
+    candidates = set(wanted)
+    for source, target in wanted:
+        for relay in relays:
+            candidates |= {(source, relay), (relay, target)}
+        candidates |= {(one, other) for one in relays for other in relays}
+    straight = set(wanted)
+    found = [
+        _link(picture, key)
+        for key in sorted(candidates)
+        if key[0] != key[1]
+        and key not in picture.shut
+        and (key in straight or key in picture.known or _capacity(picture, key) is not None)
+    ]
+    by_scope = {limit.scope: limit for limit in picture.limits}
+    names = sorted({name for link in found for name in (link.source, link.target)} | {n for p in wanted for n in p})
+    return Overlay(
+        sites=tuple(
+            Site(name=name, caps_out=_caps(by_scope.get(f"site:{name}")), maintenance=_times(picture, f"site:{name}"))
+            for name in names
+        ),
+        links=tuple(
+            msgspec.structs.replace(
+                link,
+                caps=_caps(by_scope.get(f"link:{link.source}>{link.target}")),
+                maintenance=_times(picture, f"link:{link.source}>{link.target}"),
+            )
+            for link in found
+        ),
+        tenants=tuple(
+            Tenant(name=name, weight=weight, caps=_caps(by_scope.get(f"tenant:{name}")))
+            for name, weight in sorted(picture.weights.items())
+        ),
+    )
+
+
+def _capacity(picture: Picture, key: tuple[str, str]) -> float | None:
+    row = picture.declared.get(key)
+    return None if row is None else row.capacity_bits_per_s
+
+
+def _link(picture: Picture, key: tuple[str, str]) -> Link:
+    declared, measured = picture.declared.get(key), picture.measured.get(key)
+    rtt = next((row.rtt_ms for row in (measured, declared) if row is not None and row.rtt_ms is not None), 0.0)
+    loss = next((row.loss for row in (measured, declared) if row is not None and row.loss is not None), 0.0)
+    return Link(
+        source=key[0],
+        target=key[1],
+        estimate=estimate(picture.known.get(key, PRIOR), picture.now, _capacity(picture, key)),
+        rtt_ms=rtt,
+        loss=loss,
+        usd_per_gb=declared.cost_per_gb if declared is not None else 0.0,
+    )
+
+
+def demands_of(picture: Picture, allowed: Callable[[TaskFacts], Allowed]) -> tuple[Demand, ...]:
+    """Everything that is to be moved, earlier submissions first.
+
+    Args:
+        allowed: what policy, and a plan that the user chose, leave to a task.
+    """
+    by_scope = {limit.scope: limit for limit in picture.limits}
+    found = []
+    for task in picture.tasks:
+        if task.paused:
+            continue
+        priority, weight = CLASSES[task.priority]
+        limit = by_scope.get(f"transfer:{task.transfer}")
+        found.append(
+            Demand(
+                id=task.id,
+                sources=(Place(task.source),),
+                targets=(Place(task.target),),
+                remaining_bytes=task.left_bytes,
+                priority=priority,
+                tenant=task.tenant,
+                weight=weight,
+                deadline_s=task.deadline if task.deadline is not None and task.deadline > picture.now else None,
+                promised=task.promised,
+                best_effort=not task.promised,
+                cost_limit_usd=task.cost_limit_usd,
+                dataset=task.transfer,
+                max_rate_bits_per_s=limit.now_bits_per_s if limit is not None else None,
+                allowed=allowed(task),
+            )
+        )
+    return tuple(found)
