@@ -175,6 +175,7 @@ EXIT_CODES: Final[dict[str, Exit]] = {
     "not-offered": Exit.DENIED,
     "conflict": Exit.FAILED,
     "no-route": Exit.FAILED,
+    "deadline": Exit.FAILED,
     "fence-superseded": Exit.FAILED,
     "wrong-method": Exit.USAGE,
     "wrong-media-type": Exit.USAGE,

@@ -32,7 +32,9 @@ from flowengine.api.agents import (
     LeasesCommand,
     LimitsCommand,
     LookCommand,
+    MeasureCommand,
     PoliciesCommand,
+    ProbeCommand,
     QuarantineCommand,
     RevocationsCommand,
     RoutesCommand,
@@ -55,6 +57,7 @@ from flowengine_agent.journal import Journal
 from flowengine_agent.knowledge import Knowledge
 from flowengine_agent.limits import LimitBook
 from flowengine_agent.logs import Log
+from flowengine_agent.measuring import count, probe
 from flowengine_agent.policies import Policies
 from flowengine_agent.policy_follower import PolicyFollower
 from flowengine_agent.relaying import RelayMeter
@@ -76,6 +79,8 @@ _HOUSEKEEPING_S: Final = 600.0
 _REMEMBER_S: Final = 7 * 86_400.0
 """Reports that nobody took for so long are dropped."""
 _LIMITS_EVERY_S: Final = 1.0
+_COUNT_SHARE: Final = 0.8
+"""Share of the time for an answer that a count may take."""
 _DRAIN_GRACE: Final = 0.25
 """Share of the time for a stop in which tasks may still come to their own end."""
 
@@ -262,6 +267,10 @@ class _Agent:
                 self._site.duties.keeper.commanded(task, why)
             case LookCommand():
                 self._nursery.start_soon(self._look, command)
+            case MeasureCommand():
+                self._nursery.start_soon(self._measure, command)
+            case ProbeCommand():
+                self._nursery.start_soon(self._probe, command)
 
     def _hand_out(self, checkpoint: bytes) -> None:
         self._nursery.start_soon(self._tell_checkpoint, checkpoint)
@@ -284,11 +293,24 @@ class _Agent:
 
     async def _look(self, command: LookCommand) -> None:
         answer: Answer = await trio.to_thread.run_sync(self._site.roots.look, command.path)
+        await self._answer(command.id, answer, command.within_s)
+
+    async def _measure(self, command: MeasureCommand) -> None:
+        answer: Answer = await trio.to_thread.run_sync(
+            count, self._site.roots, command.path, command.within_s * _COUNT_SHARE
+        )
+        await self._answer(command.id, answer, command.within_s)
+
+    async def _probe(self, command: ProbeCommand) -> None:
         with trio.move_on_after(command.within_s):
+            await self._answer(command.id, await probe(self._site, command), command.within_s)
+
+    async def _answer(self, asked: str, answer: Answer, within_s: float) -> None:
+        with trio.move_on_after(within_s):
             try:
-                await self._site.link.post(f"/v1/agent/answers/{command.id}", answer, type(None))
+                await self._site.link.post(f"/v1/agent/answers/{asked}", answer, type(None))
             except FlowError as error:
-                self._log.warning("answer not taken", path=command.path, why=error.message)
+                self._log.warning("answer not taken", why=error.message)
 
     async def _heartbeats(self) -> None:
         while True:

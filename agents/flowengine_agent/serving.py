@@ -24,7 +24,7 @@ from flowengine.transfer.session import Counters, Observer
 from flowengine.transfer.source import run_source
 from flowengine.transfer.target import run_target
 from flowengine.trust.grant import Grant
-from flowengine.wire.messages import Listed, Options
+from flowengine.wire.messages import Listed, Opened, Options
 from flowengine_agent.engine import check_same, landed_so, landing_at, make_receipt, target_root
 from flowengine_agent.heads import note_head, record_left, show_head
 from flowengine_agent.meter import Meter
@@ -35,6 +35,9 @@ from flowengine_agent.site import Site
 
 __all__ = ["DataPort"]
 
+_PROBE_S = 45.0
+"""The longest that a probe is listened to."""
+_PROBE_SLACK_BYTES = 1 << 20
 _TELL_S = 60.0
 """How long a target that served a task stays to tell of its end before the journal has to."""
 
@@ -147,6 +150,9 @@ class DataPort:
         grant, facts = incoming.grant, incoming.site
         if grant is None or facts is None:
             raise ProtocolError("a peer came without a grant")
+        if grant.mode == "probe":
+            await self._swallow(incoming, grant)
+            return
         end = "source" if grant.dial == "target" else "target"
         place = self._site.roots.find(grant.path(end), "read" if end == "source" else "write")  # type: ignore[arg-type]
         if incoming.request.role == "stat":
@@ -171,6 +177,19 @@ class DataPort:
                 if error is None:
                     raise
                 raise error from group
+
+    async def _swallow(self, incoming: Incoming, grant: Grant) -> None:
+        """A peer probes the link: what it sends is thrown away, as much as its grant lets it send."""
+        left = (grant.byte_limit or 0) + _PROBE_SLACK_BYTES
+        self._site.log.info("is probed", peer=grant.source.site, size_bytes=grant.byte_limit)
+        await incoming.channel.send(Opened(0, b""))
+        with trio.move_on_after(_PROBE_S):
+            while left > 0:
+                with contextlib.suppress(trio.BrokenResourceError):
+                    if data := await incoming.channel.stream.receive_some(262_144):
+                        left -= len(data)
+                        continue
+                return
 
     @contextlib.asynccontextmanager
     async def _visit(self, grant: Grant, serial: str) -> AsyncIterator[None]:

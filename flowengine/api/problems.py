@@ -31,6 +31,7 @@ STATUSES: Final[dict[str, int]] = {
     "wrong-method": 405,
     "conflict": 409,
     "no-route": 409,
+    "deadline": 409,
     "fence-superseded": 409,
     "too-large": 413,
     "wrong-media-type": 415,

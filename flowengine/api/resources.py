@@ -33,9 +33,12 @@ __all__ = [
     "LimitRequest",
     "LimitWindow",
     "Link",
+    "LinkLook",
     "LinkRequest",
     "Listing",
     "ListingEntry",
+    "Maintenance",
+    "MaintenanceRequest",
     "Name",
     "Page",
     "Plan",
@@ -43,6 +46,7 @@ __all__ = [
     "PolicyBundle",
     "PolicyBundleContent",
     "PolicyBundleUpload",
+    "ProbeRequest",
     "Problem",
     "Root",
     "Site",
@@ -59,6 +63,7 @@ __all__ = [
     "User",
     "UserRequest",
     "Wait",
+    "Way",
     "Why",
 ]  # fmt: skip
 
@@ -219,7 +224,11 @@ class Endpoint(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Link(_Resource):
-    """A measured, directed path between two sites."""
+    """A directed path between two sites: what an operator declared, and what was measured.
+
+    `rate_bits_per_s` is what it is believed to carry, give or take `spread` (relative standard deviation), by looks of
+    which the last was at `measured`; null while nobody has looked. What was measured beats what was declared.
+    """
 
     source: Name
     target: Name
@@ -229,6 +238,22 @@ class Link(_Resource):
     cost_per_gb: float = 0.0
     as_of: datetime | None = None
     source_of_values: Word = ""
+    rate_bits_per_s: float | None = None
+    spread: float | None = None
+    measured: datetime | None = None
+
+
+class LinkLook(_Resource):
+    """One look at a link: a probe, or what all transfers together moved over it. `at_least`: something else held
+    them back.
+    """
+
+    at: datetime
+    kind: Literal["probe", "transfers"]
+    rate_bits_per_s: float | None = None
+    rtt_ms: float | None = None
+    loss: float | None = None
+    at_least: bool = False
 
 
 class LinkRequest(_Request):
@@ -238,6 +263,37 @@ class LinkRequest(_Request):
     rtt_ms: Annotated[float, Meta(ge=0, le=100000)] | None = None
     loss: Annotated[float, Meta(ge=0, le=1)] | None = None
     cost_per_gb: Annotated[float, Meta(ge=0)] = 0.0
+
+
+class ProbeRequest(_Request):
+    """Measure a link by a burst of at most so many bytes and seconds."""
+
+    size_bytes: Annotated[int, Meta(ge=1 << 16, le=1 << 32)] = 64 << 20
+    seconds: Annotated[float, Meta(gt=0, le=30)] = 2.0
+
+
+class MaintenanceRequest(_Request):
+    """A time in which a site ("site:A") or link ("link:A>B") is not to be used; from `drain_s` before its start no new
+    route is led over it.
+    """
+
+    scope: Annotated[str, Meta(pattern=r"^(link:[a-z0-9-]{1,63}>[a-z0-9-]{1,63}|site:[a-z0-9-]{1,63})$")]
+    starts: datetime
+    ends: datetime
+    drain_s: Annotated[float, Meta(ge=0, le=7 * 86400)] = 600.0
+    comment: Text = ""
+
+
+class Maintenance(_Resource):
+    """A time in which a site or link is not used."""
+
+    id: str
+    scope: str
+    starts: datetime
+    ends: datetime
+    drain_s: float
+    comment: str = ""
+    created_by: str = ""
 
 
 class LimitWindow(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -284,7 +340,11 @@ class TransferOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class TransferRequest(_Request):
-    """Move one path of one site to one or several targets."""
+    """Move one path of one site to one or several targets.
+
+    A `deadline` that cannot be met is refused, unless `best_effort` is set. `size_bytes` and `objects` say what is
+    expected to move to each target, where that is known. `plan` is the id of a stored plan: exactly its ways are used.
+    """
 
     source: Endpoint
     targets: Annotated[list[Endpoint], Meta(min_length=1, max_length=100)]
@@ -294,6 +354,11 @@ class TransferRequest(_Request):
     purpose: Word = ""
     priority: Priority = "normal"
     deadline: datetime | None = None
+    best_effort: bool = False
+    cost_limit_usd: Annotated[float, Meta(ge=0, le=1e9)] | None = None
+    size_bytes: Size | None = None
+    objects: Size | None = None
+    plan: Annotated[str, Meta(pattern=r"^(p-[0-9a-z]{4,32})?$")] = ""
     comment: Text = ""
     options: TransferOptions = msgspec.field(default_factory=TransferOptions)
 
@@ -359,6 +424,14 @@ class Disposal(_Resource):
     certificate: str = ""
 
 
+class Way(_Resource):
+    """One way from the source to a target, and what the plan gives to it."""
+
+    sites: list[Name]
+    rate_bits_per_s: int
+    usd_per_gb: float | None = None
+
+
 class Task(_Resource):
     """One range of a transfer's work: from the source to one target. `fence` grows with every claim."""
 
@@ -372,6 +445,12 @@ class Task(_Resource):
     attempts: int = 0
     lease_until: datetime | None = None
     route: list[Name] = []
+    ways: list[Way] = []
+    promise: str = "none"
+    binds: str = ""
+    earliest: datetime | None = None
+    expected: datetime | None = None
+    latest: datetime | None = None
     counters: Counters = msgspec.field(default_factory=Counters)
     rate_bits_per_s: float = 0.0
     bottleneck: str = ""
@@ -400,6 +479,9 @@ class Transfer(_Resource):
     decisions: list[Decision] = []
     ended: datetime | None = None
     eta: datetime | None = None
+    eta_earliest: datetime | None = None
+    eta_latest: datetime | None = None
+    promised: bool = False
 
 
 class Why(_Resource):
@@ -410,24 +492,43 @@ class Why(_Resource):
     line: str
     waits: list[Wait] = []
     bottlenecks: dict[str, str] = {}
+    plan: dict[str, list[str]] = {}
 
 
 class PlanRequest(_Request):
-    """Ask what a transfer would be: nothing moves. `size_bytes` spares the scan where it is known."""
+    """Ask what a transfer would be: nothing moves. `size_bytes` and `objects` spare the count where they are known."""
 
     request: TransferRequest
     size_bytes: Size | None = None
+    objects: Size | None = None
 
 
 class Plan(_Resource):
-    """Verdict of policy, routes and estimate for a request."""
+    """What a transfer would be: verdict of policy, ways, time, money, and what binds. A plan that is permitted is kept
+    until `expires`; a transfer that names its `id` goes exactly these ways.
+
+    `promise` is what a deadline would get: "none" without one, "admitted", "refused" (with `earliest_possible`) or
+    "best-effort".
+    """
 
     permitted: bool
     decisions: list[Decision]
+    id: str = ""
+    made: datetime | None = None
+    expires: datetime | None = None
     routes: list[list[Name]] = []
+    ways: list[Way] = []
     size_bytes: int | None = None
+    objects: int | None = None
     rate_bits_per_s: float | None = None
     duration_s: float | None = None
+    earliest: datetime | None = None
+    expected: datetime | None = None
+    latest: datetime | None = None
+    usd: float | None = None
+    promise: str = "none"
+    earliest_possible: datetime | None = None
+    binds: list[str] = []
     text: str = ""
 
 

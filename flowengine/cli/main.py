@@ -38,6 +38,8 @@ _SECTIONS: Final = {
         "transfer": ("flowengine.cli.transfers:transfer", "List, watch and steer transfers."),
         "why": ("flowengine.cli.transfers:why", "Say what a transfer waits for, or what makes it no faster."),
         "site": ("flowengine.cli.site:site", "The sites: what they offer, how they join and leave."),
+        "link": ("flowengine.cli.link:link", "Links between sites: what they carry, measured and declared."),
+        "maintain": ("flowengine.cli.maintain:maintain", "Times in which a site or link is not to be used."),
         "limit": ("flowengine.cli.limit:limit", "Bandwidth limits, by link, site, tenant and time of day."),
         "events": ("flowengine.cli.events:events", "Print what happens, as it happens."),
         "policy": ("flowengine.cli.policy:policy", "Check, test and explain residency policies."),

@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import click
 
-from flowengine.cli.federation import complete_place, json_option, open_client, parse_deadline, plain
+from flowengine.cli.federation import (
+    complete_place,
+    json_option,
+    note,
+    open_client,
+    parse_deadline,
+    plain,
+    show_time,
+)
 from flowengine.errors import Exit, UsageError
+from flowengine.units import format_bytes, format_rate
+
+if TYPE_CHECKING:
+    from flowengine.api import resources as api
+    from flowengine.client import Client
 
 __all__ = ["show"]
 
@@ -21,9 +36,27 @@ __all__ = ["show"]
     help="What the data is, for policies; may be repeated.",
 )
 @click.option("--purpose", default="", metavar="TEXT", help="What it is for, for policies.")
+@click.option(
+    "--priority",
+    type=click.Choice(["low", "normal", "high", "urgent"]),
+    default="normal",
+    show_default=True,
+    help="Who goes first.",
+)
 @click.option("--deadline", metavar="WHEN", help="When it must be there (2h, 2026-12-01T18:00).")
 @click.option(
-    "--size", default=None, metavar="SIZE", help="How much it is; without it no duration can be told."
+    "--cost-limit", type=click.FloatRange(min=0), metavar="USD", help="Most that moving it may cost."
+)
+@click.option(
+    "--size", default=None, metavar="SIZE", help="How much it is; without it the source's agent counts."
+)
+@click.option(
+    "--objects", type=click.IntRange(min=1), default=None, metavar="N", help="How many objects --size is in."
+)
+@click.option(
+    "--exact",
+    is_flag=True,
+    help="Count only what the targets lack, by a dry run between the agents; it reads what they have not read yet.",
 )
 @json_option
 def show(
@@ -31,13 +64,18 @@ def show(
     targets: tuple[str, ...],
     labels: tuple[str, ...],
     purpose: str,
+    priority: api.Priority,
     deadline: str | None,
+    cost_limit: float | None,
     size: str | None,
+    objects: int | None,
+    exact: bool,
     as_json: bool,
 ) -> int:
-    """Show what a transfer from SRC to each DST would be: policy's verdict, routes, an estimate. Nothing moves.
+    """Show what a transfer from SRC to each DST would be: policy's verdict, ways, time, money, and what binds.
 
-    Both are places at sites, SITE:/PATH. Exit code 5 where policy does not permit it.
+    Nothing moves. `flow cp --plan ID` then goes exactly these ways. Both are places at sites, SITE:/PATH. Exit code 5
+    where policy does not permit it, 1 where a deadline cannot be kept.
     """
     from flowengine.cli.locations import all_at_sites
     from flowengine.cli.output import print_json
@@ -45,25 +83,74 @@ def show(
 
     if not all_at_sites([source, *targets]):
         raise UsageError(f"{source!r} is not at a site", hint="write SITE:/PATH; flow site ls lists sites")
+    if exact and size is not None:
+        raise UsageError("--exact finds out how much it is, --size says so", hint="leave one of them out")
+    size_bytes = None if size is None else parse_bytes(size)
     with open_client() as client:
+        if exact:
+            size_bytes, objects = _dry_run(client, source, targets, labels, purpose)
         plan = client.plan(
             source,
             list(targets),
             labels=labels,
             purpose=purpose,
+            priority=priority,
             deadline=parse_deadline(deadline),
-            size_bytes=None if size is None else parse_bytes(size),
+            cost_limit_usd=cost_limit,
+            size_bytes=size_bytes,
+            objects=objects,
         )
     if as_json:
         print_json(plain(plan))
     else:
-        print(plan.text)
+        _print(plan)
+    if not plan.permitted:
+        return Exit.DENIED
+    return Exit.FAILED if plan.promise == "refused" else Exit.DONE
+
+
+def _dry_run(
+    client: Client, source: str, targets: tuple[str, ...], labels: tuple[str, ...], purpose: str
+) -> tuple[int, int]:
+    """Bytes and objects that a target lacks; of several targets the one that lacks most."""
+    from flowengine.api import resources as api
+
+    note("the agents compare what is there; nothing is written")
+    transfer = client.copy(
+        source, list(targets), labels=labels, purpose=purpose, options=api.TransferOptions(dry_run=True)
+    )
+    record = transfer.wait()
+    lacks = [_lacking(task.counters) for task in record.tasks]
+    return max(lacks, key=lambda lack: lack[0])
+
+
+def _lacking(counters: Any) -> tuple[int, int]:
+    size = counters.size_bytes - counters.bytes_unchanged - counters.bytes_reused
+    return max(0, size), max(1, counters.objects - counters.objects_unchanged)
+
+
+def _print(plan: api.Plan) -> None:
+    print(plan.text)
+    if plan.id:
+        print(f"  plan      {plan.id}, kept until {show_time(plan.expires)}")
+    if plan.size_bytes is not None:
+        print(f"  moves     {format_bytes(plan.size_bytes)} in {plan.objects or 1} objects, to each target")
+    for way in plan.ways:
+        price = f", {way.usd_per_gb:g} USD/GB" if way.usd_per_gb else ""
+        print(f"  way       {' > '.join(way.sites)}, {format_rate(way.rate_bits_per_s / 8)}{price}")
+    if not plan.ways:
         for route in plan.routes:
-            print(f"  route   {' > '.join(route)}")
-        for decision in plan.decisions:
-            if decision.verdict != "none":
-                duties = f", with {', '.join(decision.duties)}" if decision.duties else ""
-                print(
-                    f"  policy  {decision.use} at {decision.site}: {decision.verdict} by {decision.rule}{duties}"
-                )
-    return Exit.DONE if plan.permitted else Exit.DENIED
+            print(f"  way       {' > '.join(route)}")
+    if plan.expected is not None:
+        latest = show_time(plan.latest) if plan.latest else "nobody can say how late"
+        print(f"  there     {show_time(plan.expected)}, between {show_time(plan.earliest)} and {latest}")
+    if plan.usd:
+        print(f"  costs     {plan.usd:.2f} USD")
+    for line in plan.binds:
+        print(f"  binds     {line}")
+    for decision in plan.decisions:
+        if decision.verdict != "none":
+            duties = f", with {', '.join(decision.duties)}" if decision.duties else ""
+            print(
+                f"  policy    {decision.use} at {decision.site}: {decision.verdict} by {decision.rule}{duties}"
+            )

@@ -20,7 +20,17 @@ if TYPE_CHECKING:
 
 __all__ = ["follow", "order", "order_options", "refuse_order_options"]
 
-_ORDER: Final = ("wait", "priority", "deadline", "labels", "purpose")
+_ORDER: Final = (
+    "wait",
+    "priority",
+    "deadline",
+    "best_effort",
+    "cost_limit",
+    "size",
+    "plan",
+    "labels",
+    "purpose",
+)
 _LOCAL_ONLY: Final = ("files_from", "compress", "threads", "retry_for", "ticket_file", "policy", "site_facts")
 _FOLLOW_S: Final = 0.5
 
@@ -31,6 +41,10 @@ def order_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--wait/--no-wait", default=True, help="Between sites: stay until it has ended, or only ask for it and print its id. [default: --wait]"),
         click.option("--priority", type=click.Choice(["low", "normal", "high", "urgent"]), default="normal", show_default=True, help="Between sites: who goes first."),
         click.option("--deadline", metavar="WHEN", help="Between sites: when it must be there (2h, 2026-12-01T18:00)."),
+        click.option("--best-effort", is_flag=True, help="Between sites: with --deadline, go on without a promise when it cannot be kept."),
+        click.option("--cost-limit", type=click.FloatRange(min=0), metavar="USD", help="Between sites: most that moving it may cost."),
+        click.option("--size", metavar="SIZE", help="Between sites: how much it is, where you know; spares the count that a deadline needs."),
+        click.option("--plan", "plan", metavar="ID", help="Between sites: go exactly the ways of this plan (flow plan show)."),
         click.option("--label", "labels", multiple=True, metavar="LABEL", help="What the data is, for policies; may be repeated."),
         click.option("--purpose", default="", metavar="TEXT", help="What it is for, for policies."),
     ]  # fmt: skip
@@ -71,6 +85,7 @@ def order(
     from flowengine.api import resources as api
     from flowengine.cli.output import print_json
     from flowengine.client.requests import transfer_request
+    from flowengine.units import parse_bytes
 
     if local := _given(ctx, _LOCAL_ONLY):
         raise UsageError(f"{local[0]} is not for transfers between sites", hint="leave it out")
@@ -100,6 +115,10 @@ def order(
         purpose=given["purpose"],
         priority=given["priority"],
         deadline=parse_deadline(given["deadline"]),
+        best_effort=given.get("best_effort", False),
+        cost_limit_usd=given.get("cost_limit"),
+        size_bytes=parse_bytes(given["size"]) if given.get("size") else None,
+        plan=given.get("plan") or "",
         options=options,
     )
     with open_client() as client:

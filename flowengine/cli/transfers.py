@@ -117,9 +117,15 @@ def show(transfer_id: str, as_json: bool) -> int:
             + (f", for {request.purpose}" * bool(request.purpose))
         )
     if request.deadline is not None:
-        print(f"  deadline  {show_time(request.deadline)}")
+        print(
+            f"  deadline  {show_time(request.deadline)}{', promised' if record.promised else ', not promised'}"
+        )
     if record.eta is not None and record.ended is None:
-        print(f"  expected  {show_time(record.eta)}")
+        span = ""
+        if record.eta_earliest is not None:
+            latest = show_time(record.eta_latest) if record.eta_latest else "nobody can say how late"
+            span = f" (between {show_time(record.eta_earliest)} and {latest})"
+        print(f"  expected  {show_time(record.eta)}{span}")
     print(f"  so far    {summary(record)}")
     for task in record.tasks:
         _show_task(task)
@@ -179,6 +185,10 @@ def _show_task(task: api.Task) -> None:
     if task.attempts > 1:
         facts.append(f"attempt {task.attempts}")
     print(f"  task      {task.target.site}:{task.target.path}  {task.state}  {', '.join(facts)}")
+    for way in task.ways:
+        print(f"  way       {' > '.join(way.sites)}, planned at {format_rate(way.rate_bits_per_s / 8)}")
+    if task.binds:
+        print(f"  binds     {task.binds}")
     if task.wait is not None:
         print(
             f"            waits {ago(task.wait.since).removesuffix(' ago')}: {task.wait.text}; ends when {task.wait.ends_when}"
@@ -261,4 +271,7 @@ def why(transfer_id: str, as_json: bool) -> int:
         print_json(plain(answer))
     else:
         print(answer.line)
+        for target, lines in sorted(answer.plan.items()):
+            for line in lines:
+                print(f"  to {target}: {line}" if len(answer.plan) > 1 else f"  {line}")
     return Exit.DONE

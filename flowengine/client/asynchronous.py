@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Final, Generic, Literal, TypeVar
 
 import anyio
+import msgspec
 
 from flowengine.api import resources as api
 from flowengine.client.access import Access
@@ -262,6 +263,10 @@ class AsyncClient:
         purpose: str = "",
         priority: api.Priority = "normal",
         deadline: Deadline = None,
+        best_effort: bool = False,
+        cost_limit_usd: float | None = None,
+        size_bytes: int | None = None,
+        plan: str = "",
         comment: str = "",
         options: api.TransferOptions | None = None,
     ) -> AsyncTransfer:
@@ -275,14 +280,20 @@ class AsyncClient:
             labels: what the data is, for policies; can only add to what the owner declared.
             purpose: what it is for.
             priority: low, normal, high or urgent.
-            deadline: when it must be there, or within how long.
+            deadline: when it must be there, or within how long; refused when that cannot be kept.
+            best_effort: take it on even so, without a promise.
+            cost_limit_usd: most that moving it may cost, by what is declared of links.
+            size_bytes: how much it is, where that is known; spares the count that a deadline needs.
+            plan: the id of a plan (`plan`), whose ways are used exactly.
 
         Raises:
             Denied: policy forbids it; the context holds the decisions.
+            FlowError: the deadline cannot be kept (reason "deadline"); the context has the earliest possible time.
         """
         request = transfer_request(
             source, targets, mode="copy", now=datetime.now(UTC), labels=labels, purpose=purpose,
-            priority=priority, deadline=deadline, comment=comment, options=options,
+            priority=priority, deadline=deadline, best_effort=best_effort,
+            cost_limit_usd=cost_limit_usd, size_bytes=size_bytes, plan=plan, comment=comment, options=options,
         )  # fmt: skip
         return await self.submit(request)
 
@@ -296,13 +307,18 @@ class AsyncClient:
         purpose: str = "",
         priority: api.Priority = "normal",
         deadline: Deadline = None,
+        best_effort: bool = False,
+        cost_limit_usd: float | None = None,
+        size_bytes: int | None = None,
+        plan: str = "",
         comment: str = "",
         options: api.TransferOptions | None = None,
     ) -> AsyncTransfer:
         """Start to make targets hold what the source holds; with `delete` nothing else. Otherwise as `copy`."""
         request = transfer_request(
             source, targets, mode="sync", now=datetime.now(UTC), labels=labels, purpose=purpose,
-            priority=priority, deadline=deadline, comment=comment, options=options, delete=delete,
+            priority=priority, deadline=deadline, best_effort=best_effort,
+            cost_limit_usd=cost_limit_usd, size_bytes=size_bytes, plan=plan, comment=comment, options=options, delete=delete,
         )  # fmt: skip
         return await self.submit(request)
 
@@ -341,16 +357,29 @@ class AsyncClient:
         purpose: str = "",
         priority: api.Priority = "normal",
         deadline: Deadline = None,
+        best_effort: bool = False,
+        cost_limit_usd: float | None = None,
         options: api.TransferOptions | None = None,
         size_bytes: int | None = None,
+        objects: int | None = None,
     ) -> api.Plan:
-        """What such a transfer would be: the verdict of policy, routes, an estimate. Nothing moves."""
+        """What such a transfer would be: verdict of policy, ways, time, money, and what binds. Nothing moves.
+
+        Args:
+            size_bytes, objects: how much it is; without them the source's agent counts what lies there. What a dry run
+                found counts what the targets have already.
+        """
         request = transfer_request(
             source, targets, mode=mode, now=datetime.now(UTC), labels=labels, purpose=purpose,
-            priority=priority, deadline=deadline, options=options,
+            priority=priority, deadline=deadline, best_effort=best_effort, cost_limit_usd=cost_limit_usd,
+            options=options,
         )  # fmt: skip
-        body = api.PlanRequest(request=request, size_bytes=size_bytes)
+        body = api.PlanRequest(request=request, size_bytes=size_bytes, objects=objects)
         return await self._transport.request("POST", "/v1/plans", api.Plan, body=body, key=uuid.uuid4().hex)
+
+    async def planned(self, plan_id: str) -> api.Plan:
+        """A plan that was made before, by its id."""
+        return await self._transport.request("GET", f"/v1/plans/{plan_id}", api.Plan)
 
     async def transfer(self, transfer_id: str) -> AsyncTransfer:
         """A transfer by its id."""
@@ -441,8 +470,38 @@ class AsyncClient:
         return await self._transport.request("PUT", f"/v1/links/{source}/{target}", api.Link, body=request)
 
     async def remove_link(self, source: str, target: str) -> None:
-        """Forget what was declared about a link."""
+        """Forget what was declared and measured of a link."""
         await self._transport.request("DELETE", f"/v1/links/{source}/{target}", type(None))
+
+    async def link(self, source: str, target: str) -> api.Link:
+        """What is known of one link."""
+        return await self._transport.request("GET", f"/v1/links/{source}/{target}", api.Link)
+
+    async def link_looks(self, source: str, target: str, limit: int = 100) -> list[api.LinkLook]:
+        """What was measured of a link of late, the newest first."""
+        page = await self._transport.request(
+            "GET", f"/v1/links/{source}/{target}/looks?limit={limit}", api.Page
+        )
+        return [msgspec.convert(item, api.LinkLook, strict=False) for item in page.items]
+
+    async def probe_link(self, source: str, target: str, request: api.ProbeRequest | None = None) -> api.Link:
+        """Measure a link now, by a burst that the target's agent throws away."""
+        body = request or api.ProbeRequest()
+        return await self._transport.request(
+            "POST", f"/v1/links/{source}/{target}/probe", api.Link, body=body
+        )
+
+    async def maintenance(self) -> list[api.Maintenance]:
+        """When sites and links are not to be used."""
+        return await self._transport.all_of("/v1/maintenance", api.Maintenance)
+
+    async def add_maintenance(self, request: api.MaintenanceRequest) -> api.Maintenance:
+        """Keep transfers off a site or link for a time."""
+        return await self._create("/v1/maintenance", request, api.Maintenance)
+
+    async def remove_maintenance(self, maintenance_id: str) -> None:
+        """Let a site or link be used again."""
+        await self._transport.request("DELETE", f"/v1/maintenance/{maintenance_id}", type(None))
 
     # --- limits ---
 
@@ -556,6 +615,7 @@ class AsyncClient:
         path: str,
         body: api.SiteRequest
         | api.JoinTokenRequest
+        | api.MaintenanceRequest
         | api.UserRequest
         | api.TokenRequest
         | api.TenantRequest

@@ -57,6 +57,11 @@ def transfer_request(
     comment: str = "",
     options: api.TransferOptions | None = None,
     delete: bool | None = None,
+    best_effort: bool = False,
+    cost_limit_usd: float | None = None,
+    size_bytes: int | None = None,
+    objects: int | None = None,
+    plan: str = "",
 ) -> api.TransferRequest:
     """A checked request.
 
@@ -86,6 +91,11 @@ def transfer_request(
         purpose=purpose,
         priority=priority,
         deadline=None if deadline is None else deadline.astimezone(UTC),
+        best_effort=best_effort,
+        cost_limit_usd=cost_limit_usd,
+        size_bytes=size_bytes,
+        objects=objects,
+        plan=plan,
         comment=comment,
         options=chosen,
     )

@@ -304,13 +304,18 @@ class Client:
         purpose: str = "",
         priority: api.Priority = "normal",
         deadline: Deadline = None,
+        best_effort: bool = False,
+        cost_limit_usd: float | None = None,
+        size_bytes: int | None = None,
+        plan: str = "",
         comment: str = "",
         options: api.TransferOptions | None = None,
     ) -> Transfer:
         """Start to copy a path of one site to others, straight from site to site."""
         inner = self._run(
             self._api.copy, source, targets, labels=labels, purpose=purpose, priority=priority,
-            deadline=deadline, comment=comment, options=options,
+            deadline=deadline, best_effort=best_effort,
+            cost_limit_usd=cost_limit_usd, size_bytes=size_bytes, plan=plan, comment=comment, options=options,
         )  # fmt: skip
         return Transfer(self, inner)
 
@@ -324,13 +329,18 @@ class Client:
         purpose: str = "",
         priority: api.Priority = "normal",
         deadline: Deadline = None,
+        best_effort: bool = False,
+        cost_limit_usd: float | None = None,
+        size_bytes: int | None = None,
+        plan: str = "",
         comment: str = "",
         options: api.TransferOptions | None = None,
     ) -> Transfer:
         """Start to make targets hold what the source holds; with `delete` nothing else."""
         inner = self._run(
             self._api.sync, source, targets, delete=delete, labels=labels, purpose=purpose, priority=priority,
-            deadline=deadline, comment=comment, options=options,
+            deadline=deadline, best_effort=best_effort,
+            cost_limit_usd=cost_limit_usd, size_bytes=size_bytes, plan=plan, comment=comment, options=options,
         )  # fmt: skip
         return Transfer(self, inner)
 
@@ -366,14 +376,22 @@ class Client:
         purpose: str = "",
         priority: api.Priority = "normal",
         deadline: Deadline = None,
+        best_effort: bool = False,
+        cost_limit_usd: float | None = None,
         options: api.TransferOptions | None = None,
         size_bytes: int | None = None,
+        objects: int | None = None,
     ) -> api.Plan:
-        """What such a transfer would be: the verdict of policy, routes, an estimate. Nothing moves."""
+        """What such a transfer would be: verdict of policy, ways, time, money, and what binds. Nothing moves."""
         return self._run(
             self._api.plan, source, targets, mode=mode, labels=labels, purpose=purpose, priority=priority,
-            deadline=deadline, options=options, size_bytes=size_bytes,
+            deadline=deadline, best_effort=best_effort, cost_limit_usd=cost_limit_usd, options=options,
+            size_bytes=size_bytes, objects=objects,
         )  # fmt: skip
+
+    def planned(self, plan_id: str) -> api.Plan:
+        """A plan that was made before, by its id."""
+        return self._run(self._api.planned, plan_id)
 
     def transfer(self, transfer_id: str) -> Transfer:
         """A transfer by its id."""
@@ -435,8 +453,32 @@ class Client:
         return self._run(self._api.set_link, source, target, request)
 
     def remove_link(self, source: str, target: str) -> None:
-        """Forget what was declared about a link."""
+        """Forget what was declared and measured of a link."""
         self._run(self._api.remove_link, source, target)
+
+    def link(self, source: str, target: str) -> api.Link:
+        """What is known of one link."""
+        return self._run(self._api.link, source, target)
+
+    def link_looks(self, source: str, target: str, limit: int = 100) -> list[api.LinkLook]:
+        """What was measured of a link of late, the newest first."""
+        return self._run(self._api.link_looks, source, target, limit)
+
+    def probe_link(self, source: str, target: str, request: api.ProbeRequest | None = None) -> api.Link:
+        """Measure a link now, by a burst that the target's agent throws away."""
+        return self._run(self._api.probe_link, source, target, request)
+
+    def maintenance(self) -> list[api.Maintenance]:
+        """When sites and links are not to be used."""
+        return self._run(self._api.maintenance)
+
+    def add_maintenance(self, request: api.MaintenanceRequest) -> api.Maintenance:
+        """Keep transfers off a site or link for a time."""
+        return self._run(self._api.add_maintenance, request)
+
+    def remove_maintenance(self, maintenance_id: str) -> None:
+        """Let a site or link be used again."""
+        self._run(self._api.remove_maintenance, maintenance_id)
 
     def limits(self) -> list[api.Limit]:
         """All bandwidth limits."""

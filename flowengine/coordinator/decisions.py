@@ -17,10 +17,10 @@ from typing import Final
 import msgspec
 from sqlalchemy import Connection, select
 
-from flowengine.api.resources import Decision, Plan, PlanRequest, TransferRequest
-from flowengine.coordinator.database.catalogue import decode_facts, list_limits
+from flowengine.api.resources import Decision, TransferRequest
+from flowengine.coordinator.database.catalogue import decode_facts
 from flowengine.coordinator.database.policies import inherited_by, newest
-from flowengine.coordinator.database.tables import AnyRow, bundles, labels, links, sites
+from flowengine.coordinator.database.tables import AnyRow, bundles, labels
 from flowengine.errors import AuthenticationError, NotFound, UsageError
 from flowengine.policy import Engine, PolicySet, Statement, load, reasons, resolve
 from flowengine.policy.asking import Judged, Matter, Place, ask
@@ -30,7 +30,6 @@ from flowengine.policy.labels import data_statements, relevant
 from flowengine.policy.model import Value
 from flowengine.policy.vocabulary import SOURCES
 from flowengine.trust.labels import verify_labels
-from flowengine.units import format_duration, format_rate
 
 __all__ = ["Decider", "Rules", "Verdict"]
 
@@ -226,75 +225,6 @@ class Decider:
             duties=[duty.type for duty in found.duties],
         )
         return decision, judged
-
-    def plan(self, connection: Connection, asked: PlanRequest, user: str, now: float) -> Plan:
-        """Verdict, direct routes, and how long it takes at what is known of the links.
-
-        Raises:
-            NotFound: a site is not known.
-        """
-        request = asked.request
-        targets = list(dict.fromkeys(target.site for target in request.targets))
-        names = [request.source.site, *targets]
-        rows = {row.name: row for row in connection.execute(select(sites).where(sites.c.name.in_(names)))}
-        for name in names:
-            if name not in rows or rows[name].state == "revoked":
-                raise NotFound(f"there is no site {name}", hint="flow site ls lists the sites", site=name)
-        decisions = self.decide(connection, request, rows, user, now).decisions
-        permitted = not any(decision.verdict == "deny" for decision in decisions)
-        rate = _rate(connection, request.source.site, targets, now)
-        duration = None
-        if rate and asked.size_bytes is not None:
-            duration = asked.size_bytes * 8 / rate
-        return Plan(
-            permitted=permitted,
-            decisions=decisions,
-            routes=[[request.source.site, target] for target in targets],
-            size_bytes=asked.size_bytes,
-            rate_bits_per_s=rate,
-            duration_s=duration,
-            text=_words(permitted, decisions, rate, duration),
-        )
-
-
-def _rate(connection: Connection, source: str, targets: list[str], now: float) -> float | None:
-    """What the slowest target gets: its link, or a limit of link or site that holds now; None where nothing is known."""
-    known = {
-        row.target: float(row.capacity_bits_per_s)
-        for row in connection.execute(
-            select(links.c.target, links.c.capacity_bits_per_s).where(
-                links.c.source == source, links.c.capacity_bits_per_s.is_not(None)
-            )
-        )
-    }
-    limits = {
-        limit.scope: float(limit.now_bits_per_s)
-        for limit in list_limits(connection, now)
-        if limit.now_bits_per_s is not None
-    }
-    leaving = limits.get(f"site:{source}")
-    slowest: list[float] = []
-    for target in targets:
-        shares = [known.get(target), limits.get(f"link:{source}>{target}")]
-        if leaving is not None:
-            shares.append(leaving / len(targets))
-        bounds = [share for share in shares if share is not None]
-        if not bounds:
-            return None
-        slowest.append(min(bounds))
-    return min(slowest)
-
-
-def _words(permitted: bool, decisions: list[Decision], rate: float | None, duration: float | None) -> str:
-    if not permitted:
-        first = next(decision for decision in decisions if decision.verdict == "deny")
-        return f"policy does not permit to {first.use} it at {first.site}: {first.text}"
-    if rate is None:
-        return "straight to each target; nothing is known yet of a link on the way, so no time can be told"
-    if rate == 0:
-        return "straight to each target; a limit of 0 holds now, so nothing would move before it changes"
-    text = f"straight to each target, at up to {format_rate(rate / 8)}"
-    return text + (f": about {format_duration(duration)}" if duration is not None else "")
 
 
 def _data(connection: Connection, rules: Rules, request: TransferRequest, now: int) -> list[Statement]:

@@ -21,7 +21,11 @@ from flowengine.coordinator.database.tables import (
     idempotency,
     join_tokens,
     landed,
+    link_history,
     looks,
+    maintenance,
+    paces,
+    plans,
     sites,
     tasks,
     transfers,
@@ -30,6 +34,7 @@ from flowengine.coordinator.database.tables import (
 from flowengine.coordinator.database.transactions import PostgresDatabase, Writing
 from flowengine.coordinator.database.transfers import lock_transfer, settle
 from flowengine.coordinator.database.work import read_board, wake_beside
+from flowengine.coordinator.planning.loop import Planner
 from flowengine.coordinator.rules.queue import hindrance
 from flowengine.coordinator.service import Service, Settings
 from flowengine.coordinator.web.calls import log
@@ -60,6 +65,7 @@ class Housekeeping:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._follow())
             group.create_task(self._keep())
+            group.create_task(Planner(self._service).run())
 
     async def _keep(self) -> None:
         try:
@@ -191,6 +197,10 @@ def prune(writing: Writing, settings: Settings) -> None:
     connection.execute(delete(usage).where(usage.c.minute < int(now // 60) - 2 * 24 * 60))
     old = select(transfers.c.id).where(transfers.c.ended < now - settings.keep_events_s)
     connection.execute(delete(landed).where(landed.c.transfer.in_(old)))
+    for table in (link_history, paces):
+        connection.execute(delete(table).where(table.c.at < now - settings.keep_events_s))
+    connection.execute(delete(maintenance).where(maintenance.c.ends < now - settings.keep_events_s))
+    connection.execute(delete(plans).where(plans.c.expires < now, ~plans.c.id.in_(select(transfers.c.plan))))
     connection.execute(delete(join_tokens).where(join_tokens.c.expires < now - settings.keep_events_s))
 
 

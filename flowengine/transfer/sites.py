@@ -249,7 +249,8 @@ class Guest:
         grant = self.grant
         assert grant is not None
         served: End = "source" if grant.dial == "target" else "target"
-        if request.role not in (grant.dial, "stat"):
+        roles = ("probe",) if grant.mode == "probe" else (grant.dial, "stat")
+        if request.role not in roles:
             raise AuthenticationError(
                 f"the {grant.dial} of the grant for {grant.shown} asked for {request.role[:16]!r}",
                 reason="grant-other-party",

@@ -86,7 +86,8 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         dial: which end dials on the hop.
         route: sites from source to target, both included.
         source_path, target_path: site paths, as "/data/sets/a/".
-        mode: "copy", "sync" or "verify".
+        mode: "copy", "sync" or "verify"; "probe" lets the source send a burst that the target throws away, and nothing
+            else.
         secret: 32 random bytes that only the coordinator and the two ends know.
         byte_limit: most payload bytes that may cross; None for no bound.
         may_delete: whether the target may remove what the source does not have.
@@ -111,7 +112,7 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     route: list[str]
     source_path: str
     target_path: str
-    mode: Literal["copy", "sync", "verify"]
+    mode: Literal["copy", "sync", "verify", "probe"]
     secret: bytes
     byte_limit: int | None = None
     may_delete: bool = False

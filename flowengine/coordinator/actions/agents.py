@@ -12,12 +12,21 @@ from sqlalchemy import Connection, bindparam, func, select, update
 from flowengine.api.agents import Claim, Claimed, Heartbeat, HeartbeatReply, Report, ReportReply, TaskGrant
 from flowengine.api.resources import PRIORITIES, Counters, LandedObject, SitePolicy
 from flowengine.coordinator.actions.duties import quarantines_of
-from flowengine.coordinator.actions.grants import Terms, task_grant
+from flowengine.coordinator.actions.grants import Terms, task_grant, task_routes
 from flowengine.coordinator.actions.transfers import redrive
 from flowengine.coordinator.database.catalogue import decode_addresses, limits_of_site, revoked_serials
 from flowengine.coordinator.database.people import moment
 from flowengine.coordinator.database.policies import newest
-from flowengine.coordinator.database.tables import AnyRow, counters, landed, looks, sites, tasks, transfers
+from flowengine.coordinator.database.tables import (
+    AnyRow,
+    counters,
+    landed,
+    looks,
+    paces,
+    sites,
+    tasks,
+    transfers,
+)
 from flowengine.coordinator.database.transactions import Writing, json_text
 from flowengine.coordinator.database.transfers import decode_counters, decode_request, lock_transfer, settle
 from flowengine.coordinator.database.work import (
@@ -27,7 +36,14 @@ from flowengine.coordinator.database.work import (
     read_board,
     wake_beside,
 )
-from flowengine.coordinator.rules.commands import AgentView, Directive
+from flowengine.coordinator.planning.stored import (
+    leases_of_site,
+    read_task_plans,
+    routes_of_holder,
+    take_up,
+    told_routes,
+)
+from flowengine.coordinator.rules.commands import AgentView, Asked, Directive
 from flowengine.coordinator.rules.queue import choose, hindrance
 from flowengine.coordinator.rules.reports import Effect, Held, take
 from flowengine.errors import FlowError, NotFound
@@ -149,11 +165,26 @@ def claim(writing: Writing, site: str, asked: Claim, terms: Terms) -> Claimed:
         row.id: row for row in writing.connection.execute(select(transfers).where(transfers.c.id.in_(wanted)))
     }
     epoch = writing.connection.execute(_COUNTER, {"counter": "epoch"}).scalar_one()
+    planned = read_task_plans(writing.connection, [row.id for row in rows])
+    between = {
+        name for told in planned.values() for way in told.plan.routes for name in way.sites
+    } - known.keys()
+    if between:
+        found = writing.connection.execute(select(sites).where(sites.c.name.in_(between)))
+        known |= {row.name: row for row in found if row.state == "online"}
     given = []
     for row in rows:
         last = writing.connection.execute(_COUNTER, {"counter": "fence"}).scalar_one()
         fence = writing.count_up("fence", 0, next_fence(last, writing.now))
-        given.append(_give(writing, row, asked_for[row.transfer], known, fence, epoch, asked.boot, terms))
+        grant = _give(writing, row, asked_for[row.transfer], known, fence, epoch, asked.boot, terms)
+        ways = planned[row.id].plan.routes if row.id in planned else []
+        if told_routes(ways, row.source_site, row.target_site):
+            told = [(way.sites, way.rate_bits_per_s) for way in ways]
+            grant.routes = task_routes(
+                row, asked_for[row.transfer], known, told, fence, epoch, writing.now, terms
+            )
+            take_up(writing, row.id, fence, grant.routes)
+        given.append(grant)
         add_usage(writing, row.tenant, 0, 1)
     for transfer in sorted(wanted):
         settle(writing, transfer)
@@ -310,6 +341,8 @@ def _record(
     if ended:
         values |= _end_values(said, effect)
     writing.connection.execute(update(tasks).where(tasks.c.id == row.id).values(**values))
+    if ended and effect.state == "done" and row.claimed is not None:
+        _learn_pace(writing, row, transfer, decode_counters(values.get("counters", row.counters)))
     if ended:
         kind = {"waiting": "task.released" if said.state == "released" else "task.retry"}
         writing.emit(
@@ -328,6 +361,26 @@ def _record(
         settle(writing, row.transfer)
     elif row.state != "running" or effect.kind == "adopted":
         settle(writing, row.transfer)
+
+
+def _learn_pace(writing: Writing, row: AnyRow, transfer: AnyRow, counters: Counters) -> None:
+    """How long it took tells how long the next one will; not where it was held up or only looked."""
+    request = decode_request(transfer.request)
+    if row.mode == "verify" or request.options.dry_run or row.attempts > 0:
+        return
+    planned = read_task_plans(writing.connection, [row.id]).get(row.id)
+    writing.connection.execute(
+        paces.insert().values(
+            source=row.source_site,
+            target=row.target_site,
+            at=writing.now,
+            objects=max(0, counters.objects_done - counters.objects_unchanged),
+            size_bytes=counters.size_bytes,
+            sent_bytes=max(0, counters.bytes_done - counters.bytes_unchanged - counters.bytes_reused),
+            seconds=writing.now - row.claimed,
+            rate_bits_per_s=planned.plan.way_bits_per_s if planned is not None else 0.0,
+        )
+    )
 
 
 def _end_values(said: Report, effect: Effect) -> dict[str, Any]:
@@ -407,9 +460,7 @@ def agent_view(connection: Connection, now: float, site: str) -> AgentView:
             task.fence, "stop" if stop else "pause", "cancelled" if stop else "paused"
         )
     asked = connection.execute(
-        select(looks.c.id, looks.c.path, looks.c.expires).where(
-            looks.c.site == site, looks.c.answer.is_(None), looks.c.expires > now
-        )
+        select(looks).where(looks.c.site == site, looks.c.answer.is_(None), looks.c.expires > now)
     )
     return AgentView(
         claimable=claimable,
@@ -418,6 +469,8 @@ def agent_view(connection: Connection, now: float, site: str) -> AgentView:
         draining=row.draining,
         directives=directives,
         quarantines=quarantines_of(connection, site),
-        looks={look.id: (look.path, look.expires - now) for look in asked},
         policies=newest(connection),
+        looks={look.id: Asked(look.kind, look.path, look.body, look.expires - now) for look in asked},
+        routes=routes_of_holder(connection, site),
+        leases=msgspec.json.encode(leases_of_site(connection, site, now)),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from sqlalchemy import Connection, func, select, update
@@ -22,23 +23,20 @@ from flowengine.coordinator.rules.queue import first_overlap
 from flowengine.coordinator.rules.states import ENDED, dialer
 from flowengine.errors import Denied, FlowError, NotFound, TemporaryError, UsageError
 
-__all__ = ["Decide", "create", "redrive", "site_rows", "steer"]
+__all__ = ["Admitted", "Decide", "PromisesChanged", "create", "redrive", "site_rows_of", "steer"]
 
 Decide = Callable[[Connection, TransferRequest, Mapping[str, AnyRow], str, float], Verdict]
 """Policy's answer to a request."""
 
 
-def site_rows(writing: Writing, request: TransferRequest) -> dict[str, AnyRow]:
+def site_rows_of(connection: Connection, request: TransferRequest) -> dict[str, AnyRow]:
     """The sites of a request.
 
     Raises:
         NotFound: one is not known, or was removed.
     """
     names = dict.fromkeys([request.source.site, *(target.site for target in request.targets)])
-    found = {
-        row.name: row
-        for row in writing.connection.execute(select(sites).where(sites.c.name.in_(list(names))))
-    }
+    found = {row.name: row for row in connection.execute(select(sites).where(sites.c.name.in_(list(names))))}
     for name in names:
         if name not in found or found[name].state == "revoked":
             raise NotFound(f"there is no site {name}", hint="flow site ls lists the sites", site=name)
@@ -102,6 +100,26 @@ def _addresses(row: AnyRow) -> list[str] | None:
     return None if row.last_seen is None else decode_addresses(row.addresses)
 
 
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """What the planner says to a request before it is taken on.
+
+    Attributes:
+        size_bytes, objects: what is expected to move to each target; None where nobody knows.
+        promised: its deadline can be kept beside all that is promised already.
+        promises: the counter of promises when that was found out; another value means: find out anew.
+    """
+
+    size_bytes: int | None = None
+    objects: int | None = None
+    promised: bool = False
+    promises: int = 0
+
+
+class PromisesChanged(Exception):
+    """Somebody else was promised something meanwhile."""
+
+
 def create(
     writing: Writing,
     transfer: str,
@@ -110,6 +128,7 @@ def create(
     tenant: str,
     decide: Decide,
     chain: Chain,
+    admitted: Admitted = Admitted(),
 ) -> Transfer | FlowError:
     """Take a request on.
 
@@ -118,8 +137,9 @@ def create(
 
     Raises:
         FlowError: unknown site, unusable path, no route, quota; nothing is stored.
+        PromisesChanged: what was admitted was found out beside other promises than there are now.
     """
-    rows = site_rows(writing, request)
+    rows = site_rows_of(writing.connection, request)
     check_places(request, rows)
     drivers = _drivers(request, rows)
     _check_queue(writing, tenant, len(drivers))
@@ -136,6 +156,8 @@ def create(
             hint="flow plan show names all decisions; flow policy explain says what would make it legal",
             decisions=[_decision_data(decision) for decision in decisions],
         )
+    if admitted.promised and writing.count_up("promise") != admitted.promises + 1:
+        raise PromisesChanged
     writing.connection.execute(
         transfers.insert().values(
             id=transfer,
@@ -152,6 +174,11 @@ def create(
             mode=request.mode,
             decisions=json_text(decisions),
             policy_digest=verdict.digest,
+            deadline=request.deadline.timestamp() if request.deadline is not None else None,
+            promised=admitted.promised,
+            size_bytes=admitted.size_bytes,
+            cost_limit_usd=request.cost_limit_usd,
+            plan=request.plan,
         )
     )
     if request.mode != "verify" and not request.options.dry_run and (verdict.labels or verdict.contracts):

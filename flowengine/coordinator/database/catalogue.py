@@ -7,10 +7,31 @@ from collections.abc import Iterable
 import msgspec
 from sqlalchemy import Connection, func, or_, select
 
-from flowengine.api.resources import Certificate, Fact, Limit, LimitWindow, Link, Root, Site, SitePolicy
+from flowengine.api.resources import (
+    Certificate,
+    Fact,
+    Limit,
+    LimitWindow,
+    Link,
+    LinkLook,
+    Maintenance,
+    Root,
+    Site,
+    SitePolicy,
+)
 from flowengine.coordinator.database.people import moment, optional_moment
-from flowengine.coordinator.database.tables import AnyRow, certificates, limits, links, sites, tasks
+from flowengine.coordinator.database.tables import (
+    AnyRow,
+    certificates,
+    limits,
+    link_history,
+    link_states,
+    links,
+    sites,
+    tasks,
+)
 from flowengine.coordinator.rules.windows import rate_now
+from flowengine.plan.links import LinkState, estimate
 
 __all__ = [
     "find_site",
@@ -106,30 +127,87 @@ def revoked_serials(connection: Connection, now: float) -> list[str]:
     return sorted(connection.execute(query).scalars())
 
 
-def show_link(row: AnyRow) -> Link:
-    """A link as the API shows it."""
-    return Link(
-        source=row.source,
-        target=row.target,
-        capacity_bits_per_s=row.capacity_bits_per_s,
-        rtt_ms=row.rtt_ms,
-        loss=row.loss,
-        cost_per_gb=row.cost_per_gb,
-        as_of=optional_moment(row.as_of),
-        source_of_values=row.source_of_values,
-    )
+def show_link(declared: AnyRow | None, state: AnyRow | None, now: float) -> Link:
+    """A link as the API shows it, by its row of links and of link_states; one of them is there."""
+    row = declared if declared is not None else state
+    assert row is not None
+    found = Link(source=row.source, target=row.target)
+    if declared is not None:
+        found.capacity_bits_per_s = declared.capacity_bits_per_s
+        found.rtt_ms, found.loss = declared.rtt_ms, declared.loss
+        found.cost_per_gb = declared.cost_per_gb
+        found.as_of, found.source_of_values = optional_moment(declared.as_of), declared.source_of_values
+    if state is not None:
+        found.rtt_ms = state.rtt_ms if state.rtt_ms is not None else found.rtt_ms
+        found.loss = state.loss if state.loss is not None else found.loss
+        if state.rate_bits_per_s:
+            known = LinkState(
+                rate_bits_per_s=state.rate_bits_per_s, variance=state.variance, measured_s=state.measured
+            )
+            found.rate_bits_per_s = state.rate_bits_per_s
+            found.spread = estimate(known, now).spread
+            found.measured = moment(state.measured)
+    return found
 
 
-def list_links(connection: Connection, after: str, limit: int) -> list[Link]:
+def find_link(connection: Connection, source: str, target: str, now: float) -> Link | None:
+    """What is known of a link."""
+    rows = [
+        connection.execute(select(table).where(table.c.source == source, table.c.target == target)).first()
+        for table in (links, link_states)
+    ]
+    return None if rows == [None, None] else show_link(rows[0], rows[1], now)
+
+
+def list_links(connection: Connection, after: str, limit: int, now: float) -> list[Link]:
     """Links in the order of source and target; the cursor is `source>target`."""
     source, _, target = after.partition(">")
-    query = (
-        select(links)
-        .where(or_(links.c.source > source, (links.c.source == source) & (links.c.target > target)))
-        .order_by(links.c.source, links.c.target)
-        .limit(limit)
+    found: dict[tuple[str, str], list[AnyRow | None]] = {}
+    for at, table in enumerate((links, link_states)):
+        query = (
+            select(table)
+            .where(or_(table.c.source > source, (table.c.source == source) & (table.c.target > target)))
+            .order_by(table.c.source, table.c.target)
+            .limit(limit)
+        )
+        for row in connection.execute(query):
+            found.setdefault((row.source, row.target), [None, None])[at] = row
+    return [show_link(found[key][0], found[key][1], now) for key in sorted(found)[:limit]]
+
+
+def link_looks(
+    connection: Connection, source: str, target: str, before: int | None, limit: int
+) -> list[AnyRow]:
+    """Looks at a link, the newest first."""
+    query = select(link_history).where(link_history.c.source == source, link_history.c.target == target)
+    if before is not None:
+        query = query.where(link_history.c.seq < before)
+    return list(connection.execute(query.order_by(link_history.c.seq.desc()).limit(limit)))
+
+
+def show_look(row: AnyRow) -> LinkLook:
+    """A look as the API shows it."""
+    return LinkLook(
+        at=moment(row.at),
+        kind=row.kind,
+        rate_bits_per_s=row.rate_bits_per_s,
+        rtt_ms=row.rtt_ms,
+        loss=row.loss,
+        at_least=row.at_least,
     )
-    return [show_link(row) for row in connection.execute(query)]
+
+
+def show_maintenance(row: AnyRow) -> Maintenance:
+    """A time of maintenance as the API shows it."""
+    return Maintenance(
+        id=row.id,
+        scope=row.scope,
+        starts=moment(row.starts),
+        ends=moment(row.ends),
+        drain_s=row.drain_s,
+        comment=row.comment,
+        created_by=row.created_by,
+    )
 
 
 def show_limit(row: AnyRow, now: float) -> Limit:

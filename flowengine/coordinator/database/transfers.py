@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -18,10 +19,12 @@ from flowengine.api.resources import (
     Transfer,
     TransferRequest,
     Wait,
+    Way,
 )
 from flowengine.coordinator.database.people import moment, optional_moment
-from flowengine.coordinator.database.tables import AnyRow, landed, tasks, transfers
+from flowengine.coordinator.database.tables import AnyRow, landed, task_plans, tasks, transfers
 from flowengine.coordinator.database.transactions import Writing
+from flowengine.coordinator.planning.outcome import TaskPlan, Told
 from flowengine.coordinator.rules.states import TaskFacts, Verdict, derive
 from flowengine.errors import NotFound
 
@@ -40,6 +43,7 @@ _request = msgspec.json.Decoder(TransferRequest)
 _decisions = msgspec.json.Decoder(list[Decision])
 _counters = msgspec.json.Decoder(Counters)
 _disposal = msgspec.json.Decoder(Disposal)
+_told = msgspec.json.Decoder(Told)
 
 
 def decode_request(text: str) -> TransferRequest:
@@ -52,8 +56,10 @@ def decode_counters(text: str) -> Counters:
     return _counters.decode(text)
 
 
-def show_task(row: AnyRow, request: TransferRequest) -> Task:
+def show_task(row: AnyRow, request: TransferRequest, planned: TaskPlan | None = None) -> Task:
     """A task as the API shows it; paths as the user wrote them."""
+    if row.state not in ("waiting", "running"):
+        planned = None
     index = int(row.id.rpartition(".")[2]) - 1
     wait = None
     if row.state == "waiting" and row.wait_name:
@@ -70,7 +76,16 @@ def show_task(row: AnyRow, request: TransferRequest) -> Task:
         fence=row.fence,
         attempts=row.attempts,
         lease_until=optional_moment(row.lease_until) if row.state == "running" else None,
-        route=[row.source_site, row.target_site],
+        route=planned.routes[0].sites if planned and planned.routes else [row.source_site, row.target_site],
+        ways=[
+            Way(sites=way.sites, rate_bits_per_s=way.rate_bits_per_s)
+            for way in (planned.routes if planned else ())
+        ],
+        promise=planned.promise if planned else "none",
+        binds=planned.binds if planned else "",
+        earliest=optional_moment(planned.earliest) if planned else None,
+        expected=optional_moment(planned.expected) if planned else None,
+        latest=optional_moment(planned.latest) if planned else None,
         counters=decode_counters(row.counters),
         rate_bits_per_s=row.rate_bits_per_s if row.state == "running" else 0.0,
         bottleneck=row.bottleneck,
@@ -103,14 +118,24 @@ def show_transfers(connection: Connection, rows: Sequence[AnyRow]) -> list[Trans
     query = select(tasks).where(tasks.c.transfer.in_([row.id for row in rows])).order_by(tasks.c.seq)
     for task in connection.execute(query):
         by_transfer.setdefault(task.transfer, []).append(task)
-    return [_transfer(row, by_transfer.get(row.id, [])) for row in rows]
+    names = [row.id for row in rows if row.ended is None]
+    planned: dict[str, TaskPlan] = {}
+    if names:
+        told = (
+            select(task_plans).join(tasks, tasks.c.id == task_plans.c.task).where(tasks.c.transfer.in_(names))
+        )
+        planned = {one.task: _told.decode(one.body).plan for one in connection.execute(told)}
+    return [_transfer(row, by_transfer.get(row.id, []), planned) for row in rows]
 
 
-def _transfer(row: AnyRow, task_rows: Sequence[AnyRow]) -> Transfer:
+def _transfer(row: AnyRow, task_rows: Sequence[AnyRow], planned: Mapping[str, TaskPlan]) -> Transfer:
     request = decode_request(row.request)
-    shown = [show_task(task, request) for task in task_rows]
+    shown = [show_task(task, request, planned.get(task.id)) for task in task_rows]
     counters = sum_counters(task.counters for task in shown)
     eta = _eta(task_rows) if row.state == "started" else None
+    spread = [
+        (task.earliest, task.expected, task.latest) for task in shown if task.state in ("waiting", "running")
+    ]
     return Transfer(
         id=row.id,
         request=request,
@@ -125,8 +150,17 @@ def _transfer(row: AnyRow, task_rows: Sequence[AnyRow]) -> Transfer:
         tasks=shown,
         decisions=_decisions.decode(row.decisions),
         ended=optional_moment(row.ended),
-        eta=optional_moment(eta),
+        eta=optional_moment(eta) or _latest([expected for _, expected, _ in spread]),
+        eta_earliest=_latest([earliest for earliest, _, _ in spread]),
+        eta_latest=_latest([latest for _, _, latest in spread]),
+        promised=row.promised,
     )
+
+
+def _latest(times: Sequence[datetime | None]) -> datetime | None:
+    """The last of some times; None where one of them cannot be told."""
+    found = [time for time in times if time is not None]
+    return max(found) if found and len(found) == len(times) else None
 
 
 def _eta(task_rows: Sequence[AnyRow]) -> float | None:

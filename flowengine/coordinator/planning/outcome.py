@@ -21,12 +21,17 @@ from typing import Final
 
 import msgspec
 
+from flowengine.api.agents import TaskRoute
 from flowengine.plan import Demand, Overlay, Plan, describe
 from flowengine.plan.demands import Priority
 from flowengine.plan.explain import describe_obstacle
-from flowengine.plan.model import DemandPlan, Eta
+from flowengine.plan.model import Allocation, Basis, DemandPlan, Eta
+from flowengine.plan.topology import cap_at
 
-__all__ = ["LEASE_TERM_S", "HeldLease", "PlannedRoute", "TaskPlan", "leases_of", "plans_of"]
+__all__ = [
+    "LEASE_TERM_S", "HeldLease", "PlannedRoute", "TaskPlan", "Told", "by_group", "clock", "leases_of", "only", "plans_of",
+    "routes_of", "ways_of",
+]  # fmt: skip
 
 LEASE_TERM_S: Final = 300.0
 LEAST_LEASE_BITS_PER_S: Final = 100_000
@@ -69,6 +74,21 @@ class TaskPlan(msgspec.Struct, frozen=True, kw_only=True):
     lines: list[str]
     binds: str
     counted: bool
+    way_bits_per_s: float = 0.0
+    """What its ways carry for it, ends aside; 0 where only guessed."""
+
+
+class Told(msgspec.Struct, kw_only=True):
+    """A task's row of task_plans: the plan for it, and the routes that its driver was told under a fence.
+
+    Attributes:
+        signed: when the relay grants of the routes were made.
+    """
+
+    plan: TaskPlan
+    fence: int = 0
+    signed: float = 0.0
+    routes: list[TaskRoute] = []
 
 
 class HeldLease(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,9 +108,23 @@ def clock(at_s: float) -> str:
     return datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
 
 
-def routes_of(plan: Plan, entry: DemandPlan, last: Sequence[PlannedRoute] = ()) -> list[PlannedRoute]:
+def only(plan: Plan, entry: DemandPlan, allocations: Sequence[Allocation]) -> Plan:
+    """The part of a plan that concerns one demand."""
+    return msgspec.structs.replace(plan, demands=(entry,), allocations=tuple(allocations), basis=Basis())
+
+
+def by_group(plan: Plan) -> dict[str, list[Allocation]]:
+    """Allocations of each group."""
+    found: dict[str, list[Allocation]] = {}
+    for allocation in plan.allocations:
+        found.setdefault(allocation.group, []).append(allocation)
+    return found
+
+
+def routes_of(
+    allocations: Sequence[Allocation], entry: DemandPlan, last: Sequence[PlannedRoute] = ()
+) -> list[PlannedRoute]:
     """A demand's routes with its part of the group's rate; rates that hardly changed stay as they were."""
-    allocations = [a for a in plan.allocations if a.group == entry.group]
     total = sum(a.rate_bits_per_s for a in allocations)
     if not total or not entry.rate_bits_per_s:
         return []
@@ -111,20 +145,27 @@ def routes_of(plan: Plan, entry: DemandPlan, last: Sequence[PlannedRoute] = ()) 
 
 
 def plans_of(
-    plan: Plan, number: int, last: Mapping[str, TaskPlan], counted: Mapping[str, bool]
+    plan: Plan,
+    number: int,
+    last: Mapping[str, TaskPlan],
+    counted: Mapping[str, bool],
+    ways: Mapping[str, float],
 ) -> dict[str, TaskPlan]:
     """What the plan means for each task.
 
     Args:
         last: what was told of it before.
         counted: whether what is left of it is known.
+        ways: what the network would give it (`ways_of`).
     """
     found: dict[str, TaskPlan] = {}
+    groups = by_group(plan)
     for entry in plan.demands:
         before = last.get(entry.id)
-        routes = routes_of(plan, entry, before.routes if before is not None else ())
+        allocations = groups.get(entry.group, [])
+        routes = routes_of(allocations, entry, before.routes if before is not None else ())
         eta = entry.eta if counted.get(entry.id) else Eta(earliest_s=None, expected_s=None, latest_s=None)
-        lines = describe(plan, entry.id, clock)
+        lines = describe(only(plan, entry, allocations), entry.id, clock)
         binding = [o for o in entry.obstacles if o.kind not in ("ceiling",)]
         found[entry.id] = TaskPlan(
             number=number,
@@ -138,7 +179,44 @@ def plans_of(
             lines=lines,
             binds="; ".join(describe_obstacle(o, entry, clock) for o in binding),
             counted=counted.get(entry.id, False),
+            way_bits_per_s=ways.get(entry.id, 0.0),
         )
+    return found
+
+
+def ways_of(
+    overlay: Overlay, demands: Sequence[Demand], plan: Plan, last: Mapping[str, TaskPlan]
+) -> dict[str, float]:
+    """What the network alone would give each demand, where somebody measured, declared or limited it.
+
+    The planner gives a small demand no more than ends it in a second; so a demand that has all that it can use counts
+    with the narrowest point of its straight way, and one that is held back with what it gets.
+    """
+    links = {(link.source, link.target): link for link in overlay.links}
+    sites = {site.name: site for site in overlay.sites}
+    tenants = {tenant.name: tenant for tenant in overlay.tenants}
+    entries = {entry.id: entry for entry in plan.demands}
+    found: dict[str, float] = {}
+    for demand in demands:
+        entry = entries[demand.id]
+        held_back = bool(entry.obstacles) and entry.obstacles[0].kind in ("link", "out", "in", "tenant")
+        link = links.get((demand.sources[0].site, demand.targets[0].site))
+        bounds = [demand.max_rate_bits_per_s or float("inf")]
+        if link is not None:
+            bounds.append(cap_at(link.caps, plan.made_at_s))
+            if link.estimate.measured or not link.estimate.spread >= 0.8:
+                bounds.append(link.estimate.rate_bits_per_s)
+        source = sites.get(demand.sources[0].site)
+        if source is not None:
+            bounds.append(cap_at(source.caps_out, plan.made_at_s))
+        if demand.tenant in tenants:
+            bounds.append(cap_at(tenants[demand.tenant].caps, plan.made_at_s))
+        alone = min(bounds)
+        rate = float(entry.rate_bits_per_s) if held_back and entry.rate_bits_per_s else alone
+        before = last.get(demand.id)
+        if rate == float("inf"):
+            rate = before.way_bits_per_s if before is not None else 0.0
+        found[demand.id] = rate
     return found
 
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 from zoneinfo import ZoneInfo
@@ -14,19 +14,35 @@ import msgspec
 from sqlalchemy import Connection, select
 
 from flowengine.api.agents import HopTraffic, RelayState
-from flowengine.api.resources import Counters, Limit
+from flowengine.api.resources import Counters, Limit, TransferRequest
+from flowengine.api.resources import Plan as StoredPlan
 from flowengine.coordinator.database.catalogue import decode_addresses, list_limits
 from flowengine.coordinator.database.tables import (
     AnyRow,
     link_states,
     links,
     maintenance,
+    plans,
     sites,
     tasks,
     tenants,
     transfers,
 )
-from flowengine.plan import Allowed, Cap, Demand, Link, Maintenance, Overlay, Place, Priority, Site, Tenant, Window
+from flowengine.coordinator.database.transfers import decode_request
+from flowengine.coordinator.decisions import Decider
+from flowengine.plan import (
+    Allowed,
+    Cap,
+    Demand,
+    Link,
+    Maintenance,
+    Overlay,
+    Place,
+    Priority,
+    Site,
+    Tenant,
+    Window,
+)
 from flowengine.plan.links import PRIOR, LinkState, estimate
 
 __all__ = ["Picture", "SiteFacts", "TaskFacts", "demands_of", "overlay_of", "read_picture", "read_world"]
@@ -48,6 +64,7 @@ STALE_S: Final = 8.0
 
 _flows = msgspec.json.Decoder(list[HopTraffic])
 _counters = msgspec.json.Decoder(Counters)
+_plan = msgspec.json.Decoder(StoredPlan)
 _relay = msgspec.json.Decoder(RelayState)
 
 
@@ -86,6 +103,8 @@ class TaskFacts:
     size_bytes: int | None
     cost_limit_usd: float | None
     plan: str
+    user: str = ""
+    request: str = ""
 
     @property
     def left_bytes(self) -> int:
@@ -125,7 +144,13 @@ class Picture:
     limits: list[Limit]
     weights: Mapping[str, float]
     maintenance: list[AnyRow]
+    rows: Mapping[str, AnyRow] = field(default_factory=dict)
+    """The sites' rows, for whoever signs and decides."""
     tasks: list[TaskFacts] = field(default_factory=list)
+    chosen: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """Links of the stored plans that transfers must follow, by the plan's id."""
+    permitted: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """Sites that policy lets pass on the data of a transfer."""
     shut: frozenset[tuple[str, str]] = frozenset()
     """Links that are taken for dead, for now."""
 
@@ -144,16 +169,19 @@ def _site(row: AnyRow) -> SiteFacts:
 
 def read_world(connection: Connection, now: float) -> Picture:
     """Sites, links, limits and all else but tasks."""
-    found = connection.execute(select(sites).where(sites.c.state != "revoked"))
+    found = connection.execute(select(sites).where(sites.c.state != "revoked")).all()
     states = {(row.source, row.target): row for row in connection.execute(select(link_states))}
     return Picture(
         now=now,
         sites={row.name: _site(row) for row in found},
+        rows={row.name: row for row in found},
         declared={(row.source, row.target): row for row in connection.execute(select(links))},
         known={key: link_state(row) for key, row in states.items() if row.rate_bits_per_s},
         measured=states,
         limits=list_limits(connection, now),
-        weights={row.name: row.weight for row in connection.execute(select(tenants.c.name, tenants.c.weight))},
+        weights={
+            row.name: row.weight for row in connection.execute(select(tenants.c.name, tenants.c.weight))
+        },
         maintenance=list(connection.execute(select(maintenance).where(maintenance.c.ends > now))),
     )
 
@@ -163,8 +191,8 @@ def link_state(row: AnyRow) -> LinkState:
     return LinkState(rate_bits_per_s=row.rate_bits_per_s, variance=row.variance, measured_s=row.measured)
 
 
-def read_picture(connection: Connection, now: float) -> Picture:
-    """Everything, with all tasks that wait or run."""
+def read_picture(connection: Connection, now: float, decider: Decider) -> Picture:
+    """Everything, with all tasks that wait or run, and what policy leaves to them."""
     picture = read_world(connection, now)
     query = (
         select(
@@ -174,13 +202,43 @@ def read_picture(connection: Connection, now: float) -> Picture:
             transfers.c.size_bytes,
             transfers.c.cost_limit_usd,
             transfers.c.plan,
+            transfers.c.user,
+            transfers.c.request,
         )
         .join(transfers, transfers.c.id == tasks.c.transfer)
         .where(tasks.c.state.in_(["waiting", "running"]))
         .order_by(tasks.c.seq)
     )
     picture.tasks = [_task(row) for row in connection.execute(query)]
+    names = {task.plan for task in picture.tasks if task.plan}
+    if names:
+        kept = connection.execute(select(plans.c.id, plans.c.body).where(plans.c.id.in_(names)))
+        picture.chosen = {row.id: links_of_plan(_plan.decode(row.body)) for row in kept}
+    permitted: dict[str, frozenset[str]] = {}
+    for task in picture.tasks:
+        if task.transfer not in permitted:
+            request = decode_request(task.request)
+            permitted[task.transfer] = relays_for(connection, picture, decider, request, task.user)
+    picture.permitted = permitted
     return picture
+
+
+def relays_for(
+    connection: Connection, picture: Picture, decider: Decider, request: TransferRequest, user: str
+) -> frozenset[str]:
+    """Sites that relay, and that policy lets pass this data on."""
+    relays = [site.name for site in picture.sites.values() if site.relays]
+    ends = {request.source.site, *(target.site for target in request.targets)}
+    if not relays or not ends <= picture.rows.keys():
+        return frozenset()
+    return frozenset(decider.may_relay(connection, request, picture.rows, user, picture.now, relays))
+
+
+def links_of_plan(plan: StoredPlan) -> frozenset[str]:
+    """The links that a stored plan uses, as the planner names them."""
+    return frozenset(
+        f"{one}→{other}" for way in plan.ways for one, other in zip(way.sites, way.sites[1:], strict=False)
+    )
 
 
 def _task(row: AnyRow) -> TaskFacts:
@@ -205,6 +263,8 @@ def _task(row: AnyRow) -> TaskFacts:
         size_bytes=row.size_bytes,
         cost_limit_usd=row.cost_limit_usd,
         plan=row.plan,
+        user=row.user,
+        request=row.request,
     )
 
 
@@ -285,10 +345,16 @@ def overlay_of(picture: Picture, pairs: Iterable[tuple[str, str]]) -> Overlay:
         and (key in straight or key in picture.known or _capacity(picture, key) is not None)
     ]
     by_scope = {limit.scope: limit for limit in picture.limits}
-    names = sorted({name for link in found for name in (link.source, link.target)} | {n for p in wanted for n in p})
+    names = sorted(
+        {name for link in found for name in (link.source, link.target)} | {n for p in wanted for n in p}
+    )
     return Overlay(
         sites=tuple(
-            Site(name=name, caps_out=_caps(by_scope.get(f"site:{name}")), maintenance=_times(picture, f"site:{name}"))
+            Site(
+                name=name,
+                caps_out=_caps(by_scope.get(f"site:{name}")),
+                maintenance=_times(picture, f"site:{name}"),
+            )
             for name in names
         ),
         links=tuple(
@@ -313,7 +379,9 @@ def _capacity(picture: Picture, key: tuple[str, str]) -> float | None:
 
 def _link(picture: Picture, key: tuple[str, str]) -> Link:
     declared, measured = picture.declared.get(key), picture.measured.get(key)
-    rtt = next((row.rtt_ms for row in (measured, declared) if row is not None and row.rtt_ms is not None), 0.0)
+    rtt = next(
+        (row.rtt_ms for row in (measured, declared) if row is not None and row.rtt_ms is not None), 0.0
+    )
     loss = next((row.loss for row in (measured, declared) if row is not None and row.loss is not None), 0.0)
     return Link(
         source=key[0],
@@ -325,12 +393,14 @@ def _link(picture: Picture, key: tuple[str, str]) -> Link:
     )
 
 
-def demands_of(picture: Picture, allowed: Callable[[TaskFacts], Allowed]) -> tuple[Demand, ...]:
-    """Everything that is to be moved, earlier submissions first.
+def _allowed(picture: Picture, task: TaskFacts) -> Allowed:
+    """What policy leaves a task, and the plan that its user chose."""
+    links = picture.chosen.get(task.plan) if task.plan else None
+    return Allowed(relays=picture.permitted.get(task.transfer, frozenset()), links=links)
 
-    Args:
-        allowed: what policy, and a plan that the user chose, leave to a task.
-    """
+
+def demands_of(picture: Picture) -> tuple[Demand, ...]:
+    """Everything that is to be moved, earlier submissions first."""
     by_scope = {limit.scope: limit for limit in picture.limits}
     found = []
     for task in picture.tasks:
@@ -347,13 +417,15 @@ def demands_of(picture: Picture, allowed: Callable[[TaskFacts], Allowed]) -> tup
                 priority=priority,
                 tenant=task.tenant,
                 weight=weight,
-                deadline_s=task.deadline if task.deadline is not None and task.deadline > picture.now else None,
+                deadline_s=task.deadline
+                if task.deadline is not None and task.deadline > picture.now
+                else None,
                 promised=task.promised,
                 best_effort=not task.promised,
                 cost_limit_usd=task.cost_limit_usd,
                 dataset=task.transfer,
                 max_rate_bits_per_s=limit.now_bits_per_s if limit is not None else None,
-                allowed=allowed(task),
+                allowed=_allowed(picture, task),
             )
         )
     return tuple(found)

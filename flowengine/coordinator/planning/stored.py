@@ -22,28 +22,24 @@ from flowengine.coordinator.database.tables import (
     tasks,
 )
 from flowengine.coordinator.database.transactions import Writing, json_text
-from flowengine.coordinator.planning.outcome import LEASE_TERM_S, HeldLease, PlannedRoute, TaskPlan
+from flowengine.coordinator.planning.outcome import LEASE_TERM_S, HeldLease, PlannedRoute, Told
+from flowengine.errors import UsageError
 from flowengine.plan import Plan
 from flowengine.plan.links import LinkState
 from flowengine.plan.pace import Pace, Seen, learn
-from flowengine.errors import UsageError
 
-__all__ = ["Told", "apply", "keep_link", "last_plan", "leases_of_site", "pace_of", "read_task_plans", "told_routes"]
+__all__ = [
+    "Told",
+    "apply",
+    "keep_link",
+    "last_plan",
+    "leases_of_site",
+    "pace_of",
+    "read_task_plans",
+    "told_routes",
+]
 
 LEARN_FROM: Final = 60
-
-
-class Told(msgspec.Struct, kw_only=True):
-    """A task's row of task_plans: the plan for it, and the routes that its driver was told under a fence.
-
-    Attributes:
-        signed: when the relay grants of the routes were made.
-    """
-
-    plan: TaskPlan
-    fence: int = 0
-    signed: float = 0.0
-    routes: list[TaskRoute] = []
 
 
 _told = msgspec.json.Decoder(Told)
@@ -92,7 +88,9 @@ def apply(
         )
     }
     connection.execute(
-        delete(task_plans).where(~task_plans.c.task.in_(select(tasks.c.id).where(tasks.c.state.in_(["waiting", "running"]))))
+        delete(task_plans).where(
+            ~task_plans.c.task.in_(select(tasks.c.id).where(tasks.c.state.in_(["waiting", "running"])))
+        )
     )
     insert = postgresql.insert if writing.locks_rows else sqlite.insert
     rows = []
@@ -103,7 +101,9 @@ def apply(
         one = msgspec.structs.replace(one, plan=msgspec.structs.replace(one.plan, number=number))
         rows.append({"task": task, "number": number, "body": json_text(one)})
         was = before.get(task)
-        if (was.routes if was is not None else []) != one.routes or (was is not None and was.fence != one.fence):
+        if (was.routes if was is not None else []) != one.routes or (
+            was is not None and was.fence != one.fence
+        ):
             wake.add(alive[task].driver)
     if rows:
         statement = insert(task_plans)
@@ -146,7 +146,8 @@ def _renew(writing: Writing, held: Sequence[HeldLease], number: int) -> set[str]
             continue
         wake.add(lease.site)
         changed.append(
-            {name: getattr(lease, name) for name in lease.__struct_fields__} | {"until": now + LEASE_TERM_S, "number": number}
+            {name: getattr(lease, name) for name in lease.__struct_fields__}
+            | {"until": now + LEASE_TERM_S, "number": number}
         )
     for key in before.keys() - keep:
         wake.add(key[1])
@@ -163,6 +164,21 @@ def _renew(writing: Writing, held: Sequence[HeldLease], number: int) -> set[str]
             changed,
         )
     return wake
+
+
+def routes_of_holder(connection: Connection, site: str) -> dict[str, tuple[int, bytes]]:
+    """What the driver of running tasks was told of their routes: by task its fence, and the routes as JSON."""
+    query = (
+        select(task_plans.c.task, task_plans.c.body, tasks.c.fence)
+        .join(tasks, tasks.c.id == task_plans.c.task)
+        .where(tasks.c.holder == site, tasks.c.state == "running")
+    )
+    found = {}
+    for row in connection.execute(query):
+        told = _told.decode(row.body)
+        if told.routes and told.fence == row.fence:
+            found[row.task] = (row.fence, msgspec.json.encode(told.routes))
+    return found
 
 
 def leases_of_site(connection: Connection, site: str, now: float) -> list[Lease]:
@@ -235,7 +251,9 @@ def pace_of(connection: Connection, source: str, target: str) -> Pace:
     """How long tasks between two sites take beside their links, by those that ended last there, or anywhere."""
     here = (paces.c.source == source) & (paces.c.target == target)
     for where in (here, text("1 = 1")):
-        rows = connection.execute(select(paces).where(where).order_by(paces.c.seq.desc()).limit(LEARN_FROM)).all()
+        rows = connection.execute(
+            select(paces).where(where).order_by(paces.c.seq.desc()).limit(LEARN_FROM)
+        ).all()
         pace = learn([_seen(row) for row in rows])
         if pace.seen:
             return pace
@@ -244,7 +262,10 @@ def pace_of(connection: Connection, source: str, target: str) -> Pace:
 
 def _seen(row: AnyRow) -> Seen:
     return Seen(
-        objects=row.objects, size_bytes=row.sent_bytes, seconds=row.seconds, rate_bits_per_s=row.rate_bits_per_s
+        objects=row.objects,
+        size_bytes=row.sent_bytes,
+        seconds=row.seconds,
+        rate_bits_per_s=row.rate_bits_per_s,
     )
 
 
@@ -255,4 +276,6 @@ def take_up(writing: Writing, task: str, fence: int, routes: list[TaskRoute]) ->
         return
     told = _told.decode(row.body)
     told = msgspec.structs.replace(told, fence=fence, signed=writing.now, routes=routes)
-    writing.connection.execute(update(task_plans).where(task_plans.c.task == task).values(body=json_text(told)))
+    writing.connection.execute(
+        update(task_plans).where(task_plans.c.task == task).values(body=json_text(told))
+    )

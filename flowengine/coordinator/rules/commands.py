@@ -15,17 +15,23 @@ import msgspec
 from flowengine.api.agents import (
     Command,
     DrainCommand,
+    Lease,
+    LeasesCommand,
     LimitsCommand,
     LookCommand,
+    MeasureCommand,
     PoliciesCommand,
+    ProbeCommand,
     QuarantineCommand,
     RevocationsCommand,
+    RoutesCommand,
     TaskCommand,
+    TaskRoute,
     WorkCommand,
 )
 from flowengine.api.resources import Limit
 
-__all__ = ["NOTHING_TOLD", "AgentView", "Directive", "commands"]
+__all__ = ["NOTHING_TOLD", "AgentView", "Asked", "Directive", "commands"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +44,29 @@ class Directive:
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """Something that somebody waits for an answer to: a look, a count, or a probe, for how many seconds yet.
+
+    Attributes:
+        body: of a probe: JSON of what else its command says.
+    """
+
+    kind: str
+    path: str
+    body: str
+    within_s: float
+
+    def command(self, id_: str) -> Command:
+        """As the agent is asked."""
+        if self.kind == "measure":
+            return MeasureCommand(id=id_, path=self.path, within_s=self.within_s)
+        if self.kind == "probe":
+            said = msgspec.json.decode(self.body)
+            return ProbeCommand(id=id_, within_s=self.within_s, **said)
+        return LookCommand(id=id_, path=self.path, within_s=self.within_s)
+
+
+@dataclass(frozen=True, slots=True)
 class AgentView:
     """What concerns an agent at one moment.
 
@@ -45,8 +74,10 @@ class AgentView:
         claimable: tasks that it could begin now.
         limits: JSON of the limits that concern it.
         quarantines: tasks to it that policy ended, with the reason, until it tells what became of what had arrived.
-        looks: listings that users wait for: path, and for how many seconds yet.
         policies: version of the bundle in force, serial of the last label statement.
+        looks: what users wait for an answer to.
+        routes: of held tasks: the fence, and JSON of the routes.
+        leases: JSON of the leases on links out of the site.
     """
 
     claimable: frozenset[str] = frozenset()
@@ -55,8 +86,10 @@ class AgentView:
     draining: bool = False
     directives: Mapping[str, Directive] = field(default_factory=dict)
     quarantines: Mapping[str, str] = field(default_factory=dict)
-    looks: Mapping[str, tuple[str, float]] = field(default_factory=dict)
     policies: tuple[int, int] = (0, 0)
+    looks: Mapping[str, Asked] = field(default_factory=dict)
+    routes: Mapping[str, tuple[int, bytes]] = field(default_factory=dict)
+    leases: bytes = b"[]"
 
 
 NOTHING_TOLD = AgentView()
@@ -79,9 +112,13 @@ def commands(told: AgentView, now: AgentView) -> list[Command]:
                     reason=directive.reason,
                 )
             )
-    for look, (path, within_s) in now.looks.items():
-        if look not in told.looks:
-            found.append(LookCommand(id=look, path=path, within_s=within_s))
+    found += [asked.command(look) for look, asked in now.looks.items() if look not in told.looks]
+    for task, (fence, routes) in now.routes.items():
+        if told.routes.get(task) != (fence, routes):
+            ways = msgspec.json.decode(routes, type=list[TaskRoute])
+            found.append(RoutesCommand(task=task, fence=fence, routes=ways))
+    if now.leases != told.leases:
+        found.append(LeasesCommand(leases=msgspec.json.decode(now.leases, type=list[Lease])))
     for task, why in now.quarantines.items():
         if task not in told.quarantines:
             found.append(QuarantineCommand(task=task, why=why))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from flowengine.api.resources import Transfer, Wait, Why
@@ -10,11 +11,15 @@ from flowengine.units import format_bytes, format_duration, format_rate
 __all__ = ["explain"]
 
 
-def explain(transfer: Transfer, now: float) -> Why:
+def explain(transfer: Transfer, now: float, plan: Mapping[str, list[str]] | None = None) -> Why:
     """The answer to `flow why`: waits first, for what waits moves not at all; then the slowest stage.
 
     Of several waits the line tells the one that has lasted longest.
+
+    Args:
+        plan: by target, what the planner says of it, in words.
     """
+    binding = {task.target.site: task.binds for task in transfer.tasks if task.binds}
     waits = [task.wait for task in transfer.tasks if task.state == "waiting" and task.wait is not None]
     bottlenecks = {
         task.target.site: task.bottleneck
@@ -24,9 +29,10 @@ def explain(transfer: Transfer, now: float) -> Why:
     return Why(
         transfer=transfer.id,
         state=transfer.state,
-        line=_line(transfer, waits, bottlenecks, datetime.fromtimestamp(now, UTC)),
+        line=_line(transfer, waits, bottlenecks, binding, datetime.fromtimestamp(now, UTC)),
         waits=waits,
         bottlenecks=bottlenecks,
+        plan={} if transfer.ended is not None else dict(plan or {}),
     )
 
 
@@ -43,7 +49,13 @@ def _disposals(transfer: Transfer) -> str:
     return "".join(f"; {word}" for word in words)
 
 
-def _line(transfer: Transfer, waits: list[Wait], bottlenecks: dict[str, str], now: datetime) -> str:
+def _line(
+    transfer: Transfer,
+    waits: list[Wait],
+    bottlenecks: dict[str, str],
+    binding: dict[str, str],
+    now: datetime,
+) -> str:
     if transfer.state == "completed":
         return "it is complete: everything is verified and durable at every target"
     if transfer.state in ("quarantined", "purged"):
@@ -59,7 +71,9 @@ def _line(transfer: Transfer, waits: list[Wait], bottlenecks: dict[str, str], no
         if not any(task.rate_bits_per_s or task.bottleneck for task in running):
             return f"{len(running)} of {len(transfer.tasks)} tasks have begun; no report on their speed yet"
         slow = "; ".join(f"to {site} the bottleneck is {what}" for site, what in sorted(bottlenecks.items()))
-        return f"it moves at {format_rate(rate / 8)}" + (f"; {slow}" if slow else "")
+        held = "; ".join(f"to {site} {what}" for site, what in sorted(binding.items()))
+        said = [f"it moves at {format_rate(rate / 8)}", held, slow]
+        return "; ".join(part for part in said if part)
     if not waits:
         return "it waits for an agent to claim it"
     longest = min(waits, key=lambda wait: wait.since)

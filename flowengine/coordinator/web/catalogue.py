@@ -1,8 +1,7 @@
-"""Handlers for health, sites, links and limits."""
+"""Handlers for health, sites and limits."""
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -18,7 +17,6 @@ from flowengine.api.resources import (
     Health,
     JoinToken,
     Limit,
-    Link,
     Listing,
     ListingEntry,
     Page,
@@ -27,13 +25,14 @@ from flowengine.api.resources import (
 from flowengine.coordinator.actions import enrolment
 from flowengine.coordinator.database import catalogue as stored
 from flowengine.coordinator.database.people import moment
-from flowengine.coordinator.database.tables import limits, links, looks, sites
+from flowengine.coordinator.database.tables import limits, sites
 from flowengine.coordinator.database.transactions import Writing, json_text
 from flowengine.coordinator.openapi import document
 from flowengine.coordinator.rules.windows import check_windows
 from flowengine.coordinator.service import Service
+from flowengine.coordinator.web.answers import ask_agent
 from flowengine.coordinator.web.calls import Call
-from flowengine.errors import NotFound, PeerError, TemporaryError
+from flowengine.errors import NotFound, PeerError
 from flowengine.trust.tokens import make_join_secret
 
 __all__ = ["Catalogue", "page"]
@@ -43,7 +42,7 @@ T = TypeVar("T")
 
 
 class Catalogue:
-    """Health, sites, links, limits."""
+    """Health, sites, limits."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -105,95 +104,9 @@ class Catalogue:
         return await service.create(call, work, secret=True)
 
     async def list_files(self, call: Call) -> Listing:
-        """Ask the site's agent, wherever its stream is, and wait for its answer."""
         site, path = call.path["site"], call.query.path
-        look = os.urandom(16).hex()
-
-        def ask(writing: Writing) -> None:
-            found = stored.find_site(writing.connection, site)
-            if found is None:
-                raise enrolment.no_site(site)
-            if found.state not in ("online", "draining"):
-                raise TemporaryError(
-                    f"the agent of site {site} is not connected",
-                    hint="flow site show tells since when",
-                    reason="agent-offline",
-                )
-            writing.connection.execute(
-                looks.insert().values(id=look, site=site, path=path, expires=writing.now + LOOK_S)
-            )
-            writing.emit("site.looked", site=site, user=call.user.name, wake=[site], path=path)
-
-        await self._db.write(ask)
-        try:
-            answer = await self._answer(look)
-        finally:
-            await self._db.write(lambda w: w.connection.execute(delete(looks).where(looks.c.id == look)))
+        answer = await ask_agent(self._service, site, "look", path, call.user.name, LOOK_S)
         return _listing(site, path, answer)
-
-    async def _answer(self, look: str) -> Answer:
-        query = select(looks.c.answer).where(looks.c.id == look)
-        try:
-            async with asyncio.timeout(LOOK_S):
-                while True:
-                    news = self._service.hub.news()
-                    text = await self._db.read(lambda c: c.execute(query).scalar())
-                    if text is not None:
-                        return msgspec.json.decode(text, type=Answer)
-                    try:
-                        async with asyncio.timeout(self._service.settings.poll_s):
-                            await news.wait()
-                    except TimeoutError:
-                        continue
-        except TimeoutError:
-            raise TemporaryError(
-                f"the site's agent did not answer within {LOOK_S:.0f} s",
-                hint="try again; flow site show tells how the agent is",
-                reason="stalled",
-            ) from None
-
-    async def list_links(self, call: Call) -> Page:
-        query = call.query
-        found = await self._db.read(lambda c: stored.list_links(c, query.after, query.limit + 1))
-        return page(found, query.limit, lambda link: f"{link.source}>{link.target}")
-
-    async def put_link(self, call: Call) -> Link:
-        source, target = call.path["source"], call.path["target"]
-        said = call.body
-
-        def work(writing: Writing) -> Link:
-            for name in (source, target):
-                known = writing.connection.execute(select(sites.c.name).where(sites.c.name == name)).first()
-                if known is None:
-                    raise enrolment.no_site(name)
-            values = {name: getattr(said, name) for name in said.__struct_fields__}
-            values |= {"as_of": writing.now, "source_of_values": f"user:{call.user.name}"}
-            insert = (postgresql.insert if writing.locks_rows else sqlite.insert)(links)
-            writing.connection.execute(
-                insert.values(source=source, target=target, **values).on_conflict_do_update(
-                    index_elements=["source", "target"], set_=values
-                )
-            )
-            writing.emit("link.changed", user=call.user.name, source=source, target=target)
-            row = writing.connection.execute(
-                select(links).where(links.c.source == source, links.c.target == target)
-            ).one()
-            return stored.show_link(row)
-
-        return await self._db.write(work)
-
-    async def remove_link(self, call: Call) -> None:
-        source, target = call.path["source"], call.path["target"]
-
-        def work(writing: Writing) -> None:
-            gone = writing.connection.execute(
-                delete(links).where(links.c.source == source, links.c.target == target)
-            )
-            if not gone.rowcount:
-                raise NotFound(f"nothing is declared for the link {source} > {target}")
-            writing.emit("link.removed", user=call.user.name, source=source, target=target)
-
-        await self._db.write(work)
 
     async def list_limits(self, call: Call) -> Page:
         query, now = call.query, self._service.clock()

@@ -7,6 +7,7 @@ from flowengine.coordinator.service import Service
 from flowengine.coordinator.web.agents import Agents
 from flowengine.coordinator.web.catalogue import Catalogue
 from flowengine.coordinator.web.evidence import Evidence
+from flowengine.coordinator.web.links import Links
 from flowengine.coordinator.web.policies import PolicyFiles
 from flowengine.coordinator.web.server import Handler
 from flowengine.coordinator.web.streams import Streams
@@ -19,6 +20,7 @@ def handlers_of(service: Service) -> dict[str, Handler]:
     """The handler of each route; a route without one is a bug."""
     parts = (
         Catalogue(service),
+        Links(service),
         Transfers(service),
         People(service),
         PolicyFiles(service),

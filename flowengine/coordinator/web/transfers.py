@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Awaitable, Callable
-from typing import Literal, TypeVar
+from functools import partial
+from typing import Final, Literal, TypeVar
 
-from sqlalchemy import delete, select
+import msgspec
+from sqlalchemy import Connection, delete, select
 
 from flowengine.api.resources import (
     LandedObject,
@@ -29,18 +32,21 @@ from flowengine.coordinator.actions.people import (
 )
 from flowengine.coordinator.database import people as stored_people
 from flowengine.coordinator.database import transfers as stored
-from flowengine.coordinator.database.tables import tokens
+from flowengine.coordinator.database.tables import plans, tokens
 from flowengine.coordinator.database.transactions import Writing
+from flowengine.coordinator.planning.asking import Asking
+from flowengine.coordinator.planning.stored import read_task_plans
 from flowengine.coordinator.rules.why import explain
 from flowengine.coordinator.service import Service
 from flowengine.coordinator.web.calls import Call
 from flowengine.coordinator.web.catalogue import page
-from flowengine.errors import Denied, NotFound, UsageError
+from flowengine.errors import Denied, NotFound, TemporaryError, UsageError
 from flowengine.trust.tokens import make_user_token
 
 __all__ = ["People", "Transfers"]
 
 T = TypeVar("T")
+MAX_ADMISSIONS: Final = 5
 
 
 def cursor_number(text: str) -> int | None:
@@ -58,6 +64,9 @@ class Transfers:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._db = service.database
+        self._asking = Asking(service)
+        self._admitting = asyncio.Lock()
+        """One promise at a time in this process; between processes the counter of promises decides."""
 
     async def list_transfers(self, call: Call) -> Page:
         query, user = call.query, call.user
@@ -83,11 +92,27 @@ class Transfers:
     async def create_transfer(self, call: Call) -> Transfer | bytes:
         service, user = self._service, call.user
         transfer = service.new_transfer_id()
-        return await service.create(
-            call,
-            lambda w: actions.create(
-                w, transfer, call.body, user.name, user.tenant, service.decider.decide, service.chain
-            ),
+        request = call.body
+        plan = await self._asking.chosen(request, user.tenant)
+        if plan is not None and request.size_bytes is None and plan.size_bytes is not None:
+            request = msgspec.structs.replace(request, size_bytes=plan.size_bytes, objects=plan.objects)
+        for _ in range(MAX_ADMISSIONS):
+            async with self._admitting if request.deadline is not None else contextlib.nullcontext():
+                admitted = await self._asking.admit(request, user.name, user.tenant)
+                work = partial(
+                    actions.create,
+                    transfer=transfer,
+                    request=request,
+                    user=user.name,
+                    tenant=user.tenant,
+                    decide=service.decider.decide,
+                    chain=service.chain,
+                    admitted=admitted,
+                )
+                with contextlib.suppress(actions.PromisesChanged):
+                    return await service.create(call, work)
+        raise TemporaryError(
+            "promises change faster than this one can be made", hint="try again", reason="busy"
         )
 
     async def get_transfer(self, call: Call) -> Transfer:
@@ -143,8 +168,13 @@ class Transfers:
                 continue
 
     async def why_transfer(self, call: Call) -> Why:
-        found = await self._db.read(lambda c: stored.find_transfer(c, call.path["transfer"], call.user.sees))
-        return explain(found, self._service.clock())
+        def read(connection: Connection) -> Why:
+            found = stored.find_transfer(connection, call.path["transfer"], call.user.sees)
+            told = read_task_plans(connection, [task.id for task in found.tasks])
+            lines = {task.target.site: told[task.id].plan.lines for task in found.tasks if task.id in told}
+            return explain(found, self._service.clock(), lines)
+
+        return await self._db.read(read)
 
     async def pause_transfer(self, call: Call) -> Transfer:
         return await self._steer(call, "pause")
@@ -164,8 +194,18 @@ class Transfers:
         )
 
     async def create_plan(self, call: Call) -> Plan:
-        now = self._service.clock()
-        return await self._db.read(lambda c: self._service.decider.plan(c, call.body, call.user.name, now))
+        id_ = "p-" + self._service.new_transfer_id().removeprefix("t-")
+        return await self._asking.plan(call.body, call.user.name, call.user.tenant, id_)
+
+    async def get_plan(self, call: Call) -> Plan:
+        row = await self._db.read(
+            lambda c: c.execute(select(plans).where(plans.c.id == call.path["plan"])).first()
+        )
+        if row is None or (call.user.sees is not None and row.tenant != call.user.sees):
+            raise NotFound(
+                f"there is no plan {call.path['plan']}", hint="plans are kept for an hour: plan again"
+            )
+        return msgspec.json.decode(row.body, type=Plan)
 
 
 class People:
