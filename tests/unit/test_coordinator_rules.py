@@ -199,11 +199,17 @@ def test_the_reference_of_the_http_interface_is_made_from_the_table() -> None:
 
 def test_every_event_that_is_left_is_documented() -> None:
     page = (ROOT / "docs/reference/events.md").read_text(encoding="utf-8")
-    documented = set(re.findall(r"`((?:transfer|task|site|link|limit|user|token|tenant)\.[a-z]+)`", page))
+    documented = set(
+        re.findall(r"`((?:transfer|task|site|link|limit|maintenance|plan|user|token|tenant)\.[a-z]+)`", page)
+    )
     left = set()
     for source in (ROOT / "flowengine/coordinator").rglob("*.py"):
         text = source.read_text(encoding="utf-8")
-        left |= set(re.findall(r'"((?:transfer|task|site|link|limit|user|token|tenant)\.[a-z]+)"', text))
+        left |= set(
+            re.findall(
+                r'"((?:transfer|task|site|link|limit|maintenance|plan|user|token|tenant)\.[a-z]+)"', text
+            )
+        )
     left -= {"site.id"}  # a policy's attribute, not an event
     assert left <= documented, left - documented
 
