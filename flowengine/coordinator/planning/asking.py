@@ -27,7 +27,15 @@ from flowengine.coordinator.database.tables import AnyRow, counters, plans
 from flowengine.coordinator.database.transactions import Writing, json_text
 from flowengine.coordinator.planning import stored
 from flowengine.coordinator.planning.loop import solve_in_thread
-from flowengine.coordinator.planning.outcome import by_group, clock, only, routes_of, ways_of
+from flowengine.coordinator.planning.outcome import (
+    by_group,
+    clock,
+    guessed_links,
+    known_obstacles,
+    only,
+    routes_of,
+    ways_of,
+)
 from flowengine.coordinator.planning.picture import (
     CLASSES,
     Picture,
@@ -188,7 +196,8 @@ class Asking:
         binds: list[str] = []
         words: list[str] = []
         usd: float | None = 0.0
-        entries = {entry.id: entry for entry in made.demands}
+        guessed = guessed_links(solved.overlay)
+        entries = {entry.id: known_obstacles(entry, guessed) for entry in made.demands}
         for demand in solved.mine:
             entry = entries[demand.id]
             source, target = demand.sources[0].site, demand.targets[0].site

@@ -28,7 +28,14 @@ from flowengine.coordinator.database.tables import tasks, transfers
 from flowengine.coordinator.database.transactions import Writing
 from flowengine.coordinator.decisions import Decider
 from flowengine.coordinator.planning import stored
-from flowengine.coordinator.planning.outcome import TaskPlan, Told, leases_of, plans_of, ways_of
+from flowengine.coordinator.planning.outcome import (
+    TaskPlan,
+    Told,
+    guessed_links,
+    leases_of,
+    plans_of,
+    ways_of,
+)
 from flowengine.coordinator.planning.picture import Picture, TaskFacts, demands_of, overlay_of, read_picture
 from flowengine.coordinator.planning.watch import Watch
 from flowengine.coordinator.service import Service
@@ -164,7 +171,8 @@ class Planner:
         self._last = made
         before = {task: one.plan for task, one in told.items()}
         counted = {task.id: task.counted for task in picture.tasks}
-        plans = plans_of(made, 0, before, counted, ways_of(overlay, demands, made, before))
+        ways = ways_of(overlay, demands, made, before)
+        plans = plans_of(made, 0, before, counted, ways, guessed_links(overlay))
         held = leases_of(overlay, demands, plans, picture.now, 0)
         self._watch.planned_with = _used(overlay, plans)
         keep = len(demands) <= KEPT_WHOLE or self._planned_at - self._kept_at >= KEEP_EVERY_S

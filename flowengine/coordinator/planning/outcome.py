@@ -25,11 +25,13 @@ from flowengine.api.agents import TaskRoute
 from flowengine.plan import Demand, Overlay, Plan, describe
 from flowengine.plan.demands import Priority
 from flowengine.plan.explain import describe_obstacle
+from flowengine.plan.links import MOST_SPREAD
 from flowengine.plan.model import Allocation, Basis, DemandPlan, Eta
 from flowengine.plan.topology import cap_at
 
 __all__ = [
-    "LEASE_TERM_S", "HeldLease", "PlannedRoute", "TaskPlan", "Told", "by_group", "clock", "leases_of", "only", "plans_of",
+    "LEASE_TERM_S", "HeldLease", "PlannedRoute", "TaskPlan", "Told", "by_group", "clock", "guessed_links", "known_obstacles",
+    "leases_of", "only", "plans_of",
     "routes_of", "ways_of",
 ]  # fmt: skip
 
@@ -38,6 +40,7 @@ LEAST_LEASE_BITS_PER_S: Final = 100_000
 ROOM: Final = 1.25
 LEAST_SHARE: Final = 0.01
 """A route that carries less of a task's rate is not worth its connections."""
+NEARLY: Final = 0.999
 SAME: Final = 0.05
 """A rate that differs by less from what was told stays as it was told."""
 _CLASS_RANK: Final = {Priority.URGENT: 2, Priority.NORMAL: 1, Priority.SCAVENGER: 0}
@@ -108,6 +111,23 @@ def clock(at_s: float) -> str:
     return datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
 
 
+def guessed_links(overlay: Overlay) -> frozenset[str]:
+    """Links of which nobody knows what they carry: the plan's guess of them explains nothing."""
+    return frozenset(
+        link.label
+        for link in overlay.links
+        if not link.caps and not link.estimate.measured and link.estimate.spread >= MOST_SPREAD
+    )
+
+
+def known_obstacles(entry: DemandPlan, guessed: frozenset[str]) -> DemandPlan:
+    """The entry without the links that are only guessed among what binds it."""
+    kept = tuple(
+        o for o in entry.obstacles if not (o.kind == "link" and o.name in guessed and o.capacity_bits_per_s)
+    )
+    return msgspec.structs.replace(entry, obstacles=kept)
+
+
 def only(plan: Plan, entry: DemandPlan, allocations: Sequence[Allocation]) -> Plan:
     """The part of a plan that concerns one demand."""
     return msgspec.structs.replace(plan, demands=(entry,), allocations=tuple(allocations), basis=Basis())
@@ -150,6 +170,7 @@ def plans_of(
     last: Mapping[str, TaskPlan],
     counted: Mapping[str, bool],
     ways: Mapping[str, float],
+    guessed: frozenset[str] = frozenset(),
 ) -> dict[str, TaskPlan]:
     """What the plan means for each task.
 
@@ -157,10 +178,12 @@ def plans_of(
         last: what was told of it before.
         counted: whether what is left of it is known.
         ways: what the network would give it (`ways_of`).
+        guessed: links that explain nothing (`guessed_links`).
     """
     found: dict[str, TaskPlan] = {}
     groups = by_group(plan)
-    for entry in plan.demands:
+    for whole in plan.demands:
+        entry = known_obstacles(whole, guessed)
         before = last.get(entry.id)
         allocations = groups.get(entry.group, [])
         routes = routes_of(allocations, entry, before.routes if before is not None else ())
@@ -204,7 +227,7 @@ def ways_of(
         bounds = [demand.max_rate_bits_per_s or float("inf")]
         if link is not None:
             bounds.append(cap_at(link.caps, plan.made_at_s))
-            if link.estimate.measured or not link.estimate.spread >= 0.8:
+            if link.estimate.measured or link.estimate.spread < MOST_SPREAD:
                 bounds.append(link.estimate.rate_bits_per_s)
         source = sites.get(demand.sources[0].site)
         if source is not None:
@@ -213,6 +236,8 @@ def ways_of(
             bounds.append(cap_at(tenants[demand.tenant].caps, plan.made_at_s))
         alone = min(bounds)
         rate = float(entry.rate_bits_per_s) if held_back and entry.rate_bits_per_s else alone
+        if alone * NEARLY <= rate < alone:
+            rate = alone  # the solver's margin, and nobody else
         before = last.get(demand.id)
         if rate == float("inf"):
             rate = before.way_bits_per_s if before is not None else 0.0
