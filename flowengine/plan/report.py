@@ -25,6 +25,8 @@ from flowengine.plan.work import Work
 __all__ = ["Outcome", "report"]
 
 FULL = 1e-4
+FULL_SLACK_GBIT = 5e-6
+FULL_SHARE = 0.01
 OUTLOOK_S = 7 * 86400.0
 OUTLOOK_SLOTS = 24
 SPREADS = 2.0
@@ -200,7 +202,9 @@ def _obstacles(outcome: Outcome, rate: FloatArray, edges: list[float]) -> list[t
     columns = work.columns
     at, resources, _ = columns.incidence()
     usage = columns.usage(bits * 1e-9)
-    full = np.isfinite(work.capacity) & (usage >= work.capacity * (1 - FULL) - 1e-9)
+    # The stages leave an absolute slack below each limit, which is much of a small one.
+    slack = np.minimum(FULL_SLACK_GBIT, FULL_SHARE * work.capacity)
+    full = np.isfinite(work.capacity) & (usage >= work.capacity * (1 - FULL) - slack)
     users = _users(columns, [g.id for g in work.groups], bits, np.flatnonzero(full))
     main = _main_columns(columns, bits, len(work.groups))
     notes = {
