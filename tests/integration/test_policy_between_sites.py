@@ -13,10 +13,11 @@ from typing import Any
 import msgspec
 import pytest
 import trio
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from liars import LyingCoordinator, LyingGate, PolicyKeys, evidence_of, identity_of
 from proxy import Proxy
 from sites import Federation, SiteAgent, federation
-from support import wait_until
+from support import Flow, wait_until
 
 from flowengine.api.resources import Fact, SiteRequest
 from flowengine.errors import Denied, FlowError
@@ -28,6 +29,7 @@ from flowengine.transfer.sites import SiteIdentity
 from flowengine.trust.grant import Grant, Party
 from flowengine.trust.relay_grant import RelayGrant, Stop, sign_relay_grant
 from flowengine.trust.release import Release
+from flowengine.trust.tokens import Login
 from flowengine.wire.ticket import Ticket
 
 pytestmark = pytest.mark.slow
@@ -431,3 +433,64 @@ def test_what_nobody_may_say_is_not_taken(world: World) -> None:
     with pytest.raises(FlowError, match="not later"):
         client.set_label(keys.statement("paris:/data/cohort", "public", number=1))
     assert msgspec.to_builtins(client.bundles())[0]["version"] == 1
+
+
+def flow_of(world: World, tmp_path: Path) -> Flow:
+    """The `flow` command of the first admin."""
+    secrets = world.federation.coordinator.folder / "secrets"
+    login = Login.parse((secrets / "admin-login").read_text())
+    return Flow(
+        tmp_path,
+        env={
+            "FLOW_CONFIG_DIR": str(tmp_path / "config"),
+            "FLOW_COORDINATOR": world.federation.coordinator.url,
+            "FLOW_TOKEN": login.token.format_secret(),
+            "FLOW_CA_FILE": str(secrets / "ca.pem"),
+        },
+    )
+
+
+def test_bundles_and_labels_from_the_command_line(world: World, tmp_path: Path) -> None:
+    """A newer bundle and statement reach all agents, also one that was away, and stay over a restart."""
+    flow, keys = flow_of(world, tmp_path), world.keys
+    assert flow("policy", "bundle", "status", "--json").data["behind"] == []
+    key = tmp_path / "owner.pem"
+    key.write_bytes(keys.owner.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    sign = [
+        "label",
+        "sign",
+        "paris:/data/cohort",
+        "--owner",
+        "hospital",
+        "--key",
+        key,
+        "-o",
+        tmp_path / "said",
+    ]
+    made = flow(*sign, "--number", 5, "--label", "public", "--fact", "persons=12", "--json").data
+    assert (made["owner"], made["number"], made["labels"]) == ("hospital", 5, ["public"])
+    world["boston"].kill()
+    flow("label", "set", tmp_path / "said")
+    assert "statement 5" in flow("label", "set", tmp_path / "said", code=1).stderr  # not later than itself
+    shown = {row["path"]: row for row in flow("label", "ls", "--json").data["labels"]}
+    assert (shown["/data/cohort"]["labels"], shown["/data/cohort"]["facts"]) == (
+        ["public"],
+        {"data.persons": 12},
+    )
+    (tmp_path / "bundle").write_bytes(keys.bundle(files(keys, world.pins), 2))
+    pushed = flow("policy", "bundle", "push", tmp_path / "bundle", "--json").data
+    assert (pushed["version"], pushed["in_force"]) == (2, True)
+    assert "not newer" in str(flow("policy", "bundle", "push", tmp_path / "bundle", code=1))
+    assert flow("policy", "bundle", "status", "--json", code=1).data["behind"] == ["boston"]
+    world["boston"].start()
+    wait_until(lambda: flow("policy", "bundle", "status", code=None).code == 0, "the bundle at boston")
+    assert "version 2" in flow("site", "show", "boston").stdout
+    wait_until(lambda: not flow("label", "ls", "--json").data["behind"], "the statement at boston")
+    world["paris"].stop()
+    world["paris"].start()
+    assert world.federation.client.site("paris").policy.version == 2
+    world.federation.client.copy("paris:/data/cohort/", "berlin:/data/free").wait(
+        60
+    )  # public by its owner's word
+    kinds = [line["kind"] for line in evidence_of(world["paris"])]
+    assert kinds.count("policy.activate") == 2

@@ -6,13 +6,18 @@ import time
 from pathlib import Path
 
 import pytest
+import structlog
+import trio
 from liars import PolicyKeys
+from parties import Federation, party_of
 
 from flowengine.errors import AuthenticationError, Denied, FlowError, PolicyInvalid, UsageError
 from flowengine.policy import Engine, PolicySet, Statement, load, resolve
 from flowengine.policy.asking import AGENT_CAN, Matter, Place, ask, can_do
 from flowengine.policy.labels import Inherited, Labelling, data_statements, relevant, uncovered
+from flowengine.transfer.sites import SiteTrust
 from flowengine.trust.labels import sign_labels, verify_labels
+from flowengine_agent.gate import Gate
 from flowengine_agent.policies import Policies
 
 NOW = 1_780_000_000
@@ -346,3 +351,50 @@ def test_what_lands_keeps_its_labels_over_a_restart(tmp_path: Path) -> None:
         assert again.inherited(path) == [Inherited(frozenset("ab"), frozenset("c"))]
     assert again.inherited("/data/inn") == []
     again.close()
+
+
+# --- the gate itself --------------------------------------------------------------------------------------------------
+
+
+def test_without_policies_everything_passes_unless_they_are_required_or_have_expired(tmp_path: Path) -> None:
+    federation = Federation()
+    source, target = federation.site("paris"), federation.site("lyon")
+    grant = federation.grant(source, target, labels=["secret"])
+    keys = PolicyKeys()
+    pins = "".join(
+        f'[site.{name}]\ncountry = "FR"\nkey = "{party_of(trust).key_sha256}"\n'
+        for name, trust in (("paris", source), ("lyon", target))
+    )
+    bundle = keys.bundle({"home.toml": POLICY, "sites.toml": pins}, 1)
+
+    def gate(trust: SiteTrust, policies: Policies, ahead_s: float = 0.0) -> Gate:
+        return Gate(trust, policies, structlog.get_logger(), clock=lambda: time.time() + ahead_s)
+
+    async def main() -> None:
+        open_ = await gate(source, Policies(None)).release(grant)
+        assert (open_.document, open_.bundle) == (b"", None)
+        await gate(target, Policies(None)).land(grant, b"")
+        with pytest.raises(Denied) as caught:
+            await gate(source, Policies(None, required=True)).release(grant)
+        assert caught.value.reason == "policy-missing"
+        one, two = kept(tmp_path / "one", keys), kept(tmp_path / "two", keys)
+        for policies in (one, two):
+            policies.take(bundle, time.time())
+        with pytest.raises(AuthenticationError) as missing:
+            await gate(target, two).land(grant, b"")
+        assert missing.value.reason == "release-missing"
+        permit = await gate(source, one).release(grant)
+        landed = await gate(target, two).land(grant, permit.document)
+        assert landed.release is not None
+        assert landed.release.labels == ["secret"]
+        assert two.inherited("/in")[0].labels == {"secret"}
+        with pytest.raises(Denied) as expired:
+            await gate(source, one, 3700.0).release(grant)
+        assert expired.value.reason == "policy-expired"
+        with pytest.raises(AuthenticationError) as old:
+            await gate(target, two, 400.0).land(grant, permit.document)
+        assert old.value.reason == "release-expired"
+        one.close()
+        two.close()
+
+    trio.run(main)
