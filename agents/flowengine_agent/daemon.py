@@ -20,7 +20,6 @@ import trio
 
 import flowengine
 from flowengine.api.agents import (
-    Answer,
     Checkpointed,
     Claim,
     Claimed,
@@ -57,6 +56,7 @@ from flowengine_agent.journal import Journal
 from flowengine_agent.knowledge import Knowledge
 from flowengine_agent.limits import LimitBook
 from flowengine_agent.logs import Log
+from flowengine_agent.looking import look
 from flowengine_agent.measuring import count, probe
 from flowengine_agent.policies import Policies
 from flowengine_agent.policy_follower import PolicyFollower
@@ -116,12 +116,15 @@ async def run_agent(config: SiteConfig, log: Log, *, join_token: str, ready: Cal
         policies = Policies(
             os.path.join(config.state, "policy"), config.policy_keys, required=config.policy_required
         )
+        roots = Roots(config.roots)
+        if policies.takes_bundles or policies.required:
+            roots.check_names()
         evidence = _open_evidence(config, trust, log)
         site = Site(
             config,
             log,
             Journal(os.path.join(config.state, "journal.sqlite")),
-            Roots(config.roots),
+            roots,
             identity,
             trust,
             link,
@@ -292,12 +295,14 @@ class _Agent:
         self._tasks.drop_revoked()
 
     async def _look(self, command: LookCommand) -> None:
-        answer: Answer = await trio.to_thread.run_sync(self._site.roots.look, command.path)
+        answer = await look(self._site, command.path)
         await self._answer(command.id, answer, command.within_s)
 
     async def _measure(self, command: MeasureCommand) -> None:
-        answer: Answer = await trio.to_thread.run_sync(
-            count, self._site.roots, command.path, command.within_s * _COUNT_SHARE
+        answer = await look(
+            self._site,
+            command.path,
+            lambda: count(self._site.roots, command.path, command.within_s * _COUNT_SHARE),
         )
         await self._answer(command.id, answer, command.within_s)
 

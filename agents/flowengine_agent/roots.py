@@ -270,6 +270,23 @@ class Roots:
         self.roots = [OfferedRoot(folder) for folder in folders]
         self.roots.sort(key=lambda root: -len(root.folder.name))
 
+    def check_names(self) -> None:
+        """Refuse folders that can be reached under two names: labels and policies speak of names.
+
+        Raises:
+            LocalError: one of them lies in another, links followed.
+        """
+        for inner in self.roots:
+            for outer in self.roots:
+                apart = inner is outer or not _lies_in(inner.real_path, outer.real_path)
+                if apart or (inner.real_path == outer.real_path and inner.folder.name < outer.folder.name):
+                    continue
+                raise LocalError(
+                    f"the offered folder {inner.folder.name!r} lies in {outer.folder.name!r}: what is labelled under the "
+                    "one name could leave under the other",
+                    hint="with policies a site offers each folder under one name: take one of the two roots away",
+                )
+
     def described(self) -> list[Root]:
         """For the heartbeat, in the order of their names."""
         return sorted((root.described() for root in self.roots), key=lambda root: root.name)
@@ -321,6 +338,11 @@ class Roots:
                     check_relative_path(path)
                 return _listed(root, path, site_path)
         raise NotFound(f"{site_path} lies in no folder that this site offers", reason="not-offered")
+
+
+def _lies_in(path: bytes, other: bytes) -> bool:
+    one, two = os.path.realpath(path), os.path.realpath(other).rstrip(b"/")
+    return one == (two or b"/") or one.startswith(two + b"/")
 
 
 def _listed(root: OfferedRoot, path: bytes, shown: str) -> Answer:

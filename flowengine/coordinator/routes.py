@@ -256,7 +256,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         ASKING,
         response=_r.Listing,
         query=FilesQuery,
-        also=("agent-offline", "stalled", "peer"),
+        also=("agent-offline", "stalled", "peer", "policy-denied"),
     ),
     Route(
         "POST",

@@ -41,6 +41,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     policies.mkdir()
     (policies / "home.toml").write_text(POLICY.replace(', "data.persons < 50_000"', ""), encoding="utf-8")
     (policies / "labels.toml").write_text('[label.secret]\ntitle = "Secret"\n', encoding="utf-8")
+    owners = f"[owner.hospital]\nkey = '{'ab' * 32}'\nroots = ['gamma:/data/vault']\n"
+    (policies / "owners.toml").write_text(owners, encoding="utf-8")
+    (base / "gamma" / "vault").mkdir(parents=True)
+    (base / "gamma" / "vault" / "patient-4711").write_bytes(b"x")
     (base / "alpha").mkdir()
     for number in range(3):
         (base / "alpha" / f"object-{number}").write_bytes(bytes([number]) * 50_000)
@@ -121,3 +125,22 @@ def test_a_cut_chain_is_found_by_the_coordinators_checkpoints(world: World, tmp_
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[: held() - 1]))
     said = world.verify(copy, "--ca", ca, "--online", code=6)
     assert {finding["what"] for finding in said["findings"]} == {"truncated"}
+
+
+def test_names_of_labelled_data_are_told_only_after_a_decision(world: World) -> None:
+    """Found open: a look at a folder told the coordinator names, whatever policy said of the data."""
+    with world.local.client() as client:
+        assert {entry.name for entry in client.ls("beta:/data/again/").entries} == {
+            f"object-{number}" for number in range(3)
+        }
+        with pytest.raises(Denied) as refused:
+            client.ls("gamma:/data/vault/")
+        assert refused.value.reason == "policy-denied"
+        assert "patient" not in str(refused.value)
+        with pytest.raises(Denied):
+            client.ls("gamma:/data/vault/patient-4711")
+    for site, verdict in (("beta", "permit"), ("gamma", "deny")):
+        done = world.flow("evidence", "ls", world.evidence(site), "--kind", "decision", "--json")
+        looks = [record for record in json.loads(done.stdout)["records"] if record["point"] == "look"]
+        assert {record["decision"] for record in looks} == {verdict}
+        assert world.verify(world.evidence(site))["findings"] == []

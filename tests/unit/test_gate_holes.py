@@ -13,16 +13,18 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from flowengine.errors import Denied
+from flowengine.errors import Denied, LocalError
 from flowengine.policy.bundle import build, sign
 from flowengine.store.evidence_folder import read_evidence_folder
 from flowengine.store.grants import GrantLedger
 from flowengine.transfer.sites import SiteIdentity, SiteTrust
 from flowengine.trust.grant import Grant
+from flowengine_agent.config import OfferedFolder
 from flowengine_agent.evidence import EvidenceLog
 from flowengine_agent.gate import Gate
 from flowengine_agent.logs import open_log
 from flowengine_agent.policies import Policies
+from flowengine_agent.roots import Roots
 
 KEYS = {role: Ed25519PrivateKey.generate() for role in ("policy-owner", "security")}
 TRUSTED = {role: [key.public_key()] for role, key in KEYS.items()}
@@ -116,3 +118,22 @@ async def test_a_permit_that_cannot_be_recorded_is_none(
             await gate.release(grant())
         assert refused.value.reason == "no-evidence"
         monkeypatch.undo()
+
+
+def offered(path: Path, name: str) -> OfferedFolder:
+    path.mkdir(parents=True, exist_ok=True)
+    return OfferedFolder(path=str(path), name=name, access="read-write")
+
+
+def test_what_is_labelled_under_one_name_is_not_offered_under_another(tmp_path: Path) -> None:
+    """Found open: labels on /data/cohort did not bind the same folder that was offered as /open too."""
+    (tmp_path / "link").symlink_to(tmp_path / "data" / "cohort")
+    data = offered(tmp_path / "data", "/data")
+    for inner in (
+        offered(tmp_path / "data" / "cohort", "/open"),
+        OfferedFolder(path=str(tmp_path / "link"), name="/open", access="read"),
+        offered(tmp_path / "data", "/again"),
+    ):
+        with pytest.raises(LocalError, match="lies in"):
+            Roots([data, inner]).check_names()
+    Roots([data, offered(tmp_path / "data2", "/data2")]).check_names()

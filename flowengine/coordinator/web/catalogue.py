@@ -32,7 +32,7 @@ from flowengine.coordinator.rules.windows import check_windows
 from flowengine.coordinator.service import Service
 from flowengine.coordinator.web.answers import ask_agent
 from flowengine.coordinator.web.calls import Call
-from flowengine.errors import NotFound, PeerError
+from flowengine.errors import Denied, NotFound, PeerError
 from flowengine.trust.tokens import make_join_secret
 
 __all__ = ["Catalogue", "page"]
@@ -154,6 +154,8 @@ def _tell_limit(writing: Writing, scope: str, user: str, kind: str) -> None:
 
 def _listing(site: str, path: str, answer: Answer) -> Listing:
     if answer.reason:
+        if answer.reason.startswith("policy-"):
+            raise Denied(f"site {site}: {answer.message}", reason="policy-denied", path=path)
         kind = NotFound if answer.reason == "not-found" else PeerError
         reason = answer.reason if answer.reason in ("not-found", "denied") else "peer"
         raise kind(f"site {site}: {answer.message or answer.reason}", reason=reason, path=path)
