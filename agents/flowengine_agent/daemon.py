@@ -20,6 +20,7 @@ import trio
 
 import flowengine
 from flowengine.api.agents import (
+    Answer,
     Checkpointed,
     Claim,
     Claimed,
