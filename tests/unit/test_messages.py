@@ -25,6 +25,7 @@ SAID = [
     m.Listed([(b"n", 0o100644, 5, 6)], True),
     m.Totals(1, 2, True),
     m.Finish(bytes(32), 1, 2, True),
+    m.Finish(bytes(32), 1, 2, True, b"checkpoint"),
     m.Want(m.WANT_SOME, b"\x05"),
     m.Want(m.WANT_NONE, b"", b"\x01"),
     m.Finer(7, bytes(32)),
@@ -32,8 +33,10 @@ SAID = [
     m.Landed(1, 2),
     m.Progress({"a": 1}, "the disk", ["1.00 s: streams 12: try more"]),
     m.WantStreams(12),
+    m.LeaveStreams([1, 2]),
     m.Rate(200_000_000),
     m.Receipt(bytes(32), "completed", {"a": 1}, "the disk"),
+    m.Receipt(bytes(32), "completed", {"a": 1}, "", b"checkpoint"),
 ]
 
 
