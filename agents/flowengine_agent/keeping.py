@@ -209,12 +209,13 @@ class Keeper:
             policy_digest=holding.policy_digest,
         )
         document = self._site.trust.identity.sign_deletion(said)
+        # On the record first: where that cannot be, the next round finds nothing left to destroy and records then.
+        await self._record(replace(holding, certificate=document))
         self.holdings.purged(holding.task, document)
         self._site.log.info(
             "destroyed", task=holding.task, cause=holding.cause, objects=holding.objects,
             size_bytes=holding.size_bytes, staged_bytes=gone.staged_bytes,
         )  # fmt: skip
-        await self._record(replace(holding, certificate=document))
 
     async def _record(self, holding: Holding) -> None:
         path = f"{self._site.name}:{holding.path}"
