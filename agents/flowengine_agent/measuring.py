@@ -32,7 +32,7 @@ PROBE_STREAMS: Final = 4
 PROBE_BLOCK_BYTES: Final = 64 << 10
 WARM_UP: Final = 0.3
 """Part of a burst's time, and of its bytes, that is not counted."""
-SAMPLE_S: Final = 0.02
+SAMPLE_S: Final = 0.005
 NEARLY: Final = 0.95
 MAX_WAITING: Final = 1_000_000
 
@@ -183,6 +183,6 @@ def _rate(samples: list[tuple[float, int]]) -> float | None:
         for at, arrived in samples
         if at - begin >= WARM_UP * (end - begin) or arrived >= WARM_UP * whole
     ]
-    if len(counted) < 2 or counted[-1][0] <= counted[0][0]:
+    if len(counted) < 2 or counted[-1][1] <= counted[0][1]:  # over before it could be looked at twice
         return whole * 8 / (end - begin) if end > begin and whole else None
     return (counted[-1][1] - counted[0][1]) * 8 / (counted[-1][0] - counted[0][0])
