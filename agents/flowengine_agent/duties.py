@@ -14,7 +14,6 @@ import msgspec
 import trio
 
 from flowengine.errors import Denied, FlowError
-from flowengine.evidence.bodies import stop_body
 from flowengine.manifest import DIRECTORY, ManifestReader
 from flowengine.policy.asking import Judged
 from flowengine.store.landed import LandedManifest
@@ -26,6 +25,7 @@ from flowengine.units import show_path
 from flowengine_agent.gate import Carried, Permit
 from flowengine_agent.holdings import Holding, Holdings
 from flowengine_agent.keeping import Keeper
+from flowengine_agent.rechecks import record_stop
 from flowengine_agent.roots import Place
 from flowengine_agent.running import End, Running, Watch, policy_stopped, stopped_by, terms_of
 
@@ -100,7 +100,7 @@ class Duties:
         """Watch what is sent from here."""
         route = list(permit.route) or [grant.source, grant.target]
         review = self._review("release", grant, route, None)
-        with self._watched(grant, "source", review, permit.judged) as watch:
+        with self._watched(grant, "source", review, permit.judged, grant.source.site) as watch:
             watch.session = session
             if self._site.gate.knowledge is not None:
                 self._site.gate.knowledge.exports.commit(grant.task, int(self.keeper.time().late))
@@ -120,7 +120,9 @@ class Duties:
         """
         point = {"source": "release", "relay": "relay", "target": "land"}[end]
         review = self._review(point, carried, list(permit.route), permit.release)
-        with self._watched(carried, end, review, permit.judged) as watch:
+        with self._watched(
+            carried, end, review, permit.judged, permit.route[0].site if permit.route else ""
+        ) as watch:
             yield watch
 
     @contextlib.asynccontextmanager
@@ -134,7 +136,7 @@ class Duties:
             permit = await self._site.gate.land(grant, document, session.route)
             route = list(permit.route) or [grant.source, grant.target]
             review = self._review("land", grant, route, permit.release)
-            with self._watched(grant, "target", review, permit.judged) as watch:
+            with self._watched(grant, "target", review, permit.judged, grant.source.site) as watch:
                 watch.session = session
                 if permit.bundle is not None and not grant.dry_run and grant.mode != "verify":
                     self.keeper.holdings.begin(_holding(grant, place, permit, watch))
@@ -216,7 +218,12 @@ class Duties:
         return lambda: self._site.gate.review(point, carried, route, release)
 
     def _watched(
-        self, carried: Carried, end: End, review: Callable[[], Sequence[Judged]], judged: Sequence[Judged]
+        self,
+        carried: Carried,
+        end: End,
+        review: Callable[[], Sequence[Judged]],
+        judged: Sequence[Judged],
+        source: str,
     ) -> contextlib.AbstractContextManager[Watch]:
         most = self._site.config.policy_max_offline_s
         if most is None:
@@ -228,6 +235,7 @@ class Duties:
             review,
             judged,
             max_offline_s=most if judged else None,
+            data=f"{source}:{carried.source_path}",
         )
 
     async def _stopped(self, watch: Watch, cause: str) -> None:
@@ -237,10 +245,8 @@ class Duties:
             "transfer is stopped", task=watch.task, transfer=watch.transfer, end=watch.end, mode=watch.mode,
             cause=cause, reason=error.reason, why=error.message,
         )  # fmt: skip
-        body = stop_body(watch.mode or "stop-now", cause, transfer=watch.transfer, task=watch.task)
-        body |= {"end": watch.end, "reason": error.reason, "why": error.message}
         try:
-            await self._site.gate.keep("stop", body)
+            await record_stop(self._site.gate, watch, cause)
         except FlowError as raised:
             self._site.log.warning("a stop is not on the record", task=watch.task, why=raised.message)
 

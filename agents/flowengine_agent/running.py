@@ -54,6 +54,8 @@ class Watch:
         error: why.
         session: while there is one; halted by `finish-file`.
         on_account: whether what lands in it is kept account of.
+        data: what it carries, as `site:/path`.
+        denied: the decision that it is stopped by; None where it was stopped by something else.
     """
 
     task: str
@@ -66,6 +68,8 @@ class Watch:
     error: FlowError | None = None
     session: Session | None = None
     on_account: bool = False
+    data: str = ""
+    denied: Judged | None = None
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
 
     def stop(self, mode: StopMode, error: FlowError) -> None:
@@ -129,6 +133,7 @@ class Running:
         judged: Sequence[Judged],
         *,
         max_offline_s: float | None = None,
+        data: str = "",
     ) -> Iterator[Watch]:
         """Watch a session for the length of the block; `stop-now` ends the block with its reason.
 
@@ -137,7 +142,7 @@ class Running:
         Raises:
             FlowError: it may not run now, or was stopped (reasons "policy-stopped", "policy-window", "policy-offline").
         """
-        watch = Watch(task, transfer, end, review, terms_of(judged), max_offline_s)
+        watch = Watch(task, transfer, end, review, terms_of(judged), max_offline_s, data=data)
         error = self._hindered(watch)
         if error is not None:
             raise error
@@ -181,6 +186,7 @@ class Running:
         denied = next((one for one in judged if not one.decision.permit), None)
         if denied is not None:
             mode = stop_mode(denied.decision, watch.terms)
+            watch.denied = denied
             return mode, policy_stopped(denied, mode)
         watch.terms = terms_of(judged)
         return "stop-now", self._hindered(watch)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from chains import NOW, POLICY, pki
+from chains import NOW, POLICY, pki, verified
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from flowengine.errors import Denied, LocalError
 from flowengine.policy.bundle import build, sign
+from flowengine.policy.duties import Terms
 from flowengine.store.evidence_folder import read_evidence_folder
 from flowengine.store.grants import GrantLedger
 from flowengine.transfer.sites import SiteIdentity, SiteTrust
@@ -24,7 +26,9 @@ from flowengine_agent.evidence import EvidenceLog
 from flowengine_agent.gate import Gate
 from flowengine_agent.logs import open_log
 from flowengine_agent.policies import Policies
+from flowengine_agent.rechecks import record_stop
 from flowengine_agent.roots import Roots
+from flowengine_agent.running import Watch, policy_stopped
 
 KEYS = {role: Ed25519PrivateKey.generate() for role in ("policy-owner", "security")}
 TRUSTED = {role: [key.public_key()] for role, key in KEYS.items()}
@@ -137,3 +141,28 @@ def test_what_is_labelled_under_one_name_is_not_offered_under_another(tmp_path: 
         with pytest.raises(LocalError, match="lies in"):
             Roots([data, inner]).check_names()
     Roots([data, offered(tmp_path / "data2", "/data2")]).check_names()
+
+
+@pytest.mark.trio
+async def test_a_stop_leaves_the_decision_that_it_rests_on(tmp_path: Path) -> None:
+    """Found open: what stopped a running transfer was on the record as a reason, and not as a decision with its facts."""
+    async with gate_in(tmp_path) as gate:
+        gate.policies.take(signed_bundle(), NOW)
+        ends = [grant().source, grant().target]
+        denied = next(one for one in gate.review("release", grant(), ends, None) if not one.decision.permit)
+        watch = Watch("t-1.1", "t-1", "source", lambda: (), Terms.of(()), None, data="alpha:/data/x")
+        watch.denied = denied
+        watch.stop("stop-now", policy_stopped(denied))
+        await record_stop(gate, watch, "bundle")
+    evidence = read_evidence_folder(str(tmp_path / "evidence"))[0]
+    kinds = [json.loads(line)["kind"] for line in evidence.lines]
+    assert kinds == ["chain", "policy.activate", "decision", "recheck", "stop", "checkpoint"]
+    decision, recheck, stop = (json.loads(line) for line in evidence.lines[2:5])
+    assert (decision["decision"], decision["phase"], decision["ask"]["data"]) == (
+        "deny",
+        "running",
+        "alpha:/data/x",
+    )
+    assert recheck["decision_id"] == stop["decision_id"] == decision["decision_id"]
+    verdict = verified(evidence)
+    assert (verdict.findings, verdict.evaluated) == ([], 1)
