@@ -421,3 +421,19 @@ async def test_what_is_no_http_is_answered_as_a_problem(lab: Lab) -> None:
     head, _, body = answer.partition(b"\r\n\r\n")
     assert b" 400 " in head.splitlines()[0]
     assert json.loads(body)["reason"] == "usage"
+
+
+async def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_fault(lab: Lab) -> None:
+    """The fixture finds no traceback in the log."""
+    import ssl
+
+    context = ssl.create_default_context(cafile=str(lab.ca))
+    token = lab.coordinators[0].login().token.format_secret()
+    for _ in range(5):
+        _, writer = await asyncio.open_connection("127.0.0.1", lab.coordinators[0].port, ssl=context)
+        head = f"Authorization: Bearer {token}\r\nContent-Type: application/json\r\nContent-Length: 500\r\n"
+        writer.write(f"POST /v1/transfers HTTP/1.1\r\nHost: x\r\n{head}\r\n{{".encode())
+        await writer.drain()
+        await lab.admin()("GET", "/v1/health")  # by now it is waiting for the rest
+        writer.transport.abort()
+    await lab.admin()("GET", "/v1/health")

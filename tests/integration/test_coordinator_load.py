@@ -143,6 +143,7 @@ async def test_200_transfers_of_5_tenants_over_20_agents(state: str, tmp_path: P
     assert check_one_holder_at_a_time(history) == 200
     check_never_held_twice(log)
     check_fair(history, {transfer: number % TENANTS for number, transfer in enumerate(ids)})
+    print(f"the coordinator had {peak / MIB:.0f} MiB at most")
     assert peak < 200 * MIB, f"{peak / MIB:.0f} MiB"
     assert "Traceback" not in coordinator.log
 

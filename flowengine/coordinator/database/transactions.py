@@ -28,6 +28,7 @@ from typing import Any, Final, Generic, Literal, TypeVar
 import msgspec
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import DataError, DBAPIError
+from sqlalchemy.exc import TimeoutError as NoConnection
 
 from flowengine.coordinator.database.tables import events
 from flowengine.errors import FlowError, TemporaryError, UsageError
@@ -51,7 +52,7 @@ WRITERS: Final = 8
 """Connections that write at once, on PostgreSQL; on SQLite one thread does."""
 BUSY_MS: Final = 10_000
 TRIES: Final = 5
-_FAILURES: Final = (DBAPIError, OSError, OverflowError, UnicodeEncodeError)
+_FAILURES: Final = (DBAPIError, NoConnection, OSError, OverflowError, UnicodeEncodeError)
 _AGAIN: Final = ("40001", "40P01", "55P03", "23505")
 """PostgreSQL's codes for serialization failure, deadlock, lock not available, unique violation (two made the same at
 once): the same work, run again, may pass, or finds what the other made."""

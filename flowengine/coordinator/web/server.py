@@ -19,7 +19,7 @@ from aiohttp.web_protocol import RequestHandler
 
 from flowengine.coordinator.routes import PATH_TYPES, ROUTES, Route
 from flowengine.coordinator.web.calls import AgentWho, Call, UserWho, log, problem
-from flowengine.errors import AuthenticationError, Denied, FlowError, NotFound, UsageError
+from flowengine.errors import AuthenticationError, Denied, FlowError, NotFound, TemporaryError, UsageError
 
 __all__ = ["MAX_BODY_BYTES", "Authenticate", "Handler", "HttpServer"]
 
@@ -223,6 +223,8 @@ async def _read_body(request: web.BaseRequest) -> bytes:
         raise too_large from None
     except (web.RequestPayloadError, ValueError) as error:
         raise UsageError(f"the body cannot be read: {error}") from None
+    except ConnectionError:
+        raise TemporaryError("the client left in the middle of its request") from None  # nobody hears it
 
 
 def _response(route: Route, result: object) -> web.Response:
