@@ -134,6 +134,7 @@ async def run_agent(config: SiteConfig, log: Log, *, join_token: str, ready: Cal
             Gate(trust, policies, log, evidence=evidence),
             Holdings(os.path.join(config.state, "holdings.sqlite")),
         )
+        site.gate.other_names = site.roots.other_names
         site.gate.knowledge = Knowledge(Exports(os.path.join(config.state, "exports.sqlite")))
         return await _Agent(site, ready).run()
 

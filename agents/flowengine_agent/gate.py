@@ -28,7 +28,7 @@ from flowengine.evidence.decisions import Asked, decision_body
 from flowengine.policy import Statement
 from flowengine.policy.asking import Judged, Matter, Place, ask
 from flowengine.policy.explain import explain
-from flowengine.policy.labels import Inherited, Labelling, data_statements
+from flowengine.policy.labels import Inherited, Labelling, data_statements, uncovered
 from flowengine.policy.model import FALSE
 from flowengine.policy.reasons import nearest_permit, reasons
 from flowengine.transfer.sites import SiteTrust
@@ -125,6 +125,8 @@ class Gate:
         """Duties that this agent carries out."""
         self.knowledge: Knowledge | None = None
         """What else is known here of a transfer: counters, approvals."""
+        self.other_names: Callable[[str], Sequence[str]] = lambda path: ()
+        """Other site paths under which the same data are offered here."""
         self.landed: Callable[[str], Sequence[Holding]] = lambda path: ()
         """What lies at a path here and came under duties."""
 
@@ -478,7 +480,15 @@ class Gate:
         """What is known at the source of what is to leave."""
         labellings = self.policies.labellings(route[0].site, carried.source_path, self._clock())
         inherited = self.policies.inherited(carried.source_path)
+        known = True
+        for path in self.other_names(carried.source_path):  # one folder, offered under several names
+            there = self.policies.labellings(route[0].site, path, self._clock())
+            known = known and not uncovered(bundle.policies, there, route[0].site, path)
+            inherited += self.policies.inherited(path)
+            inherited += [Inherited(one.labels, one.contracts, f"label:{one.owner}") for one in there]
         matter = self._matter(bundle, carried, route, labellings, inherited, "release")
+        if not known:
+            matter = replace(matter, data=())
         if self.knowledge is None:
             return matter
         return self.knowledge.leaving(bundle, carried, _ends(route), matter, int(self._clock()))

@@ -87,7 +87,7 @@ class Policies:
         """Why the bundle that is here cannot be used; empty where nothing is wrong."""
         self._folder = folder
         self._lock = threading.Lock()
-        self._labellings: list[Labelling] = []
+        self._labellings: dict[tuple[str, str, str], Labelling] = {}
         self.labels_heard = 0
         """Up to which of the coordinator's serials statements were read in this life, under this bundle."""
         if folder is not None and self.trusted:
@@ -224,40 +224,45 @@ class Policies:
     def _believe(self) -> None:
         """Check all statements against the owners of the bundle in force."""
         owners = self._owners()
-        found = []
+        found = {}
         for (document,) in self._db.execute("SELECT document FROM label"):
             try:
-                found.append(verify_labels(document, owners))
+                one = verify_labels(document, owners)
             except AuthenticationError:
                 continue  # of an owner that is none any more: its number stays, its word does not count
+            found[one.owner, one.site, one.path] = one
         self._labellings = found
 
     def take_labels(self, documents: Iterable[tuple[int, bytes]]) -> list[FlowError]:
         """Take label statements with the coordinator's serials, in order; gives what is wrong with some of them."""
         problems: list[FlowError] = []
         with self._lock:
-            owners = self._owners()
+            owners, believed = self._owners(), dict(self._labellings)
             for serial, document in documents:
                 try:
-                    self._take_label(verify_labels(document, owners), document)
+                    one = verify_labels(document, owners)
+                    if self._keep_label(one, document):
+                        believed[one.owner, one.site, one.path] = one
                 except AuthenticationError as error:
                     problems.append(error)
                 self.labels_heard = serial
-            self._believe()
+            self._labellings = believed
         return problems
 
-    def _take_label(self, one: Labelling, document: bytes) -> None:
-        self._db.execute(
+    def _keep_label(self, one: Labelling, document: bytes) -> bool:
+        """Keep a statement, durably; False where one with its number or a higher one was here."""
+        taken = self._db.execute(
             "INSERT INTO label VALUES (?, ?, ?, ?, ?) ON CONFLICT (owner, site, path) DO UPDATE"
             " SET number = excluded.number, document = excluded.document WHERE excluded.number > number",
             (one.owner, one.site, one.path, one.number, document),
         )
+        return taken.rowcount > 0
 
     def labellings(self, site: str, path: str, now: float) -> list[Labelling]:
         """The valid statements on a path of a site."""
         if self.in_force is None:
             return []
-        return relevant(self.in_force.policies, self._labellings, site, path, int(now))
+        return relevant(self.in_force.policies, self._labellings.values(), site, path, int(now))
 
     # --- inheritance --------------------------------------------------------------------------------------------
 

@@ -319,6 +319,23 @@ class Roots:
             reason="not-offered",
         )
 
+    def other_names(self, site_path: str) -> list[str]:
+        """Other site paths under which some of what lies at a path, or all of it, is offered as well."""
+        here = self.find(site_path, "read")
+        mine = here.real_path.rstrip(b"/") + b"/"
+        found = []
+        for root in self.roots:
+            top = root.real_path.rstrip(b"/") + b"/"
+            name = root.folder.name.rstrip("/")
+            if root is here.root:
+                continue
+            if mine.startswith(top):
+                below = os.fsdecode(mine[len(top) :]).rstrip("/")
+                found.append(f"{name}/{below}" if below else name or "/")
+            elif top.startswith(mine):
+                found.append(name or "/")
+        return found
+
     def look(self, site_path: str) -> Answer:
         """The answer to a look at a folder; what is wrong with it is in the answer. For a thread."""
         try:

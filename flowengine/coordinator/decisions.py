@@ -26,7 +26,7 @@ from flowengine.policy import Engine, PolicySet, Statement, load, reasons, resol
 from flowengine.policy.asking import Judged, Matter, Place, ask
 from flowengine.policy.bundle import build, open_bundle
 from flowengine.policy.explain import explain
-from flowengine.policy.labels import data_statements, relevant
+from flowengine.policy.labels import data_statements, overlaps, relevant
 from flowengine.policy.model import Value
 from flowengine.policy.vocabulary import SOURCES
 from flowengine.trust.labels import verify_labels
@@ -233,11 +233,12 @@ def _data(connection: Connection, rules: Rules, request: TransferRequest, now: i
     policies, source = rules.engine.policies, request.source
     labellings = []
     owners = rules.owners()
-    for document in connection.execute(
-        select(labels.c.document).where(labels.c.site == source.site)
-    ).scalars():
-        with contextlib.suppress(AuthenticationError):  # of an owner who is none any more
-            labellings.append(verify_labels(document, owners))
+    for row in connection.execute(
+        select(labels.c.path, labels.c.document).where(labels.c.site == source.site)
+    ):
+        if overlaps(row.path, source.path):
+            with contextlib.suppress(AuthenticationError):  # of an owner who is none any more
+                labellings.append(verify_labels(row.document, owners))
     return data_statements(
         policies,
         relevant(policies, labellings, source.site, source.path, now),

@@ -17,8 +17,10 @@ from flowengine.policy.asking import AGENT_CAN, Matter, Place, ask, can_do
 from flowengine.policy.labels import Inherited, Labelling, data_statements, relevant, uncovered
 from flowengine.transfer.sites import SiteTrust
 from flowengine.trust.labels import sign_labels, verify_labels
+from flowengine_agent.config import OfferedFolder
 from flowengine_agent.gate import Gate
 from flowengine_agent.policies import Policies
+from flowengine_agent.roots import Roots
 
 NOW = 1_780_000_000
 KEY, OTHER = "ab" * 32, "cd" * 32
@@ -351,6 +353,67 @@ def test_what_lands_keeps_its_labels_over_a_restart(tmp_path: Path) -> None:
         assert again.inherited(path) == [Inherited(frozenset("ab"), frozenset("c"))]
     assert again.inherited("/data/inn") == []
     again.close()
+
+
+# --- one folder under several names ---------------------------------------------------------------------------------
+
+
+def test_all_names_of_a_folder_are_found(tmp_path: Path) -> None:
+    (tmp_path / "srv/cohort/old").mkdir(parents=True)
+    (tmp_path / "srv/other").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "srv/cohort")
+    offered = {"/all": "srv", "/cohort": "link", "/old": "srv/cohort/old", "/other": "srv/other"}
+    roots = Roots([OfferedFolder(str(tmp_path / path), name) for name, path in offered.items()])
+    found = {
+        path: sorted(roots.other_names(path))
+        for path in ("/cohort/", "/cohort/new/x", "/all/cohort/old", "/all", "/all/cohorts", "/other")
+    }
+    assert found == {
+        "/cohort/": ["/all/cohort", "/old"],
+        "/cohort/new/x": ["/all/cohort/new/x"],
+        "/all/cohort/old": ["/cohort/old", "/old"],
+        "/all": ["/cohort", "/old", "/other"],
+        "/all/cohorts": [],
+        "/other": ["/all/other"],
+    }
+    for root in roots.roots:
+        root.close()
+
+
+def test_a_label_counts_under_every_name_of_its_folder(tmp_path: Path) -> None:
+    federation, keys = Federation(), PolicyKeys()
+    source, target = federation.site("paris"), federation.site("lyon")
+    pins = "".join(
+        f'[site.{name}]\ncountry = "{country}"\nkey = "{party_of(trust).key_sha256}"\n'
+        for name, country, trust in (("paris", "FR", source), ("lyon", "US", target))
+    )
+    open_ = POLICY.replace('"home"', '"open"').replace("secret", "public").replace("site.country is 'FR'", "")
+    policies = kept(tmp_path / "p", keys)
+    texts = files(keys) | {"sites.toml": pins, "open.toml": open_.replace('when = [""]', "when = []")}
+    policies.take(keys.bundle(texts, 1), time.time())
+    gate = Gate(source, policies, structlog.get_logger())
+    grant = federation.grant(source, target, source_path="/pub/", labels=["public"])
+
+    async def released() -> list[str]:
+        permit = await gate.release(grant)
+        assert permit.document
+        known = permit.judged[0].known.facts["data.labels"]
+        assert isinstance(known, frozenset)
+        return sorted(known)
+
+    async def main() -> None:
+        assert await released() == ["public"]
+        gate.other_names = lambda path: ["/data/cohort/x"]
+        with pytest.raises(Denied):  # its owner has not said what it is
+            await released()
+        policies.take_labels([(1, keys.statement("paris:/data/cohort", "harmless", issued=1))])
+        assert await released() == ["harmless", "public"]
+        policies.take_labels([(2, keys.statement("paris:/data/cohort", "secret", number=2, issued=1))])
+        with pytest.raises(Denied):
+            await released()
+        policies.close()
+
+    trio.run(main)
 
 
 # --- the gate itself --------------------------------------------------------------------------------------------------
