@@ -35,6 +35,7 @@ from flowengine.coordinator.database.transactions import PostgresDatabase, Writi
 from flowengine.coordinator.database.transfers import lock_transfer, settle
 from flowengine.coordinator.database.work import read_board, wake_beside
 from flowengine.coordinator.planning.loop import Planner
+from flowengine.coordinator.planning.prober import Prober
 from flowengine.coordinator.rules.queue import hindrance
 from flowengine.coordinator.service import Service, Settings
 from flowengine.coordinator.web.calls import log
@@ -66,6 +67,7 @@ class Housekeeping:
             group.create_task(self._follow())
             group.create_task(self._keep())
             group.create_task(Planner(self._service).run())
+            group.create_task(Prober(self._service).run())
 
     async def _keep(self) -> None:
         try:

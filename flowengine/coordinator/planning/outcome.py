@@ -249,12 +249,29 @@ def _rank(demand: Demand) -> int:
     return 3 if demand.promised else _CLASS_RANK[demand.priority]
 
 
+def _with_ways(plan: TaskPlan, demand: Demand, overlay: Overlay) -> TaskPlan:
+    """A plan whose task gets nothing for now, with all that it could still be sending on at a rate of nothing.
+
+    Such a task runs on until it is told: without a lease it would take what was planned for others.
+    """
+    if plan.routes:
+        return plan
+    source = demand.sources[0].site
+    ways = [
+        PlannedRoute(sites=[source, link.target], rate_bits_per_s=0)
+        for link in overlay.links
+        if link.source == source
+    ]
+    return msgspec.structs.replace(plan, routes=ways)
+
+
 def leases_of(
     overlay: Overlay, demands: Sequence[Demand], plans: Mapping[str, TaskPlan], now: float, number: int
 ) -> list[HeldLease]:
     """The leases that hold the plan; see the module's text for who has one."""
     links = {(link.source, link.target): link for link in overlay.links}
     by_id = {demand.id: demand for demand in demands}
+    plans = {task: _with_ways(plan, by_id[task], overlay) for task, plan in plans.items() if task in by_id}
     # Everybody who uses a link, a site's way out or a tenant's share: who is alone there needs no lease for it.
     users: dict[tuple[str, ...], dict[str, float]] = {}
     for task, plan in plans.items():

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import base64
 import secrets
 from datetime import datetime
 
-from sqlalchemy import Connection, delete, select
+from sqlalchemy import delete, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from flowengine.api.resources import Link, Maintenance, Page
-from flowengine.coordinator.actions import enrolment
 from flowengine.coordinator.database import catalogue as stored
-from flowengine.coordinator.database.tables import AnyRow, link_states, links, maintenance, sites, tasks
-from flowengine.coordinator.database.transactions import Writing, json_text
-from flowengine.coordinator.planning.probing import probe_grant, take_answer
+from flowengine.coordinator.database.tables import link_states, links, maintenance
+from flowengine.coordinator.database.transactions import Writing
+from flowengine.coordinator.planning.prober import know_sites, run_probe
 from flowengine.coordinator.service import Service
-from flowengine.coordinator.web.answers import ask_agent
 from flowengine.coordinator.web.calls import Call
 from flowengine.coordinator.web.catalogue import page
 from flowengine.coordinator.web.transfers import cursor_number
-from flowengine.errors import FlowError, NotFound, PeerError, TemporaryError, UsageError
+from flowengine.errors import NotFound, UsageError
 
 __all__ = ["Links"]
-
-PROBE_GRACE_S = 25.0
-"""How much longer than its burst a probe may take: a connection must be made first."""
 
 
 class Links:
@@ -63,7 +57,7 @@ class Links:
         said = call.body
 
         def work(writing: Writing) -> Link:
-            _know(writing.connection, source, target)
+            know_sites(writing.connection, source, target)
             values = {name: getattr(said, name) for name in said.__struct_fields__}
             values |= {"as_of": writing.now, "source_of_values": f"user:{call.user.name}"}
             insert = (postgresql.insert if writing.locks_rows else sqlite.insert)(links)
@@ -97,39 +91,8 @@ class Links:
 
     async def probe_link(self, call: Call) -> Link:
         """Have the source's agent send a burst to the target's."""
-        source, target, asked = call.path["source"], call.path["target"], call.body
-        service = self._service
-
-        def begin(writing: Writing) -> str:
-            rows = _know(writing.connection, source, target)
-            _check_idle(writing.connection, source, target)
-            address = next(iter(stored.decode_addresses(rows[target].addresses)), "")
-            if not address or not rows[target].key_sha256 or not rows[source].key_sha256:
-                raise FlowError(
-                    f"site {target} cannot be dialled, so {source} cannot probe the link to it",
-                    hint="what transfers achieve is measured all the same",
-                    reason="no-route",
-                )
-            grant = probe_grant(rows[source], rows[target], service.epoch, asked, writing, service.terms)
-            return json_text(
-                {
-                    "site": target,
-                    "address": address,
-                    "grant": base64.b64encode(grant).decode("ascii"),
-                    "size_bytes": asked.size_bytes,
-                    "seconds": asked.seconds,
-                }
-            )
-
-        body = await self._db.write(begin)
-        within_s = asked.seconds + PROBE_GRACE_S
-        answer = await ask_agent(service, source, "probe", f"/{target}", call.user.name, within_s, body)
-        if answer.reason or not answer.rate_bits_per_s:
-            raise PeerError(
-                f"site {source} could not probe the link to {target}: {answer.message or 'nothing arrived'}",
-                hint="look at both agents' logs",
-            )
-        await self._db.write(lambda w: take_answer(w, source, target, answer, call.user.name))
+        source, target = call.path["source"], call.path["target"]
+        await run_probe(self._service, source, target, call.body, call.user.name)
         return await self.get_link(call)
 
     async def list_maintenance(self, call: Call) -> Page:
@@ -149,7 +112,7 @@ class Links:
             if ends <= writing.now:
                 raise UsageError("that time has passed", hint="give an end in the future")
             name = said.scope.partition(":")[2]
-            _know(writing.connection, *name.split(">"))
+            know_sites(writing.connection, *name.split(">"))
             writing.connection.execute(
                 maintenance.insert().values(
                     id=id_,
@@ -190,25 +153,3 @@ def _unknown(call: Call) -> NotFound:
         f"nothing is known of the link {call.path['source']} > {call.path['target']}",
         hint="flow link ls lists what is known",
     )
-
-
-def _know(connection: Connection, *names: str) -> dict[str, AnyRow]:
-    found = {row.name: row for row in connection.execute(select(sites).where(sites.c.name.in_(names)))}
-    for name in names:
-        if name not in found:
-            raise enrolment.no_site(name)
-    return found
-
-
-def _check_idle(connection: Connection, source: str, target: str) -> None:
-    busy = connection.execute(
-        select(tasks.c.transfer)
-        .where(tasks.c.state == "running", tasks.c.source_site == source, tasks.c.target_site == target)
-        .limit(1)
-    ).scalar()
-    if busy is not None:
-        raise TemporaryError(
-            f"the link {source} > {target} is in use by {busy}, which measures it",
-            hint="flow link show tells what it achieves",
-            reason="busy",
-        )
