@@ -4,8 +4,8 @@ Goal
     Whatever kills the process or the machine, what was verified and written is found again and not sent again.
 Plan
     A folder `.flow-staging` in the target's root, on the same file system as what will be published from it. A large
-    object is a staging file named by its path's hash, with a journal beside it: a header, then one record per chunk
-    that was verified and written, with marks at which everything before is synced.
+    object is a staging file named by its path's hash, with a journal beside it: a header, then one record per run of
+    chunks that were verified and written, with marks at which everything before is synced.
 Invariants
     - A chunk is journalled after it was written, never before.
     - After a restart under the same boot id the page cache still has what was written: the journal is believed.
@@ -21,6 +21,7 @@ import fcntl
 import itertools
 import os
 import struct
+from collections.abc import Iterator
 from typing import Final
 
 import msgspec
@@ -34,9 +35,9 @@ from flowengine.wire.paths import STAGING_NAME
 
 __all__ = ["StagedObject", "Staging"]
 
-_RECORD: Final = struct.Struct("<QI32s4s")
+_RECORD: Final = struct.Struct("<QI")
 _MARK: Final = 0xFFFF_FFFF
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 _CHECK_BYTES: Final = 4
 
 
@@ -47,9 +48,27 @@ class _Header(msgspec.Struct, array_like=True):
     size: int
 
 
-def _record(offset: int, length: int, identity: bytes) -> bytes:
-    body = struct.pack("<QI32s", offset, length, identity)
+def _record(offset: int, packed: bytes) -> bytes:
+    """Chunks that lie one behind the other from `offset` on."""
+    body = _RECORD.pack(offset, len(packed) // CHUNK_BYTES) + packed
     return body + blake3(body).digest(_CHECK_BYTES)
+
+
+def _mark(covered: int) -> bytes:
+    """What stands before `covered` in the journal is durable."""
+    body = _RECORD.pack(covered, _MARK)
+    return body + blake3(body).digest(_CHECK_BYTES)
+
+
+def _records(data: bytes, at: int) -> Iterator[tuple[int, int, int, bytes]]:
+    """(where it begins, where it ends, offset, packed chunks or nothing for a mark) of each whole record."""
+    while at + _RECORD.size + _CHECK_BYTES <= len(data):
+        offset, count = _RECORD.unpack_from(data, at)
+        end = at + _RECORD.size + (0 if count == _MARK else count * CHUNK_BYTES)
+        if data[end : end + _CHECK_BYTES] != blake3(data[at:end]).digest(_CHECK_BYTES):
+            return  # the tail of a write that was cut off
+        yield at, end + _CHECK_BYTES, offset, data[at + _RECORD.size : end]
+        at = end + _CHECK_BYTES
 
 
 class StagedObject:
@@ -104,17 +123,17 @@ class StagedObject:
             return False
         doubtful: list[tuple[int, int, int, bytes]] = []
         good = end
-        for at in range(end, len(data) - _RECORD.size + 1, _RECORD.size):
-            offset, length, identity, check = _RECORD.unpack_from(data, at)
-            if blake3(data[at : at + _RECORD.size - _CHECK_BYTES]).digest(_CHECK_BYTES) != check:
-                break  # the tail of a write that was cut off
-            good = at + _RECORD.size
-            if length == _MARK:
+        for at, after, offset, packed in _records(data, end):
+            good = after
+            if packed:
+                for chunk in range(0, len(packed), CHUNK_BYTES):
+                    length = int.from_bytes(packed[chunk : chunk + 4], "little")
+                    doubtful.append((at, offset, length, packed[chunk + 4 : chunk + CHUNK_BYTES]))
+                    offset += length
+            else:
                 # The mark vouches for what was journalled before its sync *began*: `offset` says how far.
                 self.have.update({o: (n, i) for place, o, n, i in doubtful if place < offset})
                 doubtful = [row for row in doubtful if row[0] >= offset]
-            else:
-                doubtful.append((at, offset, length, identity))
         os.ftruncate(self._journal, good)
         rest = {offset: (length, identity) for _, offset, length, identity in doubtful}
         if header.boot_id == boot_id() and header.boot_id:
@@ -134,12 +153,17 @@ class StagedObject:
         """Begin the journal anew under this boot with what is believed."""
         os.fsync(self.fd)
         header = msgspec.msgpack.encode(_Header(_FORMAT, boot_id(), self.path, self.size_bytes))
-        rows = b"".join([_record(offset, *row) for offset, row in self.have.items()])
+        rows = b"".join(
+            [
+                _record(offset, length.to_bytes(4, "little") + identity)
+                for offset, (length, identity) in self.have.items()
+            ]
+        )
         head = struct.pack("<I", len(header)) + header
         new = f"{self.name}.n"
         flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_NOFOLLOW
         fd = os.open(new, flags, 0o600, dir_fd=self._folder_fd)
-        os.write(fd, head + rows + _record(len(head) + len(rows), _MARK, bytes(32)))
+        os.write(fd, head + rows + _mark(len(head) + len(rows)))
         os.fsync(fd)
         os.rename(new, f"{self.name}.j", src_dir_fd=self._folder_fd, dst_dir_fd=self._folder_fd)
         os.close(self._journal)
@@ -147,19 +171,14 @@ class StagedObject:
 
     def journal(self, offset: int, packed: bytes) -> None:
         """Chunks from `offset` on, packed, were verified and written. One append; safe from any thread."""
-        rows = []
-        for at in range(0, len(packed), CHUNK_BYTES):
-            body = offset.to_bytes(8, "little") + packed[at : at + CHUNK_BYTES]
-            rows.append(body + blake3(body).digest(_CHECK_BYTES))
-            offset += int.from_bytes(packed[at : at + 4], "little")
-        os.write(self._journal, b"".join(rows))
+        os.write(self._journal, _record(offset, packed))
 
     def sync(self) -> None:
         """Make what was written durable and mark the journal so."""
         # Lanes go on while this runs: only what is journalled now is sure to be in the sync that follows.
         covered = os.fstat(self._journal).st_size
         os.fdatasync(self.fd)
-        os.write(self._journal, _record(covered, _MARK, bytes(32)))
+        os.write(self._journal, _mark(covered))
         os.fdatasync(self._journal)
 
     def close(self) -> None:

@@ -27,8 +27,9 @@ LAST_WORD_S: Final = 1.0
 MAX_WAITING_MESSAGES: Final = 8192
 """Directories cost no credit and want no answer: this is what keeps a scan from running away from the network."""
 
-_REST_S: Final = 0.003
-"""Least time between two sends: many small messages then go as one, and wake both ends' loops once."""
+_REST_S: Final = 0.005
+"""Least time between two sends: many small messages then go as one, and wake both ends' loops once. A wake-up costs
+more than what is done by it; the credit window covers many times this."""
 _REST_MESSAGES: Final = 1024
 """With so many waiting there is no rest."""
 _RECEIVE_BYTES: Final = 256 * 1024

@@ -20,6 +20,7 @@ import queue
 import resource
 import threading
 from collections.abc import Callable, Iterator
+from itertools import islice
 from time import perf_counter_ns
 from typing import Final
 
@@ -55,8 +56,9 @@ __all__ = ["Landing"]
 
 _CHECKPOINT_BYTES: Final = 256 * 1024 * 1024
 _RECENT_CHUNKS: Final = 200_000
-_ACKNOWLEDGE_BYTES: Final = 2 * MIB
-"""Credit goes back in steps of this size, an eighth of the least window: each message wakes both ends' loops."""
+_RECENT_STEP: Final = 10_000
+_ACKNOWLEDGE_BYTES: Final = 4 * MIB
+"""Credit goes back in steps of this size, a quarter of the least window: each message wakes both ends' loops."""
 _MAX_BACKLOG: Final = 2048
 """Deliveries that may wait for the publisher before lanes wait too; `_MAX_OPEN_OBJECTS` bounds what is in them."""
 _MAX_OPEN_OBJECTS: Final = 32_768
@@ -350,10 +352,14 @@ class Landing:
         target = offer.target
         packed = offer.packed
         begin = perf_counter_ns()
-        size = 0
+        size, start = 0, index * CHUNK_BYTES
+        for length in offer.lengths[index : index + count]:
+            end = size + length
+            # A record that is too short gives a shorter slice, which has another hash.
+            if chunk_id(plain[size:end]) != packed[start + 4 : start + CHUNK_BYTES]:
+                raise _wrong_chunk(target.directory, target.entry)
+            size, start = end, start + CHUNK_BYTES
         where = target.directory.child(target.entry.name)
-        for number in range(index, index + count):
-            size += self._verify(packed, number, plain, size, target.directory, target.entry)
         begin = verify.since(begin)
         run = packed[index * CHUNK_BYTES : (index + count) * CHUNK_BYTES]
         if not target.failed:
@@ -567,15 +573,17 @@ class Landing:
                 path, staged, offset = location
                 place = offset - at
                 for start in range(0, len(packed), CHUNK_BYTES):
-                    length = int.from_bytes(packed[start : start + 4], "little")
                     identity = packed[start + 4 : start + CHUNK_BYTES]
+                    recent[identity] = (path, staged, place + at)
                     waiters = inflight.pop(identity, None)
+                    length = int.from_bytes(packed[start : start + 4], "little")
                     if waiters:
                         waiting.append((waiters, at, length, packed[start : start + CHUNK_BYTES]))
-                    recent[identity] = (path, staged, place + at)
                     at += length
-            while len(recent) > _RECENT_CHUNKS:
-                del recent[next(iter(recent))]
+            if len(recent) > _RECENT_CHUNKS + _RECENT_STEP:
+                # Many at once: finding the oldest of a dict walks over all that were taken from its front before.
+                for identity in list(islice(recent, len(recent) - _RECENT_CHUNKS)):
+                    del recent[identity]
         for waiters, at, length, one in waiting:
             for sink, offset in waiters:
                 if not sink.failed:

@@ -253,7 +253,7 @@ class LargePlacer:
             large.left = offset
         else:
             offsets = list(accumulate(lengths[:-1], initial=offset))
-            offer = RunOffer(large, packed, offsets, bytearray(len(lengths)), 0)
+            offer = RunOffer(large, packed, lengths, offsets, bytearray(len(lengths)), 0)
             self._find_or_want(large, offer, number, lengths, jobs)
         for job in jobs:
             self._placement.copier.jobs.put(job)
@@ -328,24 +328,21 @@ class LargePlacer:
         """Want what neither staging nor the old file has, but for what the index knows; gives what is on its way."""
         landing, packed = self._placement.landing, offer.packed
         elsewhere: list[int] = []
-        hints: dict[int, tuple[bytes, int]] | None = None
-        for index in unknown:
-            one = packed[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES]
-            identity = one[4:]
-            with landing.lock:
-                near = identity in landing.inflight or identity in landing.recent
-            if near:
-                elsewhere.append(index)
-                continue
-            if hints is None:
-                hints = self._placement.remembered(packed)
-            hint = hints.get(index)
-            if hint is not None:
-                append_copy(jobs, large, offer.offsets[index], one, None, hint[0], hint[1])
-                continue
-            with landing.lock:
-                landing.inflight[identity] = None
-            offer.wanted[index] = WANTED
+        inflight, recent = landing.inflight, landing.recent
+        identities = [packed[index * CHUNK_BYTES + 4 : (index + 1) * CHUNK_BYTES] for index in unknown]
+        with landing.lock:
+            missing = any(one not in inflight and one not in recent for one in identities)
+        hints = self._placement.remembered(packed) if missing else {}
+        with landing.lock:
+            for index, identity in zip(unknown, identities, strict=True):
+                if identity in inflight or identity in recent:
+                    elsewhere.append(index)
+                elif (hint := hints.get(index)) is not None:
+                    one = packed[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES]
+                    append_copy(jobs, large, offer.offsets[index], one, None, hint[0], hint[1])
+                else:
+                    inflight[identity] = None
+                    offer.wanted[index] = WANTED
         return elsewhere
 
     def _ask_finer(

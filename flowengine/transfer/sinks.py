@@ -174,6 +174,7 @@ class RunOffer:
 
     target: LargeObject
     packed: bytes
+    lengths: list[int]
     offsets: list[int]
     wanted: bytearray
     open: int

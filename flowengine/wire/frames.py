@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_left
+from collections.abc import Sequence
 from typing import Final, TypeAlias
 
 from cryptography.exceptions import InvalidTag
@@ -69,6 +70,7 @@ MAX_BODY_BYTES: Final = MAX_FRAME_BYTES - HEADER_BYTES
 MAX_PLAINTEXT_BYTES: Final = MAX_BODY_BYTES - TAG_BYTES
 MAX_PAYLOAD_BYTES: Final = MAX_PLAINTEXT_BYTES - TRAILER_BYTES
 
+_BLOCK_BYTES: Final = 16
 _DATA: Final = 1
 _END: Final = 2
 _HEADER: Final = struct.Struct(">BBBBIQ")
@@ -101,8 +103,8 @@ def frame_bytes_for(used: int, *, lone: bool = False) -> int:
 class FrameSealer:
     """Seals the frames of one stream, in order. Not for use by two threads at once.
 
-    The caller writes records into one reused bytearray of `MAX_PLAINTEXT_BYTES`, from its start, up to
-    `MAX_PAYLOAD_BYTES`; seals it into a reused bytearray of `MAX_FRAME_BYTES`; sends what `seal_into` says.
+    The caller collects views of up to `MAX_PAYLOAD_BYTES`, seals them into a reused buffer of `MAX_FRAME_BYTES`, and
+    sends as much of it as `seal_into` says.
     """
 
     def __init__(self, keys: StreamKeys) -> None:
@@ -116,49 +118,46 @@ class FrameSealer:
         """Data frames and payload bytes sealed so far."""
         return self._frames, self._payload_bytes
 
-    def seal_into(
-        self, plaintext: WritableBuffer, used: int, out: WritableBuffer, *, lone: bool = False
-    ) -> int:
-        """Seal the first `used` bytes of `plaintext` into the start of `out`; gives the frame's length.
+    def seal_into(self, parts: Sequence[Buffer], out: WritableBuffer, *, lone: bool = False) -> int:
+        """Seal a payload, given as parts in order, into the start of `out`; gives the frame's length.
 
         With `lone`, for what may be a single chunk, the length is a power of two.
 
-        The bytes of `plaintext` behind `used`, up to the frame's plaintext length, are overwritten with
-        padding and trailer. Releases the GIL; allocates nothing that grows with the frame.
+        The parts are read where they lie. Releases the GIL; allocates nothing that grows with the frame.
 
         Raises:
-            ValueError: `used` or a buffer does not fit, or the stream was ended; nothing was sealed.
+            ValueError: the payload does not fit a frame or `out`, or the stream was ended; nothing was sealed.
         """
-        length = self._seal(_DATA, _size_code(used, lone), memoryview(plaintext), used, memoryview(out))
+        used = sum(map(len, parts))
+        length = self._seal(_DATA, _size_code(used, lone), parts, used, memoryview(out))
         self._frames += 1
         self._payload_bytes += used
         return length
 
     def seal_end(self, out: WritableBuffer) -> int:
         """Seal the last frame of the stream, with its totals, into `out`; gives the frame's length (1024)."""
-        plaintext = bytearray(FRAME_SIZES[0])
-        _TOTALS.pack_into(plaintext, 0, self._frames, self._payload_bytes)
-        length = self._seal(_END, 0, memoryview(plaintext), _TOTALS.size, memoryview(out))
+        totals = _TOTALS.pack(self._frames, self._payload_bytes)
+        length = self._seal(_END, 0, [totals], _TOTALS.size, memoryview(out))
         self._ended = True
         return length
 
-    def _seal(self, kind: int, code: int, plaintext: memoryview, used: int, out: memoryview) -> int:
+    def _seal(self, kind: int, code: int, parts: Sequence[Buffer], used: int, out: memoryview) -> int:
         size = FRAME_SIZES[code]
-        capacity = size - OVERHEAD_BYTES
-        if used < 0 or len(plaintext) < capacity + TRAILER_BYTES or len(out) < size:
-            raise ValueError(
-                f"sealing {used} bytes needs {capacity + TRAILER_BYTES} bytes of plaintext buffer (has "
-                f"{len(plaintext)}) and {size} bytes of output buffer (has {len(out)})"
-            )
+        if len(out) < size:
+            raise ValueError(f"sealing {used} bytes needs {size} bytes of output buffer (it has {len(out)})")
         if self._ended:
             raise ValueError(f"stream {self._keys.stream} was ended; no frame may follow")
-        if used < capacity:
-            plaintext[used:capacity] = _ZEROS[: capacity - used]
-        _TRAILER.pack_into(plaintext, capacity, used)
-        aead, nonce, counter = self._keys.advance()
+        cipher, counter = self._keys.next_cipher()
         header = _HEADER.pack(FRAME_MAGIC, FRAME_VERSION, kind, code, self._keys.stream, counter)
         out[:HEADER_BYTES] = header
-        aead.encrypt_into(nonce, plaintext[: capacity + TRAILER_BYTES], header, out[HEADER_BYTES:size])
+        cipher.authenticate_additional_data(header)
+        at = HEADER_BYTES
+        padding = _ZEROS[: size - OVERHEAD_BYTES - used]
+        for part in (*parts, padding, _TRAILER.pack(used)):
+            # The cipher asks for room for a block more than it writes; the tag's place is behind the last.
+            at += cipher.update_into(part, out[at : at + len(part) + _BLOCK_BYTES - 1])
+        cipher.finalize()
+        out[at : at + TAG_BYTES] = cipher.tag
         return size
 
 
@@ -196,7 +195,7 @@ class FrameOpener:
         """Open a frame into the start of `out`; gives how many bytes of it are payload.
 
         `out` needs room for the whole plaintext: `len(body) - TAG_BYTES`. What lies there behind the payload
-        is padding and trailer, to be overwritten by the next frame. An end frame gives 0 and sets `ended`;
+        is padding and trailer, to be overwritten by the next frame. It may be the memory of `body`. An end frame gives 0 and sets `ended`;
         a data frame may give 0 as well. Releases the GIL; allocates nothing that grows with the frame.
 
         Raises:

@@ -20,7 +20,10 @@ import struct
 from enum import StrEnum
 from typing import Final, NoReturn, SupportsIndex
 
+from cryptography.hazmat.primitives.ciphers import AEADEncryptionContext, Cipher
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.ciphers.algorithms import AES
+from cryptography.hazmat.primitives.ciphers.modes import GCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
 
@@ -115,7 +118,7 @@ class StreamKeys(Secret):
     Made by `SessionSecrets.stream_keys`. Not for use by two threads at once.
     """
 
-    __slots__ = ("_aead", "_counter", "_expand", "_iv", "direction", "epoch", "stream")
+    __slots__ = ("_aead", "_counter", "_expand", "_iv", "_key", "direction", "epoch", "stream")
 
     def __init__(self, prk: bytes, info: bytes, stream: int, direction: Direction, epoch: int) -> None:
         self.stream = stream
@@ -152,9 +155,15 @@ class StreamKeys(Secret):
         self._counter = counter + 1
         return self._aead, (self._iv ^ counter).to_bytes(_IV_BYTES, "big"), counter
 
+    def next_cipher(self) -> tuple[AEADEncryptionContext, int]:
+        """A cipher that seals the next frame piece by piece, and the frame's number; see `advance`."""
+        _, nonce, counter = self.advance()
+        return Cipher(self._key, GCM(nonce)).encryptor(), counter
+
     def _derive(self, generation: int) -> None:
         prk, info = self._expand
         block = _expand(prk, info + generation.to_bytes(4, "big"), _KEY_BYTES + _IV_BYTES)
+        self._key = AES(block[:_KEY_BYTES])
         self._aead = AESGCM(block[:_KEY_BYTES])
         self._iv = int.from_bytes(block[_KEY_BYTES:], "big")
 

@@ -27,7 +27,7 @@ from flowengine.transfer.passes import Report, TransferSettings
 from flowengine.transfer.recorder import ManifestRecorder
 from flowengine.transfer.run import pull
 from flowengine.transfer.session import Session
-from flowengine.wire.frames import MAX_FRAME_BYTES, MAX_PLAINTEXT_BYTES
+from flowengine.wire.frames import MAX_FRAME_BYTES
 from flowengine.wire.messages import (
     WANT_NONE,
     DirectoryBegin,
@@ -87,9 +87,8 @@ class FakeSource:
 
     def send(self, plain: bytes) -> None:
         """Seal bytes into one frame of the first stream and send it."""
-        buffer, out = bytearray(MAX_PLAINTEXT_BYTES), bytearray(MAX_FRAME_BYTES)
-        buffer[: len(plain)] = plain
-        size = self.sealer.seal_into(buffer, len(plain), out)
+        out = bytearray(MAX_FRAME_BYTES)
+        size = self.sealer.seal_into([plain], out)
         self.session.streams.sockets[0].sendall(out[:size])
 
     def send_record(self, runs: list[tuple[int, int, int]], payload: bytes) -> None:
@@ -481,10 +480,9 @@ def test_garbage_on_a_data_connection_is_refused(target: Path, garbage: bytes) -
 @pytest.mark.parametrize("position", [0, 5, 15, 16, 100, 1023])
 def test_a_changed_bit_in_a_frame_is_refused(target: Path, position: int) -> None:
     def send(fake: FakeSource) -> None:
-        buffer, out = bytearray(MAX_PLAINTEXT_BYTES), bytearray(MAX_FRAME_BYTES)
+        out = bytearray(MAX_FRAME_BYTES)
         plain = pack_record_header(STORED, 5, 5, [(0, 0, 1)]) + b"hello"
-        buffer[: len(plain)] = plain
-        size = fake.sealer.seal_into(buffer, len(plain), out)
+        size = fake.sealer.seal_into([plain], out)
         out[position] ^= 1
         fake.session.streams.sockets[0].sendall(out[:size])
 

@@ -43,7 +43,7 @@ def frames(data: bytes) -> None:
     opener = FrameOpener(_keys())
     if data[:1] and data[0] & 1:
         sealed = bytearray(4096)
-        FrameSealer(_keys()).seal_into(bytearray(4096), 5, sealed)
+        FrameSealer(_keys()).seal_into([bytes(5)], sealed)
         for position, byte in enumerate(data[1:17]):
             # Most of these bytes are zero in a corpus, so headers stay close to a right one.
             sealed[position] ^= byte

@@ -22,7 +22,6 @@ from flowengine.wire.frames import (
     FRAME_SIZES,
     HEADER_BYTES,
     MAX_FRAME_BYTES,
-    MAX_PLAINTEXT_BYTES,
     FrameOpener,
     FrameSealer,
 )
@@ -45,10 +44,10 @@ def stream_keys(stream: int = 1, epoch: int = 0) -> StreamKeys:
 def sealed(payloads: list[bytes], epoch: int = 0) -> list[bytes]:
     """The frames of a whole stream, its end included."""
     sealer = FrameSealer(stream_keys(epoch=epoch))
-    plaintext, out, frames = bytearray(MAX_PLAINTEXT_BYTES), bytearray(MAX_FRAME_BYTES), []
+    out, frames = bytearray(MAX_FRAME_BYTES), []
     for payload in payloads:
-        plaintext[: len(payload)] = payload
-        frames.append(bytes(out[: sealer.seal_into(plaintext, len(payload), out)]))
+        cut = len(payload) // 2
+        frames.append(bytes(out[: sealer.seal_into([payload[:cut], payload[cut:]], out)]))
     frames.append(bytes(out[: sealer.seal_end(out)]))
     return frames
 

@@ -28,9 +28,9 @@ def stream_keys(stream: int = 7, epoch: int = 0) -> StreamKeys:
 
 
 def seal(sealer: FrameSealer, payload: bytes) -> bytes:
-    plaintext, out = bytearray(MAX_PLAINTEXT_BYTES), bytearray(MAX_FRAME_BYTES)
-    plaintext[: len(payload)] = payload
-    return bytes(out[: sealer.seal_into(plaintext, len(payload), out)])
+    out = bytearray(MAX_FRAME_BYTES)
+    half = len(payload) // 3
+    return bytes(out[: sealer.seal_into([payload[:half], payload[half:]], out)])
 
 
 def seal_end(sealer: FrameSealer) -> bytes:
@@ -82,11 +82,27 @@ def test_payloads_of_successive_frames_lie_one_behind_the_other() -> None:
 
 def test_what_a_reused_buffer_held_before_does_not_travel() -> None:
     sealer, opener = FrameSealer(stream_keys()), FrameOpener(stream_keys())
-    plaintext, out = bytearray(b"old" * 349_000)[:MAX_PLAINTEXT_BYTES], bytearray(MAX_FRAME_BYTES)
-    length = sealer.seal_into(plaintext, 10, out)
+    out = bytearray(b"old" * 350_000)[:MAX_FRAME_BYTES]
+    length = sealer.seal_into([b"0123456789"], out)
     opened = bytearray(length)
     opener.open_into(out[:HEADER_BYTES], out[HEADER_BYTES:length], opened)
     assert opened[10 : length - OVERHEAD_BYTES] == bytes(length - OVERHEAD_BYTES - 10)
+
+
+def test_a_frame_opens_where_it_lies() -> None:
+    """Receivers open frames in place: the body's memory takes the plaintext."""
+    sealer, opener = FrameSealer(stream_keys()), FrameOpener(stream_keys())
+    for size in (0, 1, 5000, MAX_PAYLOAD_BYTES):
+        payload = bytes(n * 7 & 0xFF for n in range(size))
+        frame = memoryview(bytearray(seal(sealer, payload)))
+        body = frame[HEADER_BYTES:]
+        assert opener.open_into(frame[:HEADER_BYTES], body, body) == size
+        assert body[:size] == payload
+    broken = memoryview(bytearray(seal(sealer, b"secret" * 100)))
+    broken[100] ^= 1
+    with pytest.raises(IntegrityError):
+        opener.open_into(broken[:HEADER_BYTES], broken[HEADER_BYTES:], broken[HEADER_BYTES:])
+    assert bytes(broken[HEADER_BYTES:-TAG_BYTES]) == bytes(len(broken) - HEADER_BYTES - TAG_BYTES)
 
 
 def test_the_end_carries_totals_and_nothing_follows() -> None:
@@ -194,14 +210,12 @@ def test_a_peer_that_lies_inside_a_sealed_frame_is_refused() -> None:
 def test_misuse_seals_and_opens_nothing() -> None:
     sealer = FrameSealer(stream_keys())
     out = bytearray(MAX_FRAME_BYTES)
-    for used, plaintext, buffer in (
-        (MAX_PAYLOAD_BYTES + 1, bytearray(MAX_FRAME_BYTES * 2), out),
-        (-1, bytearray(MAX_PLAINTEXT_BYTES), out),
-        (10, bytearray(10), out),
-        (10, bytearray(MAX_PLAINTEXT_BYTES), bytearray(10)),
+    for parts, buffer in (
+        ([bytes(MAX_PAYLOAD_BYTES), b"x"], out),
+        ([bytes(10)], bytearray(10)),
     ):
         with pytest.raises(ValueError):
-            sealer.seal_into(plaintext, used, buffer)
+            sealer.seal_into(parts, buffer)
     assert sealer.totals == (0, 0)
     frame = seal(sealer, b"x")
     opener = FrameOpener(stream_keys())
