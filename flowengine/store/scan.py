@@ -663,7 +663,7 @@ class Scanner:
                     continue
                 view = buffer.view[filled : filled + size]
                 if size <= minimum:
-                    chunks = pack_chunks([(size, chunk_id(view))]) if size else b""
+                    chunks = size.to_bytes(4, "little") + chunk_id(view) if size else b""
                 else:
                     chunks = self._cut(view)
                 made = Entry(name, FILE, st.st_mode & self._mode_bits, st.st_mtime_ns, size, chunks)

@@ -19,12 +19,12 @@ import os
 import queue
 import resource
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from itertools import islice
 from time import perf_counter_ns
 from typing import Final
 
-from flowengine.chunking import CHUNK_BYTES, chunk_id
+from flowengine.chunking import CHUNK_BYTES, ID_BYTES, chunk_id
 from flowengine.chunking.fine import FINE_BYTES, fine_id
 from flowengine.errors import IntegrityError, ProtocolError
 from flowengine.manifest import FILE, Entry
@@ -49,7 +49,7 @@ from flowengine.transfer.sinks import (
 )
 from flowengine.transfer.timing import Stage, StageClock
 from flowengine.units import MIB, show_path
-from flowengine.wire.messages import DirectoryEnd, Failed, Received
+from flowengine.wire.messages import LARGE_OBJECT_BYTES, DirectoryEnd, Failed, Received
 from flowengine.wire.records import Run
 
 __all__ = ["Landing"]
@@ -125,6 +125,33 @@ class Landing:
         with self.lock:
             directory.open_names.add(name)
             self._open_objects += 1
+
+    def open_whole(self, offer: SmallOffer, indexes: list[int], hints: Container[int]) -> list[int]:
+        """Want entries of one chunk that is nowhere at hand; gives those that are wanted, and on their way, so.
+
+        Args:
+            hints: chunks of the offer that are known to lie elsewhere at the target.
+        """
+        entries, first, wanted, names = offer.entries, offer.first, offer.wanted, offer.directory.open_names
+        whole: list[int] = []
+        with self.lock:
+            inflight, recent = self.inflight, self.recent
+            for index in indexes:
+                entry, chunk = entries[index], first[index]
+                identity = entry.chunks[4:]
+                if (
+                    len(identity) == ID_BYTES
+                    and identity not in inflight
+                    and identity not in recent
+                    and chunk not in hints
+                    and entry.size < LARGE_OBJECT_BYTES
+                ):
+                    inflight[identity] = None
+                    wanted[chunk] = WANTED
+                    names.add(entry.name)
+                    whole.append(index)
+            self._open_objects += len(whole)
+        return whole
 
     def landed(self, objects: list[tuple[TargetDirectory, Entry]]) -> None:
         """Objects that were open landed."""

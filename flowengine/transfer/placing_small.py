@@ -83,8 +83,10 @@ class SmallPlacer:
                 raise ProtocolError(f"an entry of kind {entry.kind} was offered among objects")
         hints = self._hints(offer, new)
         alike = self._alike(directory, offer, new, hints)
-        for index in new:
-            self._small_file(directory, offer, index, entries[index], jobs, hints)
+        whole = [] if self._placement.dry else landing.open_whole(offer, new, hints)
+        if len(whole) != len(new):
+            for index in sorted(set(new).difference(whole)):
+                self._small_file(directory, offer, index, entries[index], jobs, hints)
         total = offer.wanted.count(WANTED)
         if total:
             offer.open = total

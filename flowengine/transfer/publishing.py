@@ -135,11 +135,16 @@ class Publisher:
         self._sync_data(smalls, larges)
         touched: dict[int, TargetDirectory] = {}
         landed: list[tuple[TargetDirectory, Entry]] = []
+        staging_fd = self._staging.fd
         with self._landing.in_turn():
             for directory, entry, staged in smalls:
-                if self._rename(staged, directory, entry):
-                    landed.append((directory, entry))
-                    touched[directory.fd] = directory
+                try:
+                    os.rename(staged, entry.name, src_dir_fd=staging_fd, dst_dir_fd=directory.fd)
+                except OSError:
+                    if not self._rename(staged, directory, entry):
+                        continue
+                landed.append((directory, entry))
+                touched[directory.fd] = directory
         for large in larges:
             assert large.staged is not None
             if self._rename(large.staged.name, large.directory, large.entry):
