@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import AsyncIterator, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -13,13 +13,15 @@ import flowengine
 from flowengine.errors import FlowError, ProtocolError, TemporaryError
 from flowengine.store.filesystem import local_error
 from flowengine.transfer.control import STALL_S, Control, refusal
-from flowengine.trust.grant import Party
 from flowengine.wire import messages
 from flowengine.wire.control import ControlDecoder
 from flowengine.wire.control import encode as frame
 from flowengine.wire.handshake import Software
 from flowengine.wire.keys import SessionSecrets
 from flowengine.wire.messages import Refuse
+
+if TYPE_CHECKING:
+    from flowengine.trust.grant import Party
 
 __all__ = ["HANDSHAKE_S", "Channel", "disconnected", "first_flow_error", "session_errors", "software"]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
@@ -18,10 +18,12 @@ from flowengine.transfer.control import STALL_S, Control
 from flowengine.transfer.pacing import Limits, Pacer
 from flowengine.transfer.streams import Streams
 from flowengine.transfer.timing import StageClock
-from flowengine.trust.grant import Party
 from flowengine.wire.frames import FrameOpener, FrameSealer
 from flowengine.wire.keys import Direction, SessionSecrets
 from flowengine.wire.messages import Options, Progress, Rate, WantStreams
+
+if TYPE_CHECKING:
+    from flowengine.trust.grant import Party
 
 __all__ = [
     "MAX_OPEN_OFFERS",
