@@ -389,17 +389,28 @@ def assert_same(source: Path | str, target: Path | str, *, root_itself: bool = T
     assert not wrong, f"{len(wrong)} differ, such as {next(iter(wrong.items()))}"
 
 
-_JOURNAL_RECORD = struct.Struct("<QI32s4s")
+_JOURNAL_HEAD = struct.Struct("<QI")
 _JOURNAL_MARK = 0xFFFF_FFFF
+_JOURNAL_CHECK_BYTES = 4
 
 
 def journal_rows(journal: Path) -> list[tuple[int, int, bytes]]:
-    """(offset, length, chunk id) of all that a staging journal says was written."""
+    """(offset, length, chunk id) of all that a staging journal says was written, as far as it is whole."""
     data = journal.read_bytes()
-    first = 4 + struct.unpack_from("<I", data)[0]
-    ends = range(first + _JOURNAL_RECORD.size, len(data) + 1, _JOURNAL_RECORD.size)
-    rows = [_JOURNAL_RECORD.unpack_from(data, end - _JOURNAL_RECORD.size)[:3] for end in ends]
-    return [row for row in rows if row[1] != _JOURNAL_MARK]
+    at = 4 + struct.unpack_from("<I", data)[0]
+    rows: list[tuple[int, int, bytes]] = []
+    while at + _JOURNAL_HEAD.size <= len(data):
+        offset, count = _JOURNAL_HEAD.unpack_from(data, at)
+        at += _JOURNAL_HEAD.size
+        chunks = 0 if count == _JOURNAL_MARK else count
+        if at + 36 * chunks + _JOURNAL_CHECK_BYTES > len(data):
+            break
+        for place in range(at, at + 36 * chunks, 36):
+            length = int.from_bytes(data[place : place + 4], "little")
+            rows.append((offset, length, data[place + 4 : place + 36]))
+            offset += length
+        at += 36 * chunks + _JOURNAL_CHECK_BYTES
+    return rows
 
 
 def assert_journals_are_true(target: Path) -> int:
