@@ -57,8 +57,7 @@ async def drive(
         FlowError: it cannot be brought to its end now; the same call continues.
     """
     options = wire_options(granted.options, granted.mode)
-    if options.delete and not grant.may_delete:
-        raise Denied("the grant does not permit to delete", reason="grant-other-path")
+    check_permitted(grant, options)
     settings = TransferSettings(
         profile=granted.options.profile or TransferSettings().profile,
         options=options,
@@ -70,6 +69,23 @@ async def drive(
     if granted.role == "target":
         return await _pull(site, granted, grant, peer, settings, reporter)
     return await _push(site, granted, grant, peer, settings, reporter)
+
+
+def check_permitted(grant: Grant, options: Options) -> None:
+    """Refuse a session that does what its grant does not say: whatever counts, keeps or deletes goes by the grant.
+
+    Raises:
+        Denied: it would delete, or move bytes under a grant that only lets look, or the other way round.
+    """
+    if options.delete and not grant.may_delete:
+        raise Denied(f"the grant for {grant.shown} does not permit to delete", reason="grant-other-path")
+    only_looks = grant.dry_run or grant.mode == "verify"
+    if options.dry_run is not only_looks:
+        raise Denied(
+            f"the grant for {grant.shown} permits to {'look and no more' if only_looks else 'move, not to look'}",
+            hint="the coordinator asks for another thing than it signed for: ask for the transfer again",
+            reason="grant-other-path",
+        )
 
 
 def wire_options(options: TransferOptions, mode: str) -> Options:

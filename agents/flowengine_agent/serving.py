@@ -25,8 +25,16 @@ from flowengine.transfer.source import run_source
 from flowengine.transfer.target import run_target
 from flowengine.trust.grant import Grant
 from flowengine.wire.messages import Listed, Opened, Options
-from flowengine_agent.engine import check_same, landed_so, landing_at, make_receipt, target_root
+from flowengine_agent.engine import (
+    check_permitted,
+    check_same,
+    landed_so,
+    landing_at,
+    make_receipt,
+    target_root,
+)
 from flowengine_agent.heads import note_head, record_left, show_head
+from flowengine_agent.logs import Log
 from flowengine_agent.meter import Meter
 from flowengine_agent.relaying import RouteGate, make_relay
 from flowengine_agent.reporting import REPORT_EVERY_S, Standing, TaskReporter
@@ -224,6 +232,7 @@ class DataPort:
         """The peer pulls."""
         site, request = self._site, incoming.request
         log = site.log.bind(task=grant.task, transfer=grant.transfer, peer=grant.target.site)
+        _check_asked(log, grant, request.options)
         permit = await site.gate.release(grant, incoming.route)
         with place.selection(request.options.rename) as selection:
             log.info("gives", path=grant.source_path)
@@ -251,9 +260,8 @@ class DataPort:
         """The peer pushes: this site is the target, and tells what landed."""
         site = self._site
         options = _without_lists(incoming.request.options)
-        only_looks = grant.dry_run or grant.mode == "verify"
-        if (options.delete and not grant.may_delete) or options.dry_run is not only_looks:
-            raise Denied(f"the grant for {grant.shown} does not permit that", reason="grant-other-path")
+        log = site.log.bind(task=grant.task, transfer=grant.transfer, peer=grant.source.site)
+        _check_asked(log, grant, options)
         if options.rename:
             st = place.lstat()
             if (
@@ -265,7 +273,6 @@ class DataPort:
                     f"the grant for {grant.shown} does not permit that name", reason="grant-other-path"
                 )
             place, _ = place.parent()
-        log = site.log.bind(task=grant.task, transfer=grant.transfer, peer=grant.source.site)
         reporter = TaskReporter(
             site.link,
             site.journal,
@@ -322,6 +329,15 @@ class DataPort:
                     with trio.move_on_after(_TELL_S):
                         await reporter.told.wait()
                 nursery.cancel_scope.cancel()
+
+
+def _check_asked(log: Log, grant: Grant, options: Options) -> None:
+    """Refuse, and log, what the grant does not say."""
+    try:
+        check_permitted(grant, options)
+    except Denied as error:
+        log.warning("refused", reason=error.reason, why=error.message)
+        raise
 
 
 def _without_lists(options: Options) -> Options:

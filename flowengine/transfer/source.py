@@ -485,6 +485,8 @@ class _Source:
             self._open_offers.release()
         try:
             for index, count in wanted_runs(kind, bitmap, len(hold.lengths)):
+                if self._session.options.dry_run:
+                    raise ProtocolError("the target asked for bytes in a session that only looks")
                 with self._sent:
                     self._wanted_bytes += _cost(sum(hold.lengths[index : index + count]), count)
                 for unit in self._packer.add(hold, index, count):

@@ -101,6 +101,9 @@ def test_an_agent_refuses_wrong_grants(scene: Scene) -> None:
     scene.assert_refused("grant-other-party", own=scene.parties.identity("c"))
     scene.assert_refused("grant-forged", key=other.grant_key)
     scene.assert_refused("certificate-unknown", own=other.identity("b"))
+    # What only looks is not counted: it must not carry a byte. Found open: a source sent all to who asked for it.
+    scene.assert_refused("grant-other-path", mode="verify")
+    scene.assert_refused("grant-other-path", dry_run=True)
     # All of it was right but for the one thing.
     assert scene.come() == ""
     assert (scene.folder / "stolen/file").exists()
