@@ -28,6 +28,7 @@ from flowengine.wire.messages import (
     Message,
     ObjectRun,
     Offer,
+    Options,
     Progress,
     Want,
 )
@@ -36,7 +37,11 @@ Answer = Callable[[Message], list[Want]]
 
 
 def attacked(
-    source: Path, answer: Answer, beside: Callable[[Session, Message], None] = lambda session, message: None
+    source: Path,
+    answer: Answer,
+    beside: Callable[[Session, Message], None] = lambda session, message: None,
+    *,
+    dry_run: bool = False,
 ) -> FlowError:
     """Let a fake target answer the offers of a push; how the push ended.
 
@@ -67,7 +72,9 @@ def attacked(
                 finally:
                     session.streams.close()
 
-        settings = TransferSettings(use_cache=False, streams=1, retry_for_s=0.0, stall_s=20.0)
+        settings = TransferSettings(
+            use_cache=False, streams=1, retry_for_s=0.0, stall_s=20.0, options=Options(dry_run=dry_run)
+        )
         selection = Selection([Root(os.fsencode(source), b"")])
         async with trio.open_nursery() as nursery:
             nursery.start_soon(listener.serve, handle)
@@ -77,6 +84,15 @@ def attacked(
         return raised.value
 
     return trio.run(main)
+
+
+def test_a_session_that_only_looks_carries_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found open: a target got everything by a dry run, which nobody counts."""
+    monkeypatch.setenv("FLOW_STATE_DIR", str(tmp_path / "state"))
+    random_file(tmp_path / "source" / "file", 5000)
+    error = attacked(tmp_path / "source", lambda message: [Want(WANT_ALL, b"")], dry_run=True)
+    assert exit_code(error) == Exit.INTEGRITY
+    assert "only looks" in error.message
 
 
 def _finer_and_wanted(message: Message) -> list[Want]:
