@@ -21,8 +21,8 @@ from pathlib import Path
 from perf.plan_bench import frame
 
 RESULTS = Path(__file__).parent / "results" / "eta.jsonl"
-LEARNED, MEASURED = 24, 30
-LIMITS = (None, 100_000_000, 400_000_000, None, 200_000_000)
+LEARNED, MEASURED = 20, 30
+LIMITS = (None, 150_000_000, 400_000_000, None, 250_000_000)
 
 
 def dataset(folder: Path, rng: random.Random) -> tuple[int, int]:
@@ -30,11 +30,11 @@ def dataset(folder: Path, rng: random.Random) -> tuple[int, int]:
     folder.mkdir()
     kind = rng.choice(("one", "few", "many"))
     if kind == "one":
-        sizes = [int(10 ** rng.uniform(6, 8.2))]
+        sizes = [int(10 ** rng.uniform(7, 8.4))]
     elif kind == "few":
-        sizes = [int(10 ** rng.uniform(5, 7)) for _ in range(rng.randrange(5, 20))]
+        sizes = [int(10 ** rng.uniform(6, 7.3)) for _ in range(rng.randrange(5, 20))]
     else:
-        sizes = [int(10 ** rng.uniform(2, 4.5)) for _ in range(rng.randrange(200, 3000))]
+        sizes = [int(10 ** rng.uniform(2, 4.5)) for _ in range(rng.randrange(1500, 8000))]
     for number, size in enumerate(sizes):
         (folder / f"{number}").write_bytes(os.urandom(size))
     return len(sizes), sum(sizes)

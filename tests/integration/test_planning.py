@@ -187,3 +187,26 @@ def test_the_command_line(federation: Local, client: Client) -> None:
     flow("maintain", "rm", made)
     flow("cp", place, "b:/data/shown", "--deadline", "1h", "--progress", "none")
     assert (federation.data("b") / "shown").stat().st_size == 2 * MIB
+
+
+def test_a_promise_of_a_higher_class_gets_its_rate_from_one_that_runs(
+    federation: Local, client: Client
+) -> None:
+    first = client.copy(put(federation, "bulk", 64), "b:/data/d1/bulk")
+    while not first.refresh().tasks[0].rate_bits_per_s:
+        if first.ended:
+            pytest.fail("it ended before anything was reported")
+        first.refresh(0.5)
+    # 24 MiB in 4 s is 50 of the 80 Mbit/s.
+    place = put(federation, "due3", 24)
+    begin = time.monotonic()
+    due = client.copy(place, "b:/data/d2/due3", priority="urgent", deadline=timedelta(seconds=6))
+    assert due.record.promised
+    ended = due.wait(60)
+    took = time.monotonic() - begin
+    assert ended.state == "completed"
+    # Alone it takes 2.6 s; with half of the link, as without a plan, 5.2 s and more.
+    assert took < 6, took
+    done = first.refresh().counters.bytes_done
+    assert done < 64 * MIB, "the other one was to wait"
+    first.cancel()
