@@ -4,9 +4,10 @@ Goal
     A time that a user can rely on, for one large file as for many small ones.
 Plan
     A task of n objects and s bytes takes a start, something for each object, and something for each byte, the larger of
-    what its ends need for it and what its way carries. What ended at the same pair of sites tells the three numbers:
-    least squares of relative errors, none of them negative, with outliers weighed down. Two forms are tried, one in which
-    objects and bytes take turns and one in which they go on at once, and the better one is kept.
+    what its ends need for it and what its way carries. What ended at the same pair of sites tells the three numbers: those
+    with the least mean error, as factors, outliers counted up to a bound. They are searched on a grid that is drawn
+    closer round the best point, because the error has many hollows. Two forms are tried, one in which objects and bytes take
+    turns and one in which they go on at once, and the better one is kept.
 Invariants
     Equal observations give an equal pace; a pace never says that anything takes no time.
 """
@@ -14,7 +15,6 @@ Invariants
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import combinations
 from typing import Final
 
 import msgspec
@@ -25,7 +25,12 @@ from flowengine.plan.network import FloatArray
 __all__ = ["UNLEARNED", "Pace", "Seen", "expect_s", "learn"]
 
 LEAST_START_S: Final = 0.02
-ROUNDS: Final = 4
+ROUNDS: Final = 6
+OUTLIER: Final = 1.0
+"""No observation counts as further off than by a factor of e: it may have waited for something else."""
+STARTS: Final = np.geomspace(LEAST_START_S, 5.0, 13)
+OBJECTS: Final = np.concatenate([[1e-9], np.geomspace(1e-6, 3e-2, 17)])
+BYTES: Final = np.concatenate([[1e-13], np.geomspace(1e-11, 1e-6, 17)])
 ENOUGH: Final = 4
 
 
@@ -84,57 +89,42 @@ def learn(seen: Sequence[Seen]) -> Pace:
 
 
 def _fitted(seen: Sequence[Seen], at_once: bool) -> Pace:
+    """The best of a grid that is drawn closer round the best point again and again."""
     seconds = np.array([one.seconds for one in seen])
     objects = np.array([float(one.objects) for one in seen])
     size = np.array([float(one.size_bytes) for one in seen])
     way = np.array([8 / one.rate_bits_per_s if one.rate_bits_per_s else 0.0 for one in seen])
-    start, each, byte = LEAST_START_S, float(np.median(seconds / np.maximum(objects, 1))) / 2, 0.0
-    weight = 1.0 / seconds
-    for _ in range(ROUNDS * 2):
-        held = way > byte
-        bytes_take = np.maximum(way, byte) * size
-        objects_take = each * objects
-        by_objects = np.zeros(len(seen), dtype=bool) if not at_once else objects_take > bytes_take
-        by_bytes = np.zeros(len(seen), dtype=bool) if not at_once else ~by_objects
-        columns = np.stack(
-            [
-                np.ones(len(seen)),
-                np.where(by_bytes, 0.0, objects),
-                np.where(held | by_objects, 0.0, size),
-            ],
-            axis=1,
-        )
-        rest = seconds - np.where(held & ~by_objects, way * size, 0.0)
-        start, each, byte = _least_squares(columns * weight[:, None], rest * weight)
-        pace = Pace(start_s=max(start, LEAST_START_S), object_s=each, byte_s=byte, at_once=at_once)
-        off = np.abs(_times(pace, objects, size, way) / seconds - 1)
-        usual = max(float(np.median(off)), 0.01)
-        weight = np.minimum(1.0, 2 * usual / np.maximum(off, 1e-9)) / seconds
-    spread = 1.4826 * float(np.median(off))
-    return msgspec.structs.replace(pace, spread=max(round(spread, 4), 0.02), seen=len(seen))
+    start, each, byte = STARTS, OBJECTS, BYTES
+    step = 1.0
+    for _ in range(ROUNDS):
+        bytes_take = np.maximum(way, byte[:, None]) * size
+        objects_take = each[:, None] * objects
+        if at_once:
+            rest = np.maximum(objects_take[:, None, :], bytes_take[None, :, :])
+        else:
+            rest = objects_take[:, None, :] + bytes_take[None, :, :]
+        off = np.abs(np.log((start[:, None, None, None] + rest[None]) / seconds))
+        wrong = np.minimum(off, OUTLIER).mean(axis=3)
+        best = np.unravel_index(int(np.argmin(wrong)), wrong.shape)
+        found = float(start[best[0]]), float(each[best[1]]), float(byte[best[2]])
+        step /= 3
+        near = np.exp(np.arange(-3, 4) * step)
+        start, each, byte = (value * near for value in found)
+        start = np.maximum(start, LEAST_START_S)
+    spread = 1.4826 * float(np.median(np.abs(_times(found, objects, size, way, at_once) / seconds - 1)))
+    return Pace(
+        start_s=found[0],
+        object_s=found[1],
+        byte_s=found[2],
+        at_once=at_once,
+        spread=max(round(spread, 4), 0.02),
+        seen=len(seen),
+    )
 
 
-def _times(pace: Pace, objects: FloatArray, size: FloatArray, way: FloatArray) -> FloatArray:
-    parts = pace.object_s * objects, np.maximum(way, pace.byte_s) * size
-    taken = np.maximum(*parts) if pace.at_once else parts[0] + parts[1]
-    return np.asarray(pace.start_s + taken, dtype=np.float64)
-
-
-def _least_squares(columns: FloatArray, wanted: FloatArray) -> tuple[float, float, float]:
-    """The best of three numbers none of which is negative: each choice of those above zero is tried."""
-    found, least = np.zeros(3), float("inf")
-    scale = np.maximum(np.abs(columns).max(axis=0), 1e-300)
-    for count in (3, 2, 1):
-        for chosen in combinations(range(3), count):
-            part = list(chosen)
-            if not np.abs(columns[:, part]).max(axis=0).all():
-                continue
-            answer = np.linalg.lstsq(columns[:, part] / scale[part], wanted, rcond=None)[0] / scale[part]
-            if (answer < 0).any():
-                continue
-            wrong = float(((columns[:, part] @ answer - wanted) ** 2).sum())
-            if wrong < least * (1 - 1e-9):
-                least = wrong
-                found = np.zeros(3)
-                found[part] = answer
-    return float(found[0]), float(found[1]), float(found[2])
+def _times(
+    found: tuple[float, float, float], objects: FloatArray, size: FloatArray, way: FloatArray, at_once: bool
+) -> FloatArray:
+    start, each, byte = found
+    parts = each * objects, np.maximum(way, byte) * size
+    return np.asarray(start + (np.maximum(*parts) if at_once else parts[0] + parts[1]), dtype=np.float64)
