@@ -82,6 +82,18 @@ class Service:
         """An id that nobody can guess and anybody can type."""
         return "t-" + "".join(secrets.choice("0123456789abcdefghjkmnpqrstvwxyz") for _ in range(12))
 
+    async def kept(self, call: Call) -> bytes | None:
+        """What a request with the same Idempotency-Key was answered before; None where it is the first."""
+        if not call.key:
+            return None
+        query = select(idempotency).where(
+            idempotency.c.user == call.user.name,
+            idempotency.c.key == call.key,
+            idempotency.c.request_sha256 == _request_digest(call),
+        )
+        row = await self.database.read(lambda c: c.execute(query).first())
+        return None if row is None else str(row.body).encode()
+
     async def create(
         self, call: Call, work: Callable[[Writing], T | FlowError], *, secret: bool = False
     ) -> T | bytes:
@@ -94,7 +106,7 @@ class Service:
             FlowError: the key was used with another body (reason "conflict"); or what `work` returned or raised.
         """
         user, key = call.user.name, call.key
-        digest = sha256(call.route.name.encode() + b"\0" + call.raw).hexdigest()
+        digest = _request_digest(call)
         about = f"{user}/{key}"
 
         def once(writing: Writing) -> T | FlowError | bytes:
@@ -129,3 +141,7 @@ class Service:
         if isinstance(result, FlowError):
             raise result
         return result
+
+
+def _request_digest(call: Call) -> str:
+    return sha256(call.route.name.encode() + b"\0" + call.raw).hexdigest()

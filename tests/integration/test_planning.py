@@ -13,6 +13,7 @@ from federations import Local, local_federation
 
 from flowengine.api import resources as api
 from flowengine.client import Client
+from flowengine.client.requests import transfer_request
 from flowengine.errors import FlowError, NotFound
 
 pytestmark = pytest.mark.slow
@@ -105,11 +106,20 @@ def test_promises_are_counted_against_each_other(federation: Local, client: Clie
     place = put(federation, "one", 4)
     # Sizes are told, so nothing of it needs to be there: 100 MB in 15 s leave no room for another 100 MB.
     size = 100_000_000
-    first = client.copy(place, "b:/data/one", deadline=timedelta(seconds=15), size_bytes=size)
-    client.transfer(first.id).pause()
+    request = transfer_request(
+        place,
+        "b:/data/one",
+        mode="copy",
+        now=datetime.now(UTC),
+        deadline=timedelta(seconds=15),
+        size_bytes=size,
+    )
+    first = client.submit(request, key="asked once")
     assert first.record.promised
-    client.transfer(first.id).resume()
     try:
+        assert (
+            client.submit(request, key="asked once").id == first.id
+        )  # its own promise does not stand in its way
         with pytest.raises(FlowError) as refused:
             client.copy(place, "b:/data/two", deadline=timedelta(seconds=15), size_bytes=size)
         assert refused.value.reason == "deadline"

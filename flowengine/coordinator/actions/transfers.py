@@ -141,6 +141,8 @@ def create(
     """
     rows = site_rows_of(writing.connection, request)
     check_places(request, rows)
+    if admitted.promised and writing.count_up("promise") != admitted.promises + 1:
+        raise PromisesChanged
     drivers = _drivers(request, rows)
     _check_queue(writing, tenant, len(drivers))
     verdict = decide(writing.connection, request, rows, user, writing.now)
@@ -156,8 +158,6 @@ def create(
             hint="flow plan show names all decisions; flow policy explain says what would make it legal",
             decisions=[_decision_data(decision) for decision in decisions],
         )
-    if admitted.promised and writing.count_up("promise") != admitted.promises + 1:
-        raise PromisesChanged
     writing.connection.execute(
         transfers.insert().values(
             id=transfer,
@@ -184,6 +184,25 @@ def create(
     if request.mode != "verify" and not request.options.dry_run and (verdict.labels or verdict.contracts):
         for target in request.targets:  # a copy has the labels of what it came from
             inherit(writing, target.site, target.path, verdict.labels, verdict.contracts)
+    _insert_tasks(writing, transfer, request, tenant, drivers)
+    writing.emit(
+        "transfer.requested",
+        transfer=transfer,
+        user=user,
+        tenant=tenant,
+        site=request.source.site,
+        wake=drivers,
+        source=f"{request.source.site}:{request.source.path}",
+        targets=[f"{place.site}:{place.path}" for place in request.targets],
+        mode=request.mode,
+        priority=request.priority,
+    )
+    return find_transfer(writing.connection, transfer, None)
+
+
+def _insert_tasks(
+    writing: Writing, transfer: str, request: TransferRequest, tenant: str, drivers: list[str]
+) -> None:
     writing.connection.execute(
         tasks.insert(),
         [
@@ -204,19 +223,6 @@ def create(
             for index, (place, driver) in enumerate(zip(request.targets, drivers, strict=True), 1)
         ],
     )
-    writing.emit(
-        "transfer.requested",
-        transfer=transfer,
-        user=user,
-        tenant=tenant,
-        site=request.source.site,
-        wake=drivers,
-        source=f"{request.source.site}:{request.source.path}",
-        targets=[f"{place.site}:{place.path}" for place in request.targets],
-        mode=request.mode,
-        priority=request.priority,
-    )
-    return find_transfer(writing.connection, transfer, None)
 
 
 def _decision_data(decision: Decision) -> dict[str, object]:

@@ -93,6 +93,8 @@ class Transfers:
         service, user = self._service, call.user
         transfer = service.new_transfer_id()
         request = call.body
+        if (kept := await service.kept(call)) is not None:
+            return kept  # asked again: what it was promised then counts against it now
         plan = await self._asking.chosen(request, user.tenant)
         if plan is not None and request.size_bytes is None and plan.size_bytes is not None:
             request = msgspec.structs.replace(request, size_bytes=plan.size_bytes, objects=plan.objects)
