@@ -114,11 +114,11 @@ def test_promises_are_counted_against_each_other(federation: Local, client: Clie
         deadline=timedelta(seconds=15),
         size_bytes=size,
     )
-    first = client.submit(request, key="asked once")
+    first = client.submit(request, key="asked-once")
     assert first.record.promised
     try:
         assert (
-            client.submit(request, key="asked once").id == first.id
+            client.submit(request, key="asked-once").id == first.id
         )  # its own promise does not stand in its way
         with pytest.raises(FlowError) as refused:
             client.copy(place, "b:/data/two", deadline=timedelta(seconds=15), size_bytes=size)
