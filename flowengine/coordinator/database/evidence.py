@@ -1,7 +1,7 @@
 """The coordinator's chain of evidence, in its database, and the checkpoints of agents' chains.
 
 One chain for all coordinators of a federation: a record takes the next number in the transaction of what it is about,
-so either both are there or neither; where two coordinators take the same number, one of them runs its work again.
+so either both are there or neither. On PostgreSQL a counter's row is locked meanwhile.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ class Chain:
             ValueError: the body is not what its kind needs.
         """
         check_body(kind, body)
+        _lock(writing)
         head = _head(writing.connection)
         if head is None:
             first, head = begin_chain(AGENT, self.rng(16), writing.now)
@@ -69,6 +70,7 @@ class Chain:
 
     def checkpoint(self, writing: Writing, signer: tuple[bytes, bytes]) -> bytes:
         """Sign for what no checkpoint covers yet; empty where there is nothing."""
+        _lock(writing)
         head = _head(writing.connection)
         if head is None:
             return b""
@@ -79,6 +81,12 @@ class Chain:
         found, _ = read_checkpoint(document)
         self.append(writing, "checkpoint", checkpoint_body(found, base64.b64encode(document).decode("ascii")))
         return document
+
+
+def _lock(writing: Writing) -> None:
+    """Be the only one who adds to the chain until the commit; before the counter of events, which comes last."""
+    if writing.locks_rows:
+        writing.count_up("evidence")
 
 
 def _insert(writing: Writing, record: Record) -> None:
