@@ -320,7 +320,9 @@ class _Reader:
                 self.wrong(prefix + key, f"{error.message}; {error.hint}")
         return found
 
-    def roots(self, data: object) -> tuple[OfferedFolder, ...]:
+    def roots(self, data: object, *, needed: bool) -> tuple[OfferedFolder, ...]:
+        if data is None and not needed:
+            return ()
         if not isinstance(data, list) or not data:
             self.wrong("root", "is missing: offer at least one folder by [[root]] with path and name")
             return ()
@@ -370,7 +372,8 @@ def _parse(path: str, data: dict[str, Any]) -> SiteConfig:
     limits = reader.table(data.get("limits", {}), "limits", _LIMITS)
     relay = reader.table(data.get("relay", {}), "relay", _RELAY)
     policy = reader.table(data.get("policy", {}), "policy", _POLICY)
-    roots = reader.roots(data.get("root"))
+    # A site that relays may do that alone.
+    roots = reader.roots(data.get("root"), needed=not relay.get("enabled"))
     for key, what in (("site", "the site's name"), ("state", "the folder for key, journal and caches")):
         if key not in data:
             reader.wrong(key, f"is missing: {what}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 from flowengine.api.agents import HopTraffic, RelayedTask, RelayState, TaskGrant, TaskRoute
 from flowengine.errors import FlowError, UsageError
+from flowengine.store.filesystem import raise_descriptor_limit
 from flowengine.transfer.relay import Passed, Relay
 from flowengine.transfer.routes import RoutedPeer, Way
 from flowengine.transfer.session import Consent
@@ -63,6 +64,7 @@ def make_relay(site: Site) -> Relay | None:
     config = site.config
     if not config.relay_enabled:
         return None
+    raise_descriptor_limit()  # two sockets and a pipe for each stream
 
     def log(event: str, facts: dict[str, object]) -> None:
         site.log.info(event, **facts)

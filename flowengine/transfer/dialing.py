@@ -36,6 +36,7 @@ class _Line:
         hop: its first hop; None on the direct one.
         numbers: of all streams that were ever dialled over it.
         coming: connections that are being dialled.
+        given_up: whether it is refused, under the grant that it has, for good.
     """
 
     way: Way
@@ -45,6 +46,7 @@ class _Line:
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     numbers: list[int] = field(default_factory=list)
     coming: int = 0
+    given_up: bool = False
 
 
 class Dialer:
@@ -127,7 +129,11 @@ class Dialer:
         for line in list(self._lines):
             way = wanted.pop(line.way.sites, None)
             if way is not None:
+                newer = way.document != line.way.document
                 line.way = way  # with a newer grant perhaps, for when it is dialled again
+                if line.given_up and newer:
+                    line.given_up = False
+                    self._nursery.start_soon(self._keep, line)
                 continue
             self._lines.remove(line)
             self._nursery.start_soon(self._leave, line)
@@ -160,6 +166,7 @@ class Dialer:
                     self._peer.failed(line.way)
                     self._peer.note(f"the route {line.way.shown} is not used: {error.message}")
                     if not error.retryable:
+                        line.given_up = True
                         return
                     await trio.sleep(_AGAIN_S)
                     continue
@@ -177,6 +184,7 @@ class Dialer:
                     FlowError
                 ) as error:  # policy changed: its streams are cut, and the next pass does without it
                     self._peer.note(f"the route {line.way.shown} is not used any more: {error.message}")
+                    line.given_up = True
                     return
                 finally:
                     line.hop = line.address = None

@@ -52,6 +52,26 @@ def test_every_key_becomes_a_value(tmp_path: Path) -> None:
     assert (public.name, public.access, public.budget_bytes) == ("/srv/public", "read", None)
 
 
+def test_a_site_relays_only_where_it_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "site.toml"
+    path.write_text(GOOD)
+    assert load_config(str(path)).relay_enabled is False
+    path.write_text(
+        "site = 'r'\nstate = '/s'\nlisten = '0.0.0.0:7443'\n"
+        "[relay]\nenabled = true\nmax_streams = 8\nmax_rate = '5Gbit/s'"
+    )
+    config = load_config(str(path))
+    assert (config.relay_enabled, config.relay_max_streams, config.relay_max_bits_per_s) == (
+        True,
+        8,
+        5 * 10**9,
+    )
+    assert config.roots == ()  # it may do nothing else
+    path.write_text("site = 'r'\nstate = '/s'\n[relay]\nenabled = true")
+    with pytest.raises(UsageError, match="needs listen"):
+        load_config(str(path))
+
+
 def test_the_example_is_right() -> None:
     example = Path(__file__).resolve().parents[2] / "agents/deploy/site.example.toml"
     assert load_config(str(example)).site == "lake-1"
