@@ -49,6 +49,7 @@ class _Link:
         known_as: by what it is remembered; None: not at all.
         rtt_s: when it was first seen.
         latest: what TCP counted last, by stream.
+        alone: whether no other link was seen.
         paced: what was set: bytes a second for each of so many sockets.
     """
 
@@ -59,6 +60,7 @@ class _Link:
     latest: dict[int, TcpState] = field(default_factory=dict)
     paced: tuple[int, int] = (0, 0)
     sample: Sample | None = None
+    alone: bool = True
 
 
 class LinkControl:
@@ -105,7 +107,13 @@ class LinkControl:
     def _look_for_links(self) -> None:
         """Begin to watch links that have streams and are long enough to need it."""
         streams = self._session.streams
-        for near in {streams.near(number) for number in streams.sockets} - self._links.keys():
+        nears = {streams.near(number) for number in streams.sockets}
+        if len(nears) > 1:
+            for link in self._links.values():
+                if link.alone:  # what was agreed on for all streams is not this link's alone
+                    link.alone = False
+                    link.rule.streams = max(1, len(streams.over(link.near)))
+        for near in nears - self._links.keys():
             rtt_s = self._round_trip(near)
             if rtt_s is not None and rtt_s >= NEAR_RTT_S:
                 self._begin(near, rtt_s)
@@ -135,7 +143,7 @@ class LinkControl:
         streams = max(1, open_now, session.first_streams if alone else 0)
         pace = known.bytes_per_s * _PACE_HEADROOM if known else None
         rule = Concurrency(streams, _MOST_STREAMS, probe=not session.fixed_streams, pace=pace)
-        link = self._links[near] = _Link(near, rule, known_as, rtt_s)
+        link = self._links[near] = _Link(near, rule, known_as, rtt_s, alone=alone)
         if known and pace:
             self._note(
                 link,

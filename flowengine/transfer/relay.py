@@ -19,7 +19,7 @@ import contextlib
 import secrets
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -263,9 +263,9 @@ class Relay:
                 self._log("relay begins", about)
                 with passage.scope:
                     async with trio.open_nursery() as nursery:
-                        back = self._pump(channel.bare(), onward.stream, control=control)
-                        for pump in (back, self._pump(onward.stream, channel.stream, control=control)):
-                            nursery.start_soon(_until_either_ends, pump, passage)
+                        near, far = channel.bare(), onward.stream
+                        for source, target in ((near, far), (far, near)):
+                            nursery.start_soon(partial(self._pump, passage, source, target, control=control))
                         nursery.start_soon(self._watch, passage)
             finally:
                 await self._end(hop_id, passage)
@@ -281,8 +281,10 @@ class Relay:
         self._none_left.set()
 
     @staticmethod
-    async def _pump(source: trio.abc.Stream, target: trio.abc.Stream, *, control: bool) -> None:
-        """Pass on what comes; without a control connection nothing may come."""
+    async def _pump(
+        passage: _Passage, source: trio.abc.Stream, target: trio.abc.Stream, *, control: bool
+    ) -> None:
+        """Pass on what comes until either side ends; without a control connection nothing may come."""
         try:
             while True:
                 with trio.fail_after(_IDLE_S if control else float("inf")):
@@ -292,6 +294,8 @@ class Relay:
                     await target.send_all(data)
         except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
             return
+        finally:
+            passage.scope.cancel()
 
     async def _watch(self, passage: _Passage) -> None:
         limit = passage.grant.byte_limit
@@ -349,11 +353,6 @@ class Relay:
         pair: tuple[socket.socket, socket.socket] = (one, two)
         source, target = pair if passage.grant.dial == "source" else pair[::-1]
         return Splice(source, target, passage.pacer())
-
-
-async def _until_either_ends(pump: Awaitable[None], passage: _Passage) -> None:
-    await pump
-    passage.scope.cancel()
 
 
 async def _exactly(tcp: trio.SocketStream, size: int) -> bytes:
