@@ -18,6 +18,8 @@ HUB = f"{_NETWORK}.254"
 """Where this host itself is on the bridge."""
 _MTU = 9000
 _FREE = "10gbit"
+_QUEUE_MS = 40
+"""What waits on a link at most, in milliseconds of its rate."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,18 @@ def _add(made: Overlay, site: str, links: Mapping[tuple[str, str], int]) -> None
             "rate",
             f"{rate}bit",
         )
-        _run(*tc, "qdisc", "add", "dev", "eth0", "parent", f"1:{number}", "fq_codel")
+        _run(
+            *tc,
+            "qdisc",
+            "add",
+            "dev",
+            "eth0",
+            "parent",
+            f"1:{number}",
+            "bfifo",
+            "limit",
+            str(rate * _QUEUE_MS // 8000),
+        )
         _run(*tc, "filter", "add", "dev", "eth0", "parent", "1:", "protocol", "ip", "u32", "match", "ip", "dst",
              f"{made.addresses[other]}/32", "flowid", f"1:{number}")  # fmt: skip
 
