@@ -21,7 +21,7 @@ __all__ = ["STALL_S", "Control", "wait_for_last_word"]
 STALL_S: Final = 60.0
 """A peer that says nothing for so long is taken for dead; both ends send `Progress` every second."""
 
-LAST_WORD_S: Final = 1.0
+LAST_WORD_S: Final = 0.5
 """How long a connection that broke waits for the peer's own word on it; both ends do where something between them died."""
 
 MAX_WAITING_MESSAGES: Final = 8192
