@@ -25,6 +25,7 @@ def sites(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
         made.add("r", lines=["[relay]", "enabled = true"])
         for (source, target), rate in LINKS.items():
             made.client.set_link(source, target, LinkRequest(capacity_bits_per_s=rate))
+            made.client.set_limit(f"link:{source}>{target}", rate)  # as the wire would
         random_file(made["s"].data / "large", SIZE)
         yield made
 
