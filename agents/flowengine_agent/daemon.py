@@ -321,7 +321,8 @@ class _Agent:
 
     async def _heartbeats(self) -> None:
         while True:
-            offline = self._site.duties.running.max_offline_s
+            own = self._site.config.policy_max_offline_s
+            offline = own if own is not None else self._site.gate.least_offline_s
             pause = HEARTBEAT_S if offline is None else min(HEARTBEAT_S, offline / 3)
             if self._greeted:
                 try:

@@ -293,6 +293,13 @@ class Gate:
         here = next(hop for hop, party in enumerate(route) if party == self.me)
         return tuple(self._judge(bundle, carried, route, matter, [(point, here)]))
 
+    @property
+    def least_offline_s(self) -> float | None:
+        """The least time without coordinator that a policy in force permits, whatever it is about; None without any."""
+        if self.policies.in_force is None:
+            return None
+        return min((policy.max_offline_s for policy in self.policies.in_force.engine.enforced), default=None)
+
     def max_offline_s(self, judged: Sequence[Judged]) -> float | None:
         """For how long what was permitted so goes on without a word from the coordinator; None for ever."""
         found = [

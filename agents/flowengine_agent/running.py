@@ -159,11 +159,6 @@ class Running:
         """Whether a session of a task is under way here."""
         return any(watch.task == task for watch in self._watches)
 
-    @property
-    def max_offline_s(self) -> float | None:
-        """The least time without coordinator that something under way permits."""
-        return min((w.max_offline_s for w in self._watches if w.max_offline_s is not None), default=None)
-
     async def run(self) -> None:
         """Decide again until cancelled."""
         while True:

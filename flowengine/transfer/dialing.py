@@ -173,6 +173,7 @@ class Dialer:
                 line.hop, line.address, line.long = reached.hop, reached.address, self._is_long(reached)
                 if reached.hop is None:
                     await trio.aclose_forcefully(reached.stream)
+                    await trio.lowlevel.checkpoint()  # closing is none: the session may have ended
                     self._dial_on(line, self._each)
                     return
                 try:
