@@ -11,15 +11,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from flowengine.errors import AuthenticationError, Denied
-from flowengine.policy.approvals import Approval, Request, approval_facts, duties_digest, open_approvals
+from flowengine.policy.approvals import Approval, Request, open_approvals
 from flowengine.policy.asking import Judged, Matter, Place, ask
 from flowengine.policy.counting import larger, movement_of
 from flowengine.policy.duties import Terms
 from flowengine.policy.facts import Statement
 from flowengine.policy.ledger import counters_of
 from flowengine.policy.merge import merge
-from flowengine.policy.model import Duty, PolicySet, leaves
-from flowengine.trust.approval import dataset_digest, verify_approval
+from flowengine.policy.model import Duty
+from flowengine.policy.requests import approval_groups, approval_statements, what_to_approve
+from flowengine.trust.approval import verify_approval
 from flowengine.trust.release import Release
 from flowengine_agent.exports import Exports
 
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
     from flowengine_agent.policies import InForce
 
 __all__ = ["Knowledge"]
-
-_PLENTY = 1_000_000
-"""More approvals than any rule asks for: what would be permitted if all were given."""
 
 
 class Knowledge:
@@ -78,8 +76,7 @@ class Knowledge:
         if not groups:
             return matter
         request, given = self._request(bundle, carried, ends, matter, now)
-        facts = approval_facts(groups, given, request, now)
-        said = [Statement(name, value, "approval:signed", now) for name, value in facts.items()]
+        said = approval_statements(groups, given, request, now)
         return replace(matter, also=(*matter.also, *said))
 
     # --- counters -----------------------------------------------------------------------------------------------
@@ -111,25 +108,7 @@ class Knowledge:
     ) -> tuple[Request, list[Approval]]:
         """What approvals have to be about: these data for this recipient under the duties that it would take on."""
         source, target = ends
-        plenty = [
-            Statement(f"approvals.valid_from_group('{group}')", _PLENTY, "approval:supposed", now)
-            for group in approval_groups(bundle.policies)
-        ]
-        supposed = ask(bundle.engine, "land", target, replace(matter, also=(*matter.also, *plenty)), now)
-        facts = supposed.known.facts
-        labels, contracts = facts.get("data.labels"), facts.get("data.contracts")
-        request = Request(
-            dataset_digest(
-                source,
-                carried.source_path,
-                labels if isinstance(labels, frozenset) else frozenset(),
-                contracts if isinstance(contracts, frozenset) else frozenset(),
-            ),
-            target.name,
-            carried.purpose,
-            duties_digest(supposed.decision.duties),
-            carried.requester,
-        )
+        request, _ = what_to_approve(bundle.engine, (source, carried.source_path), target, matter, now)
         return request, list(self._given(bundle, carried, request))
 
     @staticmethod
@@ -199,18 +178,3 @@ def check_onward(holding: Holding, judged: Sequence[Judged]) -> None:
 
 def _demands(duties: Sequence[Duty]) -> Terms:
     return replace(Terms.of(duties), duties=())
-
-
-def approval_groups(policies: PolicySet) -> list[str]:
-    """The groups whose approvals some rule asks for, as a condition or as a duty."""
-    groups: set[str] = set()
-    for policy in policies.policies:
-        for rule in policy.rules:
-            for line in (line for part in (*rule.when, *rule.unless) for line in leaves(part)):
-                for reference in line.references():
-                    if reference.name.startswith("approvals."):
-                        groups.update(reference.arguments)
-            for duty in rule.duties:
-                asked = duty.get("from") if duty.type == "approve" else None
-                groups.update(map(str, asked) if isinstance(asked, tuple) else ())
-    return sorted(groups)

@@ -27,6 +27,8 @@ STATUSES: Final[dict[str, int]] = {
     "certificate-revoked": 401,
     "certificate-unknown": 401,
     "denied": 403,
+    "policy-approval": 403,
+    "approval-forged": 401,
     "not-found": 404,
     "wrong-method": 405,
     "conflict": 409,

@@ -16,6 +16,8 @@ from flowengine.units import NAME_PATTERN
 
 __all__ = [
     "PRIORITIES",
+    "ApprovalGiven",
+    "ApprovalRequest",
     "Certificate",
     "Counters",
     "Decision",
@@ -23,6 +25,7 @@ __all__ = [
     "Endpoint",
     "Event",
     "Fact",
+    "GivenApproval",
     "Health",
     "JoinToken",
     "JoinTokenRequest",
@@ -398,6 +401,47 @@ class Decision(_Resource):
     text: str = ""
     policy_digest: str = ""
     duties: list[str] = []
+
+
+class GivenApproval(_Resource):
+    """One person's yes."""
+
+    who: str
+    given: datetime
+    until: datetime
+
+
+class ApprovalRequest(_Resource):
+    """What people have to approve before it may move, and who has.
+
+    Attributes:
+        handle: names just this question.
+        dataset, duties_digest: digests that an approval is bound to.
+        duties: what the recipient takes on, each as JSON.
+        groups: whose approval counts; `people`: how many at least, where a duty says so.
+        rules: what would permit it.
+    """
+
+    handle: str
+    created: datetime
+    source: Name
+    path: str
+    recipient: Name
+    requester: Name
+    dataset: str
+    duties_digest: str
+    purpose: str = ""
+    duties: list[str] = []
+    groups: list[str] = []
+    people: int = 0
+    rules: str = ""
+    given: list[GivenApproval] = []
+
+
+class ApprovalGiven(_Request):
+    """A signed approval (docs/spec/certificates.md), made by `flow approve`."""
+
+    document: bytes
 
 
 class Disposal(_Resource):

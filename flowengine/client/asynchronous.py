@@ -549,6 +549,23 @@ class AsyncClient:
         """Hand a data owner's signed statement to all agents."""
         return await self._create("/v1/labels", api.LabelUpload(document=document), api.LabelInfo)
 
+    async def approvals(self) -> list[api.ApprovalRequest]:
+        """What people have to approve, and who has; the newest first."""
+        return await self._transport.all_of("/v1/approvals", api.ApprovalRequest)
+
+    async def approve(self, handle: str, document: bytes) -> api.ApprovalRequest:
+        """Give a signed approval (`flowengine.trust.approval`)."""
+        body = api.ApprovalGiven(document=document)
+        return await self._transport.request(
+            "POST", f"/v1/approvals/{_quote(handle)}", api.ApprovalRequest, body=body
+        )
+
+    async def withdraw_approval(self, handle: str, who: str) -> api.ApprovalRequest:
+        """Take an approval back: what runs on it is stopped."""
+        return await self._transport.request(
+            "DELETE", f"/v1/approvals/{_quote(handle)}/{_quote(who)}", api.ApprovalRequest
+        )
+
     # --- people ---
 
     async def me(self) -> api.User:

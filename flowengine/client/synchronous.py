@@ -516,6 +516,18 @@ class Client:
         """Hand a data owner's signed statement to all agents."""
         return self._run(self._api.set_label, document)
 
+    def approvals(self) -> list[api.ApprovalRequest]:
+        """What people have to approve, and who has; the newest first."""
+        return self._run(self._api.approvals)
+
+    def approve(self, handle: str, document: bytes) -> api.ApprovalRequest:
+        """Give a signed approval (`flowengine.trust.approval`)."""
+        return self._run(self._api.approve, handle, document)
+
+    def withdraw_approval(self, handle: str, who: str) -> api.ApprovalRequest:
+        """Take an approval back: what runs on it is stopped."""
+        return self._run(self._api.withdraw_approval, handle, who)
+
     # --- people ---
 
     def me(self) -> api.User:

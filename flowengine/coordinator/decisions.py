@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Final
@@ -21,6 +21,7 @@ from flowengine.api.resources import Decision, TransferRequest
 from flowengine.coordinator.database.catalogue import decode_facts
 from flowengine.coordinator.database.policies import inherited_by, newest
 from flowengine.coordinator.database.tables import AnyRow, bundles, labels
+from flowengine.coordinator.knowledge import Known, know
 from flowengine.errors import AuthenticationError, NotFound, UsageError
 from flowengine.policy import Engine, PolicySet, Statement, load, reasons, resolve
 from flowengine.policy.asking import Judged, Matter, Place, ask
@@ -71,6 +72,8 @@ class Verdict:
         labels, contracts: of the data, as they were decided on.
         rules: what decided.
         judged: every decision for the record: use and site, and what it rests on; None where it needed no rule.
+        about: what is known of it for each recipient: counters, approvals.
+        requestable: whether approvals would turn every denial into a permit.
     """
 
     decisions: list[Decision]
@@ -79,6 +82,8 @@ class Verdict:
     contracts: frozenset[str] = frozenset()
     rules: Rules = Rules()
     judged: tuple[tuple[str, str, Judged | None], ...] = ()
+    about: Mapping[str, Known] = field(default_factory=dict)
+    requestable: bool = False
 
 
 class Decider:
@@ -145,9 +150,16 @@ class Decider:
         data = _data(connection, rules, request, int(now))
         decisions: dict[tuple[str, str], Decision] = {}
         judged: list[tuple[str, str, Judged | None]] = []
+        about: dict[str, Known] = {}
+        requestable = True
         for use, site, recipient in asked:
-            found, on = self._decide(rules, use, rows[site], rows[recipient], data, request, user, int(now))
+            if recipient not in about:
+                about[recipient] = self._know(
+                    connection, rules, rows[recipient], data, request, user, int(now)
+                )
+            found, on, may_be_approved = self._decide(rules, use, rows[site], about[recipient], int(now))
             judged.append((use, site, on))
+            requestable = requestable and (found.verdict == "permit" or may_be_approved)
             before = decisions.get((use, site))
             if before is None or before.verdict == "permit":  # what one recipient must not have is denied
                 decisions[use, site] = found
@@ -160,7 +172,26 @@ class Decider:
             contracts if isinstance(contracts, frozenset) else frozenset(request.contracts),
             rules,
             tuple(judged),
+            about,
+            requestable,
         )
+
+    @staticmethod
+    def _know(
+        connection: Connection,
+        rules: Rules,
+        recipient: AnyRow,
+        data: Sequence[Statement],
+        request: TransferRequest,
+        user: str,
+        now: int,
+    ) -> Known:
+        """All that is known of a request for one recipient."""
+        assert rules.engine is not None
+        place = _place(rules.engine.policies, recipient, now)
+        matter = Matter(tuple(data), place, user, request.purpose)
+        source = (request.source.site, request.source.path)
+        return know(connection, rules.engine, source, place, matter, now)
 
     def may_relay(
         self,
@@ -177,27 +208,21 @@ class Decider:
             return set(through)
         data = _data(connection, rules, request, int(now))
         targets = {target.site for target in request.targets}
+        about = {at: self._know(connection, rules, rows[at], data, request, user, int(now)) for at in targets}
         return {
             site
             for site in through
             if all(
-                self._decide(rules, "relay", rows[site], rows[at], data, request, user, int(now))[0].verdict
-                == "permit"
+                self._decide(rules, "relay", rows[site], about[at], int(now))[0].verdict == "permit"
                 for at in targets
             )
         }
 
     @staticmethod
     def _decide(
-        rules: Rules,
-        use: str,
-        row: AnyRow,
-        recipient: AnyRow,
-        data: Sequence[Statement],
-        request: TransferRequest,
-        user: str,
-        now: int,
-    ) -> tuple[Decision, Judged | None]:
+        rules: Rules, use: str, row: AnyRow, about: Known, now: int
+    ) -> tuple[Decision, Judged | None, bool]:
+        """The decision on a use at a site, what it rests on, and whether approvals would turn a denial into a permit."""
         engine = rules.engine
         assert engine is not None
         if rules.not_after is not None and rules.not_after <= now:
@@ -209,22 +234,26 @@ class Decider:
                 text=f"the policies in force, version {rules.version}, have expired",
                 policy_digest=rules.digest,
             )
-            return expired, None
-        policies = engine.policies
-        matter = Matter(tuple(data), _place(policies, recipient, now), user, request.purpose)
-        judged = ask(engine, use, _place(policies, row, now), matter, now)
+            return expired, None, False
+        place = _place(engine.policies, row, now)
+        judged = ask(engine, use, place, about.matter, now)
         found = judged.decision
         names = [rule.rule.name for rule in found.chosen] if found.permit else list(reasons(found).because)
+        missing = about.missing(found, now)
+        may_be_approved = bool(missing)
+        if not found.permit and about.plenty is not None:
+            may_be_approved = ask(engine, use, place, about.plenty, now).decision.permit
+        text = explain(engine, found)
         decision = Decision(
             use=use,
             site=row.name,
-            verdict="permit" if found.permit else "deny",
+            verdict="permit" if found.permit and not missing else "deny",
             rule=", ".join(names),
-            text=explain(engine, found),
+            text=f"{text} People have to approve it first: {'; '.join(missing)}." if missing else text,
             policy_digest=rules.digest,
             duties=[duty.type for duty in found.duties],
         )
-        return decision, judged
+        return decision, judged, may_be_approved
 
 
 def _data(connection: Connection, rules: Rules, request: TransferRequest, now: int) -> list[Statement]:

@@ -109,6 +109,8 @@ PATH_TYPES: Final[dict[str, object]] = {
     "tenant": Name,
     "transfer": TransferId,
     "task": Annotated[str, Meta(pattern=r"^t-[0-9a-z]{4,32}\.[0-9]{1,3}$")],
+    "handle": Annotated[str, Meta(pattern=r"^ap-[0-9a-f]{16}$")],
+    "approver": Annotated[str, Meta(pattern=r"^[^/\\x00]{1,200}$")],
     "token": Annotated[str, Meta(pattern=r"^[0-9a-f]{8}$")],
     "version": Annotated[str, Meta(pattern=r"^[1-9][0-9]{0,17}$")],
     "answer": Annotated[str, Meta(pattern=r"^[0-9a-f]{32}$")],
@@ -396,7 +398,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         _r.TransferRequest,
         _r.Transfer,
         status=201,
-        also=("not-found", "conflict", "no-route", "quota", "deadline", "busy"),
+        also=("not-found", "conflict", "no-route", "quota", "deadline", "busy", "policy-approval"),
         creates=True,
     ),
     Route(
@@ -616,6 +618,35 @@ ROUTES: Final[tuple[Route, ...]] = (
         _r.TenantRequest,
         _r.Tenant,
         also=_GONE,
+    ),
+    # approvals
+    Route(
+        "GET",
+        "/v1/approvals",
+        "list_approvals",
+        "What people have to approve, and who has; newest first",
+        READING,
+        response=_r.Page,
+        items=_r.ApprovalRequest,
+        query=PageQuery,
+    ),
+    Route(
+        "POST",
+        "/v1/approvals/{handle}",
+        "approve",
+        "Give a signed approval",
+        ASKING,
+        _r.ApprovalGiven,
+        _r.ApprovalRequest,
+        also=("conflict", "approval-forged"),
+    ),
+    Route(
+        "DELETE",
+        "/v1/approvals/{handle}/{approver}",
+        "withdraw_approval",
+        "Take an approval back; what runs on it is stopped",
+        ASKING,
+        response=_r.ApprovalRequest,
     ),
     # agents
     Route(

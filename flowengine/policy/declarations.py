@@ -247,7 +247,7 @@ def read_approvers(source: Source) -> dict[str, Approver]:
         table = declared.table(name, ("title", "key", "groups"))
         key = table.text("key", example="'64 hexadecimal digits'")
         if key and not _HEX_64.fullmatch(key):
-            hint = "`flow approval keygen` prints it: 64 hexadecimal digits"
+            hint = "`flow policy bundle keygen` prints it: 64 hexadecimal digits"
             table.problem(("key",), f"{key!r} is no Ed25519 public key", hint)
             key = ""
         for other in approvers.values():

@@ -19,7 +19,7 @@ from flowengine.policy.approvals import Approval
 from flowengine.policy.model import Approver
 from flowengine.trust.envelope import Envelope, open_envelope, seal_envelope, signed_bytes
 
-__all__ = ["APPROVAL_DOMAIN", "Yes", "dataset_digest", "sign_approval", "verify_approval"]
+__all__ = ["APPROVAL_DOMAIN", "Yes", "sign_approval", "verify_approval"]
 
 APPROVAL_DOMAIN: Final = "flowengine approval 1"
 
@@ -29,7 +29,7 @@ class Yes(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     Attributes:
         who: name in the bundle's `approvers.toml`.
-        dataset: digest of the data set as it was shown (`dataset_digest`).
+        dataset: digest of the data set as it was shown (`policy.requests.dataset_digest`).
         recipient: site that is to receive it.
         purpose: what for; empty where none was stated.
         duties: digest of the duties that the recipient takes on (`policy.approvals.duties_digest`).
@@ -45,16 +45,6 @@ class Yes(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     given: int
     until: int
     purpose: str = ""
-
-
-def dataset_digest(site: str, path: str, labels: frozenset[str], contracts: frozenset[str]) -> str:
-    """How an approval names a data set: SHA-256 over where it lies and what it carries.
-
-    >>> dataset_digest("a", "/x", frozenset("l"), frozenset())[:14]
-    'sha256:fd33b87'
-    """
-    said = [site, path.rstrip("/") or "/", sorted(labels), sorted(contracts)]
-    return "sha256:" + sha256(msgspec.json.encode(said)).hexdigest()
 
 
 def sign_approval(said: Yes, key: Ed25519PrivateKey) -> bytes:

@@ -6,6 +6,7 @@ A real coordinator and real agents. Bundles are signed with two keys of the test
 from __future__ import annotations
 
 import base64
+import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,12 +17,18 @@ from sites import Federation, federation
 from support import MIB, random_file, wait_until
 
 from flowengine.client.synchronous import Transfer
+from flowengine.errors import Denied
 from flowengine.policy.bundle import build, sign
+from flowengine.trust.approval import Yes, sign_approval
 from flowengine.trust.deletion import DeleteCertificate, verify_deletion
 
 pytestmark = pytest.mark.slow
 
 KEYS = {"policy-owner": Ed25519PrivateKey.generate(), "security": Ed25519PrivateKey.generate()}
+APPROVERS = {
+    "anna": ("privacy", Ed25519PrivateKey.generate()),
+    "ben": ("lead", Ed25519PrivateKey.generate()),
+}
 RATE = 24_000_000
 """3 MB/s, so that a transfer is under way for long."""
 STOPS_S = 5.0
@@ -84,7 +91,15 @@ class Bundles:
         """Put policies in force and wait for nobody; when that was done."""
         self._version += 1
         text = POLICY.replace("{then}", then) + "".join(rules)
-        files = {"study.toml": text.encode(), "others.toml": OTHERS.encode()}
+        approvers = "".join(
+            f"[approver.{name}]\ngroups = ['{group}']\nkey = '{key.public_key().public_bytes_raw().hex()}'\n"
+            for name, (group, key) in APPROVERS.items()
+        )
+        files = {
+            "study.toml": text.encode(),
+            "others.toml": OTHERS.encode(),
+            "approvers.toml": approvers.encode(),
+        }
         content = build(files, self._version, int(time.time()) + 86_400)
         for role, key in KEYS.items():
             content = sign(content, role, key)
@@ -165,9 +180,7 @@ def until_quiet(made: Federation, since: float) -> float:
 
 def certificate(made: Federation, transfer: Transfer) -> DeleteCertificate:
     """The certificate of a transfer that was purged, checked."""
-    record = wait_until(
-        lambda: transfer.refresh().state == "purged" and transfer.record, "the purge", 30
-    )
+    record = wait_until(lambda: transfer.refresh().state == "purged" and transfer.record, "the purge", 30)
     found = record.tasks[0].disposal
     assert found is not None
     anchors = (made.coordinator.folder / "secrets/ca.pem").read_text()
@@ -236,7 +249,9 @@ def test_a_site_that_is_cut_off_stops_by_itself_and_goes_on_when_it_may(
     assert len(visible(made, "offline")) == 20
     made.coordinator.start()
     made.client.remove_limit("link:a>b")
-    assert wait_until(lambda: transfer.refresh().ended and transfer.record, "the end", 60).state == "completed"
+    assert (
+        wait_until(lambda: transfer.refresh().ended and transfer.record, "the end", 60).state == "completed"
+    )
     made.client.set_limit("link:a>b", RATE)
 
 
@@ -266,6 +281,63 @@ def test_what_landed_under_onward_forbid_is_no_source_again(made: Federation, bu
     wait_until(lambda: again.refresh().ended, "the end", 30)
     assert (again.record.state, again.record.reason) == ("terminated", "policy-onward")
     assert not (made["a"].data / "back").exists()
+
+
+def approve(made: Federation, handle: str, who: str) -> None:
+    asked = next(one for one in made.client.approvals() if one.handle == handle)
+    now = int(time.time())
+    said = Yes(
+        who=who, dataset=asked.dataset, recipient=asked.recipient, purpose=asked.purpose,
+        duties=asked.duties_digest, requester=asked.requester, given=now, until=now + 600,
+    )  # fmt: skip
+    made.client.approve(handle, sign_approval(said, APPROVERS[who][1]))
+
+
+def test_people_approve_exactly_what_they_saw_and_may_take_it_back(
+    made: Federation, bundles: Bundles
+) -> None:
+    bundles.everywhere(then='{approve = {from = ["privacy", "lead"], people = 2, not = "requester"}}')
+
+    def ask(to: str) -> Transfer:
+        return made.client.copy("a:/data/set", f"b:/data/{to}/", labels=["study"])
+
+    with pytest.raises(Denied) as refused:
+        ask("approved")
+    assert refused.value.reason == "policy-approval"
+    (handle,) = refused.value.context["handles"]  # type: ignore[misc]
+    approve(made, handle, "anna")
+    with pytest.raises(Denied):  # one of two
+        ask("approved")
+    approve(made, handle, "ben")
+    with pytest.raises(Denied):  # another data set is another question
+        made.client.copy("a:/data/set/small", "b:/data/approved/", labels=["study"])
+    transfer = begin(made, "a", "approved")
+    made.client.withdraw_approval(handle, "ben")
+    assert until_quiet(made, time.monotonic()) < STOPS_S
+    said = certificate(made, transfer)
+    assert said.objects == 20
+    assert visible(made, "approved") == []
+
+
+COUNTED = """
+[[rule]]
+id     = "enough"
+effect = "forbid"
+on     = ["land"]
+when   = ["ledger.transfers_after('study', 'recipient', 'calendar_year') > {most}"]
+why    = "The agreement covers so many"
+"""
+
+
+def test_transfers_count_at_the_coordinator_and_at_the_source(made: Federation, bundles: Bundles) -> None:
+    bundles.everywhere(COUNTED.replace("{most}", "1"))
+    first = made.client.copy("c:/data/set/small", "a:/data/count-1/", labels=["study"])
+    wait_until(lambda: first.refresh().ended, "the end", 30)
+    assert first.record.state == "completed", first.record.message
+    with pytest.raises(Denied, match="study/enough"):
+        made.client.copy("c:/data/set/small", "a:/data/count-2/", labels=["study"])
+    rows = sqlite3.connect(made["c"].state / "exports.sqlite").execute("SELECT party FROM export").fetchall()
+    assert ("site:a",) in rows
 
 
 def test_a_closed_window_makes_it_wait_by_name(made: Federation, bundles: Bundles) -> None:

@@ -36,6 +36,7 @@ from flowengine.coordinator.database.work import (
     read_board,
     wake_beside,
 )
+from flowengine.coordinator.knowledge import approvals_for, counts_of
 from flowengine.coordinator.planning.stored import (
     leases_of_site,
     read_task_plans,
@@ -49,6 +50,7 @@ from flowengine.coordinator.rules.reports import Effect, Held, take
 from flowengine.errors import FlowError, NotFound
 from flowengine.plan.links import is_link_bound
 from flowengine.trust.fences import lift_fence, next_fence
+from flowengine.trust.grant import Grant
 
 __all__ = ["agent_view", "claim", "heartbeat", "report"]
 
@@ -206,7 +208,7 @@ def _give(
     role: Literal["target", "source"] = "target" if row.driver == row.target_site else "source"
     peer = known[row.source_site if role == "target" else row.target_site]
     addresses = decode_addresses(peer.addresses)
-    document = terms.sign(task_grant(row, transfer, known, fence, epoch, writing.now, terms))
+    document = terms.sign(_grant_of(writing, row, transfer, known, fence, epoch, terms))
     writing.connection.execute(
         update(tasks)
         .where(tasks.c.id == row.id)
@@ -424,6 +426,24 @@ def _land(writing: Writing, row: AnyRow, objects: list[LandedObject]) -> None:
     writing.landed.add(row.transfer)
 
 
+def _grant_of(
+    writing: Writing,
+    row: AnyRow,
+    transfer: AnyRow,
+    known: dict[str, AnyRow],
+    fence: int,
+    epoch: int,
+    terms: Terms,
+) -> Grant:
+    """A task's grant, with what people approved and what the counters come to."""
+    path = decode_request(transfer.request).source.path
+    return task_grant(
+        row, transfer, known, fence, epoch, writing.now, terms,
+        approvals=approvals_for(writing.connection, (row.source_site, path), row.target_site, transfer.user),
+        counts=counts_of(writing.connection, row.id),
+    )  # fmt: skip
+
+
 def _new_grant(writing: Writing, row: AnyRow, transfer: AnyRow, fence: int, terms: Terms) -> str:
     known = {
         found.name: found
@@ -437,7 +457,7 @@ def _new_grant(writing: Writing, row: AnyRow, transfer: AnyRow, fence: int, term
     writing.connection.execute(
         update(tasks).where(tasks.c.id == row.id).values(grant_until=writing.now + terms.grant_s)
     )
-    document = terms.sign(task_grant(row, transfer, known, fence, epoch, writing.now, terms))
+    document = terms.sign(_grant_of(writing, row, transfer, known, fence, epoch, terms))
     return base64.b64encode(document).decode()
 
 
@@ -452,13 +472,17 @@ def agent_view(connection: Connection, now: float, site: str) -> AgentView:
     query = select(tasks.c.id, tasks.c.fence, tasks.c.state).where(
         tasks.c.holder == site,
         ((tasks.c.state == "running") & tasks.c.paused)
-        | ((tasks.c.state == "cancelled") & (func.coalesce(tasks.c.lease_until, 0) > now)),
+        | (
+            (
+                (tasks.c.state == "cancelled")
+                | ((tasks.c.state == "failed") & (tasks.c.reason == "policy-stopped"))
+            )
+            & (func.coalesce(tasks.c.lease_until, 0) > now)
+        ),
     )
     for task in connection.execute(query):
-        stop = task.state == "cancelled"
-        directives[task.id] = Directive(
-            task.fence, "stop" if stop else "pause", "cancelled" if stop else "paused"
-        )
+        reason = {"cancelled": "cancelled", "failed": "policy-stopped"}.get(task.state, "paused")
+        directives[task.id] = Directive(task.fence, "pause" if reason == "paused" else "stop", reason)
     asked = connection.execute(
         select(looks).where(looks.c.site == site, looks.c.answer.is_(None), looks.c.expires > now)
     )

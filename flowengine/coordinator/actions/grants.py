@@ -47,12 +47,17 @@ def task_grant(
     epoch: int,
     now: float,
     terms: Terms,
+    *,
+    approvals: Sequence[bytes] = (),
+    counts: Mapping[str, int] | None = None,
 ) -> Grant:
     """The grant of a task under a fence.
 
     Args:
         row, transfer: of the task, and of its transfer.
         known: rows of the sites, by name; both ends must be among them.
+        approvals: signed, that were given for it.
+        counts: what the counters come to with it.
     """
     request = decode_request(transfer.request)
     target = request.targets[int(row.id.rpartition(".")[2]) - 1]
@@ -80,6 +85,8 @@ def task_grant(
         policy_digest=bytes.fromhex(transfer.policy_digest),
         tenant=row.tenant,
         requester=transfer.user,
+        approvals=list(approvals),
+        counts=dict(counts or {}),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from sqlalchemy import Connection, func, select, update
 
 from flowengine.api.resources import PRIORITIES, Decision, Endpoint, Transfer, TransferRequest
+from flowengine.coordinator.actions.approvals import ask_for_approval
 from flowengine.coordinator.actions.evidence import record_verdict
 from flowengine.coordinator.database.catalogue import decode_addresses, decode_roots
 from flowengine.coordinator.database.evidence import Chain
@@ -18,6 +19,7 @@ from flowengine.coordinator.database.transactions import Writing, json_text
 from flowengine.coordinator.database.transfers import find_transfer, lock_transfer, settle
 from flowengine.coordinator.database.work import wake_beside
 from flowengine.coordinator.decisions import Verdict
+from flowengine.coordinator.knowledge import reserve
 from flowengine.coordinator.rules.paths import clean, offering_root
 from flowengine.coordinator.rules.queue import first_overlap
 from flowengine.coordinator.rules.states import ENDED, dialer
@@ -152,7 +154,16 @@ def create(
     if denied:
         first = denied[0]
         shown = [f"{decision.use} at {decision.site}: {decision.text}" for decision in denied]
+        handles = ask_for_approval(writing, request, verdict, user, tenant) if verdict.requestable else []
         writing.emit("transfer.denied", user=user, tenant=tenant, site=first.site, rule=first.rule, why=shown)
+        if handles:
+            return Denied(
+                f"people have to approve this first, as {', '.join(handles)}: {first.text}",
+                hint="flow approval ls shows who; after flow approve, ask for the same again",
+                reason="policy-approval",
+                handles=handles,
+                decisions=[_decision_data(decision) for decision in decisions],
+            )
         return Denied(
             f"policy does not permit to {first.use} this data at {first.site}: {first.text}",
             hint="flow plan show names all decisions; flow policy explain says what would make it legal",
@@ -185,6 +196,10 @@ def create(
         for target in request.targets:  # a copy has the labels of what it came from
             inherit(writing, target.site, target.path, verdict.labels, verdict.contracts)
     _insert_tasks(writing, transfer, request, tenant, drivers)
+    if not request.options.dry_run and request.mode != "verify":
+        for index, place in enumerate(request.targets, 1):
+            if place.site in verdict.about:
+                reserve(writing, f"{transfer}.{index}", verdict.about[place.site])
     writing.emit(
         "transfer.requested",
         transfer=transfer,

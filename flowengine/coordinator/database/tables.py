@@ -446,6 +446,7 @@ ledger: Final = Table(
     Column("size_bytes", BigInteger),
     _time("at"),
     Column("expires", Double),  # while it is only reserved
+    _text("counts", "{}"),  # what the counters came to with it
 )
 approval_requests: Final = Table(
     "approval_requests",

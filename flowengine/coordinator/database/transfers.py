@@ -21,6 +21,7 @@ from flowengine.api.resources import (
     Wait,
     Way,
 )
+from flowengine.coordinator.database.ledger import settle_counts
 from flowengine.coordinator.database.people import moment, optional_moment
 from flowengine.coordinator.database.tables import AnyRow, landed, task_plans, tasks, transfers
 from flowengine.coordinator.database.transactions import Writing
@@ -272,6 +273,16 @@ def lock_transfer(writing: Writing, transfer: str, tenant: str | None = None) ->
     return row
 
 
+def _moved(connection: Connection, transfer: str) -> dict[str, int]:
+    """Bytes that came to the target of each task, reused ones among them: a copy is a copy."""
+    query = select(tasks.c.id, tasks.c.counters).where(tasks.c.transfer == transfer)
+    found = {}
+    for row in connection.execute(query):
+        counted = decode_counters(row.counters)
+        found[row.id] = counted.bytes_done + counted.bytes_unchanged
+    return found
+
+
 def settle(writing: Writing, transfer: str) -> Verdict:
     """Bring a transfer's state up to its tasks and flags; leaves an event where the state changed."""
     row = lock_transfer(writing, transfer)
@@ -317,6 +328,8 @@ def settle(writing: Writing, transfer: str) -> Verdict:
             ended=(row.ended or writing.now) if verdict.ended else None,
         )
     )
+    if changed and verdict.ended:
+        settle_counts(writing, transfer, moved=_moved(writing.connection, transfer))
     if changed:
         writing.emit(
             f"transfer.{verdict.state}",

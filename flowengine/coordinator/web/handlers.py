@@ -5,6 +5,7 @@ from __future__ import annotations
 from flowengine.coordinator.routes import ROUTES
 from flowengine.coordinator.service import Service
 from flowengine.coordinator.web.agents import Agents
+from flowengine.coordinator.web.approvals import Approvals
 from flowengine.coordinator.web.catalogue import Catalogue
 from flowengine.coordinator.web.evidence import Evidence
 from flowengine.coordinator.web.links import Links
@@ -24,6 +25,7 @@ def handlers_of(service: Service) -> dict[str, Handler]:
         Transfers(service),
         People(service),
         PolicyFiles(service),
+        Approvals(service),
         Agents(service),
         Streams(service),
         Evidence(service),

@@ -29,6 +29,7 @@ def upgrade() -> None:
         sa.Column("size_bytes", sa.BigInteger(), nullable=True),
         sa.Column("at", sa.Double(), server_default=sa.text("0"), nullable=False),
         sa.Column("expires", sa.Double(), nullable=True),
+        sa.Column("counts", sa.Text(), server_default=sa.text("'{}'"), nullable=False),
         sa.PrimaryKeyConstraint("task", name=op.f("pk_ledger")),
     )
     op.create_index(op.f("ix_ledger_controller"), "ledger", ["controller"], unique=False)
