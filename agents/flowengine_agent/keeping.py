@@ -64,6 +64,7 @@ class Keeper:
         self._tell_from = 0.0
         self._agreed_at = -_AGREE_S
         self._gone_none: dict[str, str] = {}
+        self._hiding: set[str] = set()
 
     def wake(self) -> None:
         """Look now."""
@@ -86,22 +87,28 @@ class Keeper:
 
     async def run(self) -> None:
         """Until cancelled."""
+        async with trio.open_nursery() as nursery:
+            await self._rounds(nursery)
+
+    async def _rounds(self, nursery: trio.Nursery) -> None:
         while True:
             try:
-                await self._round()
+                await self._round(nursery)
             except FlowError as error:  # tried again in the next round
                 self._site.log.warning("a duty could not be done", reason=error.reason, why=error.message)
             with trio.move_on_after(_ROUND_S):
                 await self._wake.wait()
             self._wake = trio.Event()
 
-    async def _round(self) -> None:
+    async def _round(self, nursery: trio.Nursery) -> None:
         now = self.time()
         for holding in self.holdings.in_state("kept", "open"):
             if holding.landed or not self._is_coming(holding.task):
                 self._look_at_date(holding, now)
         for holding in self.holdings.in_state("marked"):
-            await self._hide(holding)
+            if holding.task not in self._hiding:  # each may wait for whoever writes to its folder
+                self._hiding.add(holding.task)
+                nursery.start_soon(self._hide_one, holding)
         for holding in self.holdings.in_state("hidden"):
             if self._may_purge(holding, now):
                 await self._purge(holding, now)
@@ -158,6 +165,16 @@ class Keeper:
 
     def _root(self, holding: Holding) -> OfferedRoot | None:
         return next((root for root in self._site.roots.roots if root.folder.name == holding.root), None)
+
+    async def _hide_one(self, holding: Holding) -> None:
+        try:
+            await self._hide(holding)
+        except FlowError as error:  # tried again in the next round
+            self._site.log.warning("cannot be hidden", task=holding.task, why=error.message)
+            await trio.sleep(_ROUND_S)
+        finally:
+            self._hiding.discard(holding.task)
+        self.wake()
 
     async def _hide(self, holding: Holding) -> None:
         root = self._root(holding)

@@ -13,6 +13,7 @@ from hashlib import sha256
 import msgspec
 from sqlalchemy import Connection, select
 
+from flowengine.coordinator.database.ledger import RESERVED_S
 from flowengine.coordinator.database.tables import AnyRow, approval_requests, approvals, ledger
 from flowengine.coordinator.database.transactions import Writing, json_text
 from flowengine.errors import AuthenticationError
@@ -26,9 +27,6 @@ from flowengine.policy.requests import approval_groups, approval_statements, wha
 from flowengine.trust.approval import verify_approval
 
 __all__ = ["Known", "approvals_for", "counts_of", "handle_of", "know", "reserve"]
-
-RESERVED_S = 400 * 86_400.0
-"""How long a reservation may count at most; it ends with its transfer."""
 
 
 @dataclass(frozen=True, slots=True)

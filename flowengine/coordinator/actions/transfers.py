@@ -13,6 +13,7 @@ from flowengine.coordinator.actions.approvals import ask_for_approval
 from flowengine.coordinator.actions.evidence import record_verdict
 from flowengine.coordinator.database.catalogue import decode_addresses, decode_roots
 from flowengine.coordinator.database.evidence import Chain
+from flowengine.coordinator.database.ledger import renew_counts
 from flowengine.coordinator.database.policies import inherit
 from flowengine.coordinator.database.tables import AnyRow, sites, tasks, tenants, transfers
 from flowengine.coordinator.database.transactions import Writing, json_text
@@ -303,6 +304,7 @@ def steer(
         values = {"state": "waiting", "paused": False, "attempts": 0, "ready_at": 0.0, "holder": ""}
         values |= {"reason": "", "message": "", "hint": "", "wait_name": "", "wait_since": writing.now}
         values |= {"disposal": "", "disposed": "{}"}
+        renew_counts(writing, transfer)
         _set(writing, transfer, values, mine & tasks.c.state.in_(["failed", "cancelled"]))
     writing.emit(f"transfer.{_past(verb)}", transfer=transfer, user=user, tenant=row.tenant, by=user)
     here = writing.connection.execute(

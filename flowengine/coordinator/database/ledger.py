@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import select, update
 
 from flowengine.coordinator.database.tables import ledger
 from flowengine.coordinator.database.transactions import Writing
 
-__all__ = ["settle_counts"]
+__all__ = ["RESERVED_S", "renew_counts", "settle_counts"]
+
+RESERVED_S: Final = 400 * 86_400.0
+"""How long a reservation may count at most; it ends with its transfer."""
 
 
 def settle_counts(writing: Writing, transfer: str, *, moved: Mapping[str, int]) -> None:
-    """A transfer ended: what moved counts for good, what did not is forgotten.
+    """A transfer ended: what moved counts for good, what did not counts no more.
 
     Args:
         moved: bytes that came to the target, by task.
@@ -27,5 +31,14 @@ def settle_counts(writing: Writing, transfer: str, *, moved: Mapping[str, int]) 
         if size_bytes:
             values = {"expires": None, "at": writing.now, "size_bytes": size_bytes}
             writing.connection.execute(update(ledger).where(mine).values(**values))
-        else:
-            writing.connection.execute(delete(ledger).where(mine))
+        else:  # it stays, and counts for nothing, until the transfer is tried again
+            writing.connection.execute(update(ledger).where(mine).values(expires=writing.now))
+
+
+def renew_counts(writing: Writing, transfer: str) -> None:
+    """A transfer begins anew: what did not move before is reserved again."""
+    writing.connection.execute(
+        update(ledger)
+        .where(ledger.c.transfer == transfer, ledger.c.expires.is_not(None))
+        .values(expires=writing.now + RESERVED_S, at=writing.now)
+    )
