@@ -1,0 +1,111 @@
+"""An agent's accounts: what is owed for what landed, and what left, over restarts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flowengine.policy.duties import Clock
+from flowengine.policy.ledger import Movement
+from flowengine.policy.model import Duty
+from flowengine_agent.exports import RESERVED_S, Exports
+from flowengine_agent.holdings import Holding, Holdings
+
+DELETE = Duty("delete_after", (("value", 60),), ("p/r",))
+
+
+def holding(task: str, begun: int = 100, *duties: Duty, folder: bytes = b"set") -> Holding:
+    return Holding(
+        task, task.partition(".")[0], "a", "/data/set", "/data", folder, ("l",), duties, b"d", begun
+    )
+
+
+@pytest.fixture
+def holdings(tmp_path: Path) -> Iterator[Holdings]:
+    made = Holdings(str(tmp_path / "holdings.sqlite"))
+    yield made
+    made.close()
+
+
+def test_a_task_that_owes_nothing_is_forgotten_and_one_that_does_is_kept(holdings: Holdings) -> None:
+    holdings.begin(holding("t-1.1"))
+    holdings.begin(holding("t-2.1", 200, DELETE))
+    holdings.add_objects("t-1.1", [(b"x", 1)])
+    holdings.add_objects("t-2.1", [(b"\xff", 2)])
+    for task in ("t-1.1", "t-2.1"):
+        holdings.complete(task, 500)
+    assert holdings.find("t-1.1") is None
+    kept = holdings.find("t-2.1")
+    assert kept is not None
+    assert (kept.state, kept.landed, kept.terms.due(kept.landed)) == ("kept", 500, 560)
+    assert holdings.objects("t-2.1") == [(b"\xff", 2)]
+
+
+def test_states_move_one_way_and_survive_a_restart(tmp_path: Path) -> None:
+    path = str(tmp_path / "holdings.sqlite")
+    first = Holdings(path)
+    first.begin(holding("t-1.1"))
+    assert first.mark("t-1.1", "policy-stopped", "why", all_of_it=True)
+    assert not first.mark("t-1.1", "policy-stopped", "again", all_of_it=True)
+    first.hidden("t-1.1", 300, 2, 20, 1, "names")
+    first.set_clock(Clock(1.0, 2.0, "b"))
+    first.close()
+    again = Holdings(path)
+    (found,) = again.untold()
+    assert (found.state, found.why, found.hidden, found.objects, found.missing) == (
+        "hidden",
+        "why",
+        300,
+        2,
+        1,
+    )
+    again.told("t-1.1", "hidden")
+    assert again.untold() == []
+    again.purged("t-1.1", b"certificate")
+    assert [one.certificate for one in again.untold()] == [b"certificate"]
+    assert again.clock() == Clock(1.0, 2.0, "b")
+    again.begin(holding("t-1.1"))  # tried again: it is open anew
+    assert again.in_state("open") != []
+    again.close()
+
+
+def test_what_a_later_task_landed_is_its_own(holdings: Holdings) -> None:
+    holdings.begin(holding("t-1.1", 100, DELETE))
+    holdings.begin(holding("t-2.1", 200, DELETE))
+    for task in ("t-1.1", "t-2.1"):
+        holdings.add_objects(task, [(b"same", 1)])
+    first, second = holdings.find("t-1.1"), holdings.find("t-2.1")
+    assert first is not None
+    assert second is not None
+    assert holdings.later_on(first) == {b"same"}
+    assert holdings.later_on(second) == set()
+
+
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [(b"set", True), (b"set/sub", True), (b"", True), (b"setting", False), (b"other", False)],
+)
+def test_what_covers_a_path(holdings: Holdings, path: bytes, found: bool) -> None:
+    holdings.begin(holding("t-1.1"))
+    assert bool(holdings.covering("/data", path)) is found
+    assert holdings.covering("/other", path) == []
+
+
+def moved(task: str, persons: int = 5) -> Movement:
+    return Movement(task, "c", "p", "FR", frozenset({"l"}), persons, None)
+
+
+def test_exports_count_reservations_until_they_end_and_sessions_for_good(tmp_path: Path) -> None:
+    path = str(tmp_path / "exports.sqlite")
+    exports = Exports(path)
+    exports.reserve(moved("t-1.1"), 1000)
+    exports.reserve(moved("t-2.1"), 1000)
+    exports.commit("t-2.1", 1001)
+    exports.commit("t-3.1", 1001)  # was never reserved
+    exports.close()
+    again = Exports(path)
+    entries = {entry.movement.transfer: entry.expires for entry in again._ledger.entries}
+    assert entries == {"t-1.1": 1000 + RESERVED_S, "t-2.1": None}
+    again.close()
