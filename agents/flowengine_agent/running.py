@@ -29,6 +29,7 @@ from flowengine.policy.duties import StopMode, Terms, stop_mode, window_at
 from flowengine.policy.merge import merge
 from flowengine.policy.reasons import reasons
 from flowengine.policy.zones import system_zone
+from flowengine.transfer.channel import first_flow_error
 from flowengine.transfer.session import Session
 
 __all__ = ["End", "Running", "Watch", "policy_stopped", "stopped_by", "terms_of"]
@@ -150,6 +151,11 @@ class Running:
         try:
             with watch.scope:
                 yield watch
+        except (FlowError, BaseExceptionGroup) as raised:
+            # What was cut complains of it: the stop is the reason.
+            if watch.mode != "stop-now" or watch.error is None or not _is_ours(raised):
+                raise
+            raise watch.error from raised
         finally:
             self._watches.discard(watch)
         if watch.mode == "stop-now":
@@ -200,6 +206,10 @@ class Running:
         zones = {name: zone for name in names if (zone := system_zone(name)) is not None}
         window = window_at(watch.terms.windows, int(self._now()), zones)
         return None if window.open else window_closed(watch.terms.windows, window.until)
+
+
+def _is_ours(raised: BaseException) -> bool:
+    return isinstance(raised, FlowError) or first_flow_error(raised) is not None
 
 
 def terms_of(judged: Sequence[Judged]) -> Terms:

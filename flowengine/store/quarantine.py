@@ -48,7 +48,7 @@ class Taken:
 
 @dataclass(frozen=True, slots=True)
 class Purged:
-    """What a purge removed: files, those under way included, and the bytes on disk of what was under way."""
+    """What a purge removed: files, those under way included, and the bytes written of what was under way."""
 
     files: int = 0
     staged_bytes: int = 0
@@ -293,15 +293,31 @@ def _rename_free(name: bytes, from_fd: int, as_name: bytes, to_fd: int) -> bool:
     return True
 
 
+def _data_bytes(name: bytes, folder_fd: int) -> int:
+    """Bytes of a file that were written; a staging file has its whole size from the start, and holes."""
+    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=folder_fd)
+    found = at = 0
+    try:
+        while True:
+            begin = os.lseek(fd, at, os.SEEK_DATA)
+            at = os.lseek(fd, begin, os.SEEK_HOLE)
+            found += at - begin
+    except OSError:  # no data behind this
+        return found
+    finally:
+        os.close(fd)
+
+
 def _empty(fd: int, *, top: bool = False) -> tuple[int, int]:
-    """Remove all below a folder; how many files went, and the disk's bytes of those that are no object."""
+    """Remove all below a folder; how many files went, and the bytes written of those that are no object."""
     files = staged_bytes = 0
     for name in map(os.fsencode, os.listdir(fd)):
         st = os.stat(name, dir_fd=fd, follow_symlinks=False)
         if not stat.S_ISDIR(st.st_mode):
+            if stat.S_ISREG(st.st_mode) and not (top and name.startswith(b"o.")):
+                staged_bytes += _data_bytes(name, fd)
             os.unlink(name, dir_fd=fd)
             files += 1
-            staged_bytes += 0 if top and name.startswith(b"o.") else st.st_blocks * 512
             continue
         os.chmod(name, 0o700, dir_fd=fd)
         below = os.open(name, _DIRECTORY, dir_fd=fd)

@@ -151,17 +151,10 @@ def bundles(made: Federation) -> Bundles:
 def begin(made: Federation, source: str, to: str, **options: object) -> Transfer:
     """A copy of labelled data that is well under way: small objects have landed, the large one has not."""
     transfer = made.client.copy(f"{source}:/data/set", f"b:/data/{to}/", labels=["study"], **options)
-    staging = made["b"].data / to / ".flow-staging"
-    seen: list[object] = []
 
     def under_way() -> bool:
-        landed = len(visible(made, to))
-        arrived = sum(
-            path.stat().st_blocks * 512 for path in staging.glob("l.*") if path.suffix != ".j"
-        ) if staging.exists() else 0
-        seen.append((landed, arrived, sorted(p.name for p in staging.glob("*"))))
-        assert not transfer.refresh().ended, (transfer.record.message, seen[-5:], len(seen))
-        return landed >= 20 and arrived > MIB
+        assert not transfer.refresh().ended, transfer.record.message
+        return len(visible(made, to)) >= 20 and transfer.record.counters.bytes_sent > 2 * MIB
 
     wait_until(under_way, "the copy under way", 40)
     assert established(made)
