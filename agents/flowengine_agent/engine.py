@@ -315,6 +315,9 @@ async def landed_so(
     """
     if outcome.state != "completed":
         watch.check()
+        by_source = next((failure for failure in outcome.failures if failure[1] == "policy-stopped"), None)
+        if by_source is not None:  # it let the object under way land, and offered nothing more
+            raise Denied(by_source[2], reason="policy-stopped", mode="finish-file")
     if not watch.mode:  # what a mild stop lets come to its end was judged then
         await site.gate.publish(grant, permit, what_landed(counters, outcome))
 

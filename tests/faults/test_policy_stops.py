@@ -243,10 +243,13 @@ def test_a_site_that_is_cut_off_stops_by_itself_and_goes_on_when_it_may(
     bundles.everywhere()
     transfer = begin(made, "a", "offline")
     made.coordinator.kill()
-    quiet = until_quiet(made, time.monotonic())
+    try:
+        quiet = until_quiet(made, time.monotonic())
+        landed = len(visible(made, "offline"))
+    finally:
+        made.coordinator.start()
     assert OFFLINE_S - 2 < quiet < OFFLINE_S + STOPS_S
-    assert len(visible(made, "offline")) == 20
-    made.coordinator.start()
+    assert landed == 20
     made.client.remove_limit("link:a>b")
     assert (
         wait_until(lambda: transfer.refresh().ended and transfer.record, "the end", 60).state == "completed"
