@@ -339,7 +339,7 @@ def run_groups(sites=1000, count=100_000, kinds=4900):
 RUNS = {"grid": run_grid, "batches": run_batches, "scale": run_scale, "groups": run_groups}
 
 
-def frame():
+def frame() -> dict[str, object]:
     """What every record says about where and when it was made."""
     root = HERE.parent
     commit = subprocess.run(
