@@ -112,6 +112,12 @@ class PieceHold:
         packed = piece.packed[index * CHUNK_BYTES : (index + count) * CHUNK_BYTES]
         return [FilePart(self._path, piece.offset + before, size, packed)]
 
+    def forget_bytes(self) -> None:
+        """Let the buffer go already: what is wanted of it after all is read again."""
+        buffer, self._piece.buffer = self._piece.buffer, None
+        if buffer is not None:
+            buffer.release()
+
     def release(self) -> None:
         """The offer was answered."""
         if self._piece.buffer is not None:

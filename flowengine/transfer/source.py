@@ -89,6 +89,11 @@ would hold it back, and both ends remember what is wanted."""
 _LEAST_COST_BYTES: Final = 4096
 """What a chunk counts for at least: an object costs both ends memory however small it is."""
 POOL_BUFFERS: Final = 10
+_KNOWN_SHARE: Final = 16
+"""Where less than one in so many of the bytes last answered for is wanted, what is read of large objects is not kept
+until the answer: buffers would hold the scan back for a round trip, and to read a little again costs less."""
+_RECENT_BYTES: Final = 64 * 1024 * 1024
+_LEAST_ANSWERED_BYTES: Final = 4 * 1024 * 1024
 _TOTALS_EVERY_S: Final = 0.25
 
 
@@ -162,6 +167,7 @@ class _Source:
         self._open_offers = threading.Semaphore(MAX_OPEN_OFFERS)
         self._sent = threading.Condition()
         self._wanted_bytes = 0
+        self._answered_bytes = self._answered_wanted = 0
         self._stopped = False
         self._offers = 0
         self._depth = 0
@@ -358,7 +364,10 @@ class _Source:
                 self._offer(BatchHold(event), Offer(event.entries))
             case LargePiece():
                 recorder.large_chunks(event.piece.packed)
-                self._offer(PieceHold(event.piece, self._large_path), ObjectRun(event.piece.packed))
+                hold = PieceHold(event.piece, self._large_path)
+                if self._mostly_known():
+                    hold.forget_bytes()
+                self._offer(hold, ObjectRun(event.piece.packed))
             case LargeBegun(entry, path):
                 self._large_path = path
                 self._in_object = True
@@ -391,6 +400,18 @@ class _Source:
                 self._sent.wait()
         if not self._post_offer(hold, message):
             raise PoolClosed("the session ended")
+
+    def _mostly_known(self) -> bool:
+        """Whether little was wanted of what was answered for last."""
+        answered, wanted = self._answered_bytes, self._answered_wanted
+        return answered >= _LEAST_ANSWERED_BYTES and wanted * _KNOWN_SHARE < answered
+
+    def _count_answer(self, answered: int, wanted: int) -> None:
+        if self._answered_bytes > _RECENT_BYTES:
+            self._answered_bytes //= 2
+            self._answered_wanted //= 2
+        self._answered_bytes += answered
+        self._answered_wanted += wanted
 
     def _post_offer(self, hold: Hold, message: Offer | ObjectRun | Finer) -> bool:
         """Number an offer and post it; False where the session ended and the hold was let go."""
@@ -483,12 +504,16 @@ class _Source:
             self._finer_bytes -= sum(hold.lengths)
         if not indexes:  # what is cut finer keeps the place until that is answered too
             self._open_offers.release()
+        if isinstance(hold, PieceHold):
+            self._count_answer(sum(hold.lengths), 0)
         try:
             for index, count in wanted_runs(kind, bitmap, len(hold.lengths)):
                 if self._session.options.dry_run:
                     raise ProtocolError("the target asked for bytes in a session that only looks")
+                size = sum(hold.lengths[index : index + count])
+                self._count_answer(0, size)
                 with self._sent:
-                    self._wanted_bytes += _cost(sum(hold.lengths[index : index + count]), count)
+                    self._wanted_bytes += _cost(size, count)
                 for unit in self._packer.add(hold, index, count):
                     self._units.put(unit)
         finally:
