@@ -68,7 +68,7 @@ class _Open:
     """A directory between its begin and its end."""
 
     __slots__ = (
-        "cutter", "entry_ids", "entry_offsets", "last_directory", "last_name", "name", "open_page", "path",
+        "cutter", "doubtful", "entry_ids", "entry_offsets", "last_directory", "last_name", "name", "open_page", "path",
         "subdirectories", "subdirectory_ids", "subdirectory_offsets", "totals", "waiting_offsets",
     )  # fmt: skip
 
@@ -77,6 +77,7 @@ class _Open:
         self.path = path
         self.totals = Totals()
         self.cutter: PageCutter[Entry] | None = PageCutter()  # None once the first subdirectory began
+        self.doubtful = False  # entries came that nobody has checked
         self.open_page = False  # the last page has no cut at its end, so none may follow
         self.last_name = self.last_directory = b""
         self.entry_ids = bytearray()
@@ -195,8 +196,11 @@ class ManifestBuilder:
         parent.last_directory = name
         self._stack.append(_Open(name, join(parent.path, name)))
 
-    def add_entries(self, entries: Sequence[Entry]) -> None:
+    def add_entries(self, entries: Sequence[Entry], *, check: bool = True) -> None:
         """Add the next entries of the current directory, in any number; pages are cut here.
+
+        Args:
+            check: False where they come out of a decoder and `check_entries` has passed them: spares the same checks.
 
         Raises:
             ProtocolError: an entry contradicts itself or stands out of order.
@@ -204,8 +208,9 @@ class ManifestBuilder:
         directory, cutter = self._current()
         if directory.open_page:
             raise ProtocolError(f"entries follow the last page of {show_path(directory.path)!r}")
+        directory.doubtful = directory.doubtful or check
         for page in cutter.feed(entries):
-            self._store(directory, page, None)
+            self._store(directory, page, None, check=directory.doubtful)
 
     def add_page(self, entries: Sequence[Entry]) -> Page:
         """Add one page of the current directory, cut as `cut_pages` cuts.
@@ -342,7 +347,7 @@ class ManifestBuilder:
             last = directory.cutter.finish()
             directory.cutter = None
             if last:
-                self._store(directory, last, None)
+                self._store(directory, last, None, check=directory.doubtful)
 
     def _store(
         self, directory: _Open, entries: list[Entry], data: bytes | None, *, check: bool = True
@@ -355,7 +360,8 @@ class ManifestBuilder:
                 raise ProtocolError(
                     f"an entry of {show_path(directory.path)!r} does not encode: {error}"
                 ) from None
-            entries = decode_page(data, directory.path, canonical=False)
+            if check:
+                entries = decode_page(data, directory.path, canonical=False)
         if check:
             totals = check_entries(entries, directory.path, directory.last_name, self._header)
         elif not directory.last_name < entries[0].name:

@@ -18,9 +18,10 @@ from flowengine.units import format_rate
 
 __all__ = ["CompressionChooser"]
 
-_LEVELS: Final = (0, 1, 3, 6)
-_COST: Final = {1: 1.0, 3: 2.0, 6: 5.0}
-"""Processor time per byte, relative to level 1, on tables and text."""
+_LEVELS: Final = (0, -1, 1, 3, 6)
+_COST: Final = {-1: 0.7, 1: 1.0, 3: 2.0, 6: 5.0}
+"""Processor time per byte, relative to level 1, on tables and text. Level -1 gives an eighth more bytes, and the other
+end takes it apart a quarter faster."""
 _FIRST_BYTES: Final = 8 << 20
 _FIRST_LEVEL: Final = 3
 """The first bytes are compressed whatever the link: nothing is known of it yet, it costs milliseconds, and where a

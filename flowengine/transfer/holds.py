@@ -209,28 +209,34 @@ class FineHold:
 class BatchHold:
     """A batch of small objects; its chunks are those of its entries, in order."""
 
-    __slots__ = ("_batch", "_owners", "lengths", "number")
+    __slots__ = ("_batch", "_lengths", "_owners", "number")
 
     def __init__(self, batch: Batch) -> None:
         self.number = -1
         self._batch = batch
-        self.lengths: list[int] = []
+        self._lengths: list[int] = []
         self._owners: list[int] = []
-        for index, entry in enumerate(batch.entries):
-            packed = entry.chunks
-            if len(packed) == CHUNK_BYTES:
-                self.lengths.append(entry.size)
-                self._owners.append(index)
-            else:
-                for at in range(0, len(packed), CHUNK_BYTES):
-                    self.lengths.append(int.from_bytes(packed[at : at + 4], "little"))
+
+    @property
+    def lengths(self) -> list[int]:
+        """Of the chunks; made when first asked for, since of what is unchanged nobody asks."""
+        if not self._lengths:
+            for index, entry in enumerate(self._batch.entries):
+                packed = entry.chunks
+                if len(packed) == CHUNK_BYTES:
+                    self._lengths.append(entry.size)
                     self._owners.append(index)
+                else:
+                    for at in range(0, len(packed), CHUNK_BYTES):
+                        self._lengths.append(int.from_bytes(packed[at : at + 4], "little"))
+                        self._owners.append(index)
+        return self._lengths
 
     def parts(self, index: int, count: int) -> list[Part]:
         """The bytes of `count` chunks from `index` on: one view where they were read now, else file by file."""
         batch = self._batch
-        owners = self._owners
         lengths = self.lengths
+        owners = self._owners
         found: list[Part] = []
         end = index + count
         at = index

@@ -231,9 +231,13 @@ class Landing:
     def directory_ended(self, directory: TargetDirectory, end: DirectoryEnd) -> None:
         """No more entries of this directory will be offered."""
         with self.lock:
-            directory.end = end
-            if not directory.open_names:
-                self.publishable.put(("directory", directory, _NO_ENTRY, None))
+            quiet = not directory.open_names and directory.is_as(end)
+            if not quiet:
+                directory.end = end
+                if not directory.open_names:
+                    self.publishable.put(("directory", directory, _NO_ENTRY, None))
+        if quiet:  # there is nothing to make durable: no other thread need hear of it
+            self.directory_skipped(directory)
 
     def directory_closed(self, directory: TargetDirectory) -> None:
         """A directory was finished; its descriptor is about to be closed."""

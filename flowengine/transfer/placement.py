@@ -183,13 +183,17 @@ class Placement:
             )
         )
 
+    def kept(self, objects: int, size_bytes: int) -> None:
+        """Count objects that are as they should be."""
+        counters = self.counters
+        counters.objects_unchanged += objects
+        counters.bytes_unchanged += size_bytes
+        counters.objects_done += objects
+        counters.bytes_done += size_bytes
+
     def keep(self, directory: TargetDirectory, entry: Entry, st: os.stat_result) -> None:
         """The content is right: see to mode and time, and leave it."""
-        counters = self.counters
-        counters.objects_unchanged += 1
-        counters.bytes_unchanged += entry.size
-        counters.objects_done += 1
-        counters.bytes_done += entry.size
+        self.kept(1, entry.size)
         if self.dry:
             return
         if stat.S_IMODE(st.st_mode) != entry.mode or st.st_mtime_ns != entry.mtime_ns or entry.extra:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 from collections.abc import Callable
 
 from flowengine.errors import ProtocolError
@@ -169,7 +170,7 @@ class Placer:
             return -1, False
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
         try:
-            if not self._placement.dry:
+            if not self._placement.dry and not _is_directory(parent.existing.get(name)):
                 try:
                     os.mkdir(name, 0o700, dir_fd=parent.fd)
                     return os.open(name, flags, dir_fd=parent.fd), True
@@ -197,11 +198,14 @@ class Placer:
     def _list(self, directory: TargetDirectory) -> None:
         """What stands in the directory now, and what the scan cache knows of it."""
         existing = directory.existing
+        directory.st = os.fstat(directory.fd)
+        encoding = sys.getfilesystemencoding()  # os.fsencode does just this, three times slower
         try:
             with os.scandir(directory.fd) as listing:
                 for item in listing:
                     try:
-                        existing[os.fsencode(item.name)] = item.stat(follow_symlinks=False)
+                        name = item.name.encode(encoding, "surrogateescape")
+                        existing[name] = item.stat(follow_symlinks=False)
                     except FileNotFoundError:
                         continue
         except OSError as error:
@@ -222,9 +226,9 @@ class Placer:
         )
         if not rows:
             return
-        hit, known = recall(self._placement.cache, os.fstat(directory.fd), rows)
+        hit, known = recall(self._placement.cache, directory.st, rows)
         if hit is not None:
-            directory.known = {entry.name: entry for entry in hit}
+            directory.recall([(name, st, entry) for (name, st), entry in zip(rows, hit, strict=True)])
         elif known:
             for (name, _), proof in zip(rows, split_proof(stats_proof(rows)), strict=True):
                 entry = known.get(proof)
@@ -260,3 +264,7 @@ class Placer:
         """What a filter hides from the transfer is safe from it."""
         st = directory.existing[name]
         return self._filters.allows(directory.child(name), stat.S_ISDIR(st.st_mode))
+
+
+def _is_directory(st: os.stat_result | None) -> bool:
+    return st is not None and stat.S_ISDIR(st.st_mode)

@@ -46,8 +46,11 @@ class SmallPlacer:
         # The recorder checks page by page, later; nothing may reach the file system before it was checked.
         check_entries(entries, directory.path, directory.last_name, self._header)
         directory.last_name = entries[-1].name
-        self._placement.recorder.entries(entries)
+        self._placement.recorder.entries(entries, check=False)
         number = self._placement.next_number()
+        if self._all_in_place(directory, entries):
+            self._placement.answer_none()
+            return
         offer = SmallOffer(directory, entries)
         if len(offer.owners) > MAX_OFFER_CHUNKS:
             raise ProtocolError(
@@ -95,6 +98,20 @@ class SmallPlacer:
         self._placement.answer(offer.wanted)
         for job in jobs:
             self._placement.copier.jobs.put(job)
+
+    def _all_in_place(self, directory: TargetDirectory, entries: list[Entry]) -> bool:
+        """Whether the scan cache knows that all of an offer stands there just so; then that is taken note of."""
+        if not directory.recalled or directory.keys is not None:
+            return False
+        rows = directory.are_next(entries)
+        if rows is None:
+            return False
+        if directory.offered is not None:
+            directory.offered.update([entry.name for entry in entries])
+        directory.entries += len(rows)
+        directory.rows += rows
+        self._placement.kept(len(rows), sum([entry.size for entry in entries]))
+        return True
 
     def _alike(
         self,

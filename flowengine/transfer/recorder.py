@@ -22,9 +22,9 @@ class ManifestRecorder:
         """A directory begins."""
         self._builder.begin_directory(name)
 
-    def entries(self, entries: list[Entry]) -> None:
-        """The next whole entries of the current directory."""
-        self._builder.add_entries(entries)
+    def entries(self, entries: list[Entry], *, check: bool = True) -> None:
+        """The next whole entries of the current directory; `check` as for `ManifestBuilder.add_entries`."""
+        self._builder.add_entries(entries, check=check)
 
     def large_begin(self, entry: Entry) -> None:
         """A large object begins; forgets one that was not ended."""

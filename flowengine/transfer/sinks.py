@@ -47,11 +47,18 @@ FINER: Final = 3
 
 
 class TargetDirectory:
-    """One directory at the target while objects of it are on their way."""
+    """One directory at the target while objects of it are on their way.
+
+    Attributes:
+        existing: what stood there when it was entered, by name.
+        recalled: where nothing changed since the scan cache saw it, all its small objects in name order, each with
+            its stat; those before `recalled_at` were offered.
+        st: of the directory itself, before anything was done in it.
+    """
 
     __slots__ = (
-        "created", "end", "entries", "existing", "fd", "keys", "known", "last_name", "linked", "name", "offered", "open_names", "parent", "path",
-        "rows", "unchanged_all",
+        "created", "end", "entries", "existing", "fd", "keys", "last_name", "linked", "name", "offered", "open_names",
+        "parent", "path", "recalled", "recalled_at", "rows", "st", "unchanged_all", "_known",
     )  # fmt: skip
 
     def __init__(
@@ -63,7 +70,10 @@ class TargetDirectory:
         self.parent = parent
         self.created = created
         self.existing: dict[bytes, os.stat_result] = {}
-        self.known: dict[bytes, Entry] = {}
+        self._known: dict[bytes, Entry] | None = {}
+        self.recalled: list[tuple[bytes, os.stat_result, Entry]] = []
+        self.recalled_at = 0
+        self.st: os.stat_result | None = None
         self.open_names: set[bytes] = set()
         self.end: DirectoryEnd | None = None
         self.rows: list[tuple[bytes, os.stat_result, Entry]] = []
@@ -73,6 +83,46 @@ class TargetDirectory:
         self.last_name = b""
         self.unchanged_all = True
         self.entries = 0
+
+    @property
+    def known(self) -> dict[bytes, Entry]:
+        """What the scan cache knows of small objects, by name."""
+        if self._known is None:
+            self._known = {name: entry for name, _, entry in self.recalled}
+        return self._known
+
+    def recall(self, rows: list[tuple[bytes, os.stat_result, Entry]]) -> None:
+        """Nothing changed since the scan cache saw these, which are all small objects."""
+        self.recalled, self._known = rows, None
+
+    def are_next(self, entries: list[Entry]) -> list[tuple[bytes, os.stat_result, Entry]] | None:
+        """The rows of objects that stand here just as they are offered, if they are the next ones recalled."""
+        at = self.recalled_at
+        rows = self.recalled[at : at + len(entries)]
+        if len(rows) != len(entries) or [entry for _, _, entry in rows] != entries:
+            return None
+        for _, st, entry in rows:
+            if (
+                st.st_mode != 0o100000 | entry.mode
+                or entry.mode & 0o6000
+                or st.st_mtime_ns != entry.mtime_ns
+                or entry.kind
+                or entry.extra
+            ):
+                return None
+        self.recalled_at = at + len(entries)
+        return rows
+
+    def is_as(self, end: DirectoryEnd) -> bool:
+        """Whether nothing was done in it and it has the mode and time that it is to have."""
+        st = self.st
+        return (
+            st is not None
+            and self.unchanged_all
+            and not self.created
+            and not end.extra
+            and (not end.apply or (st.st_mode & 0o7777 == end.mode and st.st_mtime_ns == end.mtime_ns))
+        )
 
     def child(self, name: bytes) -> bytes:
         """The path of an entry, from the target's root."""

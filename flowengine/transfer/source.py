@@ -360,7 +360,7 @@ class _Source:
         post = self._control.post
         match event:
             case Batch():
-                recorder.entries(event.entries)
+                recorder.entries(event.entries, check=not event.recalled)
                 self._offer(BatchHold(event), Offer(event.entries))
             case LargePiece():
                 recorder.large_chunks(event.piece.packed)
@@ -507,7 +507,7 @@ class _Source:
         if isinstance(hold, PieceHold):
             self._count_answer(sum(hold.lengths), 0)
         try:
-            for index, count in wanted_runs(kind, bitmap, len(hold.lengths)):
+            for index, count in wanted_runs(kind, bitmap, len(hold.lengths)) if kind != WANT_NONE else ():
                 if self._session.options.dry_run:
                     raise ProtocolError("the target asked for bytes in a session that only looks")
                 size = sum(hold.lengths[index : index + count])
