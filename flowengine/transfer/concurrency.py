@@ -30,6 +30,11 @@ LEAST_PACE: Final = 1_000_000.0
 _MUCH_RESENT: Final = 0.02
 """Share of segments sent again from which on it is congestion; single losses on a bad line are below 1 %."""
 _LITTLE_RESENT: Final = 0.005
+_ENOUGH_SEGMENTS: Final = 400
+_LONGEST_COUNT_S: Final = 1.0
+_LEAST_RESENT: Final = 4
+"""A share is taken of so many segments, or of what was sent in a second, and a few lost ones are no congestion: at the
+start of slow start a single loss on a bad line is several per cent of what was sent so far."""
 _NETWORK_LIMITED: Final = 0.4
 """Share of their time that lanes stand in send calls when the network is the limit."""
 _SLOW_START_S: Final = 5.0
@@ -44,6 +49,9 @@ _FIRST_HOLD_S: Final = 8.0
 _LAST_HOLD_S: Final = 240.0
 _AT_PACE: Final = 0.98
 """Share of a pace that arrives when the pace, and nothing else, is the limit."""
+_AT_PACE_GOOD: Final = 0.85
+_AT_PACE_BAD: Final = 0.95
+"""The same for whether more streams could help, measured over a longer time."""
 _FIRST_STEP: Final = 0.04
 _LAST_STEP: Final = 0.25
 """What a pace is raised by: little at first, twice as much after each time that went well."""
@@ -112,6 +120,7 @@ class Concurrency:
         self._most = most
         self._probe = probe
         self._last: Sample | None = None
+        self._counted: Sample | None = None
         self._goodputs: deque[float] = deque(maxlen=4)
         self._step = _LAST_STEP if pace is not None else _FIRST_STEP
         self._calm = 0
@@ -132,18 +141,29 @@ class Concurrency:
         last, self._last = self._last, now
         if last is None or now.at_s <= last.at_s:
             self._epoch = self._epoch or now
+            self._counted = self._counted or now
             return []
         seconds = now.at_s - last.at_s
         goodput = (now.arrived_bytes - last.arrived_bytes) / seconds
         self._goodputs.append(goodput)
         self.best = max(self.best * 0.995, goodput)
         self.lossy = now.resent_segments > 0.0003 * now.sent_segments
-        sent = now.sent_segments - last.sent_segments
-        resent = (now.resent_segments - last.resent_segments) / sent if sent > 20 else 0.0
+        resent = self._resent(now)
         limited = (now.sending_s - last.sending_s) / seconds / max(1, now.streams) >= _NETWORK_LIMITED
         changes = self._repace(now, goodput, resent, limited)
         changes += self._probe_streams(now, limited)
         return changes
+
+    def _resent(self, now: Sample) -> float:
+        """Share of what was sent lately that was sent again; 0 while there is too little to tell."""
+        counted = self._counted
+        assert counted is not None
+        sent = now.sent_segments - counted.sent_segments
+        resent = now.resent_segments - counted.resent_segments
+        if sent < _ENOUGH_SEGMENTS and now.at_s - counted.at_s < _LONGEST_COUNT_S:
+            return 0.0
+        self._counted = now
+        return resent / sent if resent >= _LEAST_RESENT else 0.0
 
     def remember(self) -> Remembered:
         """What the next transfer over this link may begin with."""
@@ -225,7 +245,8 @@ class Concurrency:
         self._epoch_goodput = goodput
         if rising:  # as it is: more streams would only be taken for the reason
             return []
-        full = self.pace is not None and goodput > 0.85 * self.pace
+        # Losses of a bad line keep each stream below its share of the pace; what overran a queue does so no more.
+        full = self.pace is not None and goodput > (_AT_PACE_BAD if bad_line else _AT_PACE_GOOD) * self.pace
         queue = now.rtt_s > 2 * now.min_rtt_s
         if not limited or full or queue or now.at_s < self._not_before or self.streams >= self._most:
             return []

@@ -50,6 +50,7 @@ class Publisher:
 
     Attributes:
         index_grew: called when chunks were written for the index to take over.
+        let_go: closes the old files of a large object that was published.
         make_way: removes a folder that stands where an object must be; None where nothing may be removed.
         needs_final_sync: some finished directories wait for one sync of the file system at the end.
     """
@@ -80,6 +81,7 @@ class Publisher:
         self.needs_final_sync = False
         self.make_way: Callable[[TargetDirectory, bytes], bool] | None = None
         self.index_grew: Callable[[], None] = lambda: None
+        self.let_go: Callable[[LargeObject], None] = LargeObject.drop_old
 
     def run(self) -> None:
         """Publish what is ready, in batches, until `stop`; blocks."""
@@ -171,7 +173,7 @@ class Publisher:
             if not large.failed:
                 large.staged.forget_journal()
                 large.staged.close()
-                large.drop_old()
+                self.let_go(large)
                 self._landing.disown(large)
         self._remember(landed)
         if self._tell is not None and landed:

@@ -49,16 +49,16 @@ _MOST_UNSENT_BYTES: Final = 256 * 1024
 def stream_count(rtt_s: float, asked: int, *, congestion: str = _CONGESTION) -> int:
     """How many data streams to begin with: as asked, else few on a near link (cores bound it), more on a long one.
 
-    Where loss bounds every stream (any congestion control but BBR) it takes twice as many.
+    Where loss bounds every stream (any congestion control but BBR) it takes three times as many.
 
     >>> stream_count(0.08, 0), stream_count(0.08, 100), stream_count(0.0001, 3), stream_count(0.08, 0, congestion="cubic")
-    (8, 64, 3, 16)
+    (8, 64, 3, 24)
     """
     if asked:
         return max(1, min(asked, MAX_STREAMS))
     if rtt_s < NEAR_RTT_S:
         return max(1, min(4, os.cpu_count() or 1))
-    return DEFAULT_STREAMS if congestion == _CONGESTION else 2 * DEFAULT_STREAMS
+    return DEFAULT_STREAMS if congestion == _CONGESTION else 3 * DEFAULT_STREAMS
 
 
 class Streams:

@@ -28,7 +28,7 @@ from flowengine.store.landed import LandedManifest, index_exists
 from flowengine.store.scan_cache import ScanCache
 from flowengine.store.staging import Staging
 from flowengine.transfer.control import wait_for_last_word
-from flowengine.transfer.copying import Copier
+from flowengine.transfer.copying import Copier, DropJob
 from flowengine.transfer.landing import Landing
 from flowengine.transfer.lanes import ReceivingLane
 from flowengine.transfer.placement import Placement
@@ -235,6 +235,7 @@ class _Target:
                 directory.fd, name, directory.child(name), filters
             )
         self._copier = Copier(self._landing, root_fd, session.clock)
+        self._publisher.let_go = lambda large: self._copier.jobs.put(DropJob(large))
         sink = root.sink
         if root.record is not None and not options.dry_run:
             sink = root.record.begin()

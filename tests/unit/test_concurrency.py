@@ -108,6 +108,26 @@ def test_nothing_changes_while_the_application_is_the_limit() -> None:
     assert rule.pace is None
 
 
+def test_one_loss_at_the_start_is_no_congestion() -> None:
+    rule = Concurrency(8, 32)
+    fresh: list[Change] = []
+    sent = resent = 0
+    for tick in range(1, 12):  # slow start, in which one of the first segments is lost
+        sent += 25 * 2**min(tick, 7)
+        resent = 3 if tick > 1 else 0
+        fresh += rule.observe(
+            Sample(tick * 0.07, sent * SEGMENT, sent, resent, tick * 0.4, 0.0, 0.08, 0.08, 8)
+        )
+    assert not [change for change in fresh if change.what == "pace"]
+
+
+def test_a_slow_link_that_loses_much_is_paced_too() -> None:
+    link = Model(rate=0.5e6, overrun=1.3)
+    rule = Concurrency(4, 32)
+    fresh = link.run(rule, 5)
+    assert any(change.what == "pace" and "sent again" in change.reason for change in fresh)
+
+
 def test_a_number_that_was_asked_for_stays() -> None:
     rule = Concurrency(3, 3, probe=False)
     model = Model(rate=125e6, per_stream=6e6, bad_line=0.001)
