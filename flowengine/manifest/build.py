@@ -40,6 +40,7 @@ from flowengine.units import show_path
 
 __all__ = ["MAX_DEPTH", "ManifestBuilder", "Page", "Summary"]
 
+_PIECE_BYTES: Final = 64 << 10
 MAX_DEPTH: Final = 1024
 """Directories within directories; PATH_MAX allows 2048 on Linux."""
 
@@ -109,6 +110,8 @@ class ManifestBuilder:
         self._sink = sink
         self._header = header if header is not None else Header()
         self._offset = 0
+        self._waiting: list[bytes] = []
+        self._waiting_bytes = 0
         self._checksum = blake3(derive_key_context=FILE_CONTEXT)
         self._stack: list[_Open] = []
         # Places of runs that no page has named yet, and how many times each was added since.
@@ -122,8 +125,19 @@ class ManifestBuilder:
 
     def _emit(self, data: bytes) -> None:
         if self._sink is not None:
-            self._checksum.update(data)
             self._offset += len(data)
+            self._waiting.append(data)
+            self._waiting_bytes += len(data)
+            if self._waiting_bytes >= _PIECE_BYTES:
+                self._give()
+
+    def _give(self) -> None:
+        """Hand what waits to the sink: records are some hundred bytes each, and many."""
+        if self._sink is not None and self._waiting:
+            data = b"".join(self._waiting)
+            self._waiting.clear()
+            self._waiting_bytes = 0
+            self._checksum.update(data)
             self._sink(data)
 
     def _write(self, kind: Kind, body: bytes, locator: bytes) -> int:
@@ -310,6 +324,7 @@ class ManifestBuilder:
         version_id = digest(Kind.ROOT, body)
         at = self._write(Kind.ROOT, body, _little_endian(array("Q", [offset])))
         if self._sink is not None:
+            self._give()
             footer = FOOTER.pack(at, version_id, bytes(32), END_MAGIC)
             self._checksum.update(footer[:40])
             self._sink(FOOTER.pack(at, version_id, self._checksum.digest(), END_MAGIC))

@@ -4,8 +4,9 @@ Goal
     What both versions have is read, hashed and written once, without cutting the old file.
 Plan
     As long as nothing was inserted or taken out, a chunk of the new version lies in the old file at its own offset
-    plus a *shift*. Where one does not, a window of the old file, from where the last one ended, is cut as the new
-    version was; the first chunk found there gives the next shift.
+    plus a *shift*. Where one does not, some chunks behind it are tried with the same shift, since what was overwritten
+    moves nothing. Else a window of the old file, from where the last one ended, is cut as the new version was; the
+    first chunk found there gives the next shift.
 Invariants
     - Every chunk that is taken was hashed in the buffer that it is written from.
     - A window begins at a cut of the old file, because the chunk before it ends there.
@@ -26,6 +27,8 @@ __all__ = ["Follower"]
 _WINDOWS: Final = (MIB, 8 * MIB)
 """Looked at after an edit: first so much, and if that is in vain, so much."""
 _LOST_BYTES: Final = 16 * MIB
+_AHEAD: Final = (2, 4, 8, 16)
+"""Chunks behind an edit that are tried where they would be had it moved nothing: a thousandth of a window's bytes each."""
 
 Write = Callable[[int, int, Buffer, memoryview], None]
 """(first chunk, end, buffer, the chunks' bytes in it)"""
@@ -95,8 +98,34 @@ class Follower:
                 self._window, self._lost_bytes = (-1, 0), _LOST_BYTES
                 break
             again = stop < end
-            index = self._find_again(stop, offsets, lengths, packed) if again else stop
+            index = stop
+            if again:
+                index = self._behind(stop, offsets, lengths, packed)
+                if index < 0:
+                    index = self._find_again(stop, offsets, lengths, packed)
         return places
+
+    def _behind(self, stop: int, offsets: list[int], lengths: list[int], packed: bytes) -> int:
+        """The first chunk behind an edit that lies where it would without it; -1 where none of those tried does."""
+        for ahead in _AHEAD:
+            at = stop + ahead
+            if at >= len(lengths):
+                break
+            if self._is_there(at, offsets, lengths, packed):
+                while at - 1 > stop and self._is_there(at - 1, offsets, lengths, packed):
+                    at -= 1
+                return at
+        return -1
+
+    def _is_there(self, index: int, offsets: list[int], lengths: list[int], packed: bytes) -> bool:
+        place = offsets[index] + self._shift
+        if place < 0:
+            return False
+        try:
+            data = os.pread(self.fd, lengths[index], place)
+        except OSError:
+            return False
+        return chunk_id(data) == packed[index * CHUNK_BYTES + 4 : (index + 1) * CHUNK_BYTES]
 
     def _compare(
         self,

@@ -150,3 +150,21 @@ def test_what_is_there_already_is_skipped(tmp_path: Path) -> None:
         follower.close()
     assert written == [(1, 3), (4, len(lengths))]
     assert [index for index, place in enumerate(places) if place < 0] == [0, 3]
+
+
+def test_behind_what_was_overwritten_the_way_is_found_without_cutting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "old"
+    path.write_bytes(OLD)
+    new = OLD[: 5 * MIB] + random.Random(2).randbytes(MIB) + OLD[6 * MIB :]
+    windows: list[int] = []
+    cut = Follower._cut
+
+    def counted(self: Follower, window: int) -> None:
+        windows.append(window)
+        cut(self, window)
+
+    monkeypatch.setattr(Follower, "_cut", counted)
+    assert follow(path, new) > len(OLD) - MIB - 3 * DEFAULT_PROFILE.maximum
+    assert not windows
