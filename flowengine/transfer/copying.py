@@ -51,8 +51,10 @@ class CopyJob:
 
 
 class DropJob:
-    """Old files to be closed. Where that was the last name of one, its pages are freed: that takes 0.1 s a gigabyte in
-    memory, for which nobody is to wait."""
+    """Old files to be closed, which frees the pages of what has no name any more.
+
+    That takes 0.1 s a gigabyte in memory, for which nobody is to wait.
+    """
 
     __slots__ = ("large",)
 

@@ -57,8 +57,8 @@ class TargetDirectory:
     """
 
     __slots__ = (
-        "created", "end", "entries", "existing", "fd", "keys", "last_name", "linked", "name", "offered", "open_names",
-        "parent", "path", "recalled", "recalled_at", "rows", "st", "unchanged_all", "_known",
+        "_known", "created", "end", "entries", "existing", "fd", "keys", "last_name", "linked", "name", "offered",
+        "open_names", "parent", "path", "recalled", "recalled_at", "rows", "st", "unchanged_all",
     )  # fmt: skip
 
     def __init__(

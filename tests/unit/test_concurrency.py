@@ -113,7 +113,7 @@ def test_one_loss_at_the_start_is_no_congestion() -> None:
     fresh: list[Change] = []
     sent = resent = 0
     for tick in range(1, 12):  # slow start, in which one of the first segments is lost
-        sent += 25 * 2**min(tick, 7)
+        sent += 25 * 2 ** min(tick, 7)
         resent = 3 if tick > 1 else 0
         fresh += rule.observe(
             Sample(tick * 0.07, sent * SEGMENT, sent, resent, tick * 0.4, 0.0, 0.08, 0.08, 8)
