@@ -50,7 +50,7 @@ _LAST_HOLD_S: Final = 240.0
 _AT_PACE: Final = 0.98
 """Share of a pace that arrives when the pace, and nothing else, is the limit."""
 _AT_PACE_GOOD: Final = 0.85
-_AT_PACE_BAD: Final = 0.95
+_AT_PACE_BAD: Final = 0.92
 """The same for whether more streams could help, measured over a longer time."""
 _FIRST_STEP: Final = 0.04
 _LAST_STEP: Final = 0.25
