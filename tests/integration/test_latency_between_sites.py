@@ -32,4 +32,4 @@ def test_a_small_copy_is_quick(tmp_path: Path) -> None:
     shown = f"{min(took) * 1e3:.0f} ms at best, {statistics.median(took) * 1e3:.0f} ms in the median"
     print(shown)
     assert statistics.median(took) < BUSY * QUICK_S, shown
-    assert min(took) < 2 * QUICK_S, shown
+    assert min(took) < 3 * QUICK_S, shown
