@@ -1,0 +1,358 @@
+"""A policy that changes under way: the transfer stops at once, what arrived goes, and it is signed for.
+
+A real coordinator and real agents. Bundles are signed with two keys of the test.
+"""
+
+from __future__ import annotations
+
+import base64
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from sites import Federation, federation
+from support import MIB, random_file, wait_until
+
+from flowengine.client.synchronous import Transfer
+from flowengine.errors import Denied
+from flowengine.policy.bundle import build, sign
+from flowengine.trust.approval import Yes, sign_approval
+from flowengine.trust.deletion import DeleteCertificate, verify_deletion
+
+pytestmark = pytest.mark.slow
+
+KEYS = {"policy-owner": Ed25519PrivateKey.generate(), "security": Ed25519PrivateKey.generate()}
+APPROVERS = {
+    "anna": ("privacy", Ed25519PrivateKey.generate()),
+    "ben": ("lead", Ed25519PrivateKey.generate()),
+}
+RATE = 24_000_000
+"""3 MB/s, so that a transfer is under way for long."""
+STOPS_S = 5.0
+OFFLINE_S = 3.0
+
+POLICY = """
+[policy]
+id          = "study"
+version     = "1"
+title       = "A study"
+owner       = "dac@example.org"
+applies_to  = ["data.labels includes 'study'"]
+effective   = 2020-01-01
+review_by   = 2099-01-01
+max_offline = "3 seconds"
+
+[[rule]]
+id     = "members"
+effect = "permit"
+on     = ["release", "relay", "hold", "land", "process"]
+when   = []
+then   = [{then}]
+why    = "Members of the study"
+"""
+FORBID = """
+[[rule]]
+id     = "ended"
+effect = "forbid"
+on     = ["land"]
+stop   = "{stop}"
+when   = []
+why    = "The agreement has ended"
+"""
+OTHERS = """
+[policy]
+id = "others"
+version = "1"
+title = "Data of nobody"
+owner = "dac@example.org"
+applies_to = ["data.labels includes 'open'"]
+effective = 2020-01-01
+review_by = 2099-01-01
+[[rule]]
+id = "all"
+effect = "permit"
+on = ["release", "relay", "hold", "land", "process"]
+when = []
+why = "Open data"
+"""
+
+
+class Bundles:
+    """Builds, signs and activates one version after the other."""
+
+    def __init__(self, made: Federation) -> None:
+        self._made = made
+        self._version = 0
+
+    def activate(self, *rules: str, then: str = "") -> float:
+        """Put policies in force and wait for nobody; when that was done."""
+        self._version += 1
+        text = POLICY.replace("{then}", then) + "".join(rules)
+        approvers = "".join(
+            f"[approver.{name}]\ngroups = ['{group}']\nkey = '{key.public_key().public_bytes_raw().hex()}'\n"
+            for name, (group, key) in APPROVERS.items()
+        )
+        files = {
+            "study.toml": text.encode(),
+            "others.toml": OTHERS.encode(),
+            "approvers.toml": approvers.encode(),
+        }
+        content = build(files, self._version, int(time.time()) + 86_400)
+        for role, key in KEYS.items():
+            content = sign(content, role, key)
+        self._made.client.activate_bundle(content)
+        return time.monotonic()
+
+    def everywhere(self, *rules: str, then: str = "") -> None:
+        """The same, and wait until all agents have it."""
+        self.activate(*rules, then=then)
+
+        def taken() -> bool:
+            return all(site.policy.version == self._version for site in self._made.client.sites())
+
+        wait_until(taken, f"version {self._version} everywhere", 20)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+    folder = tmp_path_factory.mktemp("federation")
+    options = []
+    public = {}
+    for role, key in KEYS.items():
+        public[role] = key.public_key().public_bytes_raw().hex()
+        (folder / f"{role}.pub").write_text(public[role] + "\n")
+        options += [f"--{role}-key", str(folder / f"{role}.pub")]
+    lines = [
+        "[policy]", f'policy_owner = ["{public["policy-owner"]}"]', f'security = ["{public["security"]}"]',
+        "required = true", 'purge_after = "1 s"',
+    ]  # fmt: skip
+    with federation(folder, options=options) as running:
+        for site in ("a", "b"):
+            running.add(site, lines=lines)
+        running.add("c", lines=lines, listen="")  # dials out only: it is the one that pushes
+        for source in ("a", "c"):
+            data = running[source].data
+            random_file(data / "set/large", 40 * MIB)
+            for number in range(20):  # before the large one in the order of names, so that they land first
+                random_file(data / f"set/a/{number}", 10_000, seed=number + 1)
+        running.client.set_limit("link:a>b", RATE)
+        running.client.set_limit("link:c>b", RATE)
+        yield running
+
+
+@pytest.fixture(scope="module")
+def bundles(made: Federation) -> Bundles:
+    return Bundles(made)
+
+
+def begin(made: Federation, source: str, to: str, **options: object) -> Transfer:
+    """A copy of labelled data that is well under way: small objects have landed, the large one has not."""
+    transfer = made.client.copy(f"{source}:/data/set", f"b:/data/{to}/", labels=["study"], **options)
+
+    def under_way() -> bool:
+        assert not transfer.refresh().ended, transfer.record.message
+        return len(visible(made, to)) >= 20 and transfer.record.counters.bytes_sent > 2 * MIB
+
+    wait_until(under_way, "the copy under way", 40)
+    assert established(made)
+    return transfer
+
+
+def established(made: Federation) -> int:
+    """Connections to the agents' data ports."""
+    ports = {int(site.listen.rpartition(":")[2]) for site in made.sites.values() if site.listen}
+    found = 0
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        words = line.split()
+        found += words[3] == "01" and int(words[1].rpartition(":")[2], 16) in ports
+    return found
+
+
+def until_quiet(made: Federation, since: float) -> float:
+    """Seconds until no agent has a connection to another: from then on no byte can move."""
+    wait_until(lambda: not established(made), "the end of the session", 30)
+    return time.monotonic() - since
+
+
+def certificate(made: Federation, transfer: Transfer) -> DeleteCertificate:
+    """The certificate of a transfer that was purged, checked."""
+    record = wait_until(lambda: transfer.refresh().state == "purged" and transfer.record, "the purge", 30)
+    found = record.tasks[0].disposal
+    assert found is not None
+    anchors = (made.coordinator.folder / "secrets/ca.pem").read_text()
+    said, signer = verify_deletion(base64.b64decode(found.certificate), anchors)
+    assert (said.site, signer.site, said.transfer, said.cause) == ("b", "b", transfer.id, "policy-stopped")
+    assert said.objects == found.objects
+    return said
+
+
+def visible(made: Federation, to: str) -> list[str]:
+    folder = made["b"].data / to
+    return sorted(
+        str(path.relative_to(folder))
+        for path in folder.rglob("*")
+        if path.is_file() and ".flow-staging" not in path.parts
+    )
+
+
+@pytest.mark.parametrize("source", ["a", "c"])
+def test_stop_now_cuts_in_seconds_and_takes_everything_that_arrived(
+    made: Federation, bundles: Bundles, source: str
+) -> None:
+    bundles.everywhere()
+    transfer = begin(made, source, f"now-{source}")
+    assert len(visible(made, f"now-{source}")) == 20
+    assert until_quiet(made, bundles.activate(FORBID.replace("{stop}", "stop-now"))) < STOPS_S
+    wait_until(lambda: transfer.refresh().ended, "the end", 20)
+    assert transfer.record.state in ("quarantined", "purged")
+    assert transfer.record.reason in ("policy-stopped", "policy-denied")
+    said = certificate(made, transfer)
+    assert (said.objects, said.size_bytes) == (20, 200_000)
+    assert said.staged_bytes > MIB
+    assert visible(made, f"now-{source}") == []
+    assert not list((made["b"].data / ".flow-staging").glob("quarantine/*"))
+    why = made.client.why(transfer.id)
+    assert "study/ended" in why.line
+    assert "destroyed" in why.line
+
+
+def test_finish_file_lets_the_object_under_way_land_and_nothing_after_it(
+    made: Federation, bundles: Bundles
+) -> None:
+    bundles.everywhere()
+    random_file(made["a"].data / "set/larger-after", 40 * MIB, seed=100)
+    try:
+        transfer = begin(made, "a", "file")
+        bundles.activate(FORBID.replace("{stop}", "finish-file"))
+        made.client.remove_limit("link:a>b")
+        said = certificate(made, transfer)
+    finally:
+        (made["a"].data / "set/larger-after").unlink()
+        made.client.set_limit("link:a>b", RATE)
+    assert said.objects == 0  # what had landed was lawful, and stays
+    assert "large" in " ".join(visible(made, "file"))
+    assert len(visible(made, "file")) < 22
+
+
+def test_a_site_that_is_cut_off_stops_by_itself_and_goes_on_when_it_may(
+    made: Federation, bundles: Bundles
+) -> None:
+    bundles.everywhere()
+    transfer = begin(made, "a", "offline")
+    made.coordinator.kill()
+    try:
+        quiet = until_quiet(made, time.monotonic())
+        landed = len(visible(made, "offline"))
+    finally:
+        made.coordinator.start()
+    assert OFFLINE_S - 2 < quiet < OFFLINE_S + STOPS_S
+    assert landed == 20
+    made.client.remove_limit("link:a>b")
+    assert (
+        wait_until(lambda: transfer.refresh().ended and transfer.record, "the end", 60).state == "completed"
+    )
+    made.client.set_limit("link:a>b", RATE)
+
+
+def test_what_is_due_is_destroyed_by_the_target_itself_over_a_restart(
+    made: Federation, bundles: Bundles
+) -> None:
+    bundles.everywhere(then='{delete_after = "6 seconds", proof = "certificate"}')
+    transfer = made.client.copy("a:/data/set/a", "b:/data/due/", labels=["study"])
+    wait_until(lambda: transfer.refresh().ended, "the end", 30)
+    assert transfer.record.state == "completed", transfer.record.message
+    made["b"].kill()
+    assert len(visible(made, "due")) == 20
+    made["b"].start()
+    record = wait_until(lambda: transfer.refresh().state == "purged" and transfer.record, "the purge", 30)
+    assert visible(made, "due") == []
+    found = record.tasks[0].disposal
+    assert found is not None
+    assert (found.cause, found.objects, found.size_bytes) == ("delete-after", 20, 200_000)
+
+
+def test_what_landed_under_onward_forbid_is_no_source_again(made: Federation, bundles: Bundles) -> None:
+    bundles.everywhere(then='{onward = "forbid"}, {rate_max = "800 Mbit/s"}')
+    first = made.client.copy("a:/data/set/a", "b:/data/once/", labels=["study"])
+    wait_until(lambda: first.refresh().ended, "the end", 30)
+    assert first.record.state == "completed", first.record.message
+    again = made.client.copy("b:/data/once", "a:/data/back/", labels=["open"])
+    wait_until(lambda: again.refresh().ended, "the end", 30)
+    assert (again.record.state, again.record.reason) == ("terminated", "policy-onward")
+    assert not [path for path in (made["a"].data / "back").rglob("*") if path.is_file()]
+
+
+def approve(made: Federation, handle: str, who: str) -> None:
+    asked = next(one for one in made.client.approvals() if one.handle == handle)
+    now = int(time.time())
+    said = Yes(
+        who=who, dataset=asked.dataset, recipient=asked.recipient, purpose=asked.purpose,
+        duties=asked.duties_digest, requester=asked.requester, given=now, until=now + 600,
+    )  # fmt: skip
+    made.client.approve(handle, sign_approval(said, APPROVERS[who][1]))
+
+
+def test_people_approve_exactly_what_they_saw_and_may_take_it_back(
+    made: Federation, bundles: Bundles
+) -> None:
+    bundles.everywhere(then='{approve = {from = ["privacy", "lead"], people = 2, not = "requester"}}')
+
+    def ask(to: str) -> Transfer:
+        return made.client.copy("a:/data/set", f"b:/data/{to}/", labels=["study"])
+
+    with pytest.raises(Denied) as refused:
+        ask("approved")
+    assert refused.value.reason == "policy-approval"
+    (handle,) = refused.value.context["handles"]  # type: ignore[misc]
+    approve(made, handle, "anna")
+    with pytest.raises(Denied):  # one of two
+        ask("approved")
+    approve(made, handle, "ben")
+    with pytest.raises(Denied):  # another data set is another question
+        made.client.copy("a:/data/set/a", "b:/data/approved/", labels=["study"])
+    transfer = begin(made, "a", "approved")
+    made.client.withdraw_approval(handle, "ben")
+    assert until_quiet(made, time.monotonic()) < STOPS_S
+    said = certificate(made, transfer)
+    assert said.objects == 20
+    assert visible(made, "approved") == []
+
+
+COUNTED = """
+[[rule]]
+id     = "enough"
+effect = "forbid"
+on     = ["land"]
+when   = ["ledger.transfers_after('study', 'recipient', 'calendar_year') > {most}"]
+why    = "The agreement covers so many"
+"""
+
+
+def test_transfers_count_at_the_coordinator_and_at_the_source(made: Federation, bundles: Bundles) -> None:
+    bundles.everywhere(COUNTED.replace("{most}", "1"))
+    first = made.client.copy("c:/data/set/a", "a:/data/count-1/", labels=["study"])
+    wait_until(lambda: first.refresh().ended, "the end", 30)
+    assert first.record.state == "completed", first.record.message
+    with pytest.raises(Denied, match="covers so many"):
+        made.client.copy("c:/data/set/a", "a:/data/count-2/", labels=["study"])
+    rows = sqlite3.connect(made["c"].state / "exports.sqlite").execute("SELECT party FROM export").fetchall()
+    assert ("site:a",) in rows
+
+
+def test_a_closed_window_makes_it_wait_by_name(made: Federation, bundles: Bundles) -> None:
+    now = time.gmtime(time.time() + 6 * 3600)
+    later = time.gmtime(time.time() + 7 * 3600)
+    window = f'{{window = {{tz = "UTC", from = "{now.tm_hour:02}:00", to = "{later.tm_hour:02}:00"}}}}'
+    bundles.everywhere(then=window)
+    transfer = made.client.copy("a:/data/set/a", "b:/data/window/", labels=["study"])
+
+    def waits() -> bool:
+        wait = transfer.refresh().tasks[0].wait
+        return wait is not None and wait.name == "policy-window"
+
+    wait_until(waits, "waiting for its window", 30)
+    assert visible(made, "window") == []
+    transfer.cancel()
