@@ -135,9 +135,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
         running.add("c", lines=lines, listen="")  # dials out only: it is the one that pushes
         for source in ("a", "c"):
             data = running[source].data
-            random_file(data / "set/large", 40 * MIB)
-            for number in range(20):  # before the large one in the order of names, so that they land first
-                random_file(data / f"set/a/{number}", 10_000, seed=number + 1)
+            random_file(data / "set/later/large", 40 * MIB)
+            for number in range(20):  # a folder's objects come before the folders in it, so that these land first
+                random_file(data / f"set/{number}", 10_000, seed=number + 1)
+                random_file(data / f"small/{number}", 10_000, seed=number + 1)
         running.client.set_limit("link:a>b", RATE)
         running.client.set_limit("link:c>b", RATE)
         yield running
@@ -223,14 +224,14 @@ def test_finish_file_lets_the_object_under_way_land_and_nothing_after_it(
     made: Federation, bundles: Bundles
 ) -> None:
     bundles.everywhere()
-    random_file(made["a"].data / "set/larger-after", 40 * MIB, seed=100)
+    random_file(made["a"].data / "set/later/more", 40 * MIB, seed=100)
     try:
         transfer = begin(made, "a", "file")
         bundles.activate(FORBID.replace("{stop}", "finish-file"))
         made.client.remove_limit("link:a>b")
         said = certificate(made, transfer)
     finally:
-        (made["a"].data / "set/larger-after").unlink()
+        (made["a"].data / "set/later/more").unlink()
         made.client.set_limit("link:a>b", RATE)
     assert said.objects == 0  # what had landed was lawful, and stays
     assert "large" in " ".join(visible(made, "file"))
@@ -261,7 +262,7 @@ def test_what_is_due_is_destroyed_by_the_target_itself_over_a_restart(
     made: Federation, bundles: Bundles
 ) -> None:
     bundles.everywhere(then='{delete_after = "6 seconds", proof = "certificate"}')
-    transfer = made.client.copy("a:/data/set/a", "b:/data/due/", labels=["study"])
+    transfer = made.client.copy("a:/data/small", "b:/data/due/", labels=["study"])
     wait_until(lambda: transfer.refresh().ended, "the end", 30)
     assert transfer.record.state == "completed", transfer.record.message
     made["b"].kill()
@@ -276,7 +277,7 @@ def test_what_is_due_is_destroyed_by_the_target_itself_over_a_restart(
 
 def test_what_landed_under_onward_forbid_is_no_source_again(made: Federation, bundles: Bundles) -> None:
     bundles.everywhere(then='{onward = "forbid"}, {rate_max = "800 Mbit/s"}')
-    first = made.client.copy("a:/data/set/a", "b:/data/once/", labels=["study"])
+    first = made.client.copy("a:/data/small", "b:/data/once/", labels=["study"])
     wait_until(lambda: first.refresh().ended, "the end", 30)
     assert first.record.state == "completed", first.record.message
     again = made.client.copy("b:/data/once", "a:/data/back/", labels=["open"])
@@ -312,7 +313,7 @@ def test_people_approve_exactly_what_they_saw_and_may_take_it_back(
         ask("approved")
     approve(made, handle, "ben")
     with pytest.raises(Denied):  # another data set is another question
-        made.client.copy("a:/data/set/a", "b:/data/approved/", labels=["study"])
+        made.client.copy("a:/data/small", "b:/data/approved/", labels=["study"])
     transfer = begin(made, "a", "approved")
     made.client.withdraw_approval(handle, "ben")
     assert until_quiet(made, time.monotonic()) < STOPS_S
@@ -333,11 +334,11 @@ why    = "The agreement covers so many"
 
 def test_transfers_count_at_the_coordinator_and_at_the_source(made: Federation, bundles: Bundles) -> None:
     bundles.everywhere(COUNTED.replace("{most}", "1"))
-    first = made.client.copy("c:/data/set/a", "a:/data/count-1/", labels=["study"])
+    first = made.client.copy("c:/data/small", "a:/data/count-1/", labels=["study"])
     wait_until(lambda: first.refresh().ended, "the end", 30)
     assert first.record.state == "completed", first.record.message
     with pytest.raises(Denied, match="covers so many"):
-        made.client.copy("c:/data/set/a", "a:/data/count-2/", labels=["study"])
+        made.client.copy("c:/data/small", "a:/data/count-2/", labels=["study"])
     rows = sqlite3.connect(made["c"].state / "exports.sqlite").execute("SELECT party FROM export").fetchall()
     assert ("site:a",) in rows
 
@@ -347,7 +348,7 @@ def test_a_closed_window_makes_it_wait_by_name(made: Federation, bundles: Bundle
     later = time.gmtime(time.time() + 7 * 3600)
     window = f'{{window = {{tz = "UTC", from = "{now.tm_hour:02}:00", to = "{later.tm_hour:02}:00"}}}}'
     bundles.everywhere(then=window)
-    transfer = made.client.copy("a:/data/set/a", "b:/data/window/", labels=["study"])
+    transfer = made.client.copy("a:/data/small", "b:/data/window/", labels=["study"])
 
     def waits() -> bool:
         wait = transfer.refresh().tasks[0].wait
