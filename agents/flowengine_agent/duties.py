@@ -16,6 +16,7 @@ import trio
 from flowengine.errors import Denied, FlowError
 from flowengine.manifest import DIRECTORY, ManifestReader
 from flowengine.policy.asking import Judged
+from flowengine.policy.duties import stop_mode
 from flowengine.store.landed import LandedManifest
 from flowengine.transfer.channel import first_flow_error
 from flowengine.transfer.session import Session
@@ -270,7 +271,8 @@ class Duties:
             return
         denied = next((one for one in judged if not one.decision.permit), None)
         if denied is not None:
-            self.failed(holding.task, policy_stopped(denied))
+            mode = stop_mode(denied.decision, holding.terms)
+            self.failed(holding.task, policy_stopped(denied, mode))
 
 
 def _holding(grant: Grant, place: Place, permit: Permit, watch: Watch) -> Holding:

@@ -313,6 +313,7 @@ async def landed_so(
     Raises:
         FlowError: it was stopped before everything was through, or is not permitted any more.
     """
+    await site.duties.running.look_at_end(watch)
     if outcome.state != "completed":
         watch.check()
         by_source = next((failure for failure in outcome.failures if failure[1] == "policy-stopped"), None)

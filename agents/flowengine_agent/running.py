@@ -178,6 +178,18 @@ class Running:
                     watch.stop(mode, error)  # first: what is said of it may take its time
                     await self._stopped(watch, cause)
 
+    async def look_at_end(self, watch: Watch) -> None:
+        """Decide once more on a session that came to its end: a mild stop may have come since the last round.
+
+        What such a stop lets land has landed by now. A denial that stops at once is left to who publishes.
+        """
+        if watch.mode:
+            return
+        mode, error = self._look(watch)
+        if error is not None and mode != "stop-now":
+            watch.stop(mode, error)
+            await self._stopped(watch, "time")
+
     def _look(self, watch: Watch) -> tuple[StopMode, FlowError | None]:
         """How a watched session is to stop, and why; no error where it may go on."""
         try:
