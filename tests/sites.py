@@ -213,9 +213,15 @@ class Federation:
 
 
 @contextlib.contextmanager
-def federation(folder: Path, *sites: str, options: list[str] | None = None) -> Iterator[Federation]:
-    """A federation that runs while the block lasts; whatever still runs then is killed."""
-    coordinator = Coordinator(folder / "coordinator", options or [])
+def federation(
+    folder: Path, *sites: str, options: list[str] | None = None, host: str = "127.0.0.1"
+) -> Iterator[Federation]:
+    """A federation that runs while the block lasts; whatever still runs then is killed.
+
+    Args:
+        host: where the coordinator listens.
+    """
+    coordinator = Coordinator(folder / "coordinator", options or [], listen=f"{host}:{free_port()}")
     made: Federation | None = None
     try:
         coordinator.start()
