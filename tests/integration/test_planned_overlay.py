@@ -1,0 +1,166 @@
+"""Planner, agents, relays and policies on links with rates of their own: sites in network namespaces, links by HTB."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from liars import PolicyKeys
+from planned import decided, enact, say_links, start
+from sites import Federation, federation
+from support import MIB, free_port, wait_until
+
+from tests.overlay import HUB, overlay
+
+pytestmark = [pytest.mark.root, pytest.mark.slow]
+
+MBIT = 1_000_000
+SITES = {"s": "FR", "t": "DE", "r": "NL", "q": "NL", "p": "US"}
+RELAYS = "rqp"
+LINKS = {
+    ("s", "t"): 100 * MBIT,
+    **{pair: 300 * MBIT for name in RELAYS for pair in (("s", name), (name, "t"))},
+}
+SHARD = 16 * MIB
+CHATTER = 2 * MIB
+"""More than a site that carries nothing exchanges with its coordinator."""
+
+
+@pytest.fixture(scope="module")
+def sites(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+    base, keys = tmp_path_factory.mktemp("federation"), PolicyKeys()
+    with (
+        overlay(list(SITES), LINKS) as net,
+        federation(base, options=keys.options(base), host=HUB) as made,
+    ):
+        for name in SITES:
+            relays = ["[relay]", "enabled = true"] if name in RELAYS else []
+            listen = f"{net.addresses[name]}:{free_port()}"
+            made.make(name, lines=[*relays, *keys.site_lines], listen=listen, prefix=net.prefix(name))
+        start(made)
+        enact(made, keys, SITES, ["s:/data"])
+        say_links(made, LINKS, held=False)
+        yield made
+
+
+def fill(sites: Federation, folder: str, shards: int) -> None:
+    """So many files of 16 MiB, as datasets of shards are."""
+    source = sites["s"].data / folder
+    source.mkdir()
+    bytes_of = (
+        Cipher(algorithms.AES(os.urandom(16)), modes.CTR(bytes(16))).encryptor().update
+    )  # quick to make
+    for number in range(shards):
+        (source / f"shard-{number:03d}").write_bytes(bytes_of(bytes(SHARD)))
+
+
+@contextlib.contextmanager
+def moving(sites: Federation, folder: str, shards: int) -> Iterator[Any]:
+    """A transfer of so many shards; what landed is right, and is gone afterwards."""
+    fill(sites, folder, shards)
+    transfer = sites.client.copy(f"s:/data/{folder}/", f"t:/data/{folder}")
+    try:
+        yield transfer
+        landed = [path for path in (sites["t"].data / folder).iterdir() if path.name.startswith("shard-")]
+        assert landed
+        for path in sorted(landed)[::8]:
+            assert path.read_bytes() == (sites["s"].data / folder / path.name).read_bytes()
+    finally:
+        if transfer.refresh().ended is None:
+            transfer.cancel()
+            wait_until(lambda: transfer.refresh().ended, "the end of the rest", 30)
+        for site in "st":
+            shutil.rmtree(sites[site].data / folder)
+
+
+def done_bytes(transfer: Any) -> Callable[[], int]:
+    """What the coordinator was last told of a transfer."""
+    return lambda: int(transfer.refresh().counters.bytes_done)
+
+
+def sent_bytes(site: str) -> int:
+    """What a site has put on the network."""
+    return int(Path(f"/sys/class/net/flow-{site}/statistics/rx_bytes").read_text())
+
+
+def rate_mbit(count: Callable[[], int], seconds: float) -> float:
+    """How fast a counter grows for so long, from one change of it to another."""
+
+    def change(before: int) -> tuple[int, float]:
+        return wait_until(
+            lambda: (now, time.monotonic()) if (now := count()) != before else None, "bytes", 20
+        )  # type: ignore[no-any-return]
+
+    first, begun = change(count())
+    last, ended = first, begun
+    while ended < begun + seconds:
+        last, ended = change(last)
+    return (last - first) * 8 / (ended - begun) / MBIT
+
+
+def used(transfer: Any) -> set[tuple[str, ...]]:
+    """The ways that the plan gives to a transfer."""
+    return {tuple(way.sites) for way in transfer.refresh().tasks[0].ways}
+
+
+THREE = {("s", "t"), ("s", "r", "t"), ("s", "q", "t")}
+
+
+def test_a_limit_that_changes_is_held_and_what_policy_forbids_carries_nothing(sites: Federation) -> None:
+    with moving(sites, "capped", 60) as transfer:
+        wait_until(lambda: used(transfer) == THREE, "three ways", 20)
+        wait_until(lambda: sent_bytes("q") > 8 * MIB, "bytes over q", 20)
+        sites.client.set_limit("link:q>t", 40 * MBIT)
+        at = time.monotonic() + 2.0
+        wait_until(lambda: time.monotonic() > at, "what was on its way")
+        before = sent_bytes("p")  # nothing is probed while something moves, and what was begun before is over
+        assert rate_mbit(lambda: sent_bytes("q"), 5.0) == pytest.approx(40, rel=0.05)
+        sites.client.remove_limit("link:q>t")
+        assert sent_bytes("p") < before + CHATTER
+        assert "relay begins" not in sites["p"].log
+        assert decided(sites["p"], transfer.record, "relay") == []
+        assert {line["decision"] for line in decided(sites["q"], transfer.record, "relay")} == {"permit"}
+
+
+def test_what_is_urgent_and_due_gets_its_rate(sites: Federation) -> None:
+    with moving(sites, "bulk", 64) as bulk:
+        wait_until(lambda: used(bulk) == THREE, "three ways", 20)
+        fill(sites, "due", 40)
+        needed = 40 * SHARD * 8 / 16 / MBIT  # 336 of 700 Mbit/s
+        begun = time.monotonic()
+        due = sites.client.copy(
+            "s:/data/due/", "t:/data/due", priority="urgent", deadline=timedelta(seconds=16)
+        )
+        assert due.record.promised
+        wait_until(lambda: time.monotonic() > begun + 5.0, "five seconds")
+        assert rate_mbit(done_bytes(due), 2.0) >= needed
+        assert due.wait(30).state == "completed"
+        assert time.monotonic() - begun < 16
+
+
+def test_all_ways_are_used_and_one_relay_dies(sites: Federation) -> None:
+    with moving(sites, "large", 96) as transfer:
+        wait_until(lambda: done_bytes(transfer)() > MIB, "first bytes", 20)
+        at = time.monotonic() + 5.0
+        wait_until(lambda: time.monotonic() > at, "the first five seconds")
+        assert used(transfer) == THREE
+        rates = [rate_mbit(done_bytes(transfer), 4.0)]
+        while rates[-1] < 0.9 * 700 and len(rates) < 3:  # somebody else had the processors
+            rates.append(rate_mbit(done_bytes(transfer), 3.0))
+        assert max(rates) >= 0.9 * 700, rates
+        sites["r"].kill()
+        killed = grown = time.monotonic()
+        longest, before = 0.0, sent_bytes("s")
+        while (now := time.monotonic()) < killed + 5.0:
+            if (count := sent_bytes("s")) > before + 256 * 1024:
+                longest, grown, before = max(longest, now - grown), now, count
+        assert max(longest, time.monotonic() - grown) < 3.0
+        assert rate_mbit(lambda: sent_bytes("s"), 2.0) >= 0.8 * 400
