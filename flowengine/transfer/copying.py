@@ -53,7 +53,7 @@ class CopyJob:
 class DropJob:
     """Old files to be closed, which frees the pages of what has no name any more.
 
-    That takes 0.1 s a gigabyte in memory, for which nobody is to wait.
+    That takes 0.2 s a gigabyte in memory, for which nobody is to wait.
     """
 
     __slots__ = ("large",)

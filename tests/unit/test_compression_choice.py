@@ -13,7 +13,7 @@ def windows(
     """Let lanes send over a link of a rate, with data of a ratio, where level 1 compresses `speed` bytes/s a thread."""
     levels = []
     now = begin
-    cost = {0: 0.0, -1: 0.7, 1: 1.0, 3: 2.0, 6: 5.0}
+    cost = {0: 0.0, -1: 0.77, 1: 1.0, 3: 2.0, 6: 5.0}
     for _ in range(count):
         level = chooser.level
         able = 1e12 if not level else speed / cost[level]
