@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from chains import NOW, pki
+from chains import NOW, Pki, pki
 
 from flowengine.evidence.bodies import checkpoint_body, stop_body
 from flowengine.evidence.canonical import canonical, read_canonical
@@ -26,6 +26,7 @@ SUITE = find_suite(DEFAULT_SUITE)
 
 
 def made() -> dict[str, Any]:
+    keys = Pki()  # one of its own: what another test signed before would give other serials
     first, head = begin_chain("site:alpha", bytes(range(16)), NOW)
     records = [first]
     for number in range(4):
@@ -34,7 +35,7 @@ def made() -> dict[str, Any]:
         )
         records.append(record)
     hashes = [record.hash for record in records]
-    document = sign_checkpoint(head, hashes, NOW + 9, *pki().signer("alpha"))
+    document = sign_checkpoint(head, hashes, NOW + 9, *keys.signer("alpha"))
     text = base64.b64encode(document).decode()
     last, _ = next_record(head, "checkpoint", checkpoint_body(read_checkpoint(document)[0], text), NOW + 9)
     concealed, _ = conceal(
@@ -49,7 +50,7 @@ def made() -> dict[str, Any]:
         "path_of_3": inclusion_path(SUITE, hashes, 3),
         "digest": concealed["by"],
         "checkpoint": text,
-        "ca": pki().anchors,
+        "ca": keys.anchors,
     }
 
 
