@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from chains import NOW, Pki, pki
+from chains import NOW, Pki
 
 from flowengine.evidence.bodies import checkpoint_body, stop_body
 from flowengine.evidence.canonical import canonical, read_canonical
