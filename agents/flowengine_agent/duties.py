@@ -16,7 +16,7 @@ import trio
 from flowengine.errors import Denied, FlowError
 from flowengine.manifest import DIRECTORY, ManifestReader
 from flowengine.policy.asking import Judged
-from flowengine.policy.duties import stop_mode
+from flowengine.policy.duties import StopMode, stop_mode
 from flowengine.store.landed import LandedManifest
 from flowengine.transfer.channel import first_flow_error
 from flowengine.transfer.session import Session
@@ -170,7 +170,8 @@ class Duties:
             return
         holding = self.keeper.holdings.find(task)
         if holding is not None and holding.state == "open":
-            mode = error.context.get("mode") or "stop-now"
+            # The other end's word comes without the mode, and so does a refusal to begin anew after a mild stop.
+            mode = error.context.get("mode") or self._mode(holding)
             self.keeper.mark(
                 task,
                 "policy-stopped",
@@ -263,16 +264,33 @@ class Duties:
 
     def _decide_again(self, holding: Holding) -> None:
         try:
-            proof = msgspec.msgpack.decode(holding.proof, type=_Proof)
-            judged = self._site.gate.review("land", proof.grant, proof.route, proof.release)
-        except (msgspec.MsgspecError, FlowError) as error:
-            found = error if isinstance(error, FlowError) else FlowError(f"it cannot be read: {error}")
-            self.failed(holding.task, stopped_by(found))
+            denied = self._denied(holding)
+        except FlowError as error:
+            self.failed(holding.task, stopped_by(error))
             return
-        denied = next((one for one in judged if not one.decision.permit), None)
         if denied is not None:
-            mode = stop_mode(denied.decision, holding.terms)
-            self.failed(holding.task, policy_stopped(denied, mode))
+            self.failed(holding.task, policy_stopped(denied, stop_mode(denied.decision, holding.terms)))
+
+    def _mode(self, holding: Holding) -> StopMode:
+        """How what landed is to be stopped by what this site knows; at once where it knows of no denial."""
+        try:
+            denied = self._denied(holding)
+        except FlowError:
+            return "stop-now"
+        return "stop-now" if denied is None else stop_mode(denied.decision, holding.terms)
+
+    def _denied(self, holding: Holding) -> Judged | None:
+        """The decision by which what landed is not permitted here now, if there is one.
+
+        Raises:
+            FlowError: it cannot be decided.
+        """
+        try:
+            proof = msgspec.msgpack.decode(holding.proof, type=_Proof)
+        except msgspec.MsgspecError as error:
+            raise FlowError(f"it cannot be read: {error}") from error
+        judged = self._site.gate.review("land", proof.grant, proof.route, proof.release)
+        return next((one for one in judged if not one.decision.permit), None)
 
 
 def _holding(grant: Grant, place: Place, permit: Permit, watch: Watch) -> Holding:

@@ -6,6 +6,7 @@ A real coordinator and real agents. Bundles are signed with two keys of the test
 from __future__ import annotations
 
 import base64
+import contextlib
 import shutil
 import sqlite3
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from proxy import Proxy
 from sites import Federation, federation
 from support import MIB, random_file, wait_until
 
@@ -22,6 +24,7 @@ from flowengine.errors import Denied
 from flowengine.policy.bundle import build, sign
 from flowengine.trust.approval import Yes, sign_approval
 from flowengine.trust.deletion import DeleteCertificate, verify_deletion
+from flowengine.wire.ticket import Ticket
 
 pytestmark = pytest.mark.slow
 
@@ -112,14 +115,55 @@ class Bundles:
         """The same, and wait until all agents have it."""
         self.activate(*rules, then=then)
 
-        def taken() -> bool:
-            return all(site.policy.version == self._version for site in self._made.client.sites())
+        wait_until(lambda: all(map(self.is_at, "abc")), f"version {self._version} everywhere", 20)
 
-        wait_until(taken, f"version {self._version} everywhere", 20)
+    def is_at(self, site: str) -> bool:
+        """Whether a site has said that it decides by the newest version."""
+        return self._made.client.site(site).policy.version == self._version
+
+
+class Link:
+    """The way of one site to the coordinator, which can be cut for that site alone."""
+
+    def __init__(self) -> None:
+        self._proxy: Proxy | None = None
+        self._is_cut = False
+
+    def open(self, listen: str) -> str:
+        """Begin to pass on; gives the address to ask."""
+        host, _, port = listen.rpartition(":")
+        self._proxy = Proxy(
+            Ticket(host, int(port), b"", bytes(32), bytes(32)),
+            lambda way, data: None if self._is_cut else data,
+        )
+        return f"https://127.0.0.1:{self._proxy.ticket.port}"
+
+    @contextlib.contextmanager
+    def cut(self) -> Iterator[None]:
+        """No word passes while the block lasts."""
+        assert self._proxy is not None
+        self._is_cut = True
+        self._proxy.cut()
+        try:
+            yield
+        finally:
+            self._is_cut = False
+
+    def close(self) -> None:
+        """End it."""
+        if self._proxy is not None:
+            self._proxy.close()
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+def link() -> Iterator[Link]:
+    """Between b and the coordinator."""
+    with contextlib.closing(Link()) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, link: Link) -> Iterator[Federation]:
     folder = tmp_path_factory.mktemp("federation")
     options = []
     public = {}
@@ -132,8 +176,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
         "required = true", 'purge_after = "1 s"',
     ]  # fmt: skip
     with federation(folder, options=options) as running:
-        for site in ("a", "b"):
-            running.add(site, lines=lines)
+        running.add("a", lines=lines)
+        running.add("b", lines=[f'coordinator = ["{link.open(running.coordinator.listen)}"]', *lines])
         running.add("c", lines=lines, listen="")  # dials out only: it is the one that pushes
         for source in ("a", "c"):
             data = running[source].data
@@ -179,7 +223,9 @@ def established(made: Federation) -> int:
 def until_quiet(made: Federation, since: float) -> float:
     """Seconds until no agent has a connection to another: from then on no byte can move."""
     wait_until(lambda: not established(made), "the end of the session", 30)
-    return time.monotonic() - since
+    seconds = time.monotonic() - since
+    print(f"last byte after {seconds:.2f} s")
+    return seconds
 
 
 def certificate(made: Federation, transfer: Transfer) -> DeleteCertificate:
@@ -232,8 +278,8 @@ def test_finish_file_lets_what_was_offered_land_and_offers_nothing_after_it(
     try:
         transfer = begin(made, "a", "file")
         bundles.activate(FORBID.replace("{stop}", "finish-file"))
-        wait_until(lambda: stopped(made, "a", transfer), "the source's stop", STOPS_S)
-        wait_until(lambda: stopped(made, "b", transfer), "the target's stop", STOPS_S)
+        wait_until(lambda: stops(made, "a", transfer), "the source's stop", STOPS_S)
+        wait_until(lambda: stops(made, "b", transfer), "the target's stop", STOPS_S)
         made.client.remove_limit("link:a>b")
         said = certificate(made, transfer)
     finally:
@@ -248,9 +294,10 @@ def test_finish_file_lets_what_was_offered_land_and_offers_nothing_after_it(
     assert "study/ended" in transfer.why().line
 
 
-def stopped(made: Federation, site: str, transfer: Transfer) -> bool:
-    """Whether a site has said that it stops a transfer."""
-    return any("is stopped" in line and transfer.id in line for line in made[site].log.splitlines())
+def stops(made: Federation, site: str, transfer: Transfer) -> str:
+    """What a site has said of stopping a transfer."""
+    lines = made[site].log.splitlines()
+    return "".join(line for line in lines if "transfer is stopped" in line and transfer.id in line)
 
 
 def test_a_site_that_is_cut_off_stops_by_itself_and_goes_on_when_it_may(
@@ -262,15 +309,41 @@ def test_a_site_that_is_cut_off_stops_by_itself_and_goes_on_when_it_may(
     try:
         quiet = until_quiet(made, time.monotonic())
         landed = len(visible(made, "offline"))
+        # Whoever looks first cuts it for both.
+        wait_until(
+            lambda: "policy-offline" in stops(made, "a", transfer) + stops(made, "b", transfer),
+            "a stop",
+            STOPS_S,
+        )
     finally:
         made.coordinator.start()
     assert OFFLINE_S - 2 < quiet < OFFLINE_S + STOPS_S
     assert landed == 20
     made.client.remove_limit("link:a>b")
-    assert (
-        wait_until(lambda: transfer.refresh().ended and transfer.record, "the end", 60).state == "completed"
-    )
-    made.client.set_limit("link:a>b", RATE)
+    try:
+        wait_until(lambda: transfer.refresh().ended, "the end", 60)
+    finally:
+        made.client.set_limit("link:a>b", RATE)
+    assert transfer.record.state == "completed", transfer.record.message
+
+
+def test_one_site_alone_that_is_cut_off_stops_and_destroys_when_it_hears_of_the_change(
+    made: Federation, bundles: Bundles, link: Link
+) -> None:
+    bundles.everywhere()
+    transfer = begin(made, "a", "alone")
+    with link.cut():
+        since = time.monotonic()
+        quiet = until_quiet(made, since)
+        wait_until(lambda: "policy-offline" in stops(made, "b", transfer), "b's own stop", STOPS_S)
+        assert stops(made, "a", transfer) == ""  # it is connected, and nothing has changed
+        bundles.activate(FORBID.replace("{stop}", "stop-now"))
+        wait_until(lambda: bundles.is_at("a"), "the change at a", 20)
+        assert not bundles.is_at("b")
+        assert len(visible(made, "alone")) == 20  # b cannot know
+    assert OFFLINE_S - 2 < quiet < OFFLINE_S + STOPS_S
+    assert certificate(made, transfer).objects == 20
+    assert visible(made, "alone") == []
 
 
 def test_what_is_due_is_destroyed_by_the_target_itself_over_a_restart(
@@ -330,8 +403,9 @@ def test_people_approve_exactly_what_they_saw_and_may_take_it_back(
     with pytest.raises(Denied):  # another data set is another question
         made.client.copy("a:/data/small", "b:/data/approved/", labels=["study"])
     transfer = begin(made, "a", "approved")
+    since = time.monotonic()
     made.client.withdraw_approval(handle, "ben")
-    assert until_quiet(made, time.monotonic()) < STOPS_S
+    assert until_quiet(made, since) < STOPS_S
     said = certificate(made, transfer)
     assert said.objects == 20
     assert visible(made, "approved") == []
