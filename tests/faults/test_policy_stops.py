@@ -294,6 +294,22 @@ def test_finish_file_lets_what_was_offered_land_and_offers_nothing_after_it(
     assert "study/ended" in transfer.why().line
 
 
+def test_drain_lets_the_session_come_to_its_end_and_begins_none(made: Federation, bundles: Bundles) -> None:
+    bundles.everywhere()
+    transfer = begin(made, "a", "drain")
+    bundles.activate(FORBID.replace("{stop}", "drain"))
+    wait_until(lambda: stops(made, "a", transfer), "the source's stop", STOPS_S)
+    made.client.remove_limit("link:a>b")
+    try:
+        wait_until(lambda: transfer.refresh().ended, "the end", 30)
+    finally:
+        made.client.set_limit("link:a>b", RATE)
+    assert transfer.record.state == "completed", transfer.record.message
+    assert len(visible(made, "drain")) == 21
+    with pytest.raises(Denied, match="agreement has ended"):
+        made.client.copy("a:/data/set", "b:/data/drain-2/", labels=["study"])
+
+
 def stops(made: Federation, site: str, transfer: Transfer) -> str:
     """What a site has said of stopping a transfer."""
     lines = made[site].log.splitlines()
