@@ -203,11 +203,20 @@ def begin(made: Federation, source: str, to: str, **options: object) -> Transfer
 
     def under_way() -> bool:
         assert not transfer.refresh().ended, transfer.record.message
-        return len(visible(made, to)) >= 20 and transfer.record.counters.bytes_sent > 2 * MIB
+        return len(visible(made, to)) >= 20 and staged_bytes(made, to) > 2 * MIB
 
     wait_until(under_way, "the copy under way", 40)
     assert established(made)
     return transfer
+
+
+def staged_bytes(made: Federation, to: str) -> int:
+    """Bytes written of what has no name of its own yet; its files have their whole size from the start."""
+    found = 0
+    for path in (made["b"].data / to).rglob(".flow-staging/*"):
+        with contextlib.suppress(FileNotFoundError):
+            found += path.stat().st_blocks * 512
+    return found
 
 
 def established(made: Federation) -> int:
