@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 
-from flowengine.errors import FlowError, NotFound, UsageError
+from flowengine.errors import NotFound, UsageError
+from flowengine.store.filesystem import local_error
 from flowengine.units import show_path
 
 __all__ = ["Root", "Selection", "select"]
@@ -77,7 +78,7 @@ def select(paths: list[bytes], files_from: list[bytes] | None = None) -> Selecti
                 hint="leave out the final slash to copy the file itself",
             ) from None
         except OSError as error:
-            raise FlowError(f"source {show_path(path)}: {error.strerror}", reason="local") from error
+            raise local_error(error, "cannot look at the source", path) from error
         contents = path.endswith(b"/") or os.path.basename(path) in (b".", b"..", b"")
         if contents:
             if not is_dir:
