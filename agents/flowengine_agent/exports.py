@@ -13,17 +13,15 @@ Invariants
 
 from __future__ import annotations
 
-import os
-import sqlite3
 import threading
 from typing import Final
 
 import msgspec
 
-from flowengine.errors import LocalError
 from flowengine.policy.counting import counters
 from flowengine.policy.ledger import Entry, Ledger, Movement
 from flowengine.policy.model import PolicySet, Value
+from flowengine.store.state_file import StateFile
 
 __all__ = ["RESERVED_S", "Exports"]
 
@@ -47,24 +45,19 @@ class Exports:
     """
 
     def __init__(self, path: str) -> None:
-        self._path = path
+        self._file = StateFile(
+            path,
+            "the count of what left this site",
+            _SCHEMA,
+            if_unusable="restore it: thresholds of policies are counted in it",
+            if_full="make room on the disk of the state folder; nothing leaves without it",
+        )
         self._lock = threading.Lock()
-        try:
-            if path != ":memory:":
-                os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-            self._db = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
-            self._db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;" + _SCHEMA)
-            rows = self._db.execute("SELECT * FROM export").fetchall()
-        except (sqlite3.Error, OSError) as error:
-            raise LocalError(
-                f"the count of what left this site, {path}, cannot be used: {error}",
-                hint="restore it: thresholds of policies are counted in it",
-            ) from None
-        self._ledger = Ledger(tuple(_entry(row) for row in rows))
+        self._ledger = Ledger(tuple(_entry(row) for row in self._file.rows("SELECT * FROM export")))
 
     def close(self) -> None:
         """Close the file; nothing is lost by not calling it."""
-        self._db.close()
+        self._file.close()
 
     def counters(self, policies: PolicySet, movement: Movement, now: int) -> dict[str, Value]:
         """All counters that the policies use, with a movement included."""
@@ -87,16 +80,11 @@ class Exports:
 
     def _keep(self, ledger: Ledger, task: str) -> None:
         entry = next((one for one in ledger.entries if one.movement.transfer == task), None)
-        try:
+        with self._file.write() as db:
             if entry is None:
-                self._db.execute("DELETE FROM export WHERE task=?", (task,))
+                db.execute("DELETE FROM export WHERE task=?", (task,))
             else:
-                self._db.execute("INSERT OR REPLACE INTO export VALUES (?,?,?,?,?,?,?,?,?)", _row(entry))
-        except sqlite3.Error as error:
-            raise LocalError(
-                f"the count of what left this site, {self._path}, cannot be written: {error}",
-                hint="make room on the disk of the state folder; nothing leaves without it",
-            ) from None
+                db.execute("INSERT OR REPLACE INTO export VALUES (?,?,?,?,?,?,?,?,?)", _row(entry))
         self._ledger = ledger
 
 

@@ -17,24 +17,19 @@ Invariants
 
 from __future__ import annotations
 
-import os
-import sqlite3
-import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import msgspec
 
-from flowengine.errors import LocalError
 from flowengine.policy.duties import Clock, Terms, dump_duties, load_duties
 from flowengine.policy.model import Duty
+from flowengine.store.state_file import StateFile
 
 __all__ = ["Cause", "Holding", "Holdings"]
 
 Cause = Literal["policy-stopped", "delete-by", "delete-after", "cancelled", "operator"]
-_VERSION: Final = 1
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS holding (
     task TEXT PRIMARY KEY, transfer TEXT NOT NULL, source TEXT NOT NULL, path TEXT NOT NULL, root TEXT NOT NULL,
@@ -113,54 +108,20 @@ class Holdings:
     """
 
     def __init__(self, path: str) -> None:
-        self._path = path
-        self._lock = threading.Lock()
-        try:
-            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-            self._db = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
-            os.chmod(path, 0o600)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
-            version = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if version not in (0, _VERSION):
-                raise LocalError(
-                    f"{path} was written by another version of flowengine ({version})",
-                    hint="run that version: what is owed for data that landed here stands in that file",
-                )
-            self._db.executescript(_SCHEMA)
-            self._db.execute(f"PRAGMA user_version={_VERSION}")
-        except (sqlite3.Error, OSError) as error:
-            raise LocalError(
-                f"the account of what landed here, {path}, cannot be used: {error}",
-                hint="restore it: what is owed for data that landed here stands in it",
-            ) from None
+        self._file = StateFile(
+            path,
+            "the account of what landed here",
+            _SCHEMA,
+            if_unusable="restore it: what is owed for data that landed here stands in it",
+            if_full="make room on the disk of the state folder; nothing lands without it",
+        )
 
     def close(self) -> None:
         """Close the file; nothing is lost by not calling it."""
-        with self._lock:
-            self._db.close()
-
-    @contextmanager
-    def _write(self) -> Iterator[sqlite3.Connection]:
-        with self._lock:
-            try:
-                self._db.execute("BEGIN IMMEDIATE")
-                try:
-                    yield self._db
-                except BaseException:
-                    self._db.execute("ROLLBACK")
-                    raise
-                self._db.execute("COMMIT")
-            except sqlite3.Error as error:
-                raise LocalError(
-                    f"the account of what landed here, {self._path}, cannot be written: {error}",
-                    hint="make room on the disk of the state folder; nothing lands without it",
-                ) from None
+        self._file.close()
 
     def _read(self, where: str, *args: object) -> list[Holding]:
-        with self._lock:
-            rows = self._db.execute(f"SELECT {_COLUMNS} FROM holding {where}", args).fetchall()  # noqa: S608
-        return [_holding(row) for row in rows]
+        return [_holding(row) for row in self._file.rows(f"SELECT {_COLUMNS} FROM holding {where}", *args)]  # noqa: S608
 
     # --- what lands ---------------------------------------------------------------------------------------------
 
@@ -171,7 +132,7 @@ class Holdings:
             _json(holding.labels), _json(dump_duties(holding.duties)), holding.policy_digest, holding.begun,
             holding.proof,
         )  # fmt: skip
-        with self._write() as db:
+        with self._file.write() as db:
             db.execute(
                 "INSERT INTO holding (task, transfer, source, path, root, folder, labels, duties, policy_digest, begun,"
                 " proof) VALUES (?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT (task) DO UPDATE SET labels=excluded.labels,"
@@ -183,7 +144,7 @@ class Holdings:
 
     def add_objects(self, task: str, rows: Iterable[tuple[bytes, int]]) -> None:
         """Objects of a task are durable under their names."""
-        with self._write() as db:
+        with self._file.write() as db:
             db.executemany(
                 "INSERT OR REPLACE INTO object VALUES (?,?,?)", ((task, path, size) for path, size in rows)
             )
@@ -193,7 +154,7 @@ class Holdings:
         holding = self.find(task)
         if holding is None or holding.state != "open":
             return
-        with self._write() as db:
+        with self._file.write() as db:
             if holding.terms.binds_what_landed:
                 db.execute("UPDATE holding SET state='kept', landed=? WHERE task=?", (landed, task))
             else:
@@ -204,7 +165,7 @@ class Holdings:
 
     def mark(self, task: str, cause: Cause, why: str, *, all_of_it: bool, due: int = 0) -> bool:
         """It must go; False where there is nothing, or it was marked before."""
-        with self._write() as db:
+        with self._file.write() as db:
             done = db.execute(
                 "UPDATE holding SET state='marked', cause=?, why=?, all_of_it=?, due=?"
                 " WHERE task=? AND state IN ('open','kept')",
@@ -214,7 +175,7 @@ class Holdings:
 
     def hidden(self, task: str, at: int, objects: int, size_bytes: int, missing: int, names: str) -> None:
         """It is in quarantine."""
-        with self._write() as db:
+        with self._file.write() as db:
             db.execute(
                 "UPDATE holding SET state='hidden', hidden=CASE WHEN hidden=0 THEN ? ELSE hidden END,"
                 " objects=?, size_bytes=?, missing=?, names=? WHERE task=? AND state='marked'",
@@ -223,13 +184,13 @@ class Holdings:
 
     def purged(self, task: str, certificate: bytes) -> None:
         """It is destroyed, and this is the certificate of it."""
-        with self._write() as db:
+        with self._file.write() as db:
             db.execute("UPDATE holding SET state='purged', certificate=? WHERE task=?", (certificate, task))
             db.execute("DELETE FROM object WHERE task=?", (task,))
 
     def told(self, task: str, state: str) -> None:
         """The coordinator took note of a state."""
-        with self._write() as db:
+        with self._file.write() as db:
             db.execute("UPDATE holding SET told=? WHERE task=?", (state, task))
 
     # --- what is asked ------------------------------------------------------------------------------------------
@@ -249,19 +210,19 @@ class Holdings:
 
     def objects(self, task: str) -> list[tuple[bytes, int]]:
         """(path, size) of what landed of a task, by path."""
-        with self._lock:
-            return self._db.execute(
-                "SELECT path, size_bytes FROM object WHERE task=? ORDER BY path", (task,)
-            ).fetchall()
+        return self._file.rows("SELECT path, size_bytes FROM object WHERE task=? ORDER BY path", task)
 
     def later_on(self, holding: Holding) -> set[bytes]:
         """Paths that a later task landed at the same place: its duties hold for them now."""
-        with self._lock:
-            rows = self._db.execute(
-                "SELECT o.path FROM object o JOIN holding h ON h.task=o.task WHERE h.root=? AND h.folder=?"
-                " AND h.task<>? AND (h.begun, h.task) > (?, ?) AND h.state IN ('open','kept')",
-                (holding.root, holding.folder, holding.task, holding.begun, holding.task),
-            ).fetchall()
+        rows = self._file.rows(
+            "SELECT o.path FROM object o JOIN holding h ON h.task=o.task WHERE h.root=? AND h.folder=?"
+            " AND h.task<>? AND (h.begun, h.task) > (?, ?) AND h.state IN ('open','kept')",
+            holding.root,
+            holding.folder,
+            holding.task,
+            holding.begun,
+            holding.task,
+        )
         return {row[0] for row in rows}
 
     def covering(self, root: str, path: bytes) -> list[Holding]:
@@ -281,13 +242,12 @@ class Holdings:
 
     def clock(self) -> Clock | None:
         """The last reading that was agreed; None before the first."""
-        with self._lock:
-            row = self._db.execute("SELECT wall, steady, boot FROM clock").fetchone()
-        return Clock(*row) if row else None
+        rows = self._file.rows("SELECT wall, steady, boot FROM clock")
+        return Clock(*rows[0]) if rows else None
 
     def set_clock(self, clock: Clock) -> None:
         """Remember a reading that was agreed."""
-        with self._write() as db:
+        with self._file.write() as db:
             db.execute(
                 "INSERT OR REPLACE INTO clock VALUES (1,?,?,?)", (clock.wall, clock.steady, clock.boot)
             )

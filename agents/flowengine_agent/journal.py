@@ -7,25 +7,20 @@ them; a power cut may lose the last moment. (Spent grants and fences are in `sto
 
 from __future__ import annotations
 
-import os
-import sqlite3
-import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
 from flowengine.api.agents import Report, TaskGrant
-from flowengine.errors import LocalError
+from flowengine.store.state_file import StateFile
 
 __all__ = ["MAX_LANDED_IN_REPORT", "HeldTask", "Journal", "Pending"]
 
 MAX_LANDED_IN_REPORT: Final = 1000
 MAX_LANDED_BYTES: Final = 512 * 1024
 """Of their paths as JSON: a report stays well below what the coordinator takes as one body, 1 MiB."""
-_VERSION: Final = 1
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS held (
     task TEXT PRIMARY KEY, fence INTEGER NOT NULL, granted BLOB NOT NULL, lease_until REAL NOT NULL) WITHOUT ROWID;
@@ -72,70 +67,35 @@ class Journal:
     """
 
     def __init__(self, path: str) -> None:
-        self._path = path
-        self._lock = threading.Lock()
-        try:
-            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-            self._db = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
-            os.chmod(path, 0o600)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=NORMAL")
-            version = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if version not in (0, _VERSION):
-                raise LocalError(
-                    f"the journal {path} was written by another version of flowengine ({version})",
-                    hint="run that version, or move the file away after its tasks have ended",
-                )
-            self._db.executescript(_SCHEMA)
-            self._db.execute(f"PRAGMA user_version={_VERSION}")
-        except (sqlite3.Error, OSError) as error:
-            raise LocalError(
-                f"the journal {path} cannot be used: {error}",
-                hint="check the state folder's owner, permissions and space",
-            ) from None
-
-    @contextmanager
-    def _write(self) -> Iterator[sqlite3.Connection]:
-        with self._lock:
-            try:
-                self._db.execute("BEGIN IMMEDIATE")
-                try:
-                    yield self._db
-                except BaseException:
-                    self._db.execute("ROLLBACK")
-                    raise
-                self._db.execute("COMMIT")
-            except sqlite3.Error as error:
-                raise LocalError(
-                    f"the journal {self._path} cannot be written: {error}",
-                    hint="make room on the disk of the state folder",
-                ) from None
-
-    def _read(self, sql: str, *args: object) -> list[tuple[Any, ...]]:
-        with self._lock:
-            return self._db.execute(sql, args).fetchall()
+        self._file = StateFile(
+            path,
+            "the journal",
+            _SCHEMA,
+            synced=False,
+            if_unusable="move the file away after its tasks have ended",
+        )
 
     # --- tasks --------------------------------------------------------------------------------------------------
 
     def hold(self, granted: TaskGrant, lease_until: float) -> None:
         """A task was claimed, or got a new grant."""
         row = (granted.task, granted.fence, msgspec.json.encode(granted), lease_until)
-        with self._write() as db:
+        with self._file.write() as db:
             db.execute("INSERT OR REPLACE INTO held VALUES (?,?,?,?)", row)
 
     def extend(self, task: str, fence: int, lease_until: float) -> None:
         """The coordinator took a report: the lease runs on."""
-        with self._write() as db:
+        with self._file.write() as db:
             db.execute("UPDATE held SET lease_until=? WHERE task=? AND fence=?", (lease_until, task, fence))
 
     def let_go(self, task: str, fence: int) -> None:
         """The task ended here."""
-        with self._write() as db:
+        with self._file.write() as db:
             db.execute("DELETE FROM held WHERE task=? AND fence=?", (task, fence))
 
     def held(self) -> list[HeldTask]:
         """What was held when the process ended before."""
-        rows = self._read("SELECT granted, lease_until FROM held ORDER BY task")
+        rows = self._file.rows("SELECT granted, lease_until FROM held ORDER BY task")
         found = []
         for granted, lease_until in rows:
             try:
@@ -148,7 +108,7 @@ class Journal:
 
     def add_landed(self, task: str, fence: int, rows: Iterable[tuple[str, int]]) -> None:
         """Objects are durable under their names; they go out with the next reports."""
-        with self._write() as db:
+        with self._file.write() as db:
             db.executemany(
                 "INSERT INTO landed (task, fence, path, size_bytes) VALUES (?,?,?,?)",
                 [(task, fence, path, size) for path, size in rows],
@@ -156,7 +116,7 @@ class Journal:
 
     def next_landed(self, task: str, fence: int) -> list[tuple[int, str, int]]:
         """(id, path, size) of the oldest objects that no report has carried yet: as many as one report takes."""
-        rows = self._read(
+        rows = self._file.rows(
             "SELECT id, path, size_bytes FROM landed WHERE task=? AND fence=? ORDER BY id LIMIT ?",
             task,
             fence,
@@ -174,17 +134,17 @@ class Journal:
     def has_landed(self, task: str, fence: int, after: int) -> bool:
         """Whether objects landed behind this id that no report has carried yet."""
         sql = "SELECT 1 FROM landed WHERE task=? AND fence=? AND id>? LIMIT 1"
-        return bool(self._read(sql, task, fence, after))
+        return bool(self._file.rows(sql, task, fence, after))
 
     def last_seq(self, task: str, fence: int) -> int:
         """The number of the last report on the task's fence."""
-        rows = self._read("SELECT seq FROM told WHERE task=? AND fence=?", task, fence)
+        rows = self._file.rows("SELECT seq FROM told WHERE task=? AND fence=?", task, fence)
         return int(rows[0][0]) if rows else 0
 
     def file_report(self, task: str, report: Report, now: float, last_landed: int) -> Pending:
         """Journal a report before it is sent; the landed objects up to the id `last_landed` went into it."""
         body = msgspec.json.encode(report)
-        with self._write() as db:
+        with self._file.write() as db:
             db.execute("INSERT OR REPLACE INTO told VALUES (?,?,?,?)", (task, report.fence, report.seq, now))
             db.execute(
                 "DELETE FROM landed WHERE task=? AND fence=? AND id<=?", (task, report.fence, last_landed)
@@ -198,7 +158,9 @@ class Journal:
 
     def pending(self, task: str, fence: int) -> list[Pending]:
         """Reports on a task's fence that were not taken yet, oldest first."""
-        rows = self._read("SELECT id, body FROM outbox WHERE task=? AND fence=? ORDER BY id", task, fence)
+        rows = self._file.rows(
+            "SELECT id, body FROM outbox WHERE task=? AND fence=? ORDER BY id", task, fence
+        )
         found = []
         for number, body in rows:
             try:
@@ -209,7 +171,7 @@ class Journal:
 
     def conclude(self, task: str, report: Report, now: float) -> None:
         """The task ended here: journal its last report (without its number) and hold the task no more."""
-        with self._write() as db:
+        with self._file.write() as db:
             db.execute(
                 "INSERT OR REPLACE INTO final VALUES (?,?,?,?)",
                 (task, report.fence, msgspec.json.encode(report), now),
@@ -218,29 +180,31 @@ class Journal:
 
     def conclusion(self, task: str, fence: int) -> Report | None:
         """The last report of a task's fence, where it ended and the coordinator does not know yet."""
-        rows = self._read("SELECT body FROM final WHERE task=? AND fence=?", task, fence)
+        rows = self._file.rows("SELECT body FROM final WHERE task=? AND fence=?", task, fence)
         return msgspec.json.decode(rows[0][0], type=Report) if rows else None
 
     def told(self, task: str, fence: int) -> None:
         """The coordinator knows that the task ended here, or does not want to."""
-        with self._write() as db:
+        with self._file.write() as db:
             db.execute("DELETE FROM final WHERE task=? AND fence=?", (task, fence))
             db.execute("DELETE FROM outbox WHERE task=? AND fence=?", (task, fence))
 
     def untold(self) -> list[tuple[str, int]]:
         """(task, fence) of which the coordinator has not heard everything."""
-        rows = self._read("SELECT task, fence FROM final UNION SELECT task, fence FROM outbox ORDER BY 1, 2")
+        rows = self._file.rows(
+            "SELECT task, fence FROM final UNION SELECT task, fence FROM outbox ORDER BY 1, 2"
+        )
         return [(row[0], row[1]) for row in rows]
 
     def adopt_landed(self, task: str, fence: int) -> None:
         """What landed under an earlier fence of the task, and was never told, is told under this one."""
-        with self._write() as db:
+        with self._file.write() as db:
             db.execute("UPDATE landed SET fence=? WHERE task=? AND fence<?", (fence, task, fence))
 
     def put_back(self, pending: Pending) -> None:
         """A report was refused because of its fence: what landed is told under the next one, if there is one."""
         report = pending.report
-        with self._write() as db:
+        with self._file.write() as db:
             db.executemany(
                 "INSERT INTO landed (task, fence, path, size_bytes) VALUES (?,?,?,?)",
                 [(pending.task, pending.fence, item.path, item.size_bytes) for item in report.landed],
@@ -249,12 +213,12 @@ class Journal:
 
     def taken(self, number: int) -> None:
         """The coordinator has taken (or refused for good) a pending report."""
-        with self._write() as db:
+        with self._file.write() as db:
             db.execute("DELETE FROM outbox WHERE id=?", (number,))
 
     def forget_old(self, before: float) -> None:
         """Drop what is left of fences that nobody has reported on since `before`."""
-        with self._write() as db:
+        with self._file.write() as db:
             db.execute("DELETE FROM final WHERE at<?", (before,))
             db.execute("DELETE FROM told WHERE at<?", (before,))
             for table in ("landed", "outbox"):
@@ -266,5 +230,4 @@ class Journal:
 
     def close(self) -> None:
         """Close the file; nothing is lost by not calling it."""
-        with self._lock:
-            self._db.close()
+        self._file.close()

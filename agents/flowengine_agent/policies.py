@@ -15,7 +15,6 @@ Invariants
 from __future__ import annotations
 
 import os
-import sqlite3
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from flowengine.policy import Engine, PolicySet, load
 from flowengine.policy.bundle import Bundle, authentic, verify
 from flowengine.policy.labels import Inherited, Labelling, overlaps, relevant
 from flowengine.store.secret_files import make_secret_folder
+from flowengine.store.state_file import StateFile
 from flowengine.trust.labels import verify_labels
 
 __all__ = ["InForce", "Policies"]
@@ -92,20 +92,17 @@ class Policies:
         """Up to which of the coordinator's serials statements were read in this life, under this bundle."""
         if folder is not None and self.trusted:
             make_secret_folder(folder)
-        path = os.path.join(folder, "memory.sqlite") if folder is not None and self.trusted else ":memory:"
-        try:
-            self._db = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
-            self._db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;" + _SCHEMA)
-        except sqlite3.Error as error:
-            raise LocalError(
-                f"cannot use {path}: {error}",
-                hint="restore it; an empty one would take older policies and labels than this site has had",
-            ) from error
+        self._memory = StateFile(
+            os.path.join(folder, "memory.sqlite") if folder is not None and self.trusted else ":memory:",
+            "the memory of policies and labels",
+            _SCHEMA,
+            if_unusable="restore it; an empty one would take older policies and labels than this site has had",
+        )
         self._load()
 
     def close(self) -> None:
         """Close the memory."""
-        self._db.close()
+        self._memory.close()
 
     @property
     def takes_bundles(self) -> bool:
@@ -130,14 +127,15 @@ class Policies:
         return self._mark("bundle")
 
     def _mark(self, name: str) -> int:
-        row = self._db.execute("SELECT value FROM mark WHERE name = ?", (name,)).fetchone()
-        return int(row[0]) if row else 0
+        rows = self._memory.rows("SELECT value FROM mark WHERE name = ?", name)
+        return int(rows[0][0]) if rows else 0
 
     def _raise_mark(self, name: str, value: int) -> None:
-        self._db.execute(
-            "INSERT INTO mark VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = max(value, excluded.value)",
-            (name, value),
-        )
+        with self._memory.write() as db:
+            db.execute(
+                "INSERT INTO mark VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = max(value, excluded.value)",
+                (name, value),
+            )
 
     # --- bundles ------------------------------------------------------------------------------------------------
 
@@ -225,7 +223,7 @@ class Policies:
         """Check all statements against the owners of the bundle in force."""
         owners = self._owners()
         found = {}
-        for (document,) in self._db.execute("SELECT document FROM label"):
+        for (document,) in self._memory.rows("SELECT document FROM label"):
             try:
                 one = verify_labels(document, owners)
             except AuthenticationError:
@@ -251,12 +249,13 @@ class Policies:
 
     def _keep_label(self, one: Labelling, document: bytes) -> bool:
         """Keep a statement, durably; False where one with its number or a higher one was here."""
-        taken = self._db.execute(
-            "INSERT INTO label VALUES (?, ?, ?, ?, ?) ON CONFLICT (owner, site, path) DO UPDATE"
-            " SET number = excluded.number, document = excluded.document WHERE excluded.number > number",
-            (one.owner, one.site, one.path, one.number, document),
-        )
-        return taken.rowcount > 0
+        with self._memory.write() as db:
+            taken = db.execute(
+                "INSERT INTO label VALUES (?, ?, ?, ?, ?) ON CONFLICT (owner, site, path) DO UPDATE"
+                " SET number = excluded.number, document = excluded.document WHERE excluded.number > number",
+                (one.owner, one.site, one.path, one.number, document),
+            )
+            return taken.rowcount > 0
 
     def labellings(self, site: str, path: str, now: float) -> list[Labelling]:
         """The valid statements on a path of a site."""
@@ -269,14 +268,12 @@ class Policies:
     def inherit(self, path: str, labels: Iterable[str], contracts: Iterable[str]) -> None:
         """Remember, durably, with which labels something is about to land below a path here."""
         row = [msgspec.json.encode(sorted(set(words))).decode() for words in (labels, contracts)]
-        with self._lock:
-            self._db.execute(
-                "INSERT OR IGNORE INTO inherited VALUES (?, ?, ?)", (path.rstrip("/") or "/", *row)
-            )
+        with self._memory.write() as db:
+            db.execute("INSERT OR IGNORE INTO inherited VALUES (?, ?, ?)", (path.rstrip("/") or "/", *row))
 
     def inherited(self, path: str) -> list[Inherited]:
         """What data at a path here has from where it came from."""
-        rows = self._db.execute("SELECT path, labels, contracts FROM inherited").fetchall()
+        rows = self._memory.rows("SELECT path, labels, contracts FROM inherited")
         return [
             Inherited(frozenset(msgspec.json.decode(labels)), frozenset(msgspec.json.decode(contracts)))
             for root, labels, contracts in rows

@@ -12,11 +12,11 @@ Invariants
 from __future__ import annotations
 
 import sqlite3
-import threading
 from types import TracebackType
 from typing import Final, Protocol
 
-from flowengine.errors import AuthenticationError, LocalError
+from flowengine.errors import AuthenticationError
+from flowengine.store.state_file import StateFile
 from flowengine.trust.grant import MAX_VALID_S
 
 __all__ = ["GrantLedger"]
@@ -61,16 +61,13 @@ class GrantLedger:
     """
 
     def __init__(self, path: str) -> None:
-        self._lock = threading.Lock()
-        try:
-            self._db = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
-            self._db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;" + _SCHEMA)
-        except sqlite3.Error as error:
-            raise LocalError(
-                f"cannot use the grant ledger {path}: {error}",
-                hint="a damaged ledger must not be replaced by an empty one while grants are valid: wait a day, or "
-                "enrol the site anew, then remove it",
-            ) from error
+        self._file = StateFile(
+            path,
+            "the grant ledger",
+            _SCHEMA,
+            if_unusable="do not replace it by an empty one while grants are valid: wait a day, or enrol the site anew, "
+            "then remove it",
+        )
 
     def __enter__(self) -> GrantLedger:
         return self
@@ -82,14 +79,12 @@ class GrantLedger:
 
     def close(self) -> None:
         """Close the file; everything that was answered is in it already."""
-        with self._lock:
-            self._db.close()
+        self._file.close()
 
     def standing(self, task: str) -> tuple[int, bool]:
         """Highest fence seen of a task (0 for none), and whether the task ended here under it."""
-        with self._lock:
-            row = self._db.execute("SELECT fence, spent FROM task WHERE task = ?", (task,)).fetchone()
-        return (int(row[0]), bool(row[1])) if row else (0, False)
+        rows = self._file.rows("SELECT fence, spent FROM task WHERE task = ?", task)
+        return (int(rows[0][0]), bool(rows[0][1])) if rows else (0, False)
 
     def admit(self, grant: Fenced) -> None:
         """Remember a grant's fence before anything is done under it.
@@ -98,10 +93,8 @@ class GrantLedger:
             AuthenticationError: a higher fence was seen meanwhile ("grant-superseded"), or the task ended here under this
                 one ("grant-replayed").
         """
-        with self._lock, self._transaction():
-            row = self._db.execute(
-                "SELECT fence, spent, until FROM task WHERE task = ?", (grant.task,)
-            ).fetchone()
+        with self._file.write() as db:
+            row = db.execute("SELECT fence, spent, until FROM task WHERE task = ?", (grant.task,)).fetchone()
             fence, spent, until = row or (0, 0, 0)
             if grant.fence < fence:
                 raise AuthenticationError(
@@ -114,48 +107,29 @@ class GrantLedger:
             if (
                 grant.fence != fence or grant.expires > until
             ):  # else shown again: nothing to write, nothing to sync
-                self._put(grant, spent=False)
+                _put(db, grant, spent=False)
 
     def spend(self, grant: Fenced) -> None:
         """The task ended here under this grant's fence: no grant of that fence lets anybody in again."""
-        with self._lock, self._transaction():
-            row = self._db.execute("SELECT fence FROM task WHERE task = ?", (grant.task,)).fetchone()
+        with self._file.write() as db:
+            row = db.execute("SELECT fence FROM task WHERE task = ?", (grant.task,)).fetchone()
             if row is None or row[0] <= grant.fence:
-                self._put(grant, spent=True)
+                _put(db, grant, spent=True)
 
     def highest_fence(self) -> int:
         """Highest fence ever seen of any task: what a heartbeat tells the coordinator."""
-        with self._lock:
-            row = self._db.execute("SELECT fence FROM high").fetchone()
-        return int(row[0])
+        return int(self._file.rows("SELECT fence FROM high")[0][0])
 
     def prune(self, now: float) -> int:
         """Forget tasks whose grants ended long ago; gives how many. Call it now and then."""
-        with self._lock:
-            return self._db.execute("DELETE FROM task WHERE until < ?", (int(now) - _KEEP_S,)).rowcount
-
-    def _put(self, grant: Fenced, *, spent: bool) -> None:
-        self._db.execute(
-            "INSERT INTO task VALUES (?, ?, ?, ?) ON CONFLICT (task) DO UPDATE SET fence = excluded.fence, "
-            "spent = excluded.spent, until = max(until, excluded.until)",
-            (grant.task, grant.fence, spent, grant.expires),
-        )
-        self._db.execute("UPDATE high SET fence = max(fence, ?)", (grant.fence,))
-
-    def _transaction(self) -> _Immediate:
-        return _Immediate(self._db)
+        with self._file.write() as db:
+            return db.execute("DELETE FROM task WHERE until < ?", (int(now) - _KEEP_S,)).rowcount
 
 
-class _Immediate:
-    """A transaction that takes the write lock first: it never fails half way for want of it."""
-
-    def __init__(self, db: sqlite3.Connection) -> None:
-        self._db = db
-
-    def __enter__(self) -> None:
-        self._db.execute("BEGIN IMMEDIATE")
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._db.execute("COMMIT" if kind is None else "ROLLBACK")
+def _put(db: sqlite3.Connection, grant: Fenced, *, spent: bool) -> None:
+    db.execute(
+        "INSERT INTO task VALUES (?, ?, ?, ?) ON CONFLICT (task) DO UPDATE SET fence = excluded.fence, "
+        "spent = excluded.spent, until = max(until, excluded.until)",
+        (grant.task, grant.fence, spent, grant.expires),
+    )
+    db.execute("UPDATE high SET fence = max(fence, ?)", (grant.fence,))
