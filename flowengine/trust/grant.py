@@ -29,14 +29,14 @@ from flowengine.errors import UsageError
 from flowengine.trust.certificates import Rng
 from flowengine.trust.envelope import MAX_DOCUMENT_BYTES, Envelope, seal_envelope, signed_bytes
 from flowengine.trust.grant_checks import (
+    MAX_LABELS,
     MAX_VALID_S,
     check_conditions,
     check_fence,
     check_time,
-    problem_of_path,
-    problem_of_term,
+    problem_of_permit,
+    read_grant,
     refused,
-    verified_payload,
     wire_path,
 )
 from flowengine.units import is_name, show_path
@@ -60,9 +60,7 @@ __all__ = [
 GRANT_DOMAIN: Final = "flowengine grant 1"
 MAX_GRANT_BYTES: Final = MAX_DOCUMENT_BYTES
 MAX_ROUTE: Final = 16
-MAX_LABELS: Final = 100
 SECRET_BYTES: Final = 32
-ID_BYTES: Final = 16
 
 End = Literal["source", "target"]
 _KNOWN_REQUIREMENTS: Final = frozenset[str]()
@@ -240,7 +238,7 @@ def check_grant(
         AuthenticationError: with one reason: "grant-forged", "incompatible", "grant-not-yet-valid", "grant-expired",
             "grant-other-party", "grant-superseded" or "grant-replayed".
     """
-    grant = _verified(document, keys)
+    grant = peek_grant(document, keys)
     what = f"grant for {grant.shown}"
     check_conditions(grant.required, _KNOWN_REQUIREMENTS, "grant")
     check_time(grant.issued, grant.expires, now, what)
@@ -267,9 +265,9 @@ def peek_grant(document: bytes, keys: Mapping[str, bytes]) -> Grant:
     """What a grant says once its signature was verified and nothing else: to look up its task's fence.
 
     Raises:
-        AuthenticationError: reason "grant-forged".
+        AuthenticationError: reason "grant-forged", or "incompatible" where it cannot be understood.
     """
-    return _verified(document, keys)
+    return read_grant(document, GRANT_DOMAIN, keys, "grant", _decoder.decode, _problem)
 
 
 def check_requested_path(grant: Grant, end: End, path: bytes) -> None:
@@ -287,34 +285,12 @@ def check_requested_path(grant: Grant, end: End, path: bytes) -> None:
         )
 
 
-def _verified(document: bytes, keys: Mapping[str, bytes]) -> Grant:
-    payload = verified_payload(document, GRANT_DOMAIN, keys, "grant")
-    try:
-        grant = _decoder.decode(payload)
-    except (msgspec.MsgspecError, ValueError, RecursionError, OverflowError) as error:
-        # Signed by the coordinator and yet unreadable: it is newer, and says something that must be understood.
-        raise refused(
-            f"the grant cannot be understood: {error}", "incompatible", "update flowengine on this site"
-        ) from None
-    problem = _problem(grant)
-    if problem:
-        raise refused(f"the grant cannot be used: {problem}", "incompatible", "update the older side")
-    return grant
-
-
 def _problem(grant: Grant) -> str:
     """What makes a grant unusable for anybody; empty for nothing."""
-    if len(grant.id) != ID_BYTES or len(grant.secret) != SECRET_BYTES:
-        return "its id or secret has the wrong length"
-    problem = problem_of_term(grant.fence, grant.epoch, grant.issued, grant.expires)
-    if problem:
-        return problem
+    if len(grant.secret) != SECRET_BYTES:
+        return "its secret has the wrong length"
     if not 2 <= len(grant.route) <= MAX_ROUTE or not all(map(is_name, grant.route)):
         return "its route is no list of sites"
     if (grant.route[0], grant.route[-1]) != (grant.source.site, grant.target.site):
         return "its route does not lead from its source to its target"
-    if grant.byte_limit is not None and grant.byte_limit < 0:
-        return "its byte limit is negative"
-    if max(len(grant.labels), len(grant.required), len(grant.contracts)) > MAX_LABELS:
-        return f"it has more than {MAX_LABELS} labels"
-    return problem_of_path(grant.source_path) or problem_of_path(grant.target_path)
+    return problem_of_permit(grant)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import Final
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Final, Protocol, TypeVar
 
+import msgspec
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
@@ -18,26 +19,100 @@ __all__ = [
     "check_conditions",
     "check_fence",
     "check_time",
-    "problem_of_path",
-    "problem_of_term",
+    "problem_of_permit",
+    "read_grant",
     "refused",
-    "verified_payload",
     "wire_path",
 ]
 
 MAX_VALID_S: Final = 86_400
 """No grant is believed for longer, whatever it says."""
+MAX_LABELS: Final = 100
 
 
-def verified_payload(document: bytes, domain: str, keys: Mapping[str, bytes], what: str) -> bytes:
-    """The payload of a document that one of the coordinator's keys signed for `domain`.
+class Permit(Protocol):
+    """What grants of both kinds say. Read-only."""
+
+    @property
+    def id(self) -> bytes:
+        """16 random bytes."""
+
+    @property
+    def fence(self) -> int:
+        """The claim that it belongs to."""
+
+    @property
+    def epoch(self) -> int:
+        """The coordinator's run that signed it."""
+
+    @property
+    def issued(self) -> int:
+        """From when it is good, in Unix seconds."""
+
+    @property
+    def expires(self) -> int:
+        """Until when it is good, in Unix seconds."""
+
+    @property
+    def source_path(self) -> str:
+        """From where."""
+
+    @property
+    def target_path(self) -> str:
+        """To where."""
+
+    @property
+    def byte_limit(self) -> int | None:
+        """Most payload bytes."""
+
+    @property
+    def labels(self) -> list[str]:
+        """What it was decided on."""
+
+    @property
+    def contracts(self) -> list[str]:
+        """What it was decided on."""
+
+    @property
+    def required(self) -> list[str]:
+        """Conditions that whoever checks must know."""
+
+
+T = TypeVar("T", bound=Permit)
+
+
+def read_grant(
+    document: bytes,
+    domain: str,
+    keys: Mapping[str, bytes],
+    what: str,
+    decode: Callable[[bytes], T],
+    problem_of: Callable[[T], str],
+) -> T:
+    """The grant in a document, once its signature was verified and what it says makes sense.
 
     Args:
-        what: "grant" or "relay grant", for the message.
+        what: "grant" or "relay grant", for messages.
+        problem_of: tells what makes one unusable for anybody; empty for nothing.
 
     Raises:
-        AuthenticationError: reason "grant-forged".
+        AuthenticationError: reason "grant-forged", or "incompatible" where it cannot be understood.
     """
+    payload = _verified_payload(document, domain, keys, what)
+    try:
+        grant = decode(payload)
+    except (msgspec.MsgspecError, ValueError, RecursionError, OverflowError) as error:
+        # Signed by the coordinator and yet unreadable: it is newer, and says something that must be understood.
+        raise refused(
+            f"the {what} cannot be understood: {error}", "incompatible", "update flowengine on this site"
+        ) from None
+    problem = problem_of(grant)
+    if problem:
+        raise refused(f"the {what} cannot be used: {problem}", "incompatible", "update the older side")
+    return grant
+
+
+def _verified_payload(document: bytes, domain: str, keys: Mapping[str, bytes], what: str) -> bytes:
     envelope = open_envelope(document, domain, "grant-forged", what)
     public = keys.get(envelope.key_id)
     if public is None:
@@ -95,16 +170,22 @@ def check_fence(fence: int, highest: int, what: str, *, spent: bool) -> None:
         raise refused(f"the {what} was used up: its task ended here", "grant-replayed")
 
 
-def problem_of_term(fence: int, epoch: int, issued: int, expires: int) -> str:
-    """What makes numbers and times of a grant unusable; empty for nothing."""
-    if not 0 < fence < 1 << 63 or not 0 <= epoch < 1 << 63:
+def problem_of_permit(grant: Permit) -> str:
+    """What makes a grant of either kind unusable for anybody; empty for nothing."""
+    if len(grant.id) != 16:
+        return "its id has the wrong length"
+    if not 0 < grant.fence < 1 << 63 or not 0 <= grant.epoch < 1 << 63:
         return "its fence or epoch is out of range"
-    if expires <= issued or expires - issued > MAX_VALID_S:
+    if not 0 < grant.expires - grant.issued <= MAX_VALID_S:
         return f"it must be valid for 1 to {MAX_VALID_S} s"
-    return ""
+    if grant.byte_limit is not None and grant.byte_limit < 0:
+        return "its byte limit is negative"
+    if max(len(grant.labels), len(grant.required), len(grant.contracts)) > MAX_LABELS:
+        return f"it has more than {MAX_LABELS} labels"
+    return _problem_of_path(grant.source_path) or _problem_of_path(grant.target_path)
 
 
-def problem_of_path(path: str) -> str:
+def _problem_of_path(path: str) -> str:
     """What makes a site path of a grant unusable; empty for nothing."""
     if not path.startswith("/"):
         return "a path of it is not absolute"

@@ -21,15 +21,14 @@ from typing import Final, Literal
 import msgspec
 
 from flowengine.errors import UsageError
-from flowengine.trust.grant import MAX_LABELS, MAX_ROUTE, End, GrantKey, Party
+from flowengine.trust.grant import MAX_ROUTE, End, GrantKey, Party
 from flowengine.trust.grant_checks import (
     check_conditions,
     check_fence,
     check_time,
-    problem_of_path,
-    problem_of_term,
+    problem_of_permit,
+    read_grant,
     refused,
-    verified_payload,
 )
 from flowengine.units import is_name
 
@@ -196,37 +195,18 @@ def peek_relay_grant(document: bytes, keys: Mapping[str, bytes]) -> RelayGrant:
     Raises:
         AuthenticationError: reason "grant-forged", or "incompatible" where it cannot be understood.
     """
-    payload = verified_payload(document, RELAY_GRANT_DOMAIN, keys, "relay grant")
-    try:
-        grant = _decoder.decode(payload)
-    except (msgspec.MsgspecError, ValueError, RecursionError, OverflowError) as error:
-        raise refused(
-            f"the relay grant cannot be understood: {error}", "incompatible", "update flowengine on this site"
-        ) from None
-    problem = _problem(grant)
-    if problem:
-        raise refused(f"the relay grant cannot be used: {problem}", "incompatible", "update the older side")
-    return grant
+    return read_grant(document, RELAY_GRANT_DOMAIN, keys, "relay grant", _decoder.decode, _problem)
 
 
 def _problem(grant: RelayGrant) -> str:
     """What makes a relay grant unusable for anybody; empty for nothing."""
-    if len(grant.id) != 16:
-        return "its id has the wrong length"
-    problem = problem_of_term(grant.fence, grant.epoch, grant.issued, grant.expires)
-    if problem:
-        return problem
     if not 3 <= len(grant.stops) <= MAX_ROUTE or not all(is_name(stop.site) for stop in grant.stops):
         return f"its route is no list of 3 to {MAX_ROUTE} sites"
     if len(set(grant.sites)) < len(grant.stops):
         return "a site stands in its route twice"
     if grant.stops[0].address or not all(_is_address(stop.address) for stop in grant.stops[1:]):
         return "the sites of its route have not the addresses that are needed to dial them"
-    if grant.byte_limit is not None and grant.byte_limit < 0:
-        return "its byte limit is negative"
-    if max(len(grant.labels), len(grant.contracts), len(grant.required)) > MAX_LABELS:
-        return f"it has more than {MAX_LABELS} labels"
-    return problem_of_path(grant.source_path) or problem_of_path(grant.target_path)
+    return problem_of_permit(grant)
 
 
 def _is_address(text: str) -> bool:
