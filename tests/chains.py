@@ -11,12 +11,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from flowengine.evidence.archive import Evidence
-from flowengine.evidence.bodies import activate_body, refusal_body, stop_body
+from flowengine.evidence.bodies import activate_body, obligation_body, refusal_body, stop_body
 from flowengine.evidence.decisions import Asked, decision_body
 from flowengine.evidence.replay import Replayer
 from flowengine.evidence.verify import Verdict, verify_chain
 from flowengine.policy import Engine, Statement, Value, load, resolve
 from flowengine.policy.bundle import build, open_bundle
+from flowengine.policy.model import Duty
 from flowengine.store.chain_files import ChainFiles
 from flowengine.store.evidence_folder import read_evidence_folder
 from flowengine.trust.certificates import (
@@ -27,7 +28,7 @@ from flowengine.trust.certificates import (
     make_request,
 )
 
-__all__ = ["NOW", "Pki", "bundle", "chain_with_decisions", "engine", "judged", "pki", "verified"]
+__all__ = ["NOW", "Pki", "bundle", "chain_with_decisions", "engine", "judged", "permitted", "pki", "verified"]
 
 NOW = 1_772_452_804.218
 
@@ -94,6 +95,19 @@ def engine() -> Engine:
     return Engine(load(open_bundle(bundle()).files))
 
 
+def permitted(country: str = "FR", persons: int = 7) -> list[tuple[str, dict[str, object]]]:
+    """The records of a decision on secret data, with the duties that are taken on where it permits."""
+    body = judged(country, persons)
+    found: list[tuple[str, dict[str, object]]] = [("decision", body)]
+    if body["decision"] == "permit":
+        duty = Duty("delete_after", (("proof", "certificate"), ("value", 15_552_000)), ("home/france",))
+        said = obligation_body(
+            duty, "accepted", id="o1", transfer="tr-1", task="tr-1/1", decision_id=str(body["decision_id"])
+        )
+        found.append(("obligation", said))
+    return found
+
+
 def judged(country: str = "FR", persons: int = 7, **more: Value) -> dict[str, object]:
     """The body of a decision on secret data for a site in a country."""
     at = int(NOW)
@@ -122,14 +136,14 @@ def chain_with_decisions(folder: Path, site: str = "beta") -> Evidence:
     )
     digest = files.keep_bundle(bundle())
     files.append([("policy.activate", activate_body(digest, 1, int(NOW) + 86_400, [("security", "k1")]))])
-    files.append([("decision", judged()), ("decision", judged("US"))])
+    files.append([*permitted(), *permitted("US")])
     files.checkpoint(pki().signer(site))
     refusal = refusal_body(
         "d-refused", "land", site, "alpha:/data/x", "land", "before-first-byte", "release-forged", "no release",
         bundle=digest, transfer="tr-2", task="tr-2/1",
     )  # fmt: skip
     files.append([("decision", refusal), ("stop", stop_body("stop-now", "policy-denied", transfer="tr-1"))])
-    files.append([("decision", judged("FR", 49_999)), ("decision", judged("FR", 50_000))])
+    files.append([*permitted("FR", 49_999), *permitted("FR", 50_000)])
     files.checkpoint(pki().signer(site))
     files.close()
     return read_evidence_folder(str(folder))[0]

@@ -14,6 +14,7 @@ import msgspec
 import trio
 
 from flowengine.errors import Denied, FlowError
+from flowengine.evidence.obligations import duty_id
 from flowengine.manifest import DIRECTORY, ManifestReader
 from flowengine.policy.asking import Judged
 from flowengine.policy.duties import StopMode, stop_mode
@@ -27,6 +28,7 @@ from flowengine_agent.gate import Carried, Permit
 from flowengine_agent.holdings import Holding, Holdings
 from flowengine_agent.keeping import Keeper
 from flowengine_agent.rechecks import record_stop
+from flowengine_agent.recording import Owed
 from flowengine_agent.roots import Place
 from flowengine_agent.running import End, Running, Watch, policy_stopped, stopped_by, terms_of
 
@@ -50,11 +52,15 @@ _ROWS: Final = 10_000
 
 
 class _Proof(msgspec.Struct, array_like=True):
-    """What it takes to decide again on what landed: the grant without its secret, the release, the route."""
+    """What it takes to decide again on what landed: the grant without its secret, the release, the route.
+
+    `decision` is the id of the permit: what is done of its duties later is recorded under it.
+    """
 
     grant: Grant
     release: Release | None
     route: list[Party]
+    decision: str = ""
 
 
 class Duties:
@@ -67,6 +73,7 @@ class Duties:
             holdings,
             purge_after_s=site.config.policy_purge_after_s,
             is_coming=lambda task: self.running.is_watched(task),
+            owed=owed_for,
         )
         self.running = Running(
             silent_s=site.link.silent_s, now=lambda: self.keeper.time().late, stopped=self._stopped
@@ -101,7 +108,7 @@ class Duties:
         """Watch what is sent from here."""
         route = list(permit.route) or [grant.source, grant.target]
         review = self._review("release", grant, route, None)
-        with self._watched(grant, "source", review, permit.judged, grant.source.site) as watch:
+        with self._watched(grant, "source", review, permit, grant.source.site) as watch:
             watch.session = session
             if self._site.gate.knowledge is not None:
                 self._site.gate.knowledge.exports.commit(grant.task, int(self.keeper.time().late))
@@ -110,7 +117,7 @@ class Duties:
             try:
                 yield watch
             finally:
-                self._site.limits.owe(grant.transfer, None)
+                self._site.limits.settle(grant.transfer, rate)
 
     @contextlib.contextmanager
     def passing(self, carried: Carried, permit: Permit, end: End = "relay") -> Iterator[Watch]:
@@ -121,9 +128,8 @@ class Duties:
         """
         point = {"source": "release", "relay": "relay", "target": "land"}[end]
         review = self._review(point, carried, list(permit.route), permit.release)
-        with self._watched(
-            carried, end, review, permit.judged, permit.route[0].site if permit.route else ""
-        ) as watch:
+        source = permit.route[0].site if permit.route else ""
+        with self._watched(carried, end, review, permit, source) as watch:
             yield watch
 
     @contextlib.asynccontextmanager
@@ -137,7 +143,7 @@ class Duties:
             permit = await self._site.gate.land(grant, document, session.route)
             route = list(permit.route) or [grant.source, grant.target]
             review = self._review("land", grant, route, permit.release)
-            with self._watched(grant, "target", review, permit.judged, grant.source.site) as watch:
+            with self._watched(grant, "target", review, permit, grant.source.site) as watch:
                 watch.session = session
                 if permit.bundle is not None and not grant.dry_run and grant.mode != "verify":
                     self.keeper.holdings.begin(_holding(grant, place, permit, watch))
@@ -224,20 +230,21 @@ class Duties:
         carried: Carried,
         end: End,
         review: Callable[[], Sequence[Judged]],
-        judged: Sequence[Judged],
+        permit: Permit,
         source: str,
     ) -> contextlib.AbstractContextManager[Watch]:
         most = self._site.config.policy_max_offline_s
         if most is None:
-            most = self._site.gate.max_offline_s(judged)
+            most = self._site.gate.max_offline_s(permit.judged)
         return self.running.watch(
             carried.task,
             carried.transfer,
             end,
             review,
-            judged,
-            max_offline_s=most if judged else None,
+            permit.judged,
+            max_offline_s=most if permit.judged else None,
             data=f"{source}:{carried.source_path}",
+            owed=permit.owed,
         )
 
     async def _stopped(self, watch: Watch, cause: str) -> None:
@@ -293,6 +300,19 @@ class Duties:
         return next((one for one in judged if not one.decision.permit), None)
 
 
+def owed_for(holding: Holding, *kinds: str) -> list[Owed]:
+    """The duties of some types that came with what landed."""
+    try:
+        decision = msgspec.msgpack.decode(holding.proof, type=_Proof).decision
+    except msgspec.MsgspecError:
+        return []
+    return [
+        Owed(duty_id(index), decision, duty, holding.transfer, holding.task)
+        for index, duty in enumerate(holding.duties)
+        if duty.type in kinds
+    ]
+
+
 def _holding(grant: Grant, place: Place, permit: Permit, watch: Watch) -> Holding:
     bare = msgspec.structs.replace(grant, secret=bytes(len(grant.secret)))
     route = list(permit.route) or [grant.source, grant.target]
@@ -309,5 +329,5 @@ def _holding(grant: Grant, place: Place, permit: Permit, watch: Watch) -> Holdin
         if permit.bundle is not None
         else b"",
         begun=grant.issued,
-        proof=msgspec.msgpack.encode(_Proof(bare, permit.release, route)),
+        proof=msgspec.msgpack.encode(_Proof(bare, permit.release, route, next(iter(permit.decisions), ""))),
     )

@@ -197,9 +197,9 @@ async def _push(
                         threads=settings.reader_threads,
                         observe=meter.observe,
                     )
+                await record_left(site, grant, permit, session, counters, done, watch.mode)
                 if done.receipt.state != "completed":
                     watch.check()
-                await record_left(site, grant, permit, session, counters, done.version_id)
             receipt = done.receipt
             return PassResult(receipt.state, done.version_id, done.failures, [], receipt.bottleneck, session)
 
@@ -314,13 +314,18 @@ async def landed_so(
         FlowError: it was stopped before everything was through, or is not permitted any more.
     """
     await site.duties.running.look_at_end(watch)
+    landed = what_landed(counters, outcome)
     if outcome.state != "completed":
-        watch.check()
         by_source = next((failure for failure in outcome.failures if failure[1] == "policy-stopped"), None)
+        if watch.error is not None or by_source is not None:
+            await site.gate.record_landed(grant, permit, landed, stopped=watch.mode or "finish-file")
+        watch.check()
         if by_source is not None:  # it let the object under way land, and offered nothing more
             raise Denied(by_source[2], reason="policy-stopped", mode="finish-file")
-    if not watch.mode:  # what a mild stop lets come to its end was judged then
-        await site.gate.publish(grant, permit, what_landed(counters, outcome))
+    if watch.mode:  # what a mild stop lets come to its end was judged then
+        await site.gate.record_landed(grant, permit, landed, stopped=watch.mode)
+    else:
+        await site.gate.publish(grant, permit, landed)
 
 
 def what_landed(counters: Counters, outcome: TargetOutcome) -> dict[str, object]:

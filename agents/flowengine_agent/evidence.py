@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -29,9 +29,10 @@ CHECKPOINT_RECORDS: Final = 1000
 
 @dataclass(eq=False)
 class _Entry:
-    kind: str
-    body: Mapping[str, object]
-    record: Record | None = None
+    """What one caller records: in the chain together, or not at all."""
+
+    bodies: tuple[tuple[str, Mapping[str, object]], ...]
+    records: Sequence[Record] = ()
     error: Exception | None = None
 
 
@@ -94,7 +95,15 @@ class EvidenceLog:
             Denied: it cannot be made durable (reason "no-evidence").
             ValueError: the body is not what its kind needs.
         """
-        entry = _Entry(kind, body)
+        return (await self.record_all([(kind, body)]))[0]
+
+    async def record_all(self, bodies: Sequence[tuple[str, Mapping[str, object]]]) -> Sequence[Record]:
+        """Record several things behind each other, with nothing of other callers between: all of them or none.
+
+        Args, Raises:
+            as of `record`.
+        """
+        entry = _Entry(tuple(bodies))
         self._waiting.append(entry)
         try:
             async with self._lock:
@@ -106,8 +115,7 @@ class EvidenceLog:
                 self._waiting.remove(entry)
         if entry.error is not None:
             raise entry.error
-        assert entry.record is not None
-        return entry.record
+        return entry.records
 
     async def _commit(self) -> None:
         batch, self._waiting = self._waiting, []
@@ -117,19 +125,19 @@ class EvidenceLog:
 
     def _write(self, batch: list[_Entry]) -> None:
         try:
-            records = self._files.append([(entry.kind, entry.body) for entry in batch])
+            records = iter(self._files.append([body for entry in batch for body in entry.bodies]))
         except ValueError:  # one of them is wrong: the others must not suffer
             for entry in batch:
                 try:
-                    entry.record = self._files.append([(entry.kind, entry.body)])[0]
+                    entry.records = self._files.append(entry.bodies)
                 except (ValueError, FlowError) as error:
                     entry.error = error
         except FlowError as error:
             for entry in batch:
                 entry.error = error
         else:
-            for entry, record in zip(batch, records, strict=True):
-                entry.record = record
+            for entry in batch:
+                entry.records = [next(records) for _ in entry.bodies]
 
     async def checkpoint(self) -> bytes:
         """A signed checkpoint of all that is recorded so far.

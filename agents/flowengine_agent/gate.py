@@ -17,14 +17,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
 import trio
 
 from flowengine.errors import AuthenticationError, Denied, FlowError, TemporaryError
-from flowengine.evidence.bodies import activate_body, chunk_root_body, refusal_body
-from flowengine.evidence.decisions import Asked, decision_body
+from flowengine.evidence.bodies import activate_body
+from flowengine.evidence.obligations import SETTLED_AT_ONCE
 from flowengine.policy import Statement
 from flowengine.policy.asking import Judged, Matter, Place, ask
 from flowengine.policy.explain import explain
@@ -41,8 +41,9 @@ from flowengine_agent.holdings import Holding
 from flowengine_agent.knowledge import Knowledge
 from flowengine_agent.logs import Log
 from flowengine_agent.policies import InForce, Policies
+from flowengine_agent.recording import Entry, Owed, Recorder, approvals_used, duties_owed
 
-__all__ = ["Carried", "Gate", "Permit"]
+__all__ = ["EVERYWHERE", "Carried", "Gate", "Permit"]
 
 RELEASE_S: Final = 300
 """How long a release holds; each new connection asks for a new one."""
@@ -83,6 +84,8 @@ class Permit:
         bundle: they were; None where this site has none.
         judged: the decisions, each with its place.
         decisions: their ids, in the same order.
+        owed: which of their duties this site carries out.
+        counts: what the counters came to, at the source.
         release: the source's, as it was checked; None at the source itself.
         document: that release as it came.
         route: for which it is.
@@ -91,6 +94,8 @@ class Permit:
     bundle: InForce | None = None
     judged: tuple[Judged, ...] = ()
     decisions: tuple[str, ...] = ()
+    owed: tuple[Owed, ...] = ()
+    counts: Mapping[str, int] = field(default_factory=dict)
     release: Release | None = None
     document: bytes = b""
     route: tuple[Party, ...] = ()
@@ -121,6 +126,7 @@ class Gate:
         self.evidence = evidence
         self._clock = clock
         self._activating = trio.Lock()
+        self.recorder = Recorder(self.me.site, log, evidence, self._digest, clock=clock)
         self.can: frozenset[str] = capabilities()
         """Duties that this agent carries out."""
         self.knowledge: Knowledge | None = None
@@ -134,6 +140,9 @@ class Gate:
     def me(self) -> Party:
         """This site."""
         return self._trust.identity.party
+
+    def _digest(self) -> str:
+        return "" if self.policies.in_force is None else self.policies.in_force.bundle.digest
 
     # --- the four points ----------------------------------------------------------------------------------------
 
@@ -155,8 +164,8 @@ class Gate:
         now = self._clock()
         labellings = self.policies.labellings(grant.source.site, grant.source_path, now)
         matter = self._leaving(bundle, grant, route)
-        permit = await self._decide(bundle, "release", grant, route, matter, _whole_route(route))
-        counts = await self._take_on(bundle, grant, route, matter, permit.judged)
+        permit = await self._decide(bundle, "release", grant, route, matter, _whole_route(route), checks=True)
+        counts = self._take_on(bundle, grant, route, matter, permit.judged)
         labels, contracts = (
             _texts(permit.judged[0], "data.labels"),
             _texts(permit.judged[0], "data.contracts"),
@@ -183,7 +192,7 @@ class Gate:
                 counts=counts,
             )
         )
-        return replace(permit, document=document, route=tuple(route))
+        return replace(permit, document=document, route=tuple(route), counts=counts)
 
     async def relay(self, carried: Carried, route: Sequence[Party], document: bytes) -> Permit:
         """Let sealed data pass through this site.
@@ -243,20 +252,30 @@ class Gate:
             return
         route = permit.route or (grant.source, grant.target)
         await self._arriving("publish", grant, route, permit.document, len(route) - 1)
-        await self.keep(
-            "chunk-root",
-            {
-                **chunk_root_body(
-                    transfer=grant.transfer,
-                    task=grant.task,
-                    direction="landed",
-                    path=f"{grant.target.site}:{grant.target_path}",
-                    root=str(landed.get("version_id", "")),
-                    objects=_count(landed.get("objects")),
-                    size_bytes=_count(landed.get("bytes")),
-                ),
-                "counted": {name: value for name, value in landed.items() if name != "version_id"},
-            },
+        await self.record_landed(grant, permit, landed)
+
+    async def record_landed(
+        self, grant: Grant, permit: Permit, landed: Mapping[str, object], stopped: str = ""
+    ) -> None:
+        """Put it on the record what landed, and what became of the duties that this site had meanwhile.
+
+        Args:
+            landed: as of `publish`.
+            stopped: by which mild stop it came to its end; empty for none.
+        """
+        if permit.bundle is None and self.policies.in_force is None:
+            return
+        await self.recorder.moved(
+            "landed",
+            grant,
+            f"{grant.target.site}:{grant.target_path}",
+            permit.owed,
+            root="" if stopped and landed.get("state") != "completed" else str(landed.get("version_id", "")),
+            objects=_count(landed.get("objects")),
+            size_bytes=_count(landed.get("bytes")),
+            proofs={**EVERYWHERE, "isolate": {"chunk_index": "not used"}},
+            counted={name: value for name, value in landed.items() if name != "version_id"},
+            **({"stopped": stopped} if stopped else {}),
         )
 
     def review(
@@ -310,17 +329,6 @@ class Gate:
         ]
         return min(found, default=None)
 
-    async def refused_bundle(self, version: int, error: FlowError) -> None:
-        """A bundle that the coordinator offers is not taken: on the record."""
-        await self.keep(
-            "decision",
-            refusal_body(
-                os.urandom(8).hex(), "activate", self.me.site, f"bundle version {version}", "activate",
-                "before-first-byte", error.reason, error.message,
-                bundle="" if self.policies.in_force is None else self.policies.in_force.bundle.digest,
-            ),
-        )  # fmt: skip
-
     # --- how ----------------------------------------------------------------------------------------------------
 
     async def _bundle(self, point: str, carried: Carried, source: str) -> InForce | None:
@@ -340,7 +348,7 @@ class Gate:
                 hint="an operator activates a bundle: flow policy bundle push",
                 reason="policy-missing",
             )
-            await self._refused(point, carried, source, error)
+            await self.recorder.keep(self.recorder.refused(point, carried, source, error))
             raise error
         grace = GRACE_S if point == "publish" else 0
         if found.is_expired(self._clock() - grace):
@@ -349,7 +357,7 @@ class Gate:
                 hint="build, sign and push a new bundle",
                 reason="policy-expired",
             )
-            await self._refused(point, carried, source, error)
+            await self.recorder.keep(self.recorder.refused(point, carried, source, error))
             raise error
         await self.activated(found)
         return found
@@ -362,16 +370,14 @@ class Gate:
             if self.evidence.bundle == found.bundle.digest:
                 return
             await self.evidence.keep_bundle(found.content)
-            await self.keep(
-                "policy.activate",
-                activate_body(
-                    found.bundle.digest,
-                    found.bundle.version,
-                    found.bundle.not_after,
-                    [(role, key) for role, key, _ in found.bundle.signatures],
-                    replaces=self.evidence.bundle,
-                ),
+            body = activate_body(
+                found.bundle.digest,
+                found.bundle.version,
+                found.bundle.not_after,
+                [(role, key) for role, key, _ in found.bundle.signatures],
+                replaces=self.evidence.bundle,
             )
+            await self.recorder.keep(("policy.activate", body))
 
     def _matter(
         self,
@@ -410,7 +416,7 @@ class Gate:
         try:
             release, labellings = self._checked(carried, route, document, ends=point == "publish")
         except FlowError as error:
-            await self._refused(point, carried, route[0].site, error)
+            await self.recorder.keep(self.recorder.refused(point, carried, route[0].site, error))
             raise
         matter = self._matter(bundle, carried, route, labellings, [_said_by(release, route)], point)
         matter = self._behind(bundle, carried, route, matter, release)
@@ -423,7 +429,7 @@ class Gate:
                 source=release.bundle_version,
                 here=bundle.bundle.version,
             )
-        return Permit(permit.bundle, permit.judged, permit.decisions, release, document, tuple(route))
+        return replace(permit, release=release, document=document, route=tuple(route))
 
     def _checked(
         self, carried: Carried, route: Sequence[Party], document: bytes, *, ends: bool
@@ -471,17 +477,56 @@ class Gate:
         route: Sequence[Party],
         matter: Matter,
         asked: Sequence[tuple[str, int]],
+        *,
+        checks: bool = False,
     ) -> Permit:
-        """Decide uses at hops of a route; all are recorded, the first that is denied is raised."""
+        """Decide uses at hops of a route; all are recorded, the first that is denied is raised.
+
+        What is permitted is recorded along with the duties that this site takes on, and the approvals it rests on.
+
+        Args:
+            checks: whether to hold it to the duties that come before the first byte.
+        """
         judged = self._judge(bundle, carried, route, matter, asked)
         ids = [os.urandom(8).hex() for _ in judged]
-        for one, name in zip(judged, ids, strict=True):
-            hop = route.index(next(party for party in route if party.site == one.place.name))
-            await self.keep("decision", self._record(bundle, point, carried, route, one, name, hop))
+        entries = [
+            self.recorder.decided(bundle, point, carried, route, one, name)
+            for one, name in zip(judged, ids, strict=True)
+        ]
         for one, name in zip(judged, ids, strict=True):
             if not one.decision.permit:
+                await self.recorder.keep(*entries)
                 raise self._denied(bundle, point, carried, one, name)
-        return Permit(bundle, tuple(judged), tuple(ids))
+        try:
+            if checks:
+                self._check(bundle, carried, route, matter, judged)
+        except Denied as error:
+            await self.recorder.keep(*entries, self.recorder.refused(point, carried, route[0].site, error))
+            raise
+        taken: tuple[Owed, ...] = ()
+        if point != "publish":  # what was taken on before is settled then
+            taken = duties_owed(point, carried, judged, ids, self.me.site, int(self._clock()))
+            entries += self._approved(bundle, carried, route, matter, judged)
+            for duty in taken:
+                entries.append(duty.entry("accepted"))
+                if duty.duty.type in SETTLED_AT_ONCE:
+                    entries.append(duty.entry("fulfilled"))
+        await self.recorder.keep(*entries)
+        return Permit(bundle, tuple(judged), tuple(ids), taken)
+
+    def _approved(
+        self,
+        bundle: InForce,
+        carried: Carried,
+        route: Sequence[Party],
+        matter: Matter,
+        judged: Sequence[Judged],
+    ) -> list[Entry]:
+        """The records of the approvals that count."""
+        if self.knowledge is None:
+            return []
+        now = int(self._clock())
+        return approvals_used(carried, self.knowledge.counting(bundle, carried, _ends(route), matter, now))
 
     def _leaving(self, bundle: InForce, carried: Carried, route: Sequence[Party]) -> Matter:
         """What is known at the source of what is to leave."""
@@ -522,7 +567,7 @@ class Gate:
             now = int(self._clock())
             self.knowledge.check(bundle, carried, _ends(route), matter, judged, landed, now)
 
-    async def _take_on(
+    def _take_on(
         self,
         bundle: InForce,
         grant: Grant | RelayGrant,
@@ -530,15 +575,10 @@ class Gate:
         matter: Matter,
         judged: Sequence[Judged],
     ) -> dict[str, int]:
-        """Check and begin the duties of a release: approvals, onward, counting; what the counters come to.
+        """Begin to count what leaves; gives what the counters come to.
 
-        What leaves is counted by the grant of its two ends, however many routes it takes.
+        It is counted by the grant of its two ends, however many routes it takes.
         """
-        try:
-            self._check(bundle, grant, route, matter, judged)
-        except Denied as error:
-            await self._refused("release", grant, grant.source.site, error)
-            raise
         moves = isinstance(grant, Grant) and not grant.dry_run and grant.mode != "verify"
         if self.knowledge is not None and moves:
             self.knowledge.reserve(bundle, grant, route[0].site, judged, int(self._clock()))
@@ -591,64 +631,13 @@ class Gate:
             decision=name,
         )
 
-    def _record(
-        self,
-        bundle: InForce,
-        point: str,
-        carried: Carried,
-        route: Sequence[Party],
-        one: Judged,
-        name: str,
-        hop: int,
-    ) -> dict[str, object]:
-        """The body of a decision's record: everything that it takes to decide again."""
-        asked = Asked(
-            point=point,
-            phase=_PHASES.get(point, "before-first-byte"),
-            site=one.place.name,
-            data=f"{route[0].site}:{carried.source_path}",
-            bundle=bundle.bundle.digest,
-            transfer=carried.transfer,
-            task=carried.task,
-            hop=hop,
-            route=[party.site for party in route],
-            purpose=carried.purpose,
-            requester=carried.requester,
-        )
-        body = decision_body(bundle.engine, one.decision, asked, decision_id=name, resolved=one.known)
-        # By whose key the site was known, and by which policies the coordinator says that it planned.
-        return body | {"key": one.place.key_sha256, "plan_policies": carried.policy_digest.hex()}
 
-    async def _refused(self, point: str, carried: Carried, source: str, error: FlowError) -> None:
-        """A refusal that needed no rule, on the record."""
-        self._log.warning("refused", point=point, task=carried.task, reason=error.reason, why=error.message)
-        await self.keep(
-            "decision",
-            refusal_body(
-                os.urandom(8).hex(),
-                "land" if point == "publish" else point,
-                self.me.site,
-                f"{source}:{carried.source_path}",
-                point,
-                _PHASES.get(point, "before-first-byte"),
-                error.reason,
-                error.message,
-                bundle="" if self.policies.in_force is None else self.policies.in_force.bundle.digest,
-                transfer=carried.transfer,
-                task=carried.task,
-            ),
-        )
-
-    async def keep(self, kind: str, body: Mapping[str, object]) -> None:
-        """Put something on the record; durable when it returns."""
-        if self.evidence is None:
-            names = ("point", "task", "use", "site", "decision", "decision_id", "version", "reason")
-            self._log.info(kind, **{name: body[name] for name in names if name in body})
-            return
-        await self.evidence.record(kind, body)
-
-
-_PHASES: Final = {"publish": "end"}
+EVERYWHERE: Final[Mapping[str, Mapping[str, object]]] = {
+    "encrypt": {"suite": "aes-256-gcm", "end_to_end": True},
+    "log": {"evidence": "this chain"},
+    "onward": {"attached": "to what landed"},
+}
+"""What shows, at either end, that a duty of every transfer was done."""
 
 
 def _count(value: object) -> int:

@@ -5,13 +5,15 @@ A site that later cuts its chain, or puts another in its place, is contradicted 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from flowengine.errors import FlowError
-from flowengine.evidence.bodies import chunk_root_body
 from flowengine.transfer.session import Counters, Session
+from flowengine.transfer.source import SourceOutcome
 from flowengine.trust.grant import Grant
-from flowengine_agent.gate import Permit
+from flowengine_agent.gate import EVERYWHERE, Permit
+from flowengine_agent.recording import private_counts
 from flowengine_agent.site import Site
 
 __all__ = ["note_head", "record_left", "show_head"]
@@ -45,22 +47,45 @@ async def note_head(site: Site, grant: Grant, end: Literal["source", "target"], 
 
 
 async def record_left(
-    site: Site, grant: Grant, permit: Permit, session: Session, counters: Counters, version_id: bytes
+    site: Site,
+    grant: Grant,
+    permit: Permit,
+    session: Session,
+    counters: Counters,
+    outcome: SourceOutcome,
+    stopped: str = "",
 ) -> None:
-    """Put it on the record what left this site, and the target's head."""
+    """Put it on the record what left this site, what became of its duties, and the target's head.
+
+    Args:
+        stopped: by which mild stop it came to its end; empty for none.
+    """
     if permit.bundle is None:
         return
-    await site.gate.keep(
-        "chunk-root",
-        chunk_root_body(
-            transfer=grant.transfer,
-            task=grant.task,
-            direction="left",
-            path=f"{grant.source.site}:{grant.source_path}",
-            root=version_id.hex(),
-            objects=counters.objects,
-            size_bytes=counters.size_bytes,
-        )
-        | {"to": f"{grant.target.site}:{grant.target_path}", "bytes_sent": counters.bytes_payload},
+    await site.gate.recorder.moved(
+        "left",
+        grant,
+        f"{grant.source.site}:{grant.source_path}",
+        permit.owed,
+        root="" if stopped and outcome.receipt.state != "completed" else outcome.version_id.hex(),
+        objects=counters.objects,
+        size_bytes=counters.size_bytes,
+        proofs=_proofs(site, grant, permit, counters),
+        to=f"{grant.target.site}:{grant.target_path}",
+        bytes_sent=counters.bytes_payload,
+        **({"stopped": stopped} if stopped else {}),
     )
     await note_head(site, grant, "target", session)
+
+
+def _proofs(site: Site, grant: Grant, permit: Permit, counters: Counters) -> dict[str, Mapping[str, object]]:
+    """What shows that the source did its duties."""
+    duties = {one.duty.type: one.duty for one in permit.owed}
+    proofs: dict[str, Mapping[str, object]] = dict(EVERYWHERE)
+    if "rate_max" in duties:
+        proofs["rate_max"] = {
+            "limit_bits_per_s": site.limits.owed(grant.transfer) or 0, "bytes_sent": counters.bytes_payload,
+        }  # fmt: skip
+    if "count" in duties and permit.counts:
+        proofs["count"] = {"counters": private_counts(permit.counts)}
+    return proofs

@@ -16,9 +16,10 @@ from __future__ import annotations
 import base64
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -32,6 +33,7 @@ from flowengine.store.filesystem import boot_id
 from flowengine.store.quarantine import Quarantine, name_digest
 from flowengine.trust.deletion import DeleteCertificate
 from flowengine_agent.holdings import Cause, Holding, Holdings
+from flowengine_agent.recording import Owed
 from flowengine_agent.roots import OfferedRoot
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ _ROUND_S: Final = 1.0
 _AGREE_S: Final = 10.0
 """How often a clock that runs on without a jump is noted."""
 _TELL_AGAIN_S: Final = 5.0
+_DELETIONS: Final = ("delete_by", "delete_after")
 
 
 class Keeper:
@@ -51,10 +54,17 @@ class Keeper:
     Args:
         purge_after_s: how long what was stopped stays in quarantine before it is destroyed.
         is_coming: whether a task is landing now; what was left half here is due like what is whole.
+        owed: the duties of some types that came with what landed.
     """
 
     def __init__(
-        self, site: Site, holdings: Holdings, *, purge_after_s: float, is_coming: Callable[[str], bool]
+        self,
+        site: Site,
+        holdings: Holdings,
+        *,
+        purge_after_s: float,
+        is_coming: Callable[[str], bool],
+        owed: Callable[..., Sequence[Owed]],
     ) -> None:
         self._site = site
         self._is_coming = is_coming
@@ -65,6 +75,8 @@ class Keeper:
         self._agreed_at = -_AGREE_S
         self._gone_none: dict[str, str] = {}
         self._hiding: set[str] = set()
+        self._owed = owed
+        self._failed: set[str] = set()
 
     def wake(self) -> None:
         """Look now."""
@@ -171,6 +183,7 @@ class Keeper:
             await self._hide(holding)
         except FlowError as error:  # tried again in the next round
             self._site.log.warning("cannot be hidden", task=holding.task, why=error.message)
+            await self._cannot(holding, error.message)
             await trio.sleep(_ROUND_S)
         finally:
             self._hiding.discard(holding.task)
@@ -183,6 +196,7 @@ class Keeper:
                 "what must go lies in a root that is not offered any more", task=holding.task, root=holding.root,
                 next="offer it again in site.toml until it is gone",
             )  # fmt: skip
+            await self._cannot(holding, f"the folder {holding.root} is not offered any more")
             return
         objects = self.holdings.objects(holding.task) if holding.all_of_it else []
         later = self.holdings.later_on(holding)
@@ -242,13 +256,32 @@ class Keeper:
                 transfer=holding.transfer, task=holding.task,
                 certificate=base64.b64encode(holding.certificate).decode(),
             )  # fmt: skip
-            await self._site.gate.keep("delete-certificate", body | {"missing": holding.missing})
+            proof: dict[str, object] = {"certificate": f"sha256:{sha256(holding.certificate).hexdigest()}"}
+            await self._site.gate.recorder.keep(
+                *(one.entry("fulfilled", proof) for one in self._owed(holding, *_DELETIONS)),
+                ("delete-certificate", body | {"missing": holding.missing}),
+            )
             return
         body = quarantine_body(
             transfer=holding.transfer, task=holding.task, path=path, cause=holding.cause,
             objects=holding.objects, size_bytes=holding.size_bytes, missing=holding.missing,
         )  # fmt: skip
-        await self._site.gate.keep("quarantine", body | {"why": holding.why})
+        kinds = () if holding.cause in ("delete-by", "delete-after") else ("quarantine",)
+        proof = {"objects": holding.objects, "size_bytes": holding.size_bytes}
+        await self._site.gate.recorder.keep(
+            *(one.entry("fulfilled", proof) for one in self._owed(holding, *kinds)),
+            ("quarantine", body | {"why": holding.why}),
+        )
+
+    async def _cannot(self, holding: Holding, why: str) -> None:
+        """A duty is due and cannot be done: on the record, once in this life; it is tried again."""
+        if holding.task in self._failed:
+            return
+        self._failed.add(holding.task)
+        kinds = _DELETIONS if holding.cause in ("delete-by", "delete-after") else ("quarantine",)
+        await self._site.gate.recorder.keep(
+            *(one.entry("failed", why=why) for one in self._owed(holding, *kinds))
+        )
 
     # --- telling ------------------------------------------------------------------------------------------------
 

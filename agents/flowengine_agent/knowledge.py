@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from flowengine.errors import AuthenticationError, Denied
-from flowengine.policy.approvals import Approval, Request, open_approvals
+from flowengine.policy.approvals import Approval, Request, open_approvals, valid_approvals
 from flowengine.policy.asking import Judged, Matter, Place, ask
 from flowengine.policy.counting import larger, movement_of
 from flowengine.policy.duties import Terms
@@ -109,17 +109,29 @@ class Knowledge:
         """What approvals have to be about: these data for this recipient under the duties that it would take on."""
         source, target = ends
         request, _ = what_to_approve(bundle.engine, (source, carried.source_path), target, matter, now)
-        return request, list(self._given(bundle, carried, request))
+        return request, [approval for _, approval in self._given(bundle, carried, request)]
 
     @staticmethod
-    def _given(bundle: InForce, carried: Carried, request: Request) -> Iterable[Approval]:
+    def _given(bundle: InForce, carried: Carried, request: Request) -> Iterable[tuple[bytes, Approval]]:
         for document in getattr(carried, "approvals", ()):
             try:
                 said, approval = verify_approval(document, bundle.policies.approvers)
             except AuthenticationError:
                 continue  # of somebody whom the bundle in force does not name any more
             if said.requester == request.requester:
-                yield approval
+                yield document, approval
+
+    def counting(
+        self, bundle: InForce, carried: Carried, ends: tuple[str, Place], matter: Matter, now: int
+    ) -> list[tuple[bytes, Approval]]:
+        """The approvals that count now for what is to move, each with its document."""
+        if not approval_groups(bundle.policies):
+            return []
+        source, target = ends
+        request, _ = what_to_approve(bundle.engine, (source, carried.source_path), target, matter, now)
+        given = list(self._given(bundle, carried, request))
+        valid = valid_approvals((approval for _, approval in given), request, now)
+        return [one for one in given if one[1] in valid]
 
     def check(
         self,

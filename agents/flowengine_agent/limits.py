@@ -37,6 +37,7 @@ class LimitBook:
         self._own = own_bits_per_s
         self._told: list[Limit] = []
         self._held: dict[str, float] = {}
+        self._owed: dict[str, list[int]] = {}
         self._limits = Limits()
         self._leases: dict[tuple[str, str], Lease] = {}
         self._numbers: dict[tuple[str, str], tuple[int, float]] = {}
@@ -72,10 +73,27 @@ class LimitBook:
         self._held = rates
 
     def owe(self, transfer: str, bits_per_s: int | None) -> None:
-        """Hold what leaves from here for a transfer to the rate that its policies permit; None: none said."""
-        self._limits.set_rate(
-            f"duty:{transfer}", None if bits_per_s is None else max(bits_per_s, _STOPPED_BITS_PER_S)
-        )
+        """Hold what leaves from here for a transfer to the rate that its policies permit; None: none said.
+
+        Each session of the transfer owes, and the least of them holds until `settle`.
+        """
+        if bits_per_s is not None:
+            self._owed.setdefault(transfer, []).append(bits_per_s)
+            self._limits.set_rate(f"duty:{transfer}", max(self.owed(transfer) or 0, _STOPPED_BITS_PER_S))
+
+    def settle(self, transfer: str, bits_per_s: int | None) -> None:
+        """A session that owed a rate has ended."""
+        if bits_per_s is None:
+            return
+        self._owed[transfer].remove(bits_per_s)
+        left = self.owed(transfer)
+        if left is None:
+            del self._owed[transfer]
+        self._limits.set_rate(f"duty:{transfer}", None if left is None else max(left, _STOPPED_BITS_PER_S))
+
+    def owed(self, transfer: str) -> int | None:
+        """The rate that policies hold a transfer to now; None for none."""
+        return min(self._owed.get(transfer, ()), default=None)
 
     def lease(self, leases: Sequence[Lease], now: datetime) -> None:
         """Hold what goes for a task over a link to the plan's rate; replaces what was said before, but for older numbers.

@@ -71,7 +71,7 @@ async def _decide(site: Site, path: str) -> None:
         bundle=found.bundle.digest, recipient=ASKER,
     )  # fmt: skip
     body = decision_body(found.engine, judged.decision, asked, decision_id=decision_id, resolved=judged.known)
-    await site.gate.keep("decision", body)
+    await site.gate.recorder.keep(("decision", body))
     if not judged.decision.permit:
         raise Denied(
             f"policy at {site.name} does not permit to tell what lies at {path}: "

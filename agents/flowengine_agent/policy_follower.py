@@ -101,7 +101,7 @@ class PolicyFollower:
             self._refused = wanted
             policies.problem = f"version {found.version} is not taken: {error.message}"
             self._log.warning("policy bundle not taken", version=found.version, why=error.message)
-            await self._gate.refused_bundle(found.version, error)
+            await self._gate.recorder.refused_bundle(found.version, error)
         else:
             self._log.info("policy bundle in force", version=found.version, digest=found.digest)
             if policies.in_force is not None:

@@ -8,6 +8,7 @@ from flowengine.errors import FlowError
 from flowengine.evidence.bodies import recheck_body, stop_body
 from flowengine.evidence.decisions import Asked, decision_body
 from flowengine_agent.gate import Gate
+from flowengine_agent.recording import Entry
 from flowengine_agent.running import Watch
 
 __all__ = ["record_stop"]
@@ -27,6 +28,7 @@ async def record_stop(gate: Gate, watch: Watch, cause: str) -> None:
     error: FlowError | None = watch.error
     assert error is not None
     decision_id = ""
+    entries: list[Entry] = []
     found = gate.policies.in_force
     if watch.denied is not None and found is not None:
         decision_id = os.urandom(8).hex()
@@ -38,12 +40,17 @@ async def record_stop(gate: Gate, watch: Watch, cause: str) -> None:
         body = decision_body(
             found.engine, watch.denied.decision, asked, decision_id=decision_id, resolved=watch.denied.known
         )
-        await gate.keep("decision", body)
-        await gate.keep(
-            "recheck",
-            recheck_body(cause, "deny", transfer=watch.transfer, task=watch.task, decision_id=decision_id),
+        recheck = recheck_body(
+            cause, "deny", transfer=watch.transfer, task=watch.task, decision_id=decision_id
         )
+        entries += [("decision", body), ("recheck", recheck)]
     stop = stop_body(
         watch.mode or "stop-now", cause, transfer=watch.transfer, task=watch.task, decision_id=decision_id
     )
-    await gate.keep("stop", stop | {"end": watch.end, "reason": error.reason, "why": error.message})
+    proof = {"mode": watch.mode or "stop-now", "reason": error.reason}
+    done = "window" if error.reason == "policy-window" else "stop"
+    await gate.recorder.keep(
+        *entries,
+        *(one.entry("fulfilled", proof) for one in watch.owed if one.duty.type == done),
+        ("stop", stop | {"end": watch.end, "reason": error.reason, "why": error.message}),
+    )

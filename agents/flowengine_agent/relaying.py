@@ -15,7 +15,7 @@ from flowengine.transfer.routes import RoutedPeer, Way
 from flowengine.transfer.session import Consent
 from flowengine.trust.grant import Grant
 from flowengine.trust.relay_grant import RelayGrant
-from flowengine_agent.gate import Permit
+from flowengine_agent.gate import EVERYWHERE, Permit
 from flowengine_agent.running import End
 
 if TYPE_CHECKING:
@@ -50,6 +50,23 @@ class RouteGate:
 
     async def land(self, grant: RelayGrant, ticket: bytes) -> Permit:
         return await self._site.gate.arrive(grant, grant.route, ticket)
+
+    async def passed(self, grant: RelayGrant, consent: Consent, size_bytes: int) -> None:
+        permit = cast("Permit", consent)
+        if permit.bundle is None:
+            return
+        try:
+            await self._site.gate.recorder.moved(
+                "passed",
+                grant,
+                f"{grant.source.site}:{grant.source_path}",
+                permit.owed,
+                size_bytes=size_bytes,
+                proofs={**EVERYWHERE, "spill": {"disk": "none"}},
+                to=f"{grant.target.site}:{grant.target_path}",
+            )
+        except FlowError as error:
+            self._site.log.warning("what passed is not on the record", task=grant.task, why=error.message)
 
     @contextlib.contextmanager
     def held(self, grant: RelayGrant, consent: Consent) -> Iterator[None]:

@@ -31,6 +31,7 @@ from flowengine.policy.reasons import reasons
 from flowengine.policy.zones import system_zone
 from flowengine.transfer.channel import first_flow_error
 from flowengine.transfer.session import Session
+from flowengine_agent.recording import Owed
 
 __all__ = ["End", "Running", "Watch", "policy_stopped", "stopped_by", "terms_of"]
 
@@ -57,6 +58,7 @@ class Watch:
         on_account: whether what lands in it is kept account of.
         data: what it carries, as `site:/path`.
         denied: the decision that it is stopped by; None where it was stopped by something else.
+        owed: the duties that this site took on for it.
     """
 
     task: str
@@ -71,6 +73,7 @@ class Watch:
     on_account: bool = False
     data: str = ""
     denied: Judged | None = None
+    owed: Sequence[Owed] = ()
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
 
     def stop(self, mode: StopMode, error: FlowError) -> None:
@@ -135,6 +138,7 @@ class Running:
         *,
         max_offline_s: float | None = None,
         data: str = "",
+        owed: Sequence[Owed] = (),
     ) -> Iterator[Watch]:
         """Watch a session for the length of the block; `stop-now` ends the block with its reason.
 
@@ -143,7 +147,7 @@ class Running:
         Raises:
             FlowError: it may not run now, or was stopped (reasons "policy-stopped", "policy-window", "policy-offline").
         """
-        watch = Watch(task, transfer, end, review, terms_of(judged), max_offline_s, data=data)
+        watch = Watch(task, transfer, end, review, terms_of(judged), max_offline_s, data=data, owed=owed)
         error = self._hindered(watch)
         if error is not None:
             raise error

@@ -249,9 +249,9 @@ class DataPort:
                         threads=site.reader_threads,
                         observe=_bounded(grant),
                     )
+                await record_left(site, grant, permit, session, counters, outcome, watch.mode)
                 if outcome.receipt.state != "completed":
                     watch.check()
-                await record_left(site, grant, permit, session, counters, outcome.version_id)
         log.info("gave", state=outcome.receipt.state, bytes_sent=counters.bytes_sent)
         if outcome.receipt.state == "completed":
             site.ledger.spend(grant)

@@ -127,6 +127,9 @@ def _print_verdict(said: dict[str, Any], verdict: dict[str, Any]) -> None:
         f"  decisions   {decisions['evaluated']} come out the same, {decisions['recorded']} rest on values that are "
         f"kept elsewhere, {decisions['refused']} refusals needed no policy"
     )
+    if verdict["obligations"]:
+        told = ", ".join(f"{number} {state}" for state, number in verdict["obligations"].items())
+        click.echo(f"  duties      {told}")
     if verdict["receipts"] or verdict["deletions"]:
         click.echo(f"  signed by   sites: {verdict['receipts']} receipts, {verdict['deletions']} deletions")
     if said["torn_bytes"]:

@@ -23,6 +23,7 @@ from flowengine.errors import FlowError, IntegrityError
 from flowengine.evidence.chain import Record, read_record
 from flowengine.evidence.checkpoint import Checkpoint, verify_checkpoint
 from flowengine.evidence.merkle import merkle_root, root_from_path
+from flowengine.evidence.obligations import Finder
 from flowengine.evidence.replay import Replayer
 from flowengine.evidence.suites import DEFAULT_SUITE, Suite, find_suite
 from flowengine.trust.deletion import verify_deletion
@@ -37,7 +38,7 @@ class Finding:
 
     Attributes:
         what: `altered`, `removed`, `reordered`, `repeated`, `other-agent`, `checkpoint`, `truncated`, `bundle`,
-            `facts`, `decision`, `receipt` or `proof`.
+            `facts`, `decision`, `obligation`, `receipt` or `proof`.
         seq: of the record; None where it is about no single one.
         text: what, in a sentence.
     """
@@ -64,6 +65,7 @@ class Verdict:
         evaluated: decisions that came out the same again.
         recorded: decisions that rest on values that are only there as keyed digests.
         refused: denials that needed no policy.
+        obligations: records of duties, by their state.
         receipts, deletions: signed receipts and certificates of deletion that were verified.
         findings: what is wrong.
     """
@@ -79,6 +81,7 @@ class Verdict:
     evaluated: int = 0
     recorded: int = 0
     refused: int = 0
+    obligations: dict[str, int] = field(default_factory=dict)
     receipts: int = 0
     deletions: int = 0
     findings: list[Finding] = field(default_factory=list)
@@ -102,6 +105,7 @@ class Verdict:
             "decisions": {
                 "evaluated": self.evaluated, "recorded": self.recorded, "refused": self.refused,
             },
+            "obligations": self.obligations,
             "receipts": self.receipts,
             "deletions": self.deletions,
             "findings": [finding.as_dict() for finding in self.findings],
@@ -145,7 +149,21 @@ def verify_chain(
     for record in records:
         if chosen(record):
             _contents(record, anchors_pem, replayer, verdict)
+    _obligations([by_seq[seq] for seq in sorted(by_seq)], chosen, verdict)
     return verdict
+
+
+def _obligations(records: Sequence[Record], chosen: Callable[[Record], bool], verdict: Verdict) -> None:
+    """Whether something is on record for every duty; what is missing is judged in the whole chain only."""
+    wanted = {record.seq for record in records if chosen(record)}
+
+    def add(seq: int, text: str) -> None:
+        if seq in wanted:
+            verdict.add("obligation", seq, text)
+
+    finder = Finder(add)
+    finder.look(records)
+    verdict.obligations = {state: number for state, number in finder.states.items() if number}
 
 
 def verify_proofs(

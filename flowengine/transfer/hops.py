@@ -52,6 +52,9 @@ class HopGate(Protocol):
     async def land(self, grant: RelayGrant, ticket: bytes) -> Consent:
         """At the target: agree to streams over this route, or raise."""
 
+    async def passed(self, grant: RelayGrant, consent: Consent, size_bytes: int) -> None:
+        """At a relay: a route came to its end, and so much has passed on it."""
+
     def held(self, grant: RelayGrant, consent: Consent) -> contextlib.AbstractContextManager[None]:
         """Use a route for the length of the block; cancels it, and raises, when it is no longer permitted."""
 

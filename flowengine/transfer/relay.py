@@ -210,7 +210,7 @@ class Relay:
                     consent = await self._gate.relay(grant, onward.ticket)
                 self._check_room()
             with self._gate.held(grant, consent):
-                await self._run(channel, grant, facts, onward, register, control=asked.control)
+                await self._run(channel, grant, facts, onward, consent, register, control=asked.control)
         finally:
             await onward.aclose()
 
@@ -234,6 +234,7 @@ class Relay:
         grant: RelayGrant,
         facts: CertificateFacts,
         onward: Hop,
+        consent: Consent,
         register: Callable[[bytes, bytes], contextlib.AbstractContextManager[None]],
         *,
         control: bool,
@@ -271,7 +272,10 @@ class Relay:
                 await self._end(hop_id, passage)
                 why = passage.why or "a hop was closed"
                 seconds = round(time.monotonic() - began, 1)
-                self._log("relay ended", about | {"bytes": passage.passed_bytes(), "s": seconds, "why": why})
+                size_bytes = passage.passed_bytes()
+                self._log("relay ended", about | {"bytes": size_bytes, "s": seconds, "why": why})
+                with trio.CancelScope(shield=True):
+                    await self._gate.passed(grant, consent, size_bytes)
 
     async def _end(self, hop_id: bytes, passage: _Passage) -> None:
         for splice in list(passage.splices):

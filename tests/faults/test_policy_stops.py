@@ -15,13 +15,17 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from liars import evidence_of
 from proxy import Proxy
 from sites import Federation, federation
 from support import MIB, random_file, wait_until
 
 from flowengine.client.synchronous import Transfer
 from flowengine.errors import Denied
+from flowengine.evidence.replay import Replayer
+from flowengine.evidence.verify import Verdict, verify_chain
 from flowengine.policy.bundle import build, sign
+from flowengine.store.evidence_folder import read_evidence_folder
 from flowengine.trust.approval import Yes, sign_approval
 from flowengine.trust.deletion import DeleteCertificate, verify_deletion
 from flowengine.wire.ticket import Ticket
@@ -399,6 +403,19 @@ def test_what_landed_under_onward_forbid_is_no_source_again(made: Federation, bu
     assert not [path for path in (made["a"].data / "back").rglob("*") if path.is_file()]
 
 
+def evidence_verdict(made: Federation, site: str) -> Verdict:
+    """What an auditor says of a site's evidence, with all that the other sites hold of it."""
+    anchors = (made.coordinator.folder / "secrets/ca.pem").read_text()
+    found, _ = read_evidence_folder(str(made[site].state / "evidence"))
+    held = [
+        (f"site:{other}", base64.b64decode(record["document"]))
+        for other in made.sites if other != site
+        for record in evidence_of(made[other]) if record["kind"] == "checkpoint"
+    ]  # fmt: skip
+    replayer = Replayer(found.bundles, found.key, found.kept)
+    return verify_chain(found.lines, anchors, replayer, elsewhere=held)
+
+
 def approve(made: Federation, handle: str, who: str) -> None:
     asked = next(one for one in made.client.approvals() if one.handle == handle)
     now = int(time.time())
@@ -447,7 +464,8 @@ why    = "The agreement covers so many"
 
 
 def test_transfers_count_at_the_coordinator_and_at_the_source(made: Federation, bundles: Bundles) -> None:
-    bundles.everywhere(COUNTED.replace("{most}", "1"))
+    count = '{count = {ledger = "transfers", label = "study", window = "calendar_year"}}'
+    bundles.everywhere(COUNTED.replace("{most}", "1"), then=count)
     first = made.client.copy("c:/data/small", "a:/data/count-1/", labels=["study"])
     wait_until(lambda: first.refresh().ended, "the end", 30)
     assert first.record.state == "completed", first.record.message
@@ -471,3 +489,25 @@ def test_a_closed_window_makes_it_wait_by_name(made: Federation, bundles: Bundle
     wait_until(waits, "waiting for its window", 30)
     assert visible(made, "window") == []
     transfer.cancel()
+
+
+def test_every_duty_is_on_the_record_of_who_carried_it_out(made: Federation) -> None:
+    """After all stops, kills and denials above: what was taken on, what became of it, and nothing that is missing."""
+    done: dict[tuple[str, str], set[str]] = {}
+    for site in "abc":
+        verdict = evidence_verdict(made, site)
+        assert verdict.findings == [], site
+        for record in evidence_of(made[site]):
+            if record["kind"] == "obligation":
+                done.setdefault((site, record["duty"]["type"]), set()).add(record["state"])
+    both = {"accepted", "fulfilled"}
+    assert done["a", "rate_max"] == done["b", "delete_after"] == done["b", "onward"] == both
+    assert done["a", "approve"] == both
+    assert done["c", "count"] == both
+    used = [record for record in evidence_of(made["a"]) if record["kind"] == "approval"]
+    assert {(record["state"], record["group"]) for record in used} == {("used", "lead"), ("used", "privacy")}
+    stopped = [
+        record["stopped"] for record in evidence_of(made["b"])
+        if record["kind"] == "chunk-root" and "stopped" in record
+    ]  # fmt: skip
+    assert sorted(set(stopped)) == ["drain", "finish-file"], "a mild stop says what landed under it"

@@ -55,12 +55,12 @@ def chain_file(folder: Path) -> Path:
 def test_a_whole_chain_is_told_to_be_whole(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     code, out, _ = flow(capsys, "verify", folder)
     assert code == 0
-    assert "site:beta: 10 records (1 to 10)" in out
-    assert "signed      up to record 9" in out
+    assert "site:beta: 12 records (1 to 12)" in out
+    assert "signed      up to record 11" in out
     assert "4 come out the same" in out
     assert "nobody's checkpoints" in out
     code, said = flow_json(capsys, "verify", folder)
-    assert (code, said["ok"], said["findings"], said["signed_to"]) == (0, True, [], 9)
+    assert (code, said["ok"], said["findings"], said["signed_to"]) == (0, True, [], 11)
 
 
 @pytest.mark.parametrize("what", ["removed", "altered", "reordered"])
@@ -70,7 +70,7 @@ def test_what_was_tampered_with_is_named(capsys: pytest.CaptureFixture[str], fol
     if what == "removed":
         del rows[3]
     elif what == "altered":
-        rows[3] = re.sub(rb'"decision":"(deny|permit)"', b'"decision":"permit"', rows[3])
+        rows[4] = re.sub(rb'"decision":"(deny|permit)"', b'"decision":"permit"', rows[4])
     else:
         rows[3], rows[4] = rows[4], rows[3]
     path.write_bytes(b"".join(rows))
@@ -124,7 +124,7 @@ def test_an_export_verifies_without_the_site(
     assert flow(capsys, "export", folder, "-o", file)[0] == 0
     assert file.stat().st_mode & 0o777 == 0o600
     code, said = flow_json(capsys, "verify", file, "--ca", ca)
-    assert (code, said["whole"], said["records"], said["decisions"]["recorded"]) == (0, True, 10, 4)
+    assert (code, said["whole"], said["records"], said["decisions"]["recorded"]) == (0, True, 12, 4)
     other = tmp_path / "other.pem"
     other.write_text(pki(12).anchors)
     assert flow(capsys, "verify", file, "--ca", other)[0] == 6

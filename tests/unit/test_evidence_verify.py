@@ -2,21 +2,29 @@
 
 import base64
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from chains import NOW, bundle, chain_with_decisions, judged, pki, verified
+from chains import NOW, bundle, chain_with_decisions, judged, permitted, pki, verified
 
 from flowengine.errors import IntegrityError
 from flowengine.evidence.archive import Evidence, choose, pack, unpack
+from flowengine.evidence.bodies import (
+    DutyState,
+    approval_body,
+    chunk_root_body,
+    obligation_body,
+    refusal_body,
+)
 from flowengine.evidence.canonical import canonical
 from flowengine.evidence.chain import begin_chain, next_record, read_record
 from flowengine.evidence.checkpoint import sign_checkpoint
 from flowengine.evidence.replay import Replayer
 from flowengine.evidence.suites import DEFAULT_SUITE, find_suite
-from flowengine.evidence.verify import verify_proofs
+from flowengine.evidence.verify import Verdict, verify_proofs
+from flowengine.policy.model import Duty
 from flowengine.store.chain_files import ChainFiles
 from flowengine.store.evidence_folder import read_evidence_folder
 
@@ -61,7 +69,7 @@ def last_checkpoint(evidence: Evidence) -> bytes:
 def test_nothing_is_wrong_with_what_was_left_alone(whole: Evidence) -> None:
     verdict = verified(whole)
     assert verdict.findings == []
-    assert (verdict.records, verdict.first, verdict.last, verdict.signed_to) == (10, 1, 10, 9)
+    assert (verdict.records, verdict.first, verdict.last, verdict.signed_to) == (12, 1, 12, 11)
     assert (verdict.evaluated, verdict.recorded, verdict.refused) == (4, 0, 1)
     assert (verdict.agent, verdict.suite) == ("site:beta", DEFAULT_SUITE)
 
@@ -72,10 +80,10 @@ def test_a_removed_record_is_found(whole: Evidence) -> None:
 
 def test_an_altered_record_is_found(whole: Evidence) -> None:
     def alter(lines: list[bytes]) -> None:
-        lines[3] = lines[3].replace(b'"decision":"deny"', b'"decision":"permit"')
+        lines[4] = lines[4].replace(b'"decision":"deny"', b'"decision":"permit"')
 
     found = kinds(with_lines(whole, alter))
-    assert ("altered", 4) in found
+    assert ("altered", 5) in found
     assert not [what for what, _ in found if what == "removed"], "it is there, and changed"
 
 
@@ -93,13 +101,13 @@ def test_a_doubled_record_is_found(whole: Evidence) -> None:
 
 
 def test_who_makes_all_hashes_fit_lacks_the_key(whole: Evidence) -> None:
-    forged = replace(whole, lines=rehashed(whole, 4, decision="permit"))
+    forged = replace(whole, lines=rehashed(whole, 5, decision="permit"))
     assert [what for what, _ in kinds(forged)].count("checkpoint") == 2
 
 
 def test_who_has_the_key_too_is_found_by_what_others_hold(whole: Evidence) -> None:
     held = last_checkpoint(whole)
-    kept = whole.lines[:5]
+    kept = whole.lines[:6]
     head_record = read_record(kept[-1], SUITE)
     first = read_record(kept[0], SUITE)
     from flowengine.evidence.chain import Head
@@ -113,7 +121,7 @@ def test_who_has_the_key_too_is_found_by_what_others_hold(whole: Evidence) -> No
     )  # fmt: skip
     shorter = replace(whole, lines=[*kept, record.line])
     assert kinds(shorter) == [], "the chain alone looks whole"
-    assert kinds(shorter, ("site:alpha", held)) == [("truncated", 9)]
+    assert kinds(shorter, ("site:alpha", held)) == [("truncated", 11)]
 
 
 def test_a_chain_that_was_put_in_anothers_place_is_found(whole: Evidence) -> None:
@@ -151,10 +159,69 @@ def test_a_decision_that_the_bundle_does_not_support_is_found(tmp_path: Path) ->
     assert [(one.what, one.seq) for one in verdict.findings][:3] == [
         ("decision", 2), ("decision", 3), ("facts", 4),
     ]  # fmt: skip
-    assert {one.what for one in verdict.findings if one.seq == 5} == {"facts"}
+    assert {one.what for one in verdict.findings if one.seq == 5} == {"facts", "obligation"}
     assert verdict.evaluated == 1
     assert "it says permit" in verdict.findings[0].text
     assert "deny" in verdict.findings[0].text
+
+
+def chain_of(folder: Path, *writes: list[tuple[str, Mapping[str, object]]]) -> Verdict:
+    """The verdict on a chain of site beta with these writes."""
+    files = ChainFiles(str(folder), "site:beta", now=lambda: NOW)
+    files.keep_bundle(bundle())
+    for bodies in writes:
+        files.append(bodies)
+    files.checkpoint(pki().signer("beta"))
+    files.close()
+    return verified(read_evidence_folder(str(folder))[0])
+
+
+def test_a_permit_whose_duties_nobody_took_on_is_found(tmp_path: Path) -> None:
+    refused = refusal_body(
+        "d-0", "land", "beta", "alpha:/data/x", "land", "before-first-byte", "policy-approval", "nobody approved",
+        transfer="tr-1", task="tr-1/1",
+    )  # fmt: skip
+    whole = chain_of(
+        tmp_path / "whole", [*permitted()], [("decision", judged("FR", 8)), ("decision", refused)]
+    )
+    assert (whole.findings, whole.obligations) == ([], {"accepted": 1}), (
+        "what was refused lays no duty on anybody"
+    )
+    verdict = chain_of(tmp_path / "lacking", [*permitted()], [("decision", judged("FR", 8))])
+    ((what, seq, text),) = [(one.what, one.seq, one.text) for one in verdict.findings]
+    assert (what, seq) == ("obligation", 4)
+    assert "o1 (delete_after)" in text
+
+
+def test_what_moved_under_a_duty_that_nobody_speaks_of_again_is_found(tmp_path: Path) -> None:
+    def said(state: DutyState) -> tuple[str, Mapping[str, object]]:
+        duty = Duty("window", (("windows", ("UTC 20:00-06:00",)),), ("home/night",))
+        return "obligation", obligation_body(
+            duty, state, id="o2", transfer="tr-1", task="tr-1/1", decision_id="d-FR-7"
+        )
+
+    moved = chunk_root_body(
+        transfer="tr-1", task="tr-1/1", direction="landed", path="beta:/x", root="", objects=1, size_bytes=1
+    )
+    begun = [*permitted(), said("accepted")]
+    assert chain_of(tmp_path / "kept", begun, [said("fulfilled"), ("chunk-root", moved)]).findings == []
+    verdict = chain_of(tmp_path / "lacking", begun, [("chunk-root", moved)])
+    assert [(one.what, one.seq) for one in verdict.findings] == [("obligation", 5)]
+    assert "window" in verdict.findings[0].text
+
+
+def test_more_approvals_than_there_are_on_record_are_found(tmp_path: Path) -> None:
+    duty = Duty("approve", (("from", ("dac",)), ("people", 2)), ("home/two",))
+    done = obligation_body(duty, "fulfilled", id="o1", transfer="tr-1", task="tr-1/1", decision_id="d-1")
+    one, two = (
+        approval_body(name, "used", group="dac", by=name, transfer="tr-1") for name in ("anna", "ben")
+    )
+    assert (
+        chain_of(tmp_path / "two", [("approval", one), ("approval", two), ("obligation", done)]).findings
+        == []
+    )
+    verdict = chain_of(tmp_path / "one", [("approval", one), ("approval", one), ("obligation", done)])
+    assert [(found.what, found.seq) for found in verdict.findings] == [("obligation", 4)]
 
 
 def test_a_bundle_that_is_not_there_is_a_finding(whole: Evidence) -> None:
