@@ -76,14 +76,20 @@ class Coordinator:
         self.process.stdout.close()
         self.process = None
 
-    def rss_bytes(self) -> int:
+    def peak_bytes(self) -> tuple[int, int]:
+        """The most memory that the process had, and the most that its planner's process had."""
         assert self.process is not None
-        with open(f"/proc/{self.process.pid}/status", encoding="ascii") as status:
-            line = next(line for line in status if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
+        pid = self.process.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children")
+        return _peak_bytes(pid), sum(_peak_bytes(int(child)) for child in children.read_text().split())
 
     def login(self) -> Login:
         return Login.parse((self.secrets / "admin-login").read_text(encoding="ascii"))
+
+
+def _peak_bytes(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
 @contextlib.contextmanager

@@ -115,12 +115,10 @@ def run(
         raise UsageError(
             f"--listen {listen!r} is not HOST:PORT", hint="write it like 0.0.0.0:7440 or [::]:7440"
         )
-    import asyncio
     import logging
     import time
 
-    from flowengine.coordinator.run import Options
-    from flowengine.coordinator.run import run as serve
+    from flowengine.coordinator.run import Options, serve
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -136,7 +134,7 @@ def run(
         policies=policies or "",
         policy_keys=_role_keys(policy_owner_keys, security_keys),
     )
-    asyncio.run(serve(options, lambda url: print(f"ready: {url}", flush=True), time.time))
+    serve(options, lambda url: print(f"ready: {url}", flush=True), time.time)
     return Exit.DONE
 
 

@@ -10,10 +10,9 @@ import asyncio
 import contextlib
 from collections.abc import Iterator
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import Connection, delete, func, select, text, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from flowengine.coordinator.database.events import events_after
 from flowengine.coordinator.database.tables import (
@@ -40,6 +39,9 @@ from flowengine.coordinator.rules.queue import hindrance
 from flowengine.coordinator.service import Service, Settings
 from flowengine.coordinator.web.calls import log
 from flowengine.errors import FlowError
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection  # loads an object mapper, which SQLite does without
 
 __all__ = ["Housekeeping"]
 

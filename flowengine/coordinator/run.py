@@ -7,8 +7,10 @@ import contextlib
 import os
 import signal
 import socket
+from asyncio.sslproto import SSLProtocol
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from aiohttp import web
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -17,9 +19,14 @@ from sqlalchemy import text
 from flowengine.coordinator.actions.people import first_admin
 from flowengine.coordinator.authority import Secrets
 from flowengine.coordinator.database.events import last_event
-from flowengine.coordinator.database.migrate import prepare
+from flowengine.coordinator.database.migrate import prepare_apart
 from flowengine.coordinator.database.people import list_users
-from flowengine.coordinator.database.transactions import Writing, open_database
+from flowengine.coordinator.database.transactions import (
+    PostgresDatabase,
+    SqliteDatabase,
+    Writing,
+    open_database,
+)
 from flowengine.coordinator.decisions import Decider
 from flowengine.coordinator.housekeeping import Housekeeping
 from flowengine.coordinator.hub import Hub
@@ -31,7 +38,11 @@ from flowengine.errors import LocalError, UsageError
 from flowengine.store.secret_files import write_secret
 from flowengine.trust.tokens import Login, make_user_token
 
-__all__ = ["Options", "run"]
+__all__ = ["Options", "serve"]
+
+TLS_READ_BYTES: Final = 16 << 10
+"""What asyncio reads at once from a TLS connection. Each connection keeps a buffer of this size for all its life, 256 KiB by
+default, which with a hundred connections is what all else takes; a request fits into one TLS record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +90,13 @@ def _names(options: Options, host: str) -> list[str]:
     return list(dict.fromkeys(name for name in names if name))
 
 
-async def _open(options: Options, url: str, clock: Callable[[], float]) -> Service:
-    secrets = Secrets(options.secrets, clock(), options.agent_valid_s)
-    database = open_database(options.state, clock)
+async def _open(
+    options: Options,
+    url: str,
+    secrets: Secrets,
+    database: SqliteDatabase | PostgresDatabase,
+    clock: Callable[[], float],
+) -> Service:
     service = Service(
         Settings(url=url, lease_s=options.lease_s, offline_s=options.offline_s),
         database,
@@ -91,7 +106,6 @@ async def _open(options: Options, url: str, clock: Callable[[], float]) -> Servi
         clock,
         policy_keys=options.policy_keys,
     )
-    await prepare(database)
     await database.write(lambda w: _claim_database(w, secrets.authority.fingerprint.hex()))
     stored = await database.read(
         lambda c: int(c.execute(text("SELECT value FROM counters WHERE name = 'epoch'")).scalar_one())
@@ -127,19 +141,34 @@ async def _first_login(service: Service, options: Options) -> None:
     await service.database.write(lambda w: first_admin(w, token))
 
 
-async def run(options: Options, ready: Callable[[str], None], clock: Callable[[], float]) -> None:
-    """Serve until SIGTERM or SIGINT.
+def serve(options: Options, ready: Callable[[str], None], clock: Callable[[], float]) -> None:
+    """Run the coordinator until SIGTERM or SIGINT.
 
     Args:
         ready: is told the URL once requests are answered.
         clock: Unix seconds.
     """
+    SSLProtocol.max_size = TLS_READ_BYTES
     listener = _listen(options.host, options.port)
+    secrets = Secrets(options.secrets, clock(), options.agent_valid_s)
+    database = open_database(options.state, clock)
+    prepare_apart(lambda: open_database(options.state, clock))
+    asyncio.run(_serve(options, listener, secrets, database, ready, clock))
+
+
+async def _serve(
+    options: Options,
+    listener: socket.socket,
+    secrets: Secrets,
+    database: SqliteDatabase | PostgresDatabase,
+    ready: Callable[[str], None],
+    clock: Callable[[], float],
+) -> None:
     port = listener.getsockname()[1]
     names = _names(options, options.host)
     shown = f"[{names[0]}]" if ":" in names[0] else names[0]
     url = f"https://{shown}:{port}"
-    service = await _open(options, url, clock)
+    service = await _open(options, url, secrets, database, clock)
     runner = web.ServerRunner(HttpServer(handlers_of(service), Principals(service)), shutdown_timeout=5.0)
     housekeeping = asyncio.create_task(Housekeeping(service).run())
     try:
@@ -158,4 +187,5 @@ async def run(options: Options, ready: Callable[[str], None], clock: Callable[[]
         with contextlib.suppress(asyncio.CancelledError):
             await housekeeping
         await runner.cleanup()
+        await service.solver.aclose()
         await service.database.aclose()

@@ -21,6 +21,7 @@ from flowengine.coordinator.database.tables import idempotency
 from flowengine.coordinator.database.transactions import PostgresDatabase, SqliteDatabase, Writing
 from flowengine.coordinator.decisions import Decider
 from flowengine.coordinator.hub import Hub
+from flowengine.coordinator.planning.solver import Solver
 from flowengine.coordinator.web.calls import Call
 from flowengine.errors import FlowError
 
@@ -52,7 +53,7 @@ class Settings:
 
 @dataclass(slots=True)
 class Service:
-    """What handlers need: database, secrets, policy, who waits, settings, clock."""
+    """What handlers need: database, secrets, policy, who waits, the planner, settings, clock."""
 
     settings: Settings
     database: SqliteDatabase | PostgresDatabase
@@ -65,6 +66,7 @@ class Service:
     stopping: bool = False
     policy_keys: Mapping[str, Sequence[Ed25519PublicKey]] = field(default_factory=dict)
     """Whose signatures count on policy bundles, by role."""
+    solver: Solver = field(default_factory=Solver)
 
     @property
     def chain(self) -> Chain:

@@ -1,4 +1,4 @@
-"""Core modules stay pure: importing one, in a fresh interpreter, loads no event loop, socket or database."""
+"""What modules load, in a fresh interpreter: core modules no event loop, socket or database, the coordinator no planner."""
 
 import subprocess
 import sys
@@ -32,3 +32,11 @@ def test_a_core_module_loads_nothing_that_does_io(module: str) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     allowed = THROUGH_OTHERS if module.startswith(("flowengine.trust.", "flowengine.evidence.")) else {}
     assert set(done.stdout.split()) <= set(allowed)
+
+
+@pytest.mark.slow
+def test_the_coordinator_loads_nothing_large_that_it_does_not_always_need() -> None:
+    large = ("numpy", "highspy", "alembic", "sqlalchemy.orm", "sqlalchemy.dialects.postgresql", "trio")
+    code = f"import sys, flowengine.coordinator.run; print(*(set({large!r}) & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr, done.stdout.split()) == (0, "", [])

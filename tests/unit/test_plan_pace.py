@@ -7,7 +7,8 @@ import statistics
 
 import pytest
 
-from flowengine.plan.pace import UNLEARNED, Pace, Seen, expect_s, learn
+from flowengine.plan.learning import learn
+from flowengine.plan.pace import UNLEARNED, Pace, Seen, expect_s
 
 
 def ended(pace: Pace, count: int, seed: int, noise: float = 0.05) -> list[Seen]:

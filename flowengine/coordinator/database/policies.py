@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 from sqlalchemy import Connection, func, select
-from sqlalchemy.dialects import postgresql, sqlite
 
 from flowengine.api.resources import LabelInfo, PolicyBundle
 from flowengine.coordinator.database.people import moment, optional_moment
@@ -70,14 +69,15 @@ def label_rows(connection: Connection, after: int, limit: int, site: str | None 
 
 def inherit(writing: Writing, site: str, path: str, words: Iterable[str], contracts: Iterable[str]) -> None:
     """Remember with which labels something lands below a path of a site."""
-    insert = (sqlite if writing.kind == "sqlite" else postgresql).insert(inherited)
     writing.connection.execute(
-        insert.values(
+        writing.insert(inherited)
+        .values(
             site=site,
             path=path.rstrip("/") or "/",
             labels=json_text(sorted(set(words))),
             contracts=json_text(sorted(set(contracts))),
-        ).on_conflict_do_nothing()
+        )
+        .on_conflict_do_nothing()
     )
 
 

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from sqlalchemy import BindParameter, Connection, Select, bindparam, case, func, or_, select, text
-from sqlalchemy.dialects import postgresql, sqlite
 
 from flowengine.coordinator.database.people import day_minute
 from flowengine.coordinator.database.tables import AnyRow, sites, tasks, tenants, transfers, usage
@@ -187,11 +186,10 @@ def _shares(connection: Connection, now: float, names: list[str]) -> dict[str, S
 
 def add_usage(writing: Writing, tenant: str, size_bytes: int, task_count: int) -> None:
     """Count what a tenant was served, in the current minute."""
-    insert = (postgresql.insert if writing.locks_rows else sqlite.insert)(usage)
     writing.connection.execute(
-        insert.values(
-            tenant=tenant, minute=int(writing.now // 60), size_bytes=size_bytes, tasks=task_count
-        ).on_conflict_do_update(
+        writing.insert(usage)
+        .values(tenant=tenant, minute=int(writing.now // 60), size_bytes=size_bytes, tasks=task_count)
+        .on_conflict_do_update(
             index_elements=["tenant", "minute"],
             set_={"size_bytes": usage.c.size_bytes + size_bytes, "tasks": usage.c.tasks + task_count},
         )

@@ -26,7 +26,6 @@ from flowengine.coordinator.database.people import moment, optional_moment
 from flowengine.coordinator.database.tables import AnyRow, counters, plans
 from flowengine.coordinator.database.transactions import Writing, json_text
 from flowengine.coordinator.planning import stored
-from flowengine.coordinator.planning.loop import solve_in_thread
 from flowengine.coordinator.planning.outcome import (
     by_group,
     clock,
@@ -52,7 +51,7 @@ from flowengine.plan import Allowed, Demand, Overlay, Place, describe
 from flowengine.plan.explain import describe_obstacle
 from flowengine.plan.model import DemandPlan
 from flowengine.plan.model import Plan as Solved
-from flowengine.plan.pace import UNLEARNED, Pace, expect_s
+from flowengine.plan.pace import UNLEARNED, Pace, Seen, expect_s
 from flowengine.units import format_bytes, format_duration
 
 __all__ = ["Asking"]
@@ -156,15 +155,23 @@ class Asking:
 
         decider = self._service.decider
 
-        def read(connection: Connection) -> tuple[Picture, dict[str, Pace], int, frozenset[str]]:
-            found = {name: stored.pace_of(connection, request.source.site, name) for name in targets}
+        def read(connection: Connection) -> tuple[Picture, list[list[Seen]], int, frozenset[str]]:
+            found = [
+                seen for name in targets for seen in stored.ended_tasks(connection, request.source.site, name)
+            ]
             promises = connection.execute(
                 select(counters.c.value).where(counters.c.name == "promise")
             ).scalar_one()
             picture = read_picture(connection, now, decider)
             return picture, found, promises, relays_for(connection, picture, decider, request, user)
 
-        picture, paces, promises, permitted = await self._db.read(read)
+        picture, seen, promises, permitted = await self._db.read(read)
+        learned = await self._service.solver.learn(seen)
+        # By those that ended between the two sites, or where there are too few, anywhere.
+        paces = {
+            name: here if here.seen else anywhere
+            for name, here, anywhere in zip(targets, learned[::2], learned[1::2], strict=True)
+        }
         pairs = [(task.source, task.target) for task in picture.tasks]
         pairs += [(request.source.site, name) for name in targets]
         overlay = overlay_of(picture, pairs)
@@ -176,7 +183,7 @@ class Asking:
         )
         others = demands_of(picture)
         demands = (*others, *mine)
-        made = await solve_in_thread(overlay, demands, None, now)
+        made = await self._service.solver.plan(overlay, demands, None, now)
         return _Solved(picture, overlay, demands, mine, made, paces, promises)
 
     def _shown(

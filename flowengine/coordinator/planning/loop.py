@@ -4,7 +4,7 @@ Goal
     Routes and rates follow what happens within a second or two, and nobody who begins ever waits for a plan.
 Plan
     One round: read everything in one transaction; take what was reported into what is believed of links; when an event, a
-    link that changed, a limit's edge or the plan's age asks for it, solve in a thread and write the outcome in one
+    link that changed, a limit's edge or the plan's age asks for it, solve in the planner's process and write the outcome in one
     transaction, from which agents' streams take what they must be told. Between two plans lies at least `PAUSE_S`, and
     three times what the last one took, so that a large federation does nothing but plan at most a quarter of the time.
 Invariants
@@ -41,9 +41,9 @@ from flowengine.coordinator.planning.watch import Watch
 from flowengine.coordinator.service import Service
 from flowengine.coordinator.web.calls import log
 from flowengine.errors import FlowError
-from flowengine.plan import Demand, Overlay, Plan, plan
+from flowengine.plan import Overlay, Plan
 
-__all__ = ["Planner", "solve_in_thread"]
+__all__ = ["Planner"]
 
 TICK_S: Final = 1.0
 GATHER_S: Final = 0.3
@@ -55,13 +55,6 @@ KEPT_WHOLE: Final = 300
 """Up to so many demands each plan is kept with all that the next one may begin from; of more, one in `KEEP_EVERY_S`."""
 KEEP_EVERY_S: Final = 30.0
 _EVENTS: Final = ("transfer.", "task.", "limit.", "link.", "site.", "maintenance.", "tenant.", "bundle.")
-
-
-async def solve_in_thread(
-    overlay: Overlay, demands: tuple[Demand, ...], previous: Plan | None, now: float
-) -> Plan:
-    """A plan, made beside the event loop."""
-    return await asyncio.to_thread(plan, overlay, demands, previous, now)
 
 
 class Planner:
@@ -165,7 +158,7 @@ class Planner:
         overlay = overlay_of(picture, [(task.source, task.target) for task in picture.tasks])
         demands = demands_of(picture)
         begin = time.perf_counter()
-        made = await solve_in_thread(overlay, demands, self._last, picture.now)
+        made = await self._service.solver.plan(overlay, demands, self._last, picture.now)
         self._took_s = time.perf_counter() - begin
         self._planned_at = self._service.clock()
         self._last = made

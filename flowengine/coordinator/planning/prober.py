@@ -7,7 +7,6 @@ import base64
 from typing import Final
 
 from sqlalchemy import Connection, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from flowengine.api.resources import ProbeRequest
 from flowengine.coordinator.actions import enrolment
@@ -129,7 +128,8 @@ def _asked(writing: Writing, source: str, target: str) -> None:
         .values(asked=writing.now)
     )
     if not changed.rowcount:
-        insert = (postgresql.insert if writing.locks_rows else sqlite.insert)(link_states)
         writing.connection.execute(
-            insert.values(source=source, target=target, asked=writing.now).on_conflict_do_nothing()
+            writing.insert(link_states)
+            .values(source=source, target=target, asked=writing.now)
+            .on_conflict_do_nothing()
         )

@@ -6,8 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 import msgspec
-from sqlalchemy import Connection, delete, select, text, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Connection, delete, select, update
 
 from flowengine.api.agents import Lease, TaskRoute
 from flowengine.coordinator.database.people import moment
@@ -26,15 +25,15 @@ from flowengine.coordinator.planning.outcome import LEASE_TERM_S, HeldLease, Pla
 from flowengine.errors import UsageError
 from flowengine.plan import Plan
 from flowengine.plan.links import LinkState
-from flowengine.plan.pace import Pace, Seen, learn
+from flowengine.plan.pace import Seen
 
 __all__ = [
     "Told",
     "apply",
+    "ended_tasks",
     "keep_link",
     "last_plan",
     "leases_of_site",
-    "pace_of",
     "read_task_plans",
     "told_routes",
 ]
@@ -92,7 +91,6 @@ def apply(
             ~task_plans.c.task.in_(select(tasks.c.id).where(tasks.c.state.in_(["waiting", "running"])))
         )
     )
-    insert = postgresql.insert if writing.locks_rows else sqlite.insert
     rows = []
     wake: set[str] = set()
     for task, one in told.items():
@@ -106,7 +104,7 @@ def apply(
         ):
             wake.add(alive[task].driver)
     if rows:
-        statement = insert(task_plans)
+        statement = writing.insert(task_plans)
         connection.execute(
             statement.on_conflict_do_update(
                 index_elements=["task"],
@@ -118,7 +116,7 @@ def apply(
     if plan is not None:
         values = {"number": number, "made": writing.now, "document": plan.to_bytes().decode()}
         connection.execute(
-            insert(plan_state)
+            writing.insert(plan_state)
             .values(name="current", **values)
             .on_conflict_do_update(index_elements=["name"], set_=values)
         )
@@ -155,7 +153,7 @@ def _renew(writing: Writing, held: Sequence[HeldLease], number: int) -> set[str]
             delete(leases).where(leases.c.task == key[0], leases.c.site == key[1], leases.c.next == key[2])
         )
     if changed:
-        statement = (postgresql.insert if writing.locks_rows else sqlite.insert)(leases)
+        statement = writing.insert(leases)
         connection.execute(
             statement.on_conflict_do_update(
                 index_elements=["task", "site", "next"],
@@ -215,7 +213,6 @@ def keep_link(
     loss: float | None = None,
 ) -> None:
     """Remember what was seen of a link, and what is believed of it now."""
-    insert = postgresql.insert if writing.locks_rows else sqlite.insert
     writing.connection.execute(
         link_history.insert().values(
             source=source,
@@ -241,23 +238,20 @@ def keep_link(
         values["loss"] = loss
     if values:
         writing.connection.execute(
-            insert(link_states)
+            writing.insert(link_states)
             .values(source=source, target=target, **values)
             .on_conflict_do_update(index_elements=["source", "target"], set_=values)
         )
 
 
-def pace_of(connection: Connection, source: str, target: str) -> Pace:
-    """How long tasks between two sites take beside their links, by those that ended last there, or anywhere."""
-    here = (paces.c.source == source) & (paces.c.target == target)
-    for where in (here, text("1 = 1")):
-        rows = connection.execute(
-            select(paces).where(where).order_by(paces.c.seq.desc()).limit(LEARN_FROM)
-        ).all()
-        pace = learn([_seen(row) for row in rows])
-        if pace.seen:
-            return pace
-    return pace
+def ended_tasks(connection: Connection, source: str, target: str) -> tuple[list[Seen], list[Seen]]:
+    """How long tasks took that ended last between two sites, and anywhere."""
+    last = select(paces).order_by(paces.c.seq.desc()).limit(LEARN_FROM)
+    here = last.where(paces.c.source == source, paces.c.target == target)
+    return (
+        [_seen(row) for row in connection.execute(here)],
+        [_seen(row) for row in connection.execute(last)],
+    )
 
 
 def _seen(row: AnyRow) -> Seen:

@@ -9,7 +9,6 @@ from typing import TypeVar
 
 import msgspec
 from sqlalchemy import delete, select
-from sqlalchemy.dialects import postgresql, sqlite
 
 import flowengine
 from flowengine.api.agents import Answer
@@ -124,11 +123,10 @@ class Catalogue:
                 "changed": writing.now,
                 "changed_by": call.user.name,
             }
-            insert = (postgresql.insert if writing.locks_rows else sqlite.insert)(limits)
             writing.connection.execute(
-                insert.values(scope=scope, **values).on_conflict_do_update(
-                    index_elements=["scope"], set_=values
-                )
+                writing.insert(limits)
+                .values(scope=scope, **values)
+                .on_conflict_do_update(index_elements=["scope"], set_=values)
             )
             _tell_limit(writing, scope, call.user.name, "limit.changed")
             row = writing.connection.execute(select(limits).where(limits.c.scope == scope)).one()

@@ -6,7 +6,6 @@ import secrets
 from datetime import datetime
 
 from sqlalchemy import delete, select
-from sqlalchemy.dialects import postgresql, sqlite
 
 from flowengine.api.resources import Link, Maintenance, Page
 from flowengine.coordinator.database import catalogue as stored
@@ -60,11 +59,10 @@ class Links:
             know_sites(writing.connection, source, target)
             values = {name: getattr(said, name) for name in said.__struct_fields__}
             values |= {"as_of": writing.now, "source_of_values": f"user:{call.user.name}"}
-            insert = (postgresql.insert if writing.locks_rows else sqlite.insert)(links)
             writing.connection.execute(
-                insert.values(source=source, target=target, **values).on_conflict_do_update(
-                    index_elements=["source", "target"], set_=values
-                )
+                writing.insert(links)
+                .values(source=source, target=target, **values)
+                .on_conflict_do_update(index_elements=["source", "target"], set_=values)
             )
             writing.emit("link.changed", user=call.user.name, source=source, target=target)
             found = stored.find_link(writing.connection, source, target, writing.now)
