@@ -21,7 +21,19 @@ BAR = 24
 MOST_LINKS = 20
 
 
-@click.group()
+class _Plans(click.Group):
+    """Says which command takes places, to whoever leaves it out."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if ":/" in args[0] and args[0] not in self.commands:
+            shown = " ".join(args[:2])
+            raise click.UsageError(f"No such command {args[0]!r}. Did you mean `flow plan show {shown}`?", ctx)
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Plans)
 def plan() -> None:
     """What a transfer would be; a day of demands, simulated."""
 

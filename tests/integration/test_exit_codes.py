@@ -51,6 +51,7 @@ def test_1_failed(flow: Flow, tree: Path, tmp_path: Path) -> None:
     [
         (["cp"], "Usage"),
         (["copy", "a", "b"], "No such command"),
+        (["plan", "a:/x", "b:/y"], "flow plan show a:/x b:/y"),
         (["cp", "--nonsense", "a", "b"], "--nonsense"),
         (["cp", "SOURCE", "SOURCE/inside"], "lies in the source"),
         (["cp", "flow://127.0.0.1:1/x", "there"], "needs a ticket"),
