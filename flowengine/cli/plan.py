@@ -29,7 +29,9 @@ class _Plans(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if ":/" in args[0] and args[0] not in self.commands:
             shown = " ".join(args[:2])
-            raise click.UsageError(f"No such command {args[0]!r}. Did you mean `flow plan show {shown}`?", ctx)
+            raise click.UsageError(
+                f"No such command {args[0]!r}. Did you mean `flow plan show {shown}`?", ctx
+            )
         return super().resolve_command(ctx, args)
 
 
