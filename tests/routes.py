@@ -12,7 +12,7 @@ from typing import Any
 
 import trio
 
-from flowengine.errors import Denied
+from flowengine.errors import Denied, FlowError
 from flowengine.transfer.listen import Listener
 from flowengine.transfer.pacing import Limits
 from flowengine.transfer.relay import Relay
@@ -68,9 +68,10 @@ class NotingGate:
 
 @dataclass
 class Host:
-    """A site that listens.
+    """A site.
 
     Attributes:
+        listens: whether it can be dialled.
         log: what its listener refused, and what its relay told.
     """
 
@@ -79,6 +80,7 @@ class Host:
     gate: NotingGate
     limits: Limits
     folder: Path
+    listens: bool = True
     listener: Listener | None = None
     relay: Relay | None = None
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
@@ -86,8 +88,9 @@ class Host:
 
     @property
     def address(self) -> str:
+        """Empty for a site that cannot be dialled."""
         assert self.listener is not None
-        return f"127.0.0.1:{self.listener.port}"
+        return f"127.0.0.1:{self.listener.port}" if self.listens else ""
 
     def passed_bytes(self) -> int:
         """Bytes that passed through its relay so far."""
@@ -117,11 +120,11 @@ class Hosts:
     def __getitem__(self, name: str) -> Host:
         return self.sites[name]
 
-    def add(self, name: str, *, relays: bool = False, max_streams: int = 64) -> Host:
+    def add(self, name: str, *, relays: bool = False, max_streams: int = 64, listens: bool = True) -> Host:
         folder = self.folder / name
         (folder / "data").mkdir(parents=True, exist_ok=True)
         trust, gate, limits = self.federation.site(name), NotingGate(), Limits()
-        host = Host(name, trust, gate, limits, folder)
+        host = Host(name, trust, gate, limits, folder, listens)
         if relays:
             host.relay = Relay(
                 trust,
@@ -133,10 +136,32 @@ class Hosts:
         host.listener = Listener(
             "127.0.0.1", 0, identity=trust, log=host.log.append, gate=gate, relay=host.relay
         )
-        host.listener.bind()
         self.sites[name] = host
-        self.nursery.start_soon(self._serve, host)
+        if listens:
+            host.listener.bind()
+            self.nursery.start_soon(self._serve, host)
         return host
+
+    def meet(self, way: Way) -> None:
+        """Have the last site of a route, which cannot be dialled, wait at the relay before it, again and again."""
+        self.nursery.start_soon(self._meet, self[way.sites[-1]], way.document)
+
+    async def _meet(self, host: Host, document: bytes) -> None:
+        while True:
+            taken = trio.Event()
+            self.nursery.start_soon(self._meet_one, host, document, taken)
+            await taken.wait()
+
+    async def _meet_one(self, host: Host, document: bytes, taken: trio.Event) -> None:
+        assert host.listener is not None
+        served = ServedRoot(os.fsencode(host.folder), limits=host.limits)
+        try:
+            await host.listener.meet(document, served.handle, taken.set)
+        except FlowError as error:
+            host.log.append(error.message)
+            await trio.sleep(0.1)
+        finally:
+            taken.set()
 
     async def _serve(self, host: Host) -> None:
         assert host.listener is not None
@@ -171,7 +196,7 @@ class Hosts:
         document = self.federation.signed(
             source.trust, target.trust, **({"dial": "source" if push else "target"} | changes)
         )
-        peer = RoutedPeer.at(other.address, me.trust, document)
+        peer = RoutedPeer.at(other.address or ways[0].address, me.trust, document)
         assert isinstance(peer, RoutedPeer)
         peer.ways, peer.gate, peer.sends = ways, me.gate, push
         peer.note = me.log.append

@@ -7,6 +7,7 @@ hop is nobody's business here.
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -20,15 +21,19 @@ from flowengine.transfer.channel import Channel, disconnected
 from flowengine.transfer.control import refusal
 from flowengine.transfer.session import Consent
 from flowengine.transfer.sites import SiteIdentity, SitePeer, SiteTrust
+from flowengine.trust.certificates import CertificateFacts
 from flowengine.trust.relay_grant import RelayGrant
 from flowengine.wire import hops as hop_messages
 from flowengine.wire.handshake import Proof, RelayProof
-from flowengine.wire.hops import MAX_HOP_MESSAGE_BYTES, MAX_STREAMS_OF_HOP, HopOpen, HopOpened
+from flowengine.wire.hops import MAX_HOP_MESSAGE_BYTES, MAX_STREAMS_OF_HOP, HopOpen, HopOpened, HopWait
 from flowengine.wire.keys import Side
 from flowengine.wire.messages import Refuse
 from flowengine.wire.preamble import Kind, Preamble
 
-__all__ = ["HOP_S", "Hop", "HopGate", "hop_answer", "hop_request", "keep_watch", "make_hop"]
+__all__ = [
+    "HOP_S", "Hop", "HopGate", "Waited", "ask_hop", "hop_answer", "hop_request", "hop_wait", "keep_watch", "make_hop",
+    "wait_at_relay",
+]  # fmt: skip
 
 HOP_S: Final = 15.0
 """How long the rest of a route may take to stand."""
@@ -61,7 +66,7 @@ class HopGate(Protocol):
 
 @dataclass
 class Hop:
-    """A hop that this side dialled, with the whole rest of its route behind it.
+    """A hop that this side asked for, with the whole rest of its route behind it.
 
     Attributes:
         stream: TLS to the next site.
@@ -71,6 +76,8 @@ class Hop:
         ticket: the source's, where the source is behind it.
         serial: of the next site's certificate.
         streams: data connections that may be open over it at once.
+        parked: data connections that the next site dialled, where it is the one that dials; else None.
+        over: set when the hop has ended.
     """
 
     grant: RelayGrant
@@ -83,6 +90,14 @@ class Hop:
     ticket: bytes = field(repr=False)
     serial: str
     streams: int
+    parked: trio.MemoryReceiveChannel[trio.SocketStream] | None = None
+    over: trio.Event = field(default_factory=trio.Event)
+
+    async def connect(self, stream: int) -> tuple[trio.SocketStream, bytes]:
+        """A data connection to the next site, and what must be sent on it before anything else."""
+        if self.parked is not None:
+            return await self.parked.receive(), b""
+        return await trio.open_tcp_stream(*self.address), self.preamble(stream)
 
     def preamble(self, stream: int) -> bytes:
         """What opens a data connection to the next site."""
@@ -91,18 +106,19 @@ class Hop:
     async def aclose(self) -> None:
         """End the hop, and with it all its streams."""
         await self.channel.aclose()
+        self.over.set()
 
 
 @dataclass(frozen=True)
 class _HopDialled:
-    """One connection to the next site of a route."""
+    """One connection to the next site of a route, or from one that waits to the relay before it."""
 
     trust: SiteTrust
     own: SiteIdentity
     document: bytes
     grant: RelayGrant
-    at: int
-    seen: list[str]
+    stop: int
+    seen: list[CertificateFacts]
 
     @property
     def context(self) -> ssl.SSLContext:
@@ -114,22 +130,26 @@ class _HopDialled:
 
     def recognise(self, certificate: bytes | None) -> Proof:
         facts = self.trust.check_peer(certificate)
-        expected = self.grant.stops[self.at + 1]
+        expected = self.grant.stops[self.stop]
         if (facts.site, facts.key_sha256) != (expected.site, expected.key_sha256):
             raise AuthenticationError(
                 f"{facts.shown} answers where the route {self.grant.shown} has {expected.site}",
                 hint="its address may be another's now; a site that was enrolled anew needs a new grant",
                 reason="grant-other-party",
             )
-        self.seen.append(facts.serial)
+        self.seen.append(facts)
         return RelayProof(self.document)
 
 
 class _NextSite(SitePeer):
-    """The next site of a route, to be dialled under a relay grant."""
+    """A neighbour on a route, to be dialled under a relay grant."""
 
-    def _prepare(self, grant: RelayGrant, at: int) -> None:
-        self._dialled = _HopDialled(self.trust, self.trust.identity, self.document, grant, at, [])
+    @classmethod
+    def of(cls, trust: SiteTrust, document: bytes, grant: RelayGrant, stop: int) -> _NextSite:
+        peer = cls.at(grant.stops[stop].address, trust, document)
+        assert isinstance(peer, _NextSite)
+        peer._dialled = _HopDialled(trust, trust.identity, document, grant, stop, [])
+        return peer
 
     def dialled(self) -> _HopDialled:  # type: ignore[override]
         return self._dialled
@@ -162,17 +182,46 @@ async def make_hop(
     """
     at = grant.place(trust.identity.party)
     assert at is not None
-    peer = _NextSite.at(grant.stops[at + 1].address, trust, document)
-    assert isinstance(peer, _NextSite)
-    peer._prepare(grant, at)
+    peer = _NextSite.of(trust, document, grant, at + 1)
     channel = await dial(peer)
+    return await ask_hop(
+        channel,
+        grant,
+        peer.dialled().seen[-1],
+        control=control,
+        ticket=ticket,
+        rtt_us=rtt_us,
+        streams=streams,
+    )
+
+
+async def ask_hop(
+    channel: Channel,
+    grant: RelayGrant,
+    facts: CertificateFacts,
+    *,
+    control: bool,
+    ticket: bytes,
+    rtt_us: int,
+    streams: int,
+    hop_id: bytes = b"",
+) -> Hop:
+    """Ask the next site of a route for the hop, over a connection that either of both dialled; closed when it fails.
+
+    Args:
+        facts: of the next site's certificate; the others as of `make_hop`.
+        hop_id: as the next site named the hop already; empty where it does so now.
+
+    Raises:
+        TemporaryError, FlowError: as of `make_hop`.
+    """
     try:
         sock = keep_watch(channel.stream)
         asked = HopOpen(control, ticket, min(rtt_us + int(channel.rtt_s * 1e6), (1 << 32) - 1), streams)
         await channel.send_encoded(hop_messages.encode(asked))
         answer = await _receive(channel, HOP_S)
-        if not isinstance(answer, HopOpened):
-            raise ProtocolError(f"{grant.stops[at + 1].site} did not answer the request for a hop")
+        if not isinstance(answer, HopOpened) or hop_id not in (b"", answer.hop_id):
+            raise ProtocolError(f"{facts.site} did not answer the request for a hop")
         return Hop(
             grant,
             channel,
@@ -182,12 +231,64 @@ async def make_hop(
             channel.secrets.preamble_key(answer.hop_id, Side.SOURCE),
             channel.rtt_s + answer.rtt_us / 1e6,
             answer.ticket,
-            peer.dialled().seen[-1],
+            facts.serial,
             min(answer.streams, streams),
         )
     except BaseException:
         await channel.aclose()
         raise
+
+
+@dataclass(frozen=True)
+class Waited:
+    """The last site of a route waited at the relay before it, and was asked.
+
+    Attributes:
+        channel: to the relay.
+        facts: of the relay's certificate.
+        address: where it answered, and data connections are dialled.
+        asked: what the relay asks for.
+    """
+
+    channel: Channel
+    facts: CertificateFacts
+    address: tuple[str, int]
+    hop_id: bytes
+    asked: HopOpen
+
+
+async def wait_at_relay(dial: Dial, trust: SiteTrust, document: bytes, grant: RelayGrant) -> Waited:
+    """Dial the relay before this site, the last of a route, and wait there until the other end has come.
+
+    Args:
+        document: the signed relay grant, already admitted.
+
+    Raises:
+        TemporaryError: the relay does not answer, or the connection broke.
+        FlowError: as it refused.
+    """
+    peer = _NextSite.of(trust, document, grant, len(grant.stops) - 2)
+    channel = await dial(peer)
+    try:
+        sock = keep_watch(channel.stream)
+        hop_id = os.urandom(16)
+        await channel.send_encoded(hop_messages.encode(HopWait(hop_id)))
+        asked = await _receive(channel, float("inf"))
+        if not isinstance(asked, HopOpen):
+            raise ProtocolError(f"{peer.dialled().seen[-1].site} did not ask for the hop that was waited for")
+        return Waited(channel, peer.dialled().seen[-1], sock.getpeername()[:2], hop_id, asked)
+    except BaseException:
+        await channel.aclose()
+        raise
+
+
+async def hop_wait(channel: Channel) -> bytes:
+    """The hop id that a site chose which dialled this relay to wait here."""
+    keep_watch(channel.stream)
+    message = await _receive(channel, _REQUEST_S)
+    if not isinstance(message, HopWait):
+        raise ProtocolError("a site that cannot be dialled did not say that it waits")
+    return message.hop_id
 
 
 async def hop_request(channel: Channel) -> HopOpen:

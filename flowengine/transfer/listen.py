@@ -25,10 +25,11 @@ from flowengine.errors import (
     UsageError,
 )
 from flowengine.transfer.channel import HANDSHAKE_S, Channel, disconnected, session_errors, software
-from flowengine.transfer.connect import new_session
+from flowengine.transfer.connect import dial, new_session
 from flowengine.transfer.dialing import blocking
-from flowengine.transfer.hops import HopGate, hop_answer, hop_request, keep_watch
+from flowengine.transfer.hops import HopGate, hop_answer, hop_request, keep_watch, wait_at_relay
 from flowengine.transfer.identity import Identity, TicketGuest
+from flowengine.transfer.meeting import PARKED
 from flowengine.transfer.relay import Relay
 from flowengine.transfer.session import Session
 from flowengine.transfer.sites import Guest, SiteTrust, tls_refusal
@@ -41,16 +42,25 @@ from flowengine.wire.control import MAX_HANDSHAKE_BYTES, MAX_MESSAGE_BYTES, Cont
 from flowengine.wire.control import encode as frame
 from flowengine.wire.handshake import Established, ServerHandshake
 from flowengine.wire.handshake import refusal as handshake_refusal
-from flowengine.wire.hops import HopOpened
+from flowengine.wire.hops import HopOpen, HopOpened
 from flowengine.wire.keys import Side
 from flowengine.wire.messages import Open, Opened, Options
-from flowengine.wire.preamble import PREAMBLE_BYTES, SESSION_ID, Kind, PreambleRegistry, kind_of_connection
+from flowengine.wire.preamble import (
+    MAX_STREAMS,
+    PREAMBLE_BYTES,
+    SESSION_ID,
+    Kind,
+    Preamble,
+    PreambleRegistry,
+    kind_of_connection,
+)
 from flowengine.wire.ticket import Ticket
 
 __all__ = ["Handler", "Incoming", "Listener"]
 
 PREAMBLE_S: Final = 5.0
 _ALERT_S: Final = 1.0
+_AGAIN_S: Final = 1.0
 _REMEMBERED: Final = 256
 """Sessions that ended and whose late data connections are closed without a word."""
 
@@ -60,14 +70,21 @@ class _LastHop:
     """The hop over which a route ends here.
 
     Attributes:
-        site: of the neighbour that dialled.
-        rtt_s: of the whole route.
+        site: of the neighbour.
+        asked: what that asked for.
+        hop_id: names the hop.
     """
 
     grant: RelayGrant
     site: CertificateFacts
-    rtt_s: float
     channel: Channel
+    asked: HopOpen
+    hop_id: bytes
+
+    @property
+    def rtt_s(self) -> float:
+        """Of the whole route."""
+        return self.asked.rtt_us / 1e6
 
     @property
     def near(self) -> str:
@@ -394,28 +411,86 @@ class Listener:
                             f"site {guest.own.site} does not relay",
                             hint="its operator would have to set enabled in [relay] of site.toml",
                         )
-                await self._relay.carry(channel, guest.document, grant, guest.facts, self._hop)
+                if guest.facts.site == grant.stops[-1].site:
+                    await self._relay.host(channel, grant, guest.facts, self._hop)
+                else:
+                    await self._relay.carry(channel, guest.document, grant, guest.facts, self._hop)
             else:
-                await self._end_of_route(channel, guest, grant, peer, host, handler)
+                async with hop_answer(channel):
+                    asked = await hop_request(channel)
+                hop = _LastHop(grant, guest.facts, channel, asked, secrets.token_bytes(16))
+                await self._end_of_route(hop, guest.own.site, peer, host, handler)
         finally:
             await channel.aclose()
 
-    async def _end_of_route(
-        self, channel: Channel, guest: Guest, grant: RelayGrant, peer: str, host: str, handler: Handler
-    ) -> None:
-        assert guest.facts is not None
+    async def meet(self, document: bytes, handler: Handler, taken: Callable[[], None]) -> None:
+        """Wait at the relay before this site, the last of a route, and serve the other end; returns when that has gone.
+
+        Args:
+            document: the signed relay grant.
+            handler: as of `serve`.
+            taken: called when the other end has come: it may come again for another session.
+
+        Raises:
+            FlowError: the relay does not answer or refuses, or policy does, or the connection broke.
+        """
+        trust = self._identity
+        assert isinstance(trust, SiteTrust)
+        grant = await trio.to_thread.run_sync(lambda: trust.admit_relay(document, before=None))
+        came = await wait_at_relay(dial, trust, document, grant)
+        taken()
+        hop = _LastHop(grant, came.facts, came.channel, came.asked, came.hop_id)
+        peer = "{}:{}".format(*came.address)
+        failed: list[FlowError] = []
+        async with trio.open_nursery() as nursery:
+            for number in range(PARKED):
+                nursery.start_soon(self._park, hop, came.address, range(number, MAX_STREAMS, PARKED))
+            try:
+                await self._end_of_route(hop, trust.identity.site, peer, came.address[0], handler)
+            except FlowError as error:
+                failed.append(error)
+            except (
+                trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError, ssl.SSLError,
+            ) as error:  # fmt: skip
+                self._log(f"{peer}: connection dropped: {error or type(error).__name__}")
+            finally:
+                await came.channel.aclose()
+            nursery.cancel_scope.cancel()
+        if failed:
+            raise failed[0]
+
+    async def _park(self, hop: _LastHop, address: tuple[str, int], numbers: range) -> None:
+        """Keep a data connection open to the relay at which this site waited, and another when it is used."""
+        key = hop.channel.secrets.preamble_key(hop.hop_id, Side.SOURCE)
+        for number in numbers:
+            try:
+                with trio.fail_after(PREAMBLE_S):
+                    tcp = await trio.open_tcp_stream(*address)
+                    await tcp.send_all(Preamble(hop.hop_id, number, 0, Kind.HOP).encode(key))
+            except (OSError, trio.TooSlowError, trio.BrokenResourceError):
+                await trio.sleep(_AGAIN_S)
+                continue
+            try:
+                self._join(await _preamble(tcp), tcp, hop)
+            except FlowError as error:
+                self._log("{}:{}: {}".format(*address, _logged(error)))
+                await trio.sleep(_AGAIN_S)
+            except (OSError, trio.BrokenResourceError):
+                await trio.sleep(_AGAIN_S)
+            finally:
+                await trio.aclose_forcefully(tcp)
+
+    async def _end_of_route(self, hop: _LastHop, own: str, peer: str, host: str, handler: Handler) -> None:
+        channel, grant, asked, hop_id = hop.channel, hop.grant, hop.asked, hop.hop_id
         ticket = b""
         async with hop_answer(channel):
-            asked = await hop_request(channel)
             if self._gate is None:
-                raise Denied(f"no route may end at site {guest.own.site}")
+                raise Denied(f"no route may end at site {own}")
             if grant.dial == "target":
                 consent = await self._gate.release(grant)
                 ticket = consent.document
             else:
                 consent = await self._gate.land(grant, asked.ticket)
-        hop_id = secrets.token_bytes(16)
-        hop = _LastHop(grant, guest.facts, asked.rtt_us / 1e6, channel)
         key = channel.secrets.preamble_key(hop_id, Side.SOURCE)
         with self._gate.held(grant, consent), self._hop(hop_id, key):
             self._last_hops[hop_id] = hop

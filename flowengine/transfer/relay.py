@@ -31,6 +31,7 @@ from flowengine.transfer.channel import Channel
 from flowengine.transfer.connect import dial
 from flowengine.transfer.dialing import blocking
 from flowengine.transfer.hops import Hop, HopGate, hop_answer, hop_request, make_hop
+from flowengine.transfer.meeting import MeetingPlace
 from flowengine.transfer.pacing import Pacer
 from flowengine.transfer.session import Consent
 from flowengine.transfer.sites import SiteTrust
@@ -40,7 +41,7 @@ from flowengine.transfer.tcp_info import tcp_state
 from flowengine.trust.certificates import CertificateFacts
 from flowengine.trust.relay_grant import RelayGrant
 from flowengine.wire import hops as hop_messages
-from flowengine.wire.hops import HopOpened
+from flowengine.wire.hops import HopOpen, HopOpened
 from flowengine.wire.keys import Side
 from flowengine.wire.preamble import PREAMBLE_BYTES, Preamble
 
@@ -123,6 +124,7 @@ class Relay:
         self._passages: dict[bytes, _Passage] = {}
         # One that takes the place of another may come before that one's thread has ended.
         self._limiter = trio.CapacityLimiter(2 * max_streams)
+        self._meeting = MeetingPlace()
         self._draining = False
         self._making = 0
         self._none_left = trio.Event()
@@ -151,10 +153,12 @@ class Relay:
         for passage in self._passages.values():
             if passage.serials & self._trust.revoked:
                 passage.end("certificate-revoked")
+        self._meeting.drop_revoked(self._trust.revoked)
 
     async def drain(self, grace_s: float) -> None:
         """Take no new passages, let those that are nearly done end, then cut the rest off, and wait for that."""
         self._draining = True
+        self._meeting.close()
         with trio.move_on_after(grace_s):
             await self._all_ended()
         for passage in self._passages.values():
@@ -192,16 +196,7 @@ class Relay:
                 consent: Consent | None = None
                 if grant.dial == "source":
                     consent = await self._gate.relay(grant, asked.ticket)
-                onward = await make_hop(
-                    dial,
-                    self._trust,
-                    document,
-                    grant,
-                    control=asked.control,
-                    ticket=asked.ticket,
-                    rtt_us=asked.rtt_us,
-                    streams=min(asked.streams, self._room()),
-                )
+                onward = await self._onward(document, grant, asked)
             finally:
                 self._making -= 1
         try:
@@ -213,6 +208,40 @@ class Relay:
                 await self._run(channel, grant, facts, onward, consent, register, control=asked.control)
         finally:
             await onward.aclose()
+
+    async def _onward(self, document: bytes, grant: RelayGrant, asked: HopOpen) -> Hop:
+        streams = min(asked.streams, self._room())
+        if grant.meets and grant.place(self._trust.identity.party) == len(grant.stops) - 2:
+            return await self._meeting.make_hop(grant, asked, streams)
+        return await make_hop(
+            dial,
+            self._trust,
+            document,
+            grant,
+            control=asked.control,
+            ticket=asked.ticket,
+            rtt_us=asked.rtt_us,
+            streams=streams,
+        )
+
+    async def host(
+        self,
+        channel: Channel,
+        grant: RelayGrant,
+        facts: CertificateFacts,
+        register: Callable[[bytes, bytes], contextlib.AbstractContextManager[None]],
+    ) -> None:
+        """Have the last site of a route wait here, which cannot be dialled; returns when it has gone.
+
+        Args:
+            grant, facts, register: as of `carry`, of the site that waits.
+
+        Raises:
+            FlowError: it may not wait; it was told.
+        """
+        async with hop_answer(channel):
+            self._check_room()
+            await self._meeting.wait(channel, grant, facts, register)
 
     def _room(self) -> int:
         """Data connections that may still be promised."""
@@ -314,6 +343,8 @@ class Relay:
         Raises:
             FlowError: it cannot be: too many streams, or the next site does not answer.
         """
+        if self._meeting.park(preamble.session_id, tcp):
+            return
         passage = self._passages[preamble.session_id]
         if len(passage.splices) + passage.opening >= 2 * passage.onward.streams:
             raise ProtocolError(f"a stream more than the {passage.onward.streams} of its route")
@@ -338,13 +369,12 @@ class Relay:
         onward = passage.onward
         try:
             with trio.fail_after(_ONWARD_S):
-                next_tcp = await trio.open_tcp_stream(*onward.address)
-                head = onward.preamble(number)
+                next_tcp, head = await onward.connect(number)
                 if passage.grant.dial == "target":
                     # The dialler's own preamble is all that ever goes against the stream's direction.
                     head += await _exactly(tcp, PREAMBLE_BYTES)
                 await next_tcp.send_all(head)
-        except (OSError, trio.TooSlowError, trio.BrokenResourceError) as error:
+        except (OSError, trio.TooSlowError, trio.BrokenResourceError, trio.EndOfChannel) as error:
             raise TemporaryError(
                 f"a stream of task {passage.grant.task} found no way on: {error or type(error).__name__}",
                 reason="disconnected",

@@ -164,7 +164,7 @@ class SiteTrust:
         """The relay grant in a document, if it gives this agent a place on a route now; fences as of `admit`.
 
         Args:
-            before: who dialled this agent for it; None where this agent begins the route.
+            before: who dialled this agent for it; None where this agent dials, as one end of the route.
 
         Raises:
             AuthenticationError: with its one reason, as of `trust.relay_grant.check_relay_grant`.

@@ -5,8 +5,9 @@ Goal
     asking anybody; and whoever holds the document learns nothing that opens a stream.
 Plan
     One document serves every site of a route, in the order in which they are dialled. Each finds itself in it by name
-    and key, lets in whoever stands before it, and dials whoever stands behind it. It is signed like a grant, under the
-    domain "flowengine relay grant 1". The two ends hold a `Grant` besides, with the secret that keys their session.
+    and key, lets in whoever stands before it, and dials whoever stands behind it. The last one may have no address:
+    then it dials the relay before it, which lets it in and has it wait for the other end. It is signed like a grant,
+    under the domain "flowengine relay grant 1". The two ends hold a `Grant` besides, with the secret that keys their session.
 Invariants
     - There is no secret in it.
     - No site stands in a route twice, so a site has one place and one pair of neighbours.
@@ -47,7 +48,10 @@ _KNOWN_REQUIREMENTS: Final = frozenset[str]()
 
 
 class Stop(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One site of a route: its name, its key's name, and where it is dialled (empty for the first, which dials)."""
+    """One site of a route: its name, its key's name, and where it is dialled.
+
+    The address is empty for the first, which dials, and for a last one that waits at the relay before it.
+    """
 
     site: str
     key_sha256: str
@@ -124,6 +128,17 @@ class RelayGrant(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         """Where a site stands in `stops`; None for nowhere."""
         return next((at for at, stop in enumerate(self.stops) if stop.party == me), None)
 
+    @property
+    def meets(self) -> bool:
+        """Whether the last site cannot be dialled and waits at the relay before it."""
+        return not self.stops[-1].address
+
+    @property
+    def passage(self) -> tuple[object, ...]:
+        """What grants for the same claim and route have in common, whenever they were signed."""
+        return (self.transfer, self.task, self.fence, self.dial, *(stop.party for stop in self.stops),
+                self.source_path, self.target_path)  # fmt: skip
+
     def neighbour(self, at: int, side: Literal["source", "target"]) -> str:
         """The site next to that of place `at`, towards an end; empty where there is none."""
         step = -1 if (side == "source") == (self.dial == "source") else 1
@@ -163,7 +178,8 @@ def check_relay_grant(
         keys: the coordinator's public Ed25519 keys by id.
         now: Unix seconds.
         me: this agent.
-        before: who dialled it over the mutually authenticated connection; None where this agent begins the route.
+        before: who dialled it over the mutually authenticated connection; None where nobody did: this agent begins
+            the route, or is a last one that waits at the relay before it.
         highest_fence: highest fence seen of the task; `peek_relay_grant` tells the task.
         spent: whether the task ended here already under this fence.
 
@@ -177,9 +193,12 @@ def check_relay_grant(
     at = grant.place(me)
     if at is None:
         raise refused(f"the {what} is not for this site and key (this is {me.site})", "grant-other-party")
-    if (before is None) != (at == 0):
+    last = len(grant.stops) - 1
+    dialled = at != 0 and not (at == last and grant.meets)
+    if (before is not None) != dialled:
         raise refused(f"by the {what} this site is number {at + 1} to be dialled", "grant-other-party")
-    if before is not None and grant.stops[at - 1].party != before:
+    waits = grant.meets and at == last - 1 and grant.stops[last].party == before
+    if before is not None and grant.stops[at - 1].party != before and not waits:
         raise refused(
             f"{before.site} (key {before.key_sha256[:16]}…) showed a {what}, in which it does not stand before this site",
             "grant-other-party",
@@ -204,7 +223,8 @@ def _problem(grant: RelayGrant) -> str:
         return f"its route is no list of 3 to {MAX_ROUTE} sites"
     if len(set(grant.sites)) < len(grant.stops):
         return "a site stands in its route twice"
-    if grant.stops[0].address or not all(_is_address(stop.address) for stop in grant.stops[1:]):
+    dialled = grant.stops[1:-1] if grant.meets else grant.stops[1:]
+    if grant.stops[0].address or not all(_is_address(stop.address) for stop in dialled):
         return "the sites of its route have not the addresses that are needed to dial them"
     return problem_of_permit(grant)
 

@@ -1,7 +1,8 @@
 """What two neighbours on a route say to each other before anything passes between them.
 
 After TLS, in which both show certificates, and a handshake that shows the relay grant, the side that dialled asks for
-the hop and the other side agrees; docs/spec/wire.md has the table. From then on the connection carries the end-to-end
+the hop and the other side agrees. A site that cannot be dialled dials the relay before it, says that it waits, and is
+asked over that connection when the other end comes; docs/spec/wire.md has the table. From then on the connection carries the end-to-end
 control connection, if that goes over this route, and else nothing: when it ends, the hop ends.
 """
 
@@ -22,6 +23,7 @@ __all__ = [
     "HopMessage",
     "HopOpen",
     "HopOpened",
+    "HopWait",
     "decode",
     "encode",
 ]
@@ -67,7 +69,17 @@ class HopOpened(_Message, tag=2):
     streams: int = MAX_STREAMS_OF_HOP
 
 
-HopMessage = HopOpen | HopOpened | Refuse
+class HopWait(_Message, tag=4):
+    """The last site of a route, which cannot be dialled, dialled the relay before it, and waits there to be asked.
+
+    Attributes:
+        hop_id: 16 random bytes, by which the data connections that it dials will name the hop.
+    """
+
+    hop_id: bytes
+
+
+HopMessage = HopOpen | HopOpened | HopWait | Refuse
 
 encode = msgspec.msgpack.Encoder().encode
 _decoder = msgspec.msgpack.Decoder(HopMessage)
@@ -88,10 +100,12 @@ def decode(data: bytes | memoryview) -> HopMessage:
         ) from None
     if isinstance(message, Refuse):
         return message
+    if not isinstance(message, HopOpen) and len(message.hop_id) != 16:
+        raise ProtocolError("a site on the route named the hop with other than 16 bytes")
+    if isinstance(message, HopWait):
+        return message
     if not 0 < message.streams <= MAX_STREAMS_OF_HOP:
         raise ProtocolError(f"a site on the route speaks of {message.streams} data connections over it")
     if len(message.ticket) > MAX_TICKET_BYTES or not 0 <= message.rtt_us < 1 << 32:
         raise ProtocolError("a site on the route sent a ticket or a round trip beyond the limits")
-    if isinstance(message, HopOpened) and len(message.hop_id) != 16:
-        raise ProtocolError("a site on the route named the hop with other than 16 bytes")
     return message
