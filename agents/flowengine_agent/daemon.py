@@ -33,6 +33,7 @@ from flowengine.api.agents import (
     LimitsCommand,
     LookCommand,
     MeasureCommand,
+    MeetingsCommand,
     PoliciesCommand,
     ProbeCommand,
     QuarantineCommand,
@@ -59,6 +60,7 @@ from flowengine_agent.limits import LimitBook
 from flowengine_agent.logs import Log
 from flowengine_agent.looking import look
 from flowengine_agent.measuring import count, probe
+from flowengine_agent.meeting import Meetings
 from flowengine_agent.policies import Policies
 from flowengine_agent.policy_follower import PolicyFollower
 from flowengine_agent.relaying import RelayMeter
@@ -194,6 +196,7 @@ class _Agent:
                 self._nursery = nursery
                 self._tasks = HeldTasks(site, nursery, self._changed)
                 self._port = port
+                self._meetings = Meetings(nursery, port.meet, self._log)
                 nursery.start_soon(self._signals)
                 nursery.start_soon(port.serve)
                 nursery.start_soon(self._housekeeping)
@@ -260,6 +263,8 @@ class _Agent:
                 self._tasks.follow(task, fence, routes)
             case LeasesCommand(leases=leases):
                 self._site.limits.lease(leases, datetime.now(UTC))
+            case MeetingsCommand(meetings=meetings):
+                self._meetings.set([] if self._draining else meetings)
             case RevocationsCommand(revoked=revoked):
                 self._revoke(revoked)
             case PoliciesCommand(bundle=bundle, labels=labels):
@@ -479,6 +484,7 @@ class _Agent:
     async def _drain(self) -> None:
         bound = self._site.config.drain_s
         self._log.info("stopping: takes no new work and gives back what it holds", within_s=bound)
+        self._meetings.set([])
         self._beat.set()
         with trio.move_on_after(bound) as scope:
             async with trio.open_nursery() as nursery:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final, cast
 
 from flowengine.api.agents import HopTraffic, RelayedTask, RelayState, TaskGrant, TaskRoute
-from flowengine.errors import FlowError, UsageError
+from flowengine.errors import FlowError, TemporaryError, UsageError
 from flowengine.store.filesystem import raise_descriptor_limit
 from flowengine.transfer.relay import Passed, Relay
 from flowengine.transfer.routes import RoutedPeer, Way
@@ -147,10 +147,16 @@ def routed_peer(site: Site, granted: TaskGrant, grant: Grant, document: bytes) -
     """The other end of a held task, over the routes that it was given.
 
     Raises:
-        UsageError: there is no way to it: it only dials out, and no relay was given.
+        TemporaryError: there is no way to it: it only dials out, and no relay was given (reason "no-route").
     """
     ways = usable_ways(site, granted, granted.routes)
     address = granted.peer_address or (ways[0].address if ways else "")
+    if not address:
+        raise TemporaryError(
+            f"site {_other(granted)} cannot be dialled, and no relay that both could dial was given",
+            hint="it is tried again; flow why tells whether a way is planned",
+            reason="no-route",
+        )
     peer = RoutedPeer.at(address, site.trust, document)
     assert isinstance(peer, RoutedPeer)
     peer.sends = granted.role == "source"

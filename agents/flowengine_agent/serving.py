@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 import msgspec
@@ -84,9 +84,7 @@ class DataPort:
             LocalError: it is taken.
         """
         listen = self._site.config.listen
-        if listen is None:
-            return
-        host, port = listen
+        host, port = listen or ("", 0)
         self._listener = Listener(
             host,
             port,
@@ -95,6 +93,8 @@ class DataPort:
             gate=RouteGate(self._site),
             relay=self.relay,
         )
+        if listen is None:
+            return  # it comes to relays by itself
         try:
             self._listener.bind()
         except OSError as error:
@@ -106,8 +106,13 @@ class DataPort:
 
     async def serve(self) -> None:
         """Let peers in until cancelled."""
-        if self._listener is not None:
+        if self._listener is not None and self._site.listening is not None:
             await self._listener.serve(self._handle)
+
+    async def meet(self, document: bytes, taken: Callable[[], None]) -> None:
+        """Wait at a relay for the other end of a route, and serve it; see `Listener.meet`."""
+        assert self._listener is not None
+        await self._listener.meet(document, self._handle, taken)
 
     def tasks(self) -> set[str]:
         """Tasks that are served now."""

@@ -29,7 +29,7 @@ from flowengine.errors import ProtocolError
 
 __all__ = [
     "AgentLabels", "Answer", "Claim", "Claimed", "Command", "Disposed", "DrainCommand", "Enrolled", "Greeting", "Heartbeat",
-    "HeartbeatReply", "HopTraffic", "Join", "Lease", "LeasesCommand", "LimitsCommand", "LookCommand", "MeasureCommand",
+    "HeartbeatReply", "HopTraffic", "Join", "Lease", "LeasesCommand", "LimitsCommand", "LookCommand", "MeasureCommand", "Meeting", "MeetingsCommand",
     "PoliciesCommand",    "ProbeCommand", "QuarantineCommand", "RelayState", "RelayedTask", "Renewal", "Report", "ReportReply",
     "RevocationsCommand", "RoutesCommand", "Taken", "TaskCommand", "TaskGrant", "TaskRoute", "Told", "WorkCommand",
     "check_required",
@@ -214,6 +214,20 @@ class Lease(msgspec.Struct, kw_only=True, omit_defaults=True):
     number: int
 
 
+class Meeting(msgspec.Struct, kw_only=True):
+    """A relay at which this site is to wait for the other end of a task: neither of both can be dialled.
+
+    Attributes:
+        relay: the site at which to wait; where it is dialled stands in the grant.
+        grant: base64 of the signed relay grant that all sites of the route check.
+    """
+
+    task: str
+    fence: int
+    relay: Name
+    grant: str
+
+
 class TaskGrant(Told):
     """A task that the agent holds until `lease_until`, with the grant that proves it to the peer.
 
@@ -328,6 +342,12 @@ class LeasesCommand(msgspec.Struct, kw_only=True, tag="leases"):
     leases: list[Lease]
 
 
+class MeetingsCommand(msgspec.Struct, kw_only=True, tag="meetings"):
+    """All relays at which this site is to wait now."""
+
+    meetings: list[Meeting]
+
+
 class RevocationsCommand(msgspec.Struct, kw_only=True, tag="revocations"):
     """All revoked serials."""
 
@@ -397,6 +417,7 @@ Command: TypeAlias = (
     | TaskCommand
     | RoutesCommand
     | LeasesCommand
+    | MeetingsCommand
     | LimitsCommand
     | RevocationsCommand
     | PoliciesCommand

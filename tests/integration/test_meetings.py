@@ -10,6 +10,7 @@ import trio
 
 from flowengine.errors import AuthenticationError, FlowError
 from flowengine.store.selection import Root, Selection
+from flowengine.transfer import meeting
 from flowengine.transfer.passes import TransferSettings
 from flowengine.transfer.routes import Way
 from flowengine.transfer.run import pull, push
@@ -104,8 +105,10 @@ def test_both_sites_dial_again_when_what_stood_between_them_broke(tmp_path: Path
     trio.run(main)
 
 
-def test_who_may_wait_and_for_whom(tmp_path: Path) -> None:
+def test_who_may_wait_and_for_whom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another site's grant lets nobody in; a relay asks its policy; and who waits is not given to another claim."""
+
+    monkeypatch.setattr(meeting, "MEET_S", 0.5)
 
     async def main() -> None:
         async with Hosts.running(tmp_path, "r", "x", relays=["r"]) as hosts:

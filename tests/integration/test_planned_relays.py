@@ -26,6 +26,7 @@ LINKS = {("s", "t"): 40 * MBIT} | {
     pair: 80 * MBIT for relay in ("r1", "r2") for pair in (("s", relay), (relay, "t"))
 }
 SIZE = 64 * MIB
+PERSONAL = ["s:/data/cohort", "i:/data/cohort"]
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +35,12 @@ def sites(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
     with federation(base, options=keys.options(base)) as made:
         for site in ("s", "t"):
             made.make(site, lines=keys.site_lines)
+        for site in ("i", "j"):  # these only dial out
+            made.make(site, lines=keys.site_lines, listen="")
         for site in ("r1", "r2"):
             made.make(site, lines=["[relay]", "enabled = true", *keys.site_lines])
         start(made)
-        enact(made, keys, {"s": "FR", "t": "DE", "r1": "NL", "r2": "US"}, ["s:/data/cohort"])
+        enact(made, keys, {"s": "FR", "t": "DE", "i": "FR", "j": "DE", "r1": "NL", "r2": "US"}, PERSONAL)
         say_links(made, LINKS, held=True)
         (made["s"].data / "cohort").mkdir()
         random_file(made["s"].data / "cohort/large", SIZE)
@@ -97,3 +100,29 @@ def test_a_forged_plan_leads_nothing_over_the_relay_that_policy_forbids(
     assert ("relay", "r2", "deny") in {
         (line["ask"]["use"], line["ask"]["site"], line["decision"]) for line in on_record
     }
+
+
+def test_two_sites_that_only_dial_out_meet_at_the_relay_that_policy_permits(sites: Federation) -> None:
+    (sites["i"].data / "cohort").mkdir()
+    random_file(sites["i"].data / "cohort/part", 16 * MIB)
+    plan = sites.client.plan("i:/data/cohort/", "j:/data/in")
+    assert plan.routes == [["i", "r1", "j"]]
+    transfer = sites.client.copy("i:/data/cohort/", "j:/data/in")
+    assert transfer.wait(60).state == "completed", transfer.record
+    assert (sites["j"].data / "in/part").read_bytes() == (sites["i"].data / "cohort/part").read_bytes()
+    wait_until(lambda: passed_bytes(sites["r1"], transfer.record) > 16 * MIB, "all bytes at r1")
+    assert {line["decision"] for line in decided(sites["r1"], transfer.record, "relay")} == {"permit"}
+    assert {line["decision"] for line in decided(sites["i"], transfer.record, "release")} == {"permit"}
+    assert "relay begins" not in sites["r2"].log
+
+
+def test_without_a_permitted_relay_the_refusal_says_so(sites: Federation) -> None:
+    sites["r1"].stop()
+    wait_until(lambda: sites.client.site("r1").state != "online", "r1 to be gone")
+    with pytest.raises(FlowError) as refused:
+        sites.client.copy("i:/data/cohort/", "j:/data/again")
+    assert refused.value.reason == "no-route"
+    assert "policy permits none of the relays r2" in refused.value.message
+    plan = sites.client.plan("i:/data/cohort/", "j:/data/again")
+    assert plan.routes == []
+    assert "neither i nor j can be reached from outside" in plan.text

@@ -50,6 +50,18 @@ def test_priority_comes_first_then_the_tenant_served_least_then_age() -> None:
     assert choose(board(queue), "a", 10) == []
 
 
+def test_what_only_a_relay_can_carry_waits_until_a_way_is_planned() -> None:
+    now = board([work(1), work(2, source_site="c")])
+    for name in "ab":
+        now.places[name].outbound = True
+    waits = hindrance(now, work(1))
+    assert waits is not None
+    assert (waits.name, "neither a nor b can be dialled" in waits.text) == ("no-route", True)
+    assert ids(choose(now, "b", 10)) == [2]
+    now.routed = frozenset({"t-1.1"})
+    assert hindrance(now, work(1)) is None
+
+
 def test_weights_divide_what_was_served() -> None:
     queue = [work(n, tenant="xy"[n % 2]) for n in range(1, 13)]
     chosen = choose(board(queue, x=Share("x", 2.0), y=Share("y", 1.0)), "b", 6)

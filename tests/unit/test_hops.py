@@ -6,14 +6,20 @@ import pytest
 
 from flowengine.errors import ProtocolError
 from flowengine.wire.handshake import ClientHandshake, Established, RelayProof, ServerHandshake, among
-from flowengine.wire.hops import MAX_TICKET_BYTES, HopMessage, HopOpen, HopOpened, decode, encode
+from flowengine.wire.hops import MAX_TICKET_BYTES, HopMessage, HopOpen, HopOpened, HopWait, decode, encode
 from flowengine.wire.keys import Side
 from flowengine.wire.messages import Refuse
 
 
 @pytest.mark.parametrize(
     "message",
-    [HopOpen(True, b"ticket", 1500), HopOpen(False), HopOpened(bytes(16), b"t", 2), Refuse("busy", "no", "")],
+    [
+        HopOpen(True, b"ticket", 1500),
+        HopOpen(False),
+        HopOpened(bytes(16), b"t", 2),
+        HopWait(bytes(16)),
+        Refuse("busy", "no", ""),
+    ],
 )
 def test_a_message_comes_through(message: HopMessage) -> None:
     assert decode(encode(message)) == message
@@ -25,6 +31,7 @@ def test_a_message_comes_through(message: HopMessage) -> None:
         b"",
         b"\xc1",
         encode(HopOpened(b"short")),
+        encode(HopWait(b"short")),
         encode(HopOpen(True, bytes(MAX_TICKET_BYTES + 1))),
         encode(HopOpen(True, b"", -1)),
         encode(HopOpened(bytes(16), b"", 1 << 32)),

@@ -48,10 +48,22 @@ def reason(document: bytes, **changes: Any) -> str:
     return raised.value.reason
 
 
+def test_a_last_site_without_address_dials_the_relay_before_it() -> None:
+    stops = [stop(D), stop(C, "c.example:7443"), stop(B, "[::1]:7443"), stop(A)]
+    document = sign_relay_grant(KEY, grant(stops=stops))
+    for me, before in ((D, None), (C, D), (B, C), (B, A), (A, None)):
+        assert check_relay_grant(document, KEYS, NOW, me=me, before=before).meets
+    for me, before in ((A, B), (C, A), (C, B), (B, None), (B, D), (D, C)):
+        assert reason(document, me=me, before=before) == "grant-other-party"
+    with pytest.raises(UsageError):
+        sign_relay_grant(KEY, grant(stops=[stop(D), stop(C, "c.example:7443"), stop(B), stop(A)]))
+
+
 def test_every_site_of_a_route_finds_its_place() -> None:
     document = sign_relay_grant(KEY, grant())
     for me, before in ((D, None), (C, D), (B, C), (A, B)):
         assert check_relay_grant(document, KEYS, NOW, me=me, before=before) == grant()
+    assert not grant().meets
     found = peek_relay_grant(document, KEYS)
     assert found.sites == ("d", "c", "b", "a")
     assert found.route == (A, B, C, D)

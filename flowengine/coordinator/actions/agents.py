@@ -39,6 +39,7 @@ from flowengine.coordinator.database.work import (
 from flowengine.coordinator.knowledge import approvals_for, counts_of
 from flowengine.coordinator.planning.stored import (
     leases_of_site,
+    meetings_of_site,
     read_task_plans,
     routes_of_holder,
     take_up,
@@ -186,6 +187,9 @@ def claim(writing: Writing, site: str, asked: Claim, terms: Terms) -> Claimed:
                 row, asked_for[row.transfer], known, told, fence, epoch, writing.now, terms
             )
             take_up(writing, row.id, fence, grant.routes)
+            writing.wake |= {row.source_site, row.target_site} - {
+                site
+            }  # the other end may have to come as well
         given.append(grant)
         add_usage(writing, row.tenant, 0, 1)
     for transfer in sorted(wanted):
@@ -463,7 +467,7 @@ def _new_grant(writing: Writing, row: AnyRow, transfer: AnyRow, fence: int, term
 
 def agent_view(connection: Connection, now: float, site: str) -> AgentView:
     """All that an agent's stream must have told it by now."""
-    row = connection.execute(select(sites.c.draining, sites.c.state).where(sites.c.name == site)).one()
+    row = connection.execute(select(sites.c.draining, sites.c.addresses).where(sites.c.name == site)).one()
     board = read_board(connection, now, site)
     claimable = frozenset(
         work.id for work in board.waiting if work.driver == site and hindrance(board, work) is None
@@ -497,4 +501,7 @@ def agent_view(connection: Connection, now: float, site: str) -> AgentView:
         looks={look.id: Asked(look.kind, look.path, look.body, look.expires - now) for look in asked},
         routes=routes_of_holder(connection, site),
         leases=msgspec.json.encode(leases_of_site(connection, site, now)),
+        meetings=b"[]"
+        if decode_addresses(row.addresses)
+        else msgspec.json.encode(meetings_of_site(connection, site)),
     )

@@ -102,7 +102,8 @@ def task_routes(
 ) -> list[TaskRoute]:
     """The routes of a task as its driver is told them, each with the relay grant that its sites check.
 
-    A way is left out where one of its sites is unknown, has no certificate or no address to be dialled at.
+    A way is left out where one of its sites is unknown, has no certificate, or no address to be dialled at; only the
+    last one behind a relay needs none, for it can wait there.
 
     Args:
         row, transfer: of the task, and of its transfer.
@@ -116,7 +117,11 @@ def task_routes(
     routes: list[TaskRoute] = []
     for way, rate in ways:
         sites = list(way if row.driver == row.source_site else reversed(way))
-        stops = [_stop(known.get(site), row, first=at == 0) for at, site in enumerate(sites)]
+        last = len(sites) - 1
+        stops = [
+            _stop(known.get(site), row, dials=at == 0, may_wait=at == last > 1)
+            for at, site in enumerate(sites)
+        ]
         if len(sites) < 2 or not all(stops):
             continue
         document = b""
@@ -156,12 +161,12 @@ def task_routes(
     return routes
 
 
-def _stop(site: AnyRow | None, row: AnyRow, *, first: bool) -> Stop | None:
+def _stop(site: AnyRow | None, row: AnyRow, *, dials: bool, may_wait: bool) -> Stop | None:
     if site is None or not site.key_sha256:
         return None
-    if first:
+    if dials:
         return Stop(site.name, site.key_sha256)
     addresses = decode_addresses(site.addresses)
     if not addresses:
-        return None
+        return Stop(site.name, site.key_sha256) if may_wait else None
     return Stop(site.name, site.key_sha256, addresses[row.attempts % len(addresses)])

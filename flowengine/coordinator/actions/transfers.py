@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,9 +26,21 @@ from flowengine.coordinator.rules.queue import first_overlap
 from flowengine.coordinator.rules.states import ENDED, dialer
 from flowengine.errors import Denied, FlowError, NotFound, TemporaryError, UsageError
 
-__all__ = ["Admitted", "Decide", "PromisesChanged", "create", "redrive", "site_rows_of", "steer"]
+__all__ = [
+    "Admitted",
+    "Decide",
+    "MayRelay",
+    "PromisesChanged",
+    "create",
+    "no_meeting",
+    "redrive",
+    "site_rows_of",
+    "steer",
+]
 
 Decide = Callable[[Connection, TransferRequest, Mapping[str, AnyRow], str, float], Verdict]
+MayRelay = Callable[[Connection, TransferRequest, Mapping[str, AnyRow], str, float, Iterable[str]], set[str]]
+"""Which of some sites may pass the data on."""
 """Policy's answer to a request."""
 
 
@@ -82,21 +94,54 @@ def _check_offered(row: AnyRow, place: Endpoint, writing: bool) -> None:
         )
 
 
-def _drivers(request: TransferRequest, rows: Mapping[str, AnyRow]) -> list[str]:
-    """Which site dials for each target."""
-    found = []
+def _drivers(request: TransferRequest, rows: Mapping[str, AnyRow]) -> tuple[list[str], list[str]]:
+    """Which site dials for each target; and targets to which only a relay can lead, that both ends dial."""
+    found, meeting = [], []
     source = rows[request.source.site]
     for place in request.targets:
         target = rows[place.site]
         end = dialer(source.name, _addresses(source), target.name, _addresses(target))
         if end is None:
-            raise FlowError(
-                f"neither {source.name} nor {target.name} can be reached from outside",
-                hint="let one of the two agents listen (listen and advertise in its site.toml)",
-                reason="no-route",
-            )
+            meeting.append(target.name)
         found.append(source.name if end == "source" else target.name)
-    return found
+    return found, meeting
+
+
+def no_meeting(source: str, target: str, forbidden: Sequence[str] = ()) -> str:
+    """Why nothing can go from one site to another, neither of which can be dialled."""
+    relays = (
+        f"policy permits none of the relays {', '.join(forbidden)} to pass this data on"
+        if forbidden
+        else "no site that policy permits passes on for others now"
+    )
+    return f"neither {source} nor {target} can be reached from outside, and {relays}"
+
+
+def _check_meeting(
+    writing: Writing,
+    request: TransferRequest,
+    rows: Mapping[str, AnyRow],
+    user: str,
+    meeting: Sequence[str],
+    may_relay: MayRelay,
+) -> None:
+    """Refuse what could not even begin: there is no relay at which the two ends may meet."""
+    online = writing.connection.execute(
+        select(sites).where(sites.c.state == "online", sites.c.relay != "", sites.c.addresses != "[]")
+    ).all()
+    known = {**rows, **{row.name: row for row in online}}
+    names = sorted({row.name for row in online} - {request.source.site, *meeting})
+    if may_relay(writing.connection, request, known, user, writing.now, names):
+        return
+    hint = "let one of the two agents listen (listen and advertise in its site.toml)"
+    raise FlowError(
+        no_meeting(request.source.site, meeting[0], names),
+        hint=f"{hint}, or have a relay permitted: flow policy explain tells by what rule it is not"
+        if names
+        else f"{hint}, or a site that both can dial pass on for others (enabled in [relay] of its site.toml)",
+        reason="no-route",
+        relays=names,
+    )
 
 
 def _addresses(row: AnyRow) -> list[str] | None:
@@ -130,6 +175,7 @@ def create(
     user: str,
     tenant: str,
     decide: Decide,
+    may_relay: MayRelay,
     chain: Chain,
     admitted: Admitted = Admitted(),
 ) -> Transfer | FlowError:
@@ -146,7 +192,7 @@ def create(
     check_places(request, rows)
     if admitted.promised and writing.count_up("promise") != admitted.promises + 1:
         raise PromisesChanged
-    drivers = _drivers(request, rows)
+    drivers, meeting = _drivers(request, rows)
     _check_queue(writing, tenant, len(drivers))
     verdict = decide(writing.connection, request, rows, user, writing.now)
     record_verdict(writing, chain, verdict, request, transfer, user)
@@ -170,6 +216,8 @@ def create(
             hint="flow plan show names all decisions; flow policy explain says what would make it legal",
             decisions=[_decision_data(decision) for decision in decisions],
         )
+    if meeting:
+        _check_meeting(writing, request, rows, user, meeting, may_relay)
     writing.connection.execute(
         transfers.insert().values(
             id=transfer,

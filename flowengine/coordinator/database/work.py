@@ -7,9 +7,11 @@ from typing import Any, Final
 
 from sqlalchemy import BindParameter, Connection, Select, bindparam, case, func, or_, select, text
 
+from flowengine.coordinator.database.catalogue import decode_addresses
 from flowengine.coordinator.database.people import day_minute
 from flowengine.coordinator.database.tables import AnyRow, sites, tasks, tenants, transfers, usage
 from flowengine.coordinator.database.transactions import Writing
+from flowengine.coordinator.planning.stored import read_task_plans
 from flowengine.coordinator.rules.queue import Board, Place, Share, Work
 
 __all__ = [
@@ -100,9 +102,9 @@ _OLDER_WRITERS: Final = select(*_WORK_COLUMNS).where(
 _RUNNING_THERE: Final = select(*_WORK_COLUMNS).where(
     tasks.c.state == "running", or_(tasks.c.target_site.in_(_NAMES), tasks.c.source_site.in_(_NAMES))
 )
-_PLACES: Final = select(sites.c.name, sites.c.state, sites.c.since, sites.c.max_tasks).where(
-    sites.c.name.in_(_NAMES)
-)
+_PLACES: Final = select(
+    sites.c.name, sites.c.state, sites.c.since, sites.c.max_tasks, sites.c.addresses, sites.c.last_seen
+).where(sites.c.name.in_(_NAMES))
 _RUNNING_OF: Final = (
     select(tasks.c.tenant, func.count())
     .where(tasks.c.state == "running", tasks.c.tenant.in_(_NAMES))
@@ -140,18 +142,29 @@ def read_board(connection: Connection, now: float, driver: str | None) -> Board:
         older = connection.execute(_OLDER_WRITERS, {"names": names, "newest": waiting[-1].seq})
         waiting += [task_work(row) for row in older if row.id not in known]
     running = [task_work(row) for row in connection.execute(_RUNNING_THERE, {"names": names})]
-    return Board(
+    board = Board(
         now=now,
         waiting=waiting,
         running=running,
         places=_places(connection, names, running),
         shares=_shares(connection, now, sorted({work.tenant for work in waiting})),
     )
+    meeting = [work.id for work in waiting if board.meets(work)]
+    if meeting:
+        planned = read_task_plans(connection, meeting)
+        board.routed = frozenset(task for task, told in planned.items() if told.plan.routes)
+    return board
 
 
 def _places(connection: Connection, names: list[str], running: list[Work]) -> dict[str, Place]:
     found = {
-        row.name: Place(row.name, row.state, row.since, row.max_tasks)
+        row.name: Place(
+            row.name,
+            row.state,
+            row.since,
+            row.max_tasks,
+            outbound=row.last_seen is not None and not decode_addresses(row.addresses),
+        )
         for row in connection.execute(_PLACES, {"names": names})
     }
     for work in running:

@@ -21,7 +21,7 @@ from sqlalchemy import Connection, select
 
 from flowengine.api.agents import Answer
 from flowengine.api.resources import Decision, Plan, PlanRequest, TransferRequest, Way
-from flowengine.coordinator.actions.transfers import Admitted, site_rows_of
+from flowengine.coordinator.actions.transfers import Admitted, no_meeting, site_rows_of
 from flowengine.coordinator.database.people import moment, optional_moment
 from flowengine.coordinator.database.tables import AnyRow, counters, plans
 from flowengine.coordinator.database.transactions import Writing, json_text
@@ -38,11 +38,14 @@ from flowengine.coordinator.planning.outcome import (
 from flowengine.coordinator.planning.picture import (
     CLASSES,
     Picture,
+    allowed_of,
     demands_of,
     links_of_plan,
+    meets,
     overlay_of,
     read_picture,
     relays_for,
+    sighted_links,
 )
 from flowengine.coordinator.service import Service
 from flowengine.coordinator.web.answers import ask_agent
@@ -175,13 +178,21 @@ class Asking:
         pairs = [(task.source, task.target) for task in picture.tasks]
         pairs += [(request.source.site, name) for name in targets]
         overlay = overlay_of(picture, pairs)
+        sighted = sighted_links(picture, overlay, pairs)
         mine = tuple(
             _demand(
-                request, number, name, picture, permitted, tenant, size, objects, paces.get(name, UNLEARNED)
+                request,
+                number,
+                picture,
+                allowed_of(picture, (request.source.site, name), permitted, request.plan or "", sighted),
+                tenant,
+                size,
+                objects,
+                paces.get(name, UNLEARNED),
             )
             for number, name in enumerate(target.site for target in request.targets)
         )
-        others = demands_of(picture)
+        others = demands_of(picture, sighted)
         demands = (*others, *mine)
         made = await self._service.solver.plan(overlay, demands, None, now)
         return _Solved(picture, overlay, demands, mine, made, paces, promises)
@@ -226,13 +237,21 @@ class Asking:
             ]
             lines = describe(only(made, entry, groups.get(entry.group, [])), demand.id, clock)
             prefix = f"to {target}: " if len(solved.mine) > 1 else ""
+            if not found and meets(solved.picture, source, target):
+                words.append(prefix + no_meeting(source, target))
+                continue
             words.append(prefix + _line(entry, lines, source, target, ways_carry[demand.id], found))
         promise = _promise([entries[demand.id].promise for demand in solved.mine])
         possible = [entries[demand.id].earliest_s for demand in solved.mine]
         plan = Plan(
             permitted=True,
             decisions=decisions,
-            routes=[way.sites for way in ways] or [[request.source.site, t.site] for t in request.targets],
+            routes=[way.sites for way in ways]
+            or [
+                [request.source.site, t.site]
+                for t in request.targets
+                if not meets(solved.picture, request.source.site, t.site)
+            ],
             ways=ways,
             size_bytes=size,
             objects=objects,
@@ -306,16 +325,14 @@ class Asking:
 def _demand(
     request: TransferRequest,
     number: int,
-    target: str,
     picture: Picture,
-    permitted: frozenset[str],
+    allowed: Allowed,
     tenant: str,
     size: int | None,
     objects: int | None,
     pace: Pace,
 ) -> Demand:
     priority, weight = CLASSES[("low", "normal", "high", "urgent").index(request.priority)]
-    links = picture.chosen.get(request.plan) if request.plan else None
     deadline = None
     if request.deadline is not None:
         # What the ends need beside the links must fit as well.
@@ -324,7 +341,7 @@ def _demand(
     return Demand(
         id=f"new.{number + 1}",
         sources=(Place(request.source.site),),
-        targets=(Place(target),),
+        targets=(Place(request.targets[number].site),),
         remaining_bytes=max(1, size if size is not None else 4 << 30),
         priority=priority,
         tenant=tenant,
@@ -333,7 +350,7 @@ def _demand(
         best_effort=request.best_effort,
         cost_limit_usd=request.cost_limit_usd,
         dataset="new",
-        allowed=Allowed(relays=permitted, links=links),
+        allowed=allowed,
     )
 
 

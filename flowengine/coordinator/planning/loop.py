@@ -36,7 +36,15 @@ from flowengine.coordinator.planning.outcome import (
     plans_of,
     ways_of,
 )
-from flowengine.coordinator.planning.picture import Picture, TaskFacts, demands_of, overlay_of, read_picture
+from flowengine.coordinator.planning.picture import (
+    Picture,
+    TaskFacts,
+    demands_of,
+    meets,
+    overlay_of,
+    read_picture,
+    sighted_links,
+)
 from flowengine.coordinator.planning.watch import Watch
 from flowengine.coordinator.service import Service
 from flowengine.coordinator.web.calls import log
@@ -155,8 +163,9 @@ class Planner:
 
     async def _plan(self, picture: Picture, told: dict[str, Told]) -> None:
         picture.shut = frozenset(self._watch.dead)
-        overlay = overlay_of(picture, [(task.source, task.target) for task in picture.tasks])
-        demands = demands_of(picture)
+        pairs = list(dict.fromkeys((task.source, task.target) for task in picture.tasks))
+        overlay = overlay_of(picture, pairs)
+        demands = demands_of(picture, sighted_links(picture, overlay, pairs))
         begin = time.perf_counter()
         made = await self._service.solver.plan(overlay, demands, self._last, picture.now)
         self._took_s = time.perf_counter() - begin
@@ -175,6 +184,11 @@ class Planner:
         def write(writing: Writing) -> None:
             fresh = self._routes(writing, picture, plans, told)
             stored.apply(writing, made if keep else None, fresh, held, told)
+            for task in picture.tasks:  # what could not begin before there was a way can begin now
+                new = task.id in plans and plans[task.id].routes
+                old = task.id in before and before[task.id].routes
+                if task.state == "waiting" and new and not old and meets(picture, task.source, task.target):
+                    writing.wake |= {task.source, task.target}
 
         await self._db.write(write)
 

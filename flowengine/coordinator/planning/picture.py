@@ -45,7 +45,10 @@ from flowengine.plan import (
 )
 from flowengine.plan.links import PRIOR, LinkState, estimate
 
-__all__ = ["Picture", "SiteFacts", "TaskFacts", "demands_of", "overlay_of", "read_picture", "read_world"]
+__all__ = [
+    "Picture", "SiteFacts", "TaskFacts", "allowed_of", "demands_of", "meets", "overlay_of", "read_picture",
+    "read_world", "sighted_links",
+]  # fmt: skip
 
 UNKNOWN_BYTES: Final = 4 << 30
 """What is assumed to be left of a task that nobody has counted yet."""
@@ -77,6 +80,8 @@ class SiteFacts:
     reachable: bool
     relays: bool
     relayed: tuple[HopTraffic, ...] = ()
+    outbound: bool = False
+    """It was seen and cannot be dialled; one that was never seen may be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +169,7 @@ def _site(row: AnyRow) -> SiteFacts:
         reachable,
         relay is not None and relay.max_streams > 0 and reachable and row.state == "online",
         tuple(hop for task in relay.tasks for hop in task.hops) if relay is not None else (),
+        outbound=row.last_seen is not None and not reachable,
     )
 
 
@@ -326,23 +332,25 @@ def _times(picture: Picture, scope: str) -> tuple[Maintenance, ...]:
 def overlay_of(picture: Picture, pairs: Iterable[tuple[str, str]]) -> Overlay:
     """Sites and links that routes between these pairs may use.
 
-    The straight link of a pair is always there, by a prior where nobody has seen it. A way over a relay is there when
-    both of its links were measured or declared: what nobody knows anything of is no alternative.
+    The straight link of a pair is always there, by a prior where nobody has seen it, unless neither site can be
+    dialled. A way over a relay is there when both of its links were measured or declared: what nobody knows anything of
+    is no alternative. Only where there is no straight link it is, by a prior as well.
     """
     wanted = list(dict.fromkeys(pairs))
     relays = [site.name for site in picture.sites.values() if site.relays]
-    candidates = set(wanted)
+    straight = {pair for pair in wanted if not meets(picture, *pair)}
+    blind = _blind_hops(picture, wanted)
+    candidates = set(straight)
     for source, target in wanted:
         for relay in relays:
             candidates |= {(source, relay), (relay, target)}
         candidates |= {(one, other) for one in relays for other in relays}
-    straight = set(wanted)
     found = [
         _link(picture, key)
         for key in sorted(candidates)
         if key[0] != key[1]
         and key not in picture.shut
-        and (key in straight or key in picture.known or _capacity(picture, key) is not None)
+        and (key in straight or key in blind or key in picture.known or _capacity(picture, key) is not None)
     ]
     by_scope = {limit.scope: limit for limit in picture.limits}
     names = sorted(
@@ -372,6 +380,25 @@ def overlay_of(picture: Picture, pairs: Iterable[tuple[str, str]]) -> Overlay:
     )
 
 
+def meets(picture: Picture, source: str, target: str) -> bool:
+    """Whether neither of two sites can be dialled, so that only a relay can lead from one to the other."""
+    ends = (picture.sites.get(source), picture.sites.get(target))
+    return source != target and all(end is not None and end.outbound for end in ends)
+
+
+def _blind_hops(picture: Picture, pairs: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:
+    """Links to and from relays that are planned on unseen, since some pair has no other way."""
+    relays = [site.name for site in picture.sites.values() if site.relays]
+    hops = {
+        hop
+        for source, target in pairs
+        if meets(picture, source, target)
+        for relay in relays
+        for hop in ((source, relay), (relay, target))
+    }
+    return {hop for hop in hops if hop not in picture.known and _capacity(picture, hop) is None}
+
+
 def _capacity(picture: Picture, key: tuple[str, str]) -> float | None:
     row = picture.declared.get(key)
     return None if row is None else row.capacity_bits_per_s
@@ -393,14 +420,39 @@ def _link(picture: Picture, key: tuple[str, str]) -> Link:
     )
 
 
-def _allowed(picture: Picture, task: TaskFacts) -> Allowed:
-    """What policy leaves a task, and the plan that its user chose."""
-    links = picture.chosen.get(task.plan) if task.plan else None
-    return Allowed(relays=picture.permitted.get(task.transfer, frozenset()), links=links)
+def sighted_links(
+    picture: Picture, overlay: Overlay, pairs: Iterable[tuple[str, str]]
+) -> frozenset[str] | None:
+    """The links of `overlay_of` these pairs that are there for everybody; None where all are.
+
+    A guess that some pair has to rely on is no reason for another one to leave its straight way.
+    """
+    blind = _blind_hops(picture, pairs)
+    if not blind:
+        return None
+    return frozenset(link.label for link in overlay.links if (link.source, link.target) not in blind)
 
 
-def demands_of(picture: Picture) -> tuple[Demand, ...]:
-    """Everything that is to be moved, earlier submissions first."""
+def allowed_of(
+    picture: Picture,
+    pair: tuple[str, str],
+    relays: frozenset[str],
+    plan: str,
+    sighted: frozenset[str] | None,
+) -> Allowed:
+    """What policy leaves between two sites, and the stored plan (or "") that the user chose."""
+    links = picture.chosen.get(plan) if plan else None
+    if links is None and sighted is not None and not meets(picture, *pair):
+        links = sighted | {"→".join(pair)}
+    return Allowed(relays=relays, links=links)
+
+
+def demands_of(picture: Picture, sighted: frozenset[str] | None = None) -> tuple[Demand, ...]:
+    """Everything that is to be moved, earlier submissions first.
+
+    Args:
+        sighted: as of `sighted_links`.
+    """
     by_scope = {limit.scope: limit for limit in picture.limits}
     found = []
     for task in picture.tasks:
@@ -425,7 +477,13 @@ def demands_of(picture: Picture) -> tuple[Demand, ...]:
                 cost_limit_usd=task.cost_limit_usd,
                 dataset=task.transfer,
                 max_rate_bits_per_s=limit.now_bits_per_s if limit is not None else None,
-                allowed=_allowed(picture, task),
+                allowed=allowed_of(
+                    picture,
+                    (task.source, task.target),
+                    picture.permitted.get(task.transfer, frozenset()),
+                    task.plan,
+                    sighted,
+                ),
             )
         )
     return tuple(found)

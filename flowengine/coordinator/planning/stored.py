@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 from sqlalchemy import Connection, delete, select, update
 
-from flowengine.api.agents import Lease, TaskRoute
+from flowengine.api.agents import Lease, Meeting, TaskRoute
 from flowengine.coordinator.database.people import moment
 from flowengine.coordinator.database.tables import (
     AnyRow,
@@ -34,6 +34,7 @@ __all__ = [
     "keep_link",
     "last_plan",
     "leases_of_site",
+    "meetings_of_site",
     "read_task_plans",
     "told_routes",
 ]
@@ -102,7 +103,7 @@ def apply(
         if (was.routes if was is not None else []) != one.routes or (
             was is not None and was.fence != one.fence
         ):
-            wake.add(alive[task].driver)
+            wake |= {alive[task].source_site, alive[task].target_site}
     if rows:
         statement = writing.insert(task_plans)
         connection.execute(
@@ -176,6 +177,30 @@ def routes_of_holder(connection: Connection, site: str) -> dict[str, tuple[int, 
         told = _told.decode(row.body)
         if told.routes and told.fence == row.fence:
             found[row.task] = (row.fence, msgspec.json.encode(told.routes))
+    return found
+
+
+def meetings_of_site(connection: Connection, site: str) -> list[Meeting]:
+    """Where a site that cannot be dialled is to wait for the drivers of running tasks, which cannot be dialled either."""
+    query = (
+        select(task_plans.c.task, task_plans.c.body, tasks.c.fence)
+        .join(tasks, tasks.c.id == task_plans.c.task)
+        .where(
+            (tasks.c.source_site == site) | (tasks.c.target_site == site),
+            tasks.c.holder != site,
+            tasks.c.state == "running",
+        )
+        .order_by(task_plans.c.task)
+    )
+    found = []
+    for row in connection.execute(query):
+        told = _told.decode(row.body)
+        if told.fence == row.fence:
+            found += [
+                Meeting(task=row.task, fence=row.fence, relay=route.sites[-2], grant=route.grant)
+                for route in told.routes
+                if route.grant
+            ]
     return found
 
 

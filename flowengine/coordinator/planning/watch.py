@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from flowengine.coordinator.planning.outcome import TaskPlan
-from flowengine.coordinator.planning.picture import Picture
+from flowengine.coordinator.planning.picture import Picture, meets
 from flowengine.plan.links import PRIOR, LinkState, observe
 
 __all__ = ["DEAD_FOR_S", "Watch"]
@@ -111,7 +111,9 @@ class Watch:
                 first, last = (way[0], way[1]), (way[-2], way[-1])
                 if moves.get(first) or moves.get(last):
                     used[(task.id, way)] = now
-                elif now - since >= SILENT_S:
+                elif now - since >= SILENT_S and not (
+                    meets(picture, task.source, task.target) and not any(moves.values())
+                ):  # where there is no straight way, one that is silent is given up for another that moves
                     for hop in (first, last):
                         if hop not in self.dead:
                             found.append(hop)

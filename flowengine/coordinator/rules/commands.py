@@ -20,6 +20,8 @@ from flowengine.api.agents import (
     LimitsCommand,
     LookCommand,
     MeasureCommand,
+    Meeting,
+    MeetingsCommand,
     PoliciesCommand,
     ProbeCommand,
     QuarantineCommand,
@@ -78,6 +80,7 @@ class AgentView:
         looks: what users wait for an answer to.
         routes: of held tasks: the fence, and JSON of the routes.
         leases: JSON of the leases on links out of the site.
+        meetings: JSON of the relays at which the site is to wait.
     """
 
     claimable: frozenset[str] = frozenset()
@@ -90,6 +93,7 @@ class AgentView:
     looks: Mapping[str, Asked] = field(default_factory=dict)
     routes: Mapping[str, tuple[int, bytes]] = field(default_factory=dict)
     leases: bytes = b"[]"
+    meetings: bytes = b"[]"
 
 
 NOTHING_TOLD = AgentView()
@@ -119,6 +123,8 @@ def commands(told: AgentView, now: AgentView) -> list[Command]:
             found.append(RoutesCommand(task=task, fence=fence, routes=ways))
     if now.leases != told.leases:
         found.append(LeasesCommand(leases=msgspec.json.decode(now.leases, type=list[Lease])))
+    if now.meetings != told.meetings:
+        found.append(MeetingsCommand(meetings=msgspec.json.decode(now.meetings, type=list[Meeting])))
     for task, why in now.quarantines.items():
         if task not in told.quarantines:
             found.append(QuarantineCommand(task=task, why=why))

@@ -67,6 +67,8 @@ class Place:
     since: float
     max_tasks: int
     running: int = 0
+    outbound: bool = False
+    """Its agent cannot be dialled."""
 
 
 @dataclass(slots=True)
@@ -142,6 +144,7 @@ class Board:
     Attributes:
         waiting: tasks that wait, those in question and all older ones that write where they read or write.
         running: tasks that run at the sites in question.
+        routed: waiting tasks between sites that cannot be dialled, for which a way over a relay is planned.
     """
 
     now: float
@@ -149,6 +152,7 @@ class Board:
     running: list[Work]
     places: Mapping[str, Place]
     shares: Mapping[str, Share]
+    routed: frozenset[str] = frozenset()
     _running_writers: Writers = field(default_factory=Writers, init=False)
     _waiting_writers: Writers = field(default_factory=Writers, init=False)
 
@@ -167,6 +171,11 @@ class Board:
             return runs
         waits = self._waiting_writers.oldest(site, path)
         return waits if waits is not None and waits.seq < work.seq else None
+
+    def meets(self, work: Work) -> bool:
+        """Whether neither end can be dialled, so that only a relay can lead from one to the other."""
+        ends = (self.places.get(work.source_site), self.places.get(work.target_site))
+        return work.source_site != work.target_site and all(end is not None and end.outbound for end in ends)
 
     def begin(self, work: Work) -> None:
         """Enter that a task runs from now on."""
@@ -198,6 +207,12 @@ def hindrance(board: Board, work: Work) -> Hindrance | None:
             )
         why = f" after {work.last_reason!r}" if work.last_reason else ""
         return Hindrance("retry", f"the last attempt failed{why}", f"in {work.ready_at - board.now:.0f} s")
+    if board.meets(work) and work.id not in board.routed:
+        return Hindrance(
+            "no-route",
+            f"neither {work.source_site} nor {work.target_site} can be dialled, and no way over a relay is planned",
+            "a relay that policy permits is online, or one of the two listens",
+        )
     found = _path_hindrance(board, work)
     if found is not None:
         return found

@@ -108,6 +108,7 @@ class Transfers:
                     user=user.name,
                     tenant=user.tenant,
                     decide=service.decider.decide,
+                    may_relay=service.decider.may_relay,
                     chain=service.chain,
                     admitted=admitted,
                 )
