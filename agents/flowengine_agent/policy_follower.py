@@ -112,11 +112,11 @@ class PolicyFollower:
         policies = self._gate.policies
         if self._labels < policies.labels_heard:  # the coordinator forgot some: it counts anew
             policies.labels_heard = 0
-        while policies.labels_heard < self._labels:
+        while policies.labels_heard < (wanted := self._labels):
             found = await self._link.get("/v1/agent/labels", AgentLabels, {"after": policies.labels_heard})
             for problem in await trio.to_thread.run_sync(policies.take_labels, found.statements):
                 self._log.warning("label statement not taken", reason=problem.reason, why=problem.message)
             self._recheck("label")
             if found.last:
-                policies.labels_heard = max(policies.labels_heard, self._labels)
-                return
+                # Not what was told since then: that one came behind the answer, and would be passed over.
+                policies.labels_heard = max(policies.labels_heard, wanted)

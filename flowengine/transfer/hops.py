@@ -144,6 +144,8 @@ class _HopDialled:
 class _NextSite(SitePeer):
     """A neighbour on a route, to be dialled under a relay grant."""
 
+    _dialled: _HopDialled
+
     @classmethod
     def of(cls, trust: SiteTrust, document: bytes, grant: RelayGrant, stop: int) -> _NextSite:
         peer = cls.at(grant.stops[stop].address, trust, document)

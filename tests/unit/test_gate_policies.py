@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import structlog
@@ -11,6 +12,7 @@ import trio
 from liars import PolicyKeys
 from parties import Federation, party_of
 
+from flowengine.api.agents import AgentLabels
 from flowengine.errors import AuthenticationError, Denied, FlowError, PolicyInvalid, UsageError
 from flowengine.policy import Engine, PolicySet, Statement, load, resolve
 from flowengine.policy.asking import AGENT_CAN, Matter, Place, ask, can_do
@@ -20,6 +22,7 @@ from flowengine.trust.labels import sign_labels, verify_labels
 from flowengine_agent.config import OfferedFolder
 from flowengine_agent.gate import Gate
 from flowengine_agent.policies import Policies
+from flowengine_agent.policy_follower import PolicyFollower
 from flowengine_agent.roots import Roots
 
 NOW = 1_780_000_000
@@ -340,6 +343,43 @@ def test_numbers_of_statements_never_go_back(tmp_path: Path) -> None:
     again.take_labels([(1, first)])
     assert labels(again) == [{"secret"}]
     again.close()
+
+
+def test_a_statement_that_is_told_while_another_is_fetched_is_not_passed_over(tmp_path: Path) -> None:
+    keys = PolicyKeys()
+    agent = kept(tmp_path / "p", keys)
+    agent.take(keys.bundle(files(keys), 1), time.time())
+    statements = [
+        (n, keys.statement("paris:/data/cohort", word, number=n)) for n, word in ((1, "a"), (2, "b"))
+    ]
+
+    class Link:
+        """The coordinator, where the second statement is made just behind the first answer."""
+
+        made = 1
+
+        async def get(self, path: str, kind: object, query: dict[str, int]) -> AgentLabels:
+            found = AgentLabels(
+                statements=[one for one in statements[: self.made] if one[0] > query["after"]], last=True
+            )
+            self.made = 2
+            follower.told(1, 2)
+            return found
+
+    async def main() -> None:
+        follower.told(1, 1)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(follower.run)
+            with trio.fail_after(10):
+                while agent.labels_heard < 2:
+                    await trio.sleep(0.01)
+            nursery.cancel_scope.cancel()
+
+    gate, log = SimpleNamespace(policies=agent), structlog.get_logger()
+    follower = PolicyFollower(gate, Link(), log, lambda: None, lambda what: None)  # type: ignore[arg-type]
+    trio.run(main)
+    assert [set(one.labels) for one in agent.labellings("paris", "/data/cohort/x", time.time())] == [{"b"}]
+    agent.close()
 
 
 def test_what_lands_keeps_its_labels_over_a_restart(tmp_path: Path) -> None:
