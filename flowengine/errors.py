@@ -173,6 +173,7 @@ EXIT_CODES: Final[dict[str, Exit]] = {
     "label-unknown-owner": Exit.AUTHENTICATION,
     "grant-used-up": Exit.DENIED,
     "not-offered": Exit.DENIED,
+    "account-unmapped": Exit.DENIED,
     "conflict": Exit.FAILED,
     "no-route": Exit.FAILED,
     "deadline": Exit.FAILED,

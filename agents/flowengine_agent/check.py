@@ -21,6 +21,7 @@ from flowengine.units import format_bytes, format_duration
 from flowengine_agent.config import SiteConfig, load_config
 from flowengine_agent.identity import Identity, load_identity
 from flowengine_agent.roots import OfferedRoot
+from flowengine_agent.spawner import check_privileges
 
 __all__ = ["Finding", "run_checks"]
 
@@ -77,6 +78,13 @@ def _all(config_path: str) -> Iterator[Finding]:
 
 
 def _account(config: SiteConfig) -> Finding:
+    if config.accounts is not None:
+        try:
+            check_privileges(config.accounts)
+        except FlowError as error:
+            return Finding("account", "wrong", error.message, error.hint)
+        names = ", ".join(account.name for account in config.accounts.accounts)
+        return Finding("account", "ok", f"user id {os.geteuid()}, may act as {names}")
     if os.geteuid() == 0:
         if config.allow_root:
             return Finding(
@@ -107,7 +115,7 @@ def _state(config: SiteConfig) -> Finding:
 def _root(config: SiteConfig, name: str) -> Iterator[Finding]:
     folder = next(folder for folder in config.roots if folder.name == name)
     try:
-        root = OfferedRoot(folder)
+        root = OfferedRoot(folder, as_account=config.accounts is not None)
     except FlowError as error:
         yield Finding("root", "wrong", error.message, error.hint)
         return

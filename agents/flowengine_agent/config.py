@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from flowengine.errors import NotFound, UsageError
 from flowengine.units import parse_bytes, parse_duration_s, parse_rate_bits_per_s
+from flowengine_agent.accounts import MIN_UID, Account, AccountRules, resolve_account
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -70,6 +71,7 @@ class SiteConfig:
         policy_keys: keys whose signatures count on policy bundles, by role; without them no bundle is taken.
         policy_required: whether nothing moves without a bundle.
         policy_purge_after_s: how long what policy stopped stays in quarantine before it is destroyed.
+        accounts: by which accounts of this host it acts for whom; None: by its own for everybody.
         policy_max_offline_s: how long transfers go on without a word from the coordinator; None: as the bundle says.
     """
 
@@ -93,6 +95,7 @@ class SiteConfig:
     policy_required: bool = False
     policy_max_offline_s: float | None = None
     policy_purge_after_s: float = 3600.0
+    accounts: AccountRules | None = None
     source: str = field(default="", compare=False)
 
 
@@ -282,6 +285,28 @@ _POLICY: Final[dict[str, _Check]] = {
 }
 
 
+def _default(value: Any) -> str:
+    if value not in ("refuse", "agent"):
+        raise _Wrong(f"{value!r} is neither 'refuse' nor 'agent'")
+    return str(value)
+
+
+def _umask(value: Any) -> int:
+    if not isinstance(value, str) or not re.fullmatch(r"0?[0-7]{3}", value):
+        raise _Wrong(f"{value!r} is no umask; write it like '0027'")
+    return int(value, 8)
+
+
+_ACCOUNTS: Final[dict[str, _Check]] = {
+    "default": _default,
+    "account": lambda value: value,
+    "min_uid": _number(1, 2**31),
+    "state": _folder,
+    "umask": _umask,
+    "idle": _seconds,
+}
+
+
 class _Reader:
     """Takes tables apart and gathers what is wrong with them."""
 
@@ -343,6 +368,55 @@ class _Reader:
                 )
         return tuple(roots)
 
+    def accounts(self, data: object, text: str) -> AccountRules | None:
+        """The table `[accounts]`; what is wrong in it is told with its line."""
+        if data is None:
+            return None
+        found = self.table(data, "accounts", _ACCOUNTS, also=("map",))
+        mapped: dict[str, Account] = {}
+        own: Account | None = None
+        least = found.get("min_uid", MIN_UID)
+        table = data.get("map", {}) if isinstance(data, dict) else {}
+        if not isinstance(table, dict) or not (table or found.get("default") == "agent"):
+            self.wrong("accounts.map", "must be a table of requester = account, with one at least")
+            table = {}
+        for key, value in table.items():
+            shown = f"(line {_line_of(text, key)}) accounts.map.{key!r}"
+            if key == "*" or key.startswith("*/") or "*" in key.removesuffix("/*"):
+                self.wrong(
+                    shown,
+                    "is no requester: write 'USER', 'TENANT/USER', or 'TENANT/*'; for all others set default",
+                )
+                continue
+            try:
+                mapped[key] = resolve_account(value, least)
+            except ValueError as error:
+                self.wrong(shown, str(error))
+        if "account" in found:
+            try:
+                own = resolve_account(found["account"], 1)
+            except ValueError as error:
+                self.wrong(f"(line {_line_of(text, 'account')}) accounts.account", str(error))
+        return AccountRules(
+            mapped,
+            default=found.get("default", "refuse"),
+            own=own,
+            state=found.get("state", AccountRules.state),
+            umask=found.get("umask", AccountRules.umask),
+            idle_s=found.get("idle", AccountRules.idle_s),
+            min_uid=least,
+        )
+
+
+def _line_of(text: str, key: str) -> int:
+    """The line on which a key stands, for messages; the parser does not tell."""
+    wanted = re.compile(rf"""\s*["']?{re.escape(key)}["']?\s*=""")
+    lines = text.splitlines()
+    begin = next((number for number, line in enumerate(lines) if line.strip().startswith("[accounts")), 0)
+    return next(
+        (number for number, line in enumerate(lines[begin:], begin + 1) if wanted.match(line)), begin + 1
+    )
+
 
 def load_config(path: str, *, overrides: Mapping[str, object] | None = None) -> SiteConfig:
     """The configuration in a file.
@@ -355,23 +429,25 @@ def load_config(path: str, *, overrides: Mapping[str, object] | None = None) -> 
         UsageError: it holds something that cannot be meant; the message lists all of it.
     """
     try:
-        with open(path, "rb") as file:
-            data = tomllib.load(file)
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
+        data = tomllib.loads(text)
     except FileNotFoundError:
         raise NotFound(f"there is no configuration {path}", hint=_EXAMPLE) from None
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path} is no TOML: {error}", hint=_EXAMPLE) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} cannot be read: {error}", hint="check its owner and permissions") from None
-    return _parse(path, data | dict(overrides or {}))
+    return _parse(path, data | dict(overrides or {}), text)
 
 
-def _parse(path: str, data: dict[str, Any]) -> SiteConfig:
+def _parse(path: str, data: dict[str, Any], text: str) -> SiteConfig:
     reader = _Reader(path)
-    top = reader.table(data, "", _SITE, also=("root", "limits", "relay", "policy"))
+    top = reader.table(data, "", _SITE, also=("root", "limits", "relay", "policy", "accounts"))
     limits = reader.table(data.get("limits", {}), "limits", _LIMITS)
     relay = reader.table(data.get("relay", {}), "relay", _RELAY)
     policy = reader.table(data.get("policy", {}), "policy", _POLICY)
+    accounts = reader.accounts(data.get("accounts"), text)
     # A site that relays may do that alone.
     roots = reader.roots(data.get("root"), needed=not relay.get("enabled"))
     for key, what in (("site", "the site's name"), ("state", "the folder for key, journal and caches")):
@@ -391,6 +467,20 @@ def _parse(path: str, data: dict[str, Any]) -> SiteConfig:
     }
     if len(keys) == 1:
         reader.wrong("policy", "needs both policy_owner and security: two roles sign a bundle")
+    if accounts is not None:
+        for number, root in enumerate(roots, 1):
+            if root.budget_bytes is not None:
+                reader.wrong(
+                    f"root {number}.budget",
+                    "cannot be held where accounts are mapped: the agent may not see all that lies there; use a quota "
+                    "of the file system",
+                )
+            if (accounts.state + "/").startswith(root.path.rstrip("/") + "/"):
+                reader.wrong("accounts.state", f"{accounts.state!r} lies in the offered folder {root.path!r}")
+        if "state" in top and (accounts.state + "/").startswith(top["state"] + "/"):
+            reader.wrong(
+                "accounts.state", "lies in the agent's own state folder, which no account may look into"
+            )
     if "listen" in data and top.get("listen") is None and data.get("advertise"):
         reader.wrong("advertise", "makes no sense without listen: nothing answers there")
     if relay.get("enabled") and top.get("listen") is None:
@@ -425,5 +515,6 @@ def _parse(path: str, data: dict[str, Any]) -> SiteConfig:
         policy_required=policy.get("required", False),
         policy_max_offline_s=policy.get("max_offline"),
         policy_purge_after_s=policy.get("purge_after", 3600.0),
+        accounts=accounts,
         source=path,
     )

@@ -10,6 +10,7 @@ import base64
 import os
 import random
 import signal
+import socket
 import time
 from collections.abc import Callable
 from contextlib import aclosing
@@ -47,6 +48,7 @@ from flowengine.client.tls import client_context
 from flowengine.errors import Exit, FlowError, LocalError
 from flowengine.store.grants import GrantLedger
 from flowengine.transfer.sites import SiteTrust
+from flowengine_agent.acting import Acting
 from flowengine_agent.config import SiteConfig
 from flowengine_agent.coordinator_link import open_link
 from flowengine_agent.evidence import EvidenceLog
@@ -59,7 +61,7 @@ from flowengine_agent.knowledge import Knowledge
 from flowengine_agent.limits import LimitBook
 from flowengine_agent.logs import Log
 from flowengine_agent.looking import look
-from flowengine_agent.measuring import count, probe
+from flowengine_agent.measuring import probe
 from flowengine_agent.meeting import Meetings
 from flowengine_agent.policies import Policies
 from flowengine_agent.policy_follower import PolicyFollower
@@ -82,18 +84,24 @@ _HOUSEKEEPING_S: Final = 600.0
 _REMEMBER_S: Final = 7 * 86_400.0
 """Reports that nobody took for so long are dropped."""
 _LIMITS_EVERY_S: Final = 1.0
-_COUNT_SHARE: Final = 0.8
-"""Share of the time for an answer that a count may take."""
 _DRAIN_GRACE: Final = 0.25
 """Share of the time for a stop in which tasks may still come to their own end."""
 
 
-async def run_agent(config: SiteConfig, log: Log, *, join_token: str, ready: Callable[[str], None]) -> Exit:
+async def run_agent(
+    config: SiteConfig,
+    log: Log,
+    *,
+    join_token: str,
+    ready: Callable[[str], None],
+    spawner: socket.socket | None = None,
+) -> Exit:
     """Run until a signal stops it.
 
     Args:
         join_token: used where the site has not enrolled yet.
         ready: told once, in a line, that the data port answers and the coordinator was reached.
+        spawner: line to what starts movers, where accounts are mapped.
 
     Raises:
         FlowError: the agent cannot run: not enrolled, not permitted, nothing to offer.
@@ -119,7 +127,7 @@ async def run_agent(config: SiteConfig, log: Log, *, join_token: str, ready: Cal
         policies = Policies(
             os.path.join(config.state, "policy"), config.policy_keys, required=config.policy_required
         )
-        roots = Roots(config.roots)
+        roots = Roots(config.roots, as_account=config.accounts is not None)
         if policies.takes_bundles or policies.required:
             roots.check_names()
         evidence = _open_evidence(config, trust, log)
@@ -135,6 +143,7 @@ async def run_agent(config: SiteConfig, log: Log, *, join_token: str, ready: Cal
             evidence,
             Gate(trust, policies, log, evidence=evidence),
             Holdings(os.path.join(config.state, "holdings.sqlite")),
+            Acting(roots, config.accounts, spawner, log),
         )
         site.gate.other_names = site.roots.other_names
         site.gate.knowledge = Knowledge(Exports(os.path.join(config.state, "exports.sqlite")))
@@ -197,6 +206,7 @@ class _Agent:
                 self._tasks = HeldTasks(site, nursery, self._changed)
                 self._port = port
                 self._meetings = Meetings(nursery, port.meet, self._log)
+                await nursery.start(site.acting.run)
                 nursery.start_soon(self._signals)
                 nursery.start_soon(port.serve)
                 nursery.start_soon(self._housekeeping)
@@ -275,10 +285,8 @@ class _Agent:
                 self._work.set()
             case QuarantineCommand(task=task, why=why):
                 self._site.duties.keeper.commanded(task, why)
-            case LookCommand():
+            case LookCommand() | MeasureCommand():
                 self._nursery.start_soon(self._look, command)
-            case MeasureCommand():
-                self._nursery.start_soon(self._measure, command)
             case ProbeCommand():
                 self._nursery.start_soon(self._probe, command)
 
@@ -301,17 +309,8 @@ class _Agent:
         self._port.drop_revoked()
         self._tasks.drop_revoked()
 
-    async def _look(self, command: LookCommand) -> None:
-        answer = await look(self._site, command.path)
-        await self._answer(command.id, answer, command.within_s)
-
-    async def _measure(self, command: MeasureCommand) -> None:
-        answer = await look(
-            self._site,
-            command.path,
-            lambda: count(self._site.roots, command.path, command.within_s * _COUNT_SHARE),
-        )
-        await self._answer(command.id, answer, command.within_s)
+    async def _look(self, command: LookCommand | MeasureCommand) -> None:
+        await self._answer(command.id, await look(self._site, command), command.within_s)
 
     async def _probe(self, command: ProbeCommand) -> None:
         with trio.move_on_after(command.within_s):

@@ -15,15 +15,14 @@ import trio
 
 from flowengine.errors import Denied, FlowError
 from flowengine.evidence.obligations import duty_id
-from flowengine.manifest import DIRECTORY, ManifestReader
 from flowengine.policy.asking import Judged
 from flowengine.policy.duties import StopMode, stop_mode
-from flowengine.store.landed import LandedManifest
 from flowengine.transfer.channel import first_flow_error
 from flowengine.transfer.session import Session
 from flowengine.trust.grant import Grant, Party
 from flowengine.trust.release import Release
 from flowengine.units import show_path
+from flowengine_agent.acting import Hands
 from flowengine_agent.gate import Carried, Permit
 from flowengine_agent.holdings import Holding, Holdings
 from flowengine_agent.keeping import Keeper
@@ -146,7 +145,8 @@ class Duties:
             with self._watched(grant, "target", review, permit, grant.source.site) as watch:
                 watch.session = session
                 if permit.bundle is not None and not grant.dry_run and grant.mode != "verify":
-                    self.keeper.holdings.begin(_holding(grant, place, permit, watch))
+                    account = self._site.acting.hands(grant.requester, grant.tenant).account
+                    self.keeper.holdings.begin(_holding(grant, place, permit, account))
                     watch.on_account = True
                 yield permit, watch
         except (FlowError, BaseExceptionGroup) as raised:
@@ -189,34 +189,22 @@ class Duties:
         """Objects are durable under their names; from any thread."""
         self.keeper.holdings.add_objects(task, rows)
 
-    async def completed(self, grant: Grant) -> None:
-        """All of it landed: what was here already is under the same duties as what came."""
+    async def completed(self, grant: Grant, hands: Hands, place: Place) -> None:
+        """All of it landed: what was here already is under the same duties as what came.
+
+        Args:
+            hands, place: who landed it, and where.
+        """
         holding = self.keeper.holdings.find(grant.task)
         if holding is None:
             return
         if holding.terms.binds_what_landed:
-            await trio.to_thread.run_sync(self._account, holding)
+            rows = await hands.objects(place)
+            for first in range(0, len(rows), _ROWS):
+                part = rows[first : first + _ROWS]
+                await trio.to_thread.run_sync(self.keeper.holdings.add_objects, grant.task, part)
         self.keeper.holdings.complete(grant.task, int(self.keeper.time().early))
         self.keeper.wake()
-
-    def _account(self, holding: Holding) -> None:
-        """Note every object of the version that landed."""
-        task = holding.task
-        root = next(root for root in self._site.roots.roots if root.folder.name == holding.root)
-        where = os.path.join(root.real_path, holding.folder) if holding.folder else root.real_path
-        rows: list[tuple[bytes, int]] = []
-        with open(LandedManifest(where).path, "rb") as file:
-
-            def read(offset: int, length: int) -> bytes:
-                return os.pread(file.fileno(), length, offset)
-
-            for folder, entry in ManifestReader(read, os.fstat(file.fileno()).st_size).walk():
-                if entry.kind != DIRECTORY:
-                    rows.append((folder + b"/" + entry.name if folder else entry.name, entry.size))
-                if len(rows) == _ROWS:
-                    self.keeper.holdings.add_objects(task, rows)
-                    rows = []
-        self.keeper.holdings.add_objects(task, rows)
 
     # --- how ----------------------------------------------------------------------------------------------------
 
@@ -313,7 +301,7 @@ def owed_for(holding: Holding, *kinds: str) -> list[Owed]:
     ]
 
 
-def _holding(grant: Grant, place: Place, permit: Permit, watch: Watch) -> Holding:
+def _holding(grant: Grant, place: Place, permit: Permit, account: str) -> Holding:
     bare = msgspec.structs.replace(grant, secret=bytes(len(grant.secret)))
     route = list(permit.route) or [grant.source, grant.target]
     return Holding(
@@ -330,4 +318,5 @@ def _holding(grant: Grant, place: Place, permit: Permit, watch: Watch) -> Holdin
         else b"",
         begun=grant.issued,
         proof=msgspec.msgpack.encode(_Proof(bare, permit.release, route, next(iter(permit.decisions), ""))),
+        account=account,
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import stat
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -12,17 +11,17 @@ from dataclasses import dataclass
 from flowengine.api.agents import TaskGrant
 from flowengine.api.resources import TransferOptions
 from flowengine.errors import Denied, FlowError, IntegrityError
-from flowengine.store.landed import LandedManifest
+from flowengine.transfer.handing import Landed
 from flowengine.transfer.passes import PassResult, Report, TransferSettings, run_passes
 from flowengine.transfer.run import peer_session, stat_remote
 from flowengine.transfer.session import Counters
 from flowengine.transfer.sites import SitePeer
-from flowengine.transfer.source import run_source
-from flowengine.transfer.target import NOWHERE, TargetOutcome, TargetRoot, run_target
+from flowengine.transfer.target import TargetOutcome
 from flowengine.trust.grant import Grant, wire_path
 from flowengine.trust.receipt import SignedReceipt
 from flowengine.units import show_path
 from flowengine.wire.messages import Options
+from flowengine_agent.acting import Hands, is_folder
 from flowengine_agent.gate import Permit
 from flowengine_agent.heads import note_head, record_left, show_head
 from flowengine_agent.meter import Meter
@@ -113,34 +112,34 @@ async def _pull(
     source_path = wire_path(grant.source_path)
     place = site.roots.find(grant.target_path, "write")
     options = settings.options
-    found = place.lstat()
+    hands = site.acting.hands(grant.requester, grant.tenant)
     if (
         place.path
         and not place.contents
         and not source_path.endswith(b"/")
-        and (found is None or not stat.S_ISDIR(found.st_mode))
+        and not is_folder(await hands.mode(place))
     ):
         there = await stat_remote(peer, source_path)
-        if there is not None and not stat.S_ISDIR(there[1]):
+        if there is not None and not is_folder(there[1]):
             place, name = place.parent()
             settings = dataclasses.replace(settings, options=_renamed(options, name))
     note = _notes(site, granted, reporter)
-    async with landing_at(site, place, grant, reporter, settings.options, wait=True) as (path, meter):
+    async with landing_at(site, place, grant, reporter, settings.options, wait=True) as meter:
 
         async def one_pass(counters: Counters) -> PassResult:
             async with peer_session(peer, "target", source_path, settings) as session:
                 async with site.duties.landing(grant, place, session, session.release) as (permit, watch):
                     await show_head(site, permit, session)
                     meter.begin(session)
-                    caches = (None, None) if "chunks" in watch.terms.isolate else settings.caches()
-                    done = await run_target(
+                    done = await hands.take(
                         session,
-                        target_root(site, path, reporter, settings.options, watch),
-                        caches=caches,
+                        place,
+                        cached=settings.use_cache and "chunks" not in watch.terms.isolate,
                         counters=counters,
                         observe=meter.observe,
+                        landed=notes_of_landed(site, reporter, watch),
                     )
-                    await landed_so(site, grant, permit, watch, counters, done)
+                    await landed_so(site, grant, permit, watch, counters, done, hands)
                     await note_head(site, grant, "source", session)
             return PassResult(
                 done.state, done.version_id, done.failures, done.extras, done.bottleneck, session
@@ -152,7 +151,7 @@ async def _pull(
     if granted.mode == "verify":
         check_same(report.counters, report.extras)
     else:
-        await site.duties.completed(grant)
+        await site.duties.completed(grant, hands, place)
     if granted.options.dry_run:  # nothing landed that could be signed for
         return Finished(report.version_id, b"")
     return Finished(
@@ -171,39 +170,41 @@ async def _push(
     place = site.roots.find(grant.source_path, "read")
     target_path = wire_path(grant.target_path)
     name = target_path.rpartition(b"/")[2]
-    st = place.lstat()
-    if name and not place.contents and st is not None and not stat.S_ISDIR(st.st_mode):
+    hands = site.acting.hands(grant.requester, grant.tenant)
+    await hands.check_source(place)
+    mode = await hands.mode(place)
+    if name and not place.contents and mode is not None and not is_folder(mode):
         there = await stat_remote(peer, target_path)
-        if there is None or not stat.S_ISDIR(there[1]):
+        if there is None or not is_folder(there[1]):
             settings = dataclasses.replace(settings, options=_renamed(settings.options, name))
     meter = Meter(reporter.standing, byte_limit=grant.byte_limit, site=site.name)
     note = _notes(site, granted, reporter)
-    with place.selection(settings.options.rename) as selection:
 
-        async def one_pass(counters: Counters) -> PassResult:
-            # Policy was asked for each route before it was dialled, also before the target was asked what is there.
-            async with peer_session(peer, "source", target_path, settings) as session:
-                permit = session.consent
-                assert isinstance(permit, Permit)
-                site.hold_rates(session, grant)
-                await show_head(site, permit, session)
-                meter.begin(session)
-                with site.duties.leaving(grant, permit, session) as watch:
-                    done = await run_source(
-                        session,
-                        selection,
-                        cache=settings.caches()[0],
-                        counters=counters,
-                        threads=settings.reader_threads,
-                        observe=meter.observe,
-                    )
-                await record_left(site, grant, permit, session, counters, done, watch.mode)
-                if done.receipt.state != "completed":
-                    watch.check()
-            receipt = done.receipt
-            return PassResult(receipt.state, done.version_id, done.failures, [], receipt.bottleneck, session)
+    async def one_pass(counters: Counters) -> PassResult:
+        # Policy was asked for each route before it was dialled, also before the target was asked what is there.
+        async with peer_session(peer, "source", target_path, settings) as session:
+            permit = session.consent
+            assert isinstance(permit, Permit)
+            site.hold_rates(session, grant)
+            await show_head(site, permit, session)
+            meter.begin(session)
+            with site.duties.leaving(grant, permit, session) as watch:
+                done = await hands.give(
+                    session,
+                    place,
+                    settings.options.rename,
+                    cached=settings.use_cache,
+                    threads=settings.reader_threads,
+                    counters=counters,
+                    observe=meter.observe,
+                )
+            await record_left(site, grant, permit, session, counters, done, watch.mode, hands.account)
+            if done.receipt.state != "completed":
+                watch.check()
+        receipt = done.receipt
+        return PassResult(receipt.state, done.version_id, done.failures, [], receipt.bottleneck, session)
 
-        report = await run_passes(one_pass, settings, note)
+    report = await run_passes(one_pass, settings, note)
     meter.finish(report.counters, report.bottleneck)
     check_ended(report)
     return Finished(report.version_id, b"")
@@ -227,8 +228,8 @@ def _notes(site: Site, granted: TaskGrant, reporter: TaskReporter) -> Callable[[
 @contextlib.asynccontextmanager
 async def landing_at(
     site: Site, place: Place, grant: Grant, reporter: TaskReporter, options: Options, *, wait: bool
-) -> AsyncIterator[tuple[bytes, Meter]]:
-    """Be the one that writes to a place: gives the path to land in and the meter that holds to the budget.
+) -> AsyncIterator[Meter]:
+    """Be the one that writes to a place: gives the meter that holds to the budget.
 
     Args:
         wait: whether to wait for another writer, rather than to refuse (reason "busy").
@@ -254,29 +255,21 @@ async def landing_at(
         else site.writers.write_nowait(place.real_path, grant.task)
     )
     async with writing:
-        with place.target(make=not reads_only) as path:
-            try:
-                yield (
-                    path or NOWHERE,
-                    Meter(reporter.standing, byte_limit=grant.byte_limit, check=check, site=site.name),
-                )
-            finally:
-                place.root.settled(grant.task)
+        try:
+            yield Meter(reporter.standing, byte_limit=grant.byte_limit, check=check, site=site.name)
+        finally:
+            place.root.settled(grant.task)
 
 
-def target_root(
-    site: Site, path: bytes, reporter: TaskReporter, options: Options, watch: Watch
-) -> TargetRoot:
-    """Where the engine lands, with what it tells as objects become durable."""
+def notes_of_landed(site: Site, reporter: TaskReporter, watch: Watch) -> Landed:
+    """What the engine tells as objects become durable: first on account, then to the coordinator."""
 
     def landed(rows: list[tuple[bytes, int]]) -> None:
         if watch.on_account:
             site.duties.landed(watch.task, rows)
         reporter.landed([(show_path(name), size) for name, size in rows])
 
-    if options.dry_run:
-        return TargetRoot(path)
-    return TargetRoot(path, LandedManifest(path), landed=landed)
+    return landed
 
 
 def check_ended(report: Report) -> None:
@@ -306,7 +299,13 @@ def check_ended(report: Report) -> None:
 
 
 async def landed_so(
-    site: Site, grant: Grant, permit: Permit, watch: Watch, counters: Counters, outcome: TargetOutcome
+    site: Site,
+    grant: Grant,
+    permit: Permit,
+    watch: Watch,
+    counters: Counters,
+    outcome: TargetOutcome,
+    hands: Hands,
 ) -> None:
     """A pass came to its end at the target: policy has the last word on what landed.
 
@@ -314,7 +313,7 @@ async def landed_so(
         FlowError: it was stopped before everything was through, or is not permitted any more.
     """
     await site.duties.running.look_at_end(watch)
-    landed = what_landed(counters, outcome)
+    landed = what_landed(counters, outcome, hands.account)
     if outcome.state != "completed":
         by_source = next((failure for failure in outcome.failures if failure[1] == "policy-stopped"), None)
         if watch.error is not None or by_source is not None:
@@ -328,9 +327,14 @@ async def landed_so(
         await site.gate.publish(grant, permit, landed)
 
 
-def what_landed(counters: Counters, outcome: TargetOutcome) -> dict[str, object]:
-    """The end of a pass at the target, for its record: bytes that were here already are copies like those that came."""
+def what_landed(counters: Counters, outcome: TargetOutcome, account: str) -> dict[str, object]:
+    """The end of a pass at the target, for its record: bytes that were here already are copies like those that came.
+
+    Args:
+        account: by which it was written; empty for the agent's own.
+    """
     return {
+        **({"account": account} if account else {}),
         "state": outcome.state,
         "version_id": outcome.version_id.hex(),
         "objects": counters.objects_done,

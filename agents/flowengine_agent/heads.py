@@ -54,11 +54,13 @@ async def record_left(
     counters: Counters,
     outcome: SourceOutcome,
     stopped: str = "",
+    account: str = "",
 ) -> None:
     """Put it on the record what left this site, what became of its duties, and the target's head.
 
     Args:
         stopped: by which mild stop it came to its end; empty for none.
+        account: by which it was read; empty for the agent's own.
     """
     if permit.bundle is None:
         return
@@ -74,6 +76,7 @@ async def record_left(
         to=f"{grant.target.site}:{grant.target_path}",
         bytes_sent=counters.bytes_payload,
         **({"stopped": stopped} if stopped else {}),
+        **({"account": account} if account else {}),
     )
     await note_head(site, grant, "target", session)
 

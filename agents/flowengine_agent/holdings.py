@@ -38,7 +38,8 @@ CREATE TABLE IF NOT EXISTS holding (
     state TEXT NOT NULL DEFAULT 'open', cause TEXT NOT NULL DEFAULT '', why TEXT NOT NULL DEFAULT '',
     all_of_it INTEGER NOT NULL DEFAULT 1, due INTEGER NOT NULL DEFAULT 0, hidden INTEGER NOT NULL DEFAULT 0,
     objects INTEGER NOT NULL DEFAULT 0, size_bytes INTEGER NOT NULL DEFAULT 0, missing INTEGER NOT NULL DEFAULT 0,
-    names TEXT NOT NULL DEFAULT '', certificate BLOB NOT NULL DEFAULT x'', told TEXT NOT NULL DEFAULT ''
+    names TEXT NOT NULL DEFAULT '', certificate BLOB NOT NULL DEFAULT x'', told TEXT NOT NULL DEFAULT '',
+    account TEXT NOT NULL DEFAULT ''
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS object (
     task TEXT NOT NULL, path BLOB NOT NULL, size_bytes INTEGER NOT NULL, PRIMARY KEY (task, path)) WITHOUT ROWID;
@@ -46,7 +47,7 @@ CREATE TABLE IF NOT EXISTS clock (one INTEGER PRIMARY KEY, wall REAL NOT NULL, s
 """
 _COLUMNS: Final = (
     "task, transfer, source, path, root, folder, labels, duties, policy_digest, begun, proof, landed, state, cause, why,"
-    " all_of_it, due, hidden, objects, size_bytes, missing, names, certificate, told"
+    " all_of_it, due, hidden, objects, size_bytes, missing, names, certificate, told, account"
 )
 
 
@@ -64,6 +65,7 @@ class Holding:
         due: when it had to be gone; 0 where no date said so.
         hidden: since when it is in quarantine; 0 while it is not.
         told: the last state that the coordinator took note of.
+        account: by which it landed; empty for the agent's own.
     """
 
     task: str
@@ -90,6 +92,7 @@ class Holding:
     names: str = ""
     certificate: bytes = b""
     told: str = ""
+    account: str = ""
 
     @property
     def terms(self) -> Terms:

@@ -30,11 +30,12 @@ from flowengine.errors import FlowError
 from flowengine.evidence.bodies import delete_certificate_body, quarantine_body
 from flowengine.policy.duties import Clock, Instant, deletion
 from flowengine.store.filesystem import boot_id
-from flowengine.store.quarantine import Quarantine, name_digest
+from flowengine.store.quarantine import name_digest
 from flowengine.trust.deletion import DeleteCertificate
+from flowengine.units import show_path
 from flowengine_agent.holdings import Cause, Holding, Holdings
 from flowengine_agent.recording import Owed
-from flowengine_agent.roots import OfferedRoot
+from flowengine_agent.roots import OfferedRoot, Place
 
 if TYPE_CHECKING:
     from flowengine_agent.site import Site
@@ -203,23 +204,24 @@ class Keeper:
         objects = [row for row in objects if row[0] not in later]
         real = os.path.join(root.real_path, holding.folder) if holding.folder else root.real_path
         async with self._site.writers.write(real, holding.task, lambda text: None):
-            count, size_bytes = await trio.to_thread.run_sync(self._take, holding, root, objects)
+            # Of this try and of those that were killed.
+            count, size_bytes = await self._site.acting.hands_of(holding.account).hide(
+                Place(root, holding.folder, True),
+                holding.task,
+                [path for path, _ in objects],
+                staging=not holding.landed,
+            )
         self.holdings.hidden(
             holding.task, int(time.time()), count, size_bytes, len(objects) - count, name_digest(objects)
         )
         await self._record(self.holdings.find(holding.task) or holding)
 
-    def _take(self, holding: Holding, root: OfferedRoot, objects: list[tuple[bytes, int]]) -> tuple[int, int]:
-        """Take them; how many are in quarantine now, of this try and of those that were killed."""
-        quarantine = Quarantine(root.fd, holding.task)
-        quarantine.take(holding.folder, [path for path, _ in objects], staging=not holding.landed)
-        return quarantine.contents()
-
     async def _purge(self, holding: Holding, now: Instant) -> None:
         root = self._root(holding)
         if root is None:
             return
-        gone = await trio.to_thread.run_sync(Quarantine(root.fd, holding.task).purge)
+        hands = self._site.acting.hands_of(holding.account)
+        staged_bytes = await hands.purge(Place(root, holding.folder, True), holding.task)
         said = DeleteCertificate(
             site=self._site.name,
             transfer=holding.transfer,
@@ -231,7 +233,7 @@ class Keeper:
             objects=holding.objects,
             size_bytes=holding.size_bytes,
             missing=holding.missing,
-            staged_bytes=gone.staged_bytes,
+            staged_bytes=staged_bytes,
             names=holding.names,
             landed=holding.landed,
             due=holding.due,
@@ -245,7 +247,7 @@ class Keeper:
         self.holdings.purged(holding.task, document)
         self._site.log.info(
             "destroyed", task=holding.task, cause=holding.cause, objects=holding.objects,
-            size_bytes=holding.size_bytes, staged_bytes=gone.staged_bytes,
+            size_bytes=holding.size_bytes, staged_bytes=staged_bytes,
         )  # fmt: skip
 
     async def _record(self, holding: Holding) -> None:
@@ -309,12 +311,18 @@ class Keeper:
         return True
 
 
+def _where(holding: Holding) -> str:
+    """The quarantine's path, for people: an account keeps its own in the folder that it wrote to."""
+    folder = f"/{show_path(holding.folder)}" if holding.account and holding.folder else ""
+    return f"{holding.root.rstrip('/')}{folder}/.flow-staging/quarantine/{holding.task}"
+
+
 def _disposal(holding: Holding) -> Disposal:
     return Disposal(
         state="purged" if holding.state == "purged" else "quarantined",
         cause=holding.cause,
         why=holding.why,
-        name=f"{holding.root.rstrip('/')}/.flow-staging/quarantine/{holding.task}",
+        name=_where(holding),
         objects=holding.objects,
         size_bytes=holding.size_bytes,
         missing=holding.missing,

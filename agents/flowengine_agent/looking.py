@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from typing import Final
 
-import trio
-
-from flowengine.api.agents import Answer
+from flowengine.api.agents import Answer, LookCommand, MeasureCommand
 from flowengine.errors import Denied, FlowError
 from flowengine.evidence.decisions import Asked, decision_body
 from flowengine.policy.asking import Matter, Place, ask
@@ -22,24 +20,28 @@ from flowengine_agent.site import Site
 
 __all__ = ["look"]
 
-ASKER = "coordinator"
+_COUNT_SHARE: Final = 0.8
+"""Share of the time for an answer that a count may take."""
+ASKER: Final = "coordinator"
 """For whom a look is; a bundle may pin facts of a site of that name."""
 
 
-async def look(site: Site, path: str, tell: Callable[[], Answer] | None = None) -> Answer:
-    """The answer to a look at a folder; what is wrong, or denied, is in the answer.
+async def look(site: Site, asked: LookCommand | MeasureCommand) -> Answer:
+    """The answer to a look at a folder, or to a count below it; what is wrong, or denied, is in the answer.
 
-    Args:
-        tell: what is told where that is permitted, for a thread; None: the folder's listing.
+    It is had with the rights of the account that the requester is mapped to.
     """
     try:
-        await _decide(site, path)
+        hands = site.acting.hands(asked.requester, asked.tenant)
+        await _decide(site, asked.path, hands.account)
     except FlowError as error:
         return Answer(reason=error.reason, message=error.message, complete=False)
-    return await trio.to_thread.run_sync(tell or (lambda: site.roots.look(path)))
+    if isinstance(asked, MeasureCommand):
+        return await hands.count(asked.path, asked.within_s * _COUNT_SHARE)
+    return await hands.look(asked.path)
 
 
-async def _decide(site: Site, path: str) -> None:
+async def _decide(site: Site, path: str, account: str) -> None:
     """Ask whether what is labelled there may be told.
 
     Raises:
@@ -71,7 +73,7 @@ async def _decide(site: Site, path: str) -> None:
         bundle=found.bundle.digest, recipient=ASKER,
     )  # fmt: skip
     body = decision_body(found.engine, judged.decision, asked, decision_id=decision_id, resolved=judged.known)
-    await site.gate.recorder.keep(("decision", body))
+    await site.gate.recorder.keep(("decision", body | ({"account": account} if account else {})))
     if not judged.decision.permit:
         raise Denied(
             f"policy at {site.name} does not permit to tell what lies at {path}: "

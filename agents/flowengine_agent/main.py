@@ -44,6 +44,11 @@ def run(config_path: str, join_token_file: str | None) -> int:
     tasks are given back; a second one ends it at once.
     """
     config = load_config(config_path)
+    spawner = None
+    if config.accounts is not None:
+        from flowengine_agent.spawner import start_spawner
+
+        spawner = start_spawner(config, config.accounts)  # first of all: it and its children hold no secret
     _refuse_root(config)
     import trio
 
@@ -57,7 +62,7 @@ def run(config_path: str, join_token_file: str | None) -> int:
         print(f"ready: {line}", flush=True)
 
     async def body() -> Exit:
-        return await run_agent(config, log, join_token=token, ready=ready)
+        return await run_agent(config, log, join_token=token, ready=ready, spawner=spawner)
 
     return trio.run(body)
 

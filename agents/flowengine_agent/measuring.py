@@ -1,6 +1,6 @@
-"""Answers to what the coordinator asks besides work: how much lies below a path, and what a link carries.
+"""What a link carries, measured where the coordinator asks.
 
-A count looks at names and sizes alone. A probe sends a sealed burst to another site's data port, over several
+A probe sends a sealed burst to another site's data port, over several
 connections, under a grant that permits nothing else; the kernel's count of what was acknowledged is what is believed,
 its first part left out, because a connection begins slowly.
 """
@@ -8,25 +8,20 @@ its first part left out, because a connection begins slowly.
 from __future__ import annotations
 
 import os
-import stat
-import time
 from typing import Final
 
 import trio
 
 from flowengine.api.agents import Answer, ProbeCommand
-from flowengine.errors import FlowError, NotFound, ProtocolError
-from flowengine.store.filesystem import open_beneath
+from flowengine.errors import FlowError, ProtocolError
 from flowengine.transfer.channel import Channel, first_flow_error
 from flowengine.transfer.connect import dial
 from flowengine.transfer.sites import SitePeer
 from flowengine.transfer.tcp_info import TcpState, tcp_state
 from flowengine.wire.messages import Open, Opened, Options
-from flowengine.wire.paths import STAGING_NAME
-from flowengine_agent.roots import Place, Roots
 from flowengine_agent.site import Site, decode_grant
 
-__all__ = ["PROBE_STREAMS", "count", "probe"]
+__all__ = ["PROBE_STREAMS", "probe"]
 
 PROBE_STREAMS: Final = 4
 PROBE_BLOCK_BYTES: Final = 64 << 10
@@ -34,56 +29,6 @@ WARM_UP: Final = 0.3
 """Part of a burst's time, and of its bytes, that is not counted."""
 SAMPLE_S: Final = 0.005
 NEARLY: Final = 0.95
-MAX_WAITING: Final = 1_000_000
-
-
-def count(roots: Roots, site_path: str, within_s: float) -> Answer:
-    """How many objects lie below a path and how large they are; what is wrong is in the answer. For a thread."""
-    try:
-        return _count(roots.find(site_path, "read"), site_path, within_s)
-    except FlowError as error:
-        return Answer(reason=error.reason, message=error.message, complete=False)
-    except OSError as error:
-        return Answer(reason="denied", message=f"{site_path}: {error.strerror}", complete=False)
-
-
-def _count(place: Place, shown: str, within_s: float) -> Answer:
-    top = place.lstat()
-    if top is None:
-        raise NotFound(f"{shown} does not exist")
-    if not stat.S_ISDIR(top.st_mode):
-        return Answer(objects=1, size_bytes=top.st_size if stat.S_ISREG(top.st_mode) else 0)
-    until = time.monotonic() + within_s
-    objects = size = 0
-    waiting = [place.path]
-    linked: set[tuple[int, int]] = set()
-    while waiting:
-        if time.monotonic() > until or len(waiting) > MAX_WAITING:
-            return Answer(objects=objects, size_bytes=size, complete=False)
-        folder = waiting.pop()
-        try:
-            fd = open_beneath(place.root.fd, folder, os.O_RDONLY | os.O_DIRECTORY)
-        except OSError:
-            continue  # it went, or may not be read: the transfer itself will say so
-        try:
-            for text in os.listdir(fd):
-                name = os.fsencode(text)
-                if name == STAGING_NAME:
-                    continue
-                try:
-                    st = os.stat(name, dir_fd=fd, follow_symlinks=False)
-                except OSError:
-                    continue
-                objects += 1
-                if stat.S_ISDIR(st.st_mode):
-                    waiting.append(folder + b"/" + name if folder else name)
-                elif stat.S_ISREG(st.st_mode) and (st.st_dev, st.st_ino) not in linked:
-                    size += st.st_size
-                    if st.st_nlink > 1:
-                        linked.add((st.st_dev, st.st_ino))
-        finally:
-            os.close(fd)
-    return Answer(objects=objects, size_bytes=size)
 
 
 async def probe(site: Site, command: ProbeCommand) -> Answer:

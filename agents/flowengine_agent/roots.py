@@ -37,32 +37,55 @@ MAX_LISTED_BYTES: Final = 900_000
 class OfferedRoot:
     """One offered folder, held open.
 
+    Args:
+        as_account: whether other accounts than this process's own read and write it, or this process is one of theirs:
+            then it is opened when it is needed, and what may be done is found out by doing it.
+
     Raises:
         LocalError: it is missing, no folder, or this account may not read (or write) it.
     """
 
-    def __init__(self, folder: OfferedFolder) -> None:
+    def __init__(self, folder: OfferedFolder, *, as_account: bool = False) -> None:
         self.folder = folder
-        try:
-            self.fd = os.open(folder.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError as error:
-            raise LocalError(
-                f"the root {folder.name} ({folder.path}) cannot be offered: {error.strerror}",
-                hint="make the folder, or give the agent's account the right to read it",
-            ) from None
+        self._lock = threading.Lock()
+        self._used = 0
+        self._coming: dict[str, int] = {}
+        self._fd = -1
+        if not as_account:
+            self._check()
+
+    @property
+    def fd(self) -> int:
+        """Of the folder, open.
+
+        Raises:
+            LocalError: it cannot be opened by this process's account.
+        """
+        with self._lock:
+            if self._fd < 0:
+                try:
+                    self._fd = os.open(self.folder.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                except OSError as error:
+                    raise LocalError(
+                        f"the root {self.folder.name} ({self.folder.path}) cannot be opened by user id "
+                        f"{os.geteuid()}: {error.strerror}",
+                        hint="make the folder, or give that account the right to read it",
+                    ) from None
+            return self._fd
+
+    def _check(self) -> None:
+        folder = self.folder
+        assert self.fd >= 0
         wanted = (os.R_OK | os.X_OK if "read" in folder.access else 0) | (
             os.W_OK | os.X_OK if "write" in folder.access else 0
         )
         if not os.access(folder.path, wanted):
-            os.close(self.fd)
+            self.close()
             raise LocalError(
                 f"the root {folder.name} is offered for {folder.access}, which this account may not do in "
                 f"{folder.path}",
                 hint="change its owner or mode, or offer less",
             )
-        self._lock = threading.Lock()
-        self._used = 0
-        self._coming: dict[str, int] = {}
 
     @property
     def real_path(self) -> bytes:
@@ -71,7 +94,9 @@ class OfferedRoot:
 
     def close(self) -> None:
         """Let the folder go."""
-        os.close(self.fd)
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = -1
 
     def count(self) -> int:
         """Walk the folder and count its bytes; for a thread."""
@@ -129,7 +154,7 @@ class OfferedRoot:
         try:
             st = os.fstatvfs(self.fd)
             free = st.f_bavail * st.f_frsize
-        except OSError:
+        except (OSError, LocalError):
             pass
         used = self.used_bytes() if folder.budget_bytes is not None else None
         return Root(
@@ -180,6 +205,22 @@ class Place:
     @contextmanager
     def _opened(self, path: bytes, flags: int) -> Iterator[int]:
         fd = open_beneath(self.root.fd, path, flags)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    @contextmanager
+    def opened(self) -> Iterator[int]:
+        """The folder, open, reached through no link.
+
+        Raises:
+            Denied: it cannot be reached so.
+        """
+        try:
+            fd = open_beneath(self.root.fd, self.path, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            raise Denied(f"{self.shown} cannot be reached: {error.strerror}") from None
         try:
             yield fd
         finally:
@@ -264,10 +305,10 @@ class Place:
 
 
 class Roots:
-    """All that a site offers."""
+    """All that a site offers; `as_account` as of `OfferedRoot`."""
 
-    def __init__(self, folders: Sequence[OfferedFolder]) -> None:
-        self.roots = [OfferedRoot(folder) for folder in folders]
+    def __init__(self, folders: Sequence[OfferedFolder], *, as_account: bool = False) -> None:
+        self.roots = [OfferedRoot(folder, as_account=as_account) for folder in folders]
         self.roots.sort(key=lambda root: -len(root.folder.name))
 
     def check_names(self) -> None:

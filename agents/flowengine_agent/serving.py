@@ -17,21 +17,19 @@ import msgspec
 import trio
 
 from flowengine.errors import Denied, IntegrityError, LocalError, ProtocolError, TemporaryError
-from flowengine.store.scan_cache import ScanCache
 from flowengine.transfer.channel import first_flow_error
 from flowengine.transfer.listen import Incoming, Listener
 from flowengine.transfer.session import Counters, Observer
-from flowengine.transfer.source import run_source
-from flowengine.transfer.target import run_target
 from flowengine.trust.grant import Grant
 from flowengine.wire.messages import Listed, Opened, Options
+from flowengine_agent.acting import Hands, is_folder
 from flowengine_agent.engine import (
     check_permitted,
     check_same,
     landed_so,
     landing_at,
     make_receipt,
-    target_root,
+    notes_of_landed,
 )
 from flowengine_agent.heads import note_head, record_left, show_head
 from flowengine_agent.logs import Log
@@ -168,14 +166,15 @@ class DataPort:
             return
         end = "source" if grant.dial == "target" else "target"
         place = self._site.roots.find(grant.path(end), "read" if end == "source" else "write")  # type: ignore[arg-type]
+        hands = self._site.acting.hands(grant.requester, grant.tenant)
         if incoming.request.role == "stat":
             if end == "source":
                 await self._site.gate.release(grant, incoming.route)  # a name is data too
-                with place.selection():
-                    pass  # what cannot be given is refused before the peer makes room for it
-            st = place.lstat()
+                # What cannot be given is refused before the peer makes room for it.
+                await hands.check_source(place)
+            mode = await hands.mode(place)
             # Whether it is a folder is all that the peer needs; size and times are data that nobody has decided on.
-            rows = [] if st is None else [(incoming.request.path, stat.S_IFMT(st.st_mode), 0, 0)]
+            rows = [] if mode is None else [(incoming.request.path, stat.S_IFMT(mode), 0, 0)]
             await incoming.channel.send(Listed(rows, True))
             return
         if incoming.request.role not in ("source", "target"):
@@ -183,9 +182,9 @@ class DataPort:
         async with self._visit(grant, facts.serial):
             try:
                 if end == "source":
-                    await self._give(incoming, grant, place)
+                    await self._give(incoming, grant, place, hands)
                 else:
-                    await self._take(incoming, grant, place)
+                    await self._take(incoming, grant, place, hands)
             except BaseExceptionGroup as group:
                 error = first_flow_error(group)
                 if error is None:
@@ -233,47 +232,44 @@ class DataPort:
                 reason="disconnected",
             )
 
-    async def _give(self, incoming: Incoming, grant: Grant, place: Place) -> None:
+    async def _give(self, incoming: Incoming, grant: Grant, place: Place, hands: Hands) -> None:
         """The peer pulls."""
         site, request = self._site, incoming.request
         log = site.log.bind(task=grant.task, transfer=grant.transfer, peer=grant.target.site)
         _check_asked(log, grant, request.options)
         permit = await site.gate.release(grant, incoming.route)
-        with place.selection(request.options.rename) as selection:
-            log.info("gives", path=grant.source_path)
-            counters = Counters()
-            async with incoming.accept(_without_lists(request.options), release=permit.document) as session:
-                site.hold_rates(session, grant)
-                await show_head(site, permit, session)
-                with site.duties.leaving(grant, permit, session) as watch:
-                    outcome = await run_source(
-                        session,
-                        selection,
-                        cache=None if request.options.reread else ScanCache(session.profile.name),
-                        counters=counters,
-                        threads=site.reader_threads,
-                        observe=_bounded(grant),
-                    )
-                await record_left(site, grant, permit, session, counters, outcome, watch.mode)
-                if outcome.receipt.state != "completed":
-                    watch.check()
+        await hands.check_source(place)
+        log.info("gives", path=grant.source_path, **_as(hands))
+        counters = Counters()
+        async with incoming.accept(_without_lists(request.options), release=permit.document) as session:
+            site.hold_rates(session, grant)
+            await show_head(site, permit, session)
+            with site.duties.leaving(grant, permit, session) as watch:
+                outcome = await hands.give(
+                    session,
+                    place,
+                    request.options.rename,
+                    cached=not request.options.reread,
+                    threads=site.reader_threads,
+                    counters=counters,
+                    observe=_bounded(grant),
+                )
+            await record_left(site, grant, permit, session, counters, outcome, watch.mode, hands.account)
+            if outcome.receipt.state != "completed":
+                watch.check()
         log.info("gave", state=outcome.receipt.state, bytes_sent=counters.bytes_sent)
         if outcome.receipt.state == "completed":
             site.ledger.spend(grant)
 
-    async def _take(self, incoming: Incoming, grant: Grant, place: Place) -> None:
+    async def _take(self, incoming: Incoming, grant: Grant, place: Place, hands: Hands) -> None:
         """The peer pushes: this site is the target, and tells what landed."""
         site = self._site
         options = _without_lists(incoming.request.options)
         log = site.log.bind(task=grant.task, transfer=grant.transfer, peer=grant.source.site)
         _check_asked(log, grant, options)
         if options.rename:
-            st = place.lstat()
-            if (
-                place.contents
-                or place.path.rpartition(b"/")[2] != options.rename
-                or (st and stat.S_ISDIR(st.st_mode))
-            ):
+            is_other = place.contents or place.path.rpartition(b"/")[2] != options.rename
+            if is_other or is_folder(await hands.mode(place)):
                 raise Denied(
                     f"the grant for {grant.shown} does not permit that name", reason="grant-other-path"
                 )
@@ -287,8 +283,8 @@ class DataPort:
             every_s=REPORT_EVERY_S,
             refused=lambda directive, reason: self.tell(grant.task, grant.fence, reason or directive),
         )
-        async with landing_at(site, place, grant, reporter, options, wait=False) as (path, meter):
-            log.info("takes", path=grant.target_path)
+        async with landing_at(site, place, grant, reporter, options, wait=False) as meter:
+            log.info("takes", path=grant.target_path, **_as(hands))
             counters = Counters()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(reporter.run)
@@ -298,17 +294,15 @@ class DataPort:
                 ):
                     await show_head(site, permit, session)
                     meter.begin(session)
-                    name = session.profile.name
-                    apart = options.reread or "chunks" in watch.terms.isolate
-                    caches = (None, None) if apart else (ScanCache(name), ScanCache(name))
-                    outcome = await run_target(
+                    outcome = await hands.take(
                         session,
-                        target_root(site, path, reporter, options, watch),
-                        caches=caches,
+                        place,
+                        cached=not (options.reread or "chunks" in watch.terms.isolate),
                         counters=counters,
                         observe=meter.observe,
+                        landed=notes_of_landed(site, reporter, watch),
                     )
-                    await landed_so(site, grant, permit, watch, counters, outcome)
+                    await landed_so(site, grant, permit, watch, counters, outcome, hands)
                     await note_head(site, grant, "source", session)
                 meter.finish(counters, outcome.bottleneck)
                 log.info(
@@ -319,7 +313,7 @@ class DataPort:
                         if grant.mode == "verify":
                             check_same(counters, outcome.extras)
                         elif not grant.dry_run:
-                            await site.duties.completed(grant)
+                            await site.duties.completed(grant, hands, place)
                         receipt = b""  # of a dry run nothing landed that could be signed for
                         if not grant.dry_run:
                             receipt = make_receipt(site, grant, outcome.state, outcome.version_id, counters)
@@ -343,6 +337,11 @@ def _check_asked(log: Log, grant: Grant, options: Options) -> None:
     except Denied as error:
         log.warning("refused", reason=error.reason, why=error.message)
         raise
+
+
+def _as(hands: Hands) -> dict[str, str]:
+    """Which account acts, for the log; nothing where it is the agent's own."""
+    return {"account": hands.account} if hands.account else {}
 
 
 def _without_lists(options: Options) -> Options:

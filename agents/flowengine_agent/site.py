@@ -13,6 +13,7 @@ from flowengine.transfer.pacing import Pacer
 from flowengine.transfer.session import Session
 from flowengine.transfer.sites import SiteTrust
 from flowengine.trust.grant import Grant
+from flowengine_agent.acting import Acting
 from flowengine_agent.config import SiteConfig
 from flowengine_agent.coordinator_link import CoordinatorLink
 from flowengine_agent.duties import Duties
@@ -39,6 +40,7 @@ class Site:
         evidence: the chain of what is decided and done here.
         gate: what policy says here to whatever leaves, passes or lands.
         holdings: account of what landed here under duties.
+        acting: hands for every requester.
         boot: random id of this run.
         listening: where the data port answers here; None for a site that only dials out.
     """
@@ -54,6 +56,7 @@ class Site:
     evidence: EvidenceLog
     gate: Gate
     holdings: Holdings
+    acting: Acting
     writers: Writers = field(default_factory=Writers)
     boot: str = field(default_factory=lambda: os.urandom(8).hex())
     listening: tuple[str, int] | None = None

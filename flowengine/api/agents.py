@@ -378,19 +378,31 @@ class QuarantineCommand(msgspec.Struct, kw_only=True, tag="quarantine"):
 
 
 class LookCommand(msgspec.Struct, kw_only=True, tag="look"):
-    """A user wants to see a folder: answer within `within_s` by POST /v1/agent/answers/{id}."""
+    """A user wants to see a folder: answer within `within_s` by POST /v1/agent/answers/{id}.
+
+    Attributes:
+        requester, tenant: for whom; a site that maps accounts looks with the rights of theirs.
+    """
 
     id: str
     path: str
     within_s: float
+    requester: str = ""
+    tenant: str = ""
 
 
 class MeasureCommand(msgspec.Struct, kw_only=True, tag="measure"):
-    """A user wants to know how much lies below a path: count, and answer within `within_s` as to a look."""
+    """A user wants to know how much lies below a path: count, and answer within `within_s` as to a look.
+
+    Attributes:
+        requester, tenant: as of `LookCommand`.
+    """
 
     id: str
     path: str
     within_s: float
+    requester: str = ""
+    tenant: str = ""
 
 
 class ProbeCommand(msgspec.Struct, kw_only=True, tag="probe"):

@@ -27,7 +27,7 @@ from flowengine.errors import LocalError, UsageError
 from flowengine.store.filesystem import local_error, open_beneath
 from flowengine.wire.paths import STAGING_NAME
 
-__all__ = ["Purged", "Quarantine", "Taken", "name_digest"]
+__all__ = ["Purged", "Quarantine", "Taken", "name_digest", "next_name"]
 
 _FOLDER: Final = b"quarantine"
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -64,6 +64,11 @@ def name_digest(paths: Iterable[tuple[bytes, int]]) -> str:
     for path, size in sorted(paths):
         digest.update(b"%d:%s:%d\n" % (len(path), path, size))
     return digest.hexdigest()
+
+
+def next_name(name: bytes) -> bytes:
+    """Under which name, beside a folder, its next version is put together that is published at once."""
+    return b"." + name + b".flow-next"
 
 
 class Quarantine:
@@ -163,6 +168,18 @@ class Quarantine:
             os.close(fd)
         return Taken(objects, size_bytes, missing, took_staging)
 
+    def take_sibling(self, folder_fd: int, name: bytes) -> None:
+        """Move what stands under a name of another folder of the same file system in, as something under way."""
+        fd = self._open(make=True)
+        try:
+            if _rename_free(name, folder_fd, b"staging", fd):
+                os.fsync(folder_fd)
+                os.fsync(fd)
+        except OSError as error:
+            raise local_error(error, "cannot move into quarantine", name) from error
+        finally:
+            os.close(fd)
+
     @staticmethod
     def _next_number(fd: int) -> int:
         numbers = [int(name[2:]) for name in os.listdir(fd) if name.startswith("o.") and name[2:].isdigit()]
@@ -194,7 +211,7 @@ class Quarantine:
         parent, _, name = folder.rpartition(b"/")
         places = [(folder, STAGING_NAME)]
         if name:
-            places.append((parent, b"." + name + b".flow-next"))
+            places.append((parent, next_name(name)))
         for where, what in places:
             try:
                 there = open_beneath(self._root_fd, where, os.O_RDONLY | os.O_DIRECTORY)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Final
 
 import trio
@@ -61,12 +61,33 @@ class Control:
         self._signalled = False
         self._room = threading.Event()
         self._ended = False
+        self._elsewhere: Callable[[bytes], None] | None = None
         self.bytes_sent = 0
         self.bytes_received = 0
 
+    def divert(self, elsewhere: Callable[[bytes], None]) -> tuple[trio.abc.Stream, bytes]:
+        """Let another process use the connection: gives it, with what of the peer's arrived already.
+
+        Args:
+            elsewhere: takes what was posted here, and what will be, as `post_encoded` does there.
+        """
+        early = b"".join(map(frame, self._pending)) + self._decoder.take_rest()
+        self._pending = []
+        self._elsewhere = elsewhere
+        while self._outgoing:
+            elsewhere(self._outgoing.popleft())
+        return self._stream, early
+
     def post(self, message: Message) -> None:
         """Queue a message for sending."""
-        self._outgoing.append(frame(messages.encode(message)))
+        self.post_encoded(frame(messages.encode(message)))
+
+    def post_encoded(self, framed: bytes) -> None:
+        """The same, of one that is encoded and framed."""
+        if self._elsewhere is not None:
+            self._elsewhere(framed)
+            return
+        self._outgoing.append(framed)
         if self._signalled:
             return  # the writer was woken and has not looked yet: waking costs two system calls
         self._signalled = True

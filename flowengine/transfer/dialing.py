@@ -216,7 +216,7 @@ class Dialer:
             raise withdrawn
         numbers = [number for number in line.numbers if number in self.streams.sockets]
         if self._peer.sends:
-            self.streams.leaving.update(numbers)
+            self.streams.leave(numbers)
         elif numbers:
             self._post(LeaveStreams(numbers))
         deadline = trio.current_time() + LEAVE_S

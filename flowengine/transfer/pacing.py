@@ -25,7 +25,7 @@ from weakref import WeakValueDictionary
 from flowengine.errors import UsageError
 from flowengine.units import parse_rate_bits_per_s
 
-__all__ = ["BURST_S", "Limits", "Pacer", "RateSchedule", "TokenBucket", "parse_schedule"]
+__all__ = ["BURST_S", "AskingPacer", "Limits", "Pacer", "RateSchedule", "TokenBucket", "parse_schedule"]
 
 BURST_S: Final = 0.1
 """Seconds of the rate that an idle bucket saves up: enough to make good for a thread that woke late."""
@@ -162,23 +162,37 @@ class Pacer:
 
     def portion(self, size_bytes: int) -> int:
         """How much of so many bytes to send at once, so that a slow rate is even and not one frame a minute."""
-        rates = [bucket.rate for bucket in self._buckets if bucket.rate is not None]
+        rates = self._rates()
         return (
             min(size_bytes, max(_LEAST_PORTION_BYTES, int(min(rates) * _PORTION_S))) if rates else size_bytes
         )
 
+    @property
+    def rate_bits_per_s(self) -> float | None:
+        """The least of its rates now; None where there is no limit."""
+        return 8 * min(rates) if (rates := self._rates()) else None
+
     def take(self, size_bytes: int) -> None:
         """Wait until so many bytes may be sent, and count them. Returns at once when closed."""
-        limits = self._limits
-        with limits._condition:
-            while not self._closed:
-                now = limits._clock()
-                wait = max(bucket.wait_s(now) for bucket in self._buckets)
-                if wait <= 0:
-                    for bucket in self._buckets:
-                        bucket.take(size_bytes, now)
-                    return
-                limits._condition.wait(min(wait, _NEVER_S))
+        with self._limits._condition:
+            while (wait := self._try(size_bytes)) > 0:
+                self._limits._condition.wait(min(wait, _NEVER_S))
+
+    def take_nowait(self, size_bytes: int) -> float:
+        """Count so many bytes if they may be sent now and give 0; else how many seconds to wait before asking again."""
+        with self._limits._condition:
+            return self._try(size_bytes)
+
+    def _try(self, size_bytes: int) -> float:
+        now = self._limits._clock()
+        wait = 0.0 if self._closed else max(bucket.wait_s(now) for bucket in self._buckets)
+        if wait <= 0 and not self._closed:
+            for bucket in self._buckets:
+                bucket.take(size_bytes, now)
+        return wait
+
+    def _rates(self) -> list[float]:
+        return [bucket.rate for bucket in self._buckets if bucket.rate is not None]
 
     def close(self) -> None:
         """Hold nobody back any more: the transfer is over."""
@@ -187,6 +201,36 @@ class Pacer:
             for part in self._parts:
                 part._closed = True
             self._limits._condition.notify_all()
+
+
+class AskingPacer(Pacer):
+    """What lanes ask in a process that another one lends its limits: rates of the transfer's own, then that process.
+
+    Args:
+        session: of the transfer, with its own rates.
+        ask: has so many bytes counted in the other process; returns when they may be sent.
+        rate: bytes per second that hold there; None while there is no limit, and nobody is asked.
+    """
+
+    def __init__(self, session: Pacer, ask: Callable[[int], None]) -> None:
+        super().__init__(session._limits, session._buckets)
+        session._parts.append(self)
+        self._ask = ask
+        self.rate: float | None = None
+
+    @property
+    def limited(self) -> bool:
+        """As of `Pacer`."""
+        return self.rate is not None or super().limited
+
+    def take(self, size_bytes: int) -> None:
+        """As of `Pacer`."""
+        super().take(size_bytes)
+        if self.rate is not None and not self._closed:
+            self._ask(size_bytes)
+
+    def _rates(self) -> list[float]:
+        return [*super()._rates(), *([self.rate] if self.rate is not None else [])]
 
 
 @dataclass(frozen=True)

@@ -127,6 +127,7 @@ class Session:
         checkpoint: signed head of this side's chain of evidence, to be told at the end; empty for none.
         peer_checkpoint: that of the other side, as it came.
         halted: why nothing more is to be offered; empty while nothing is wrong.
+        told_to_halt: told of that, where the session runs in another process.
     """
 
     control: Control
@@ -155,6 +156,7 @@ class Session:
     consent: Consent | None = None
     pace_of: Callable[[str], Pacer] | None = None
     carried: Callable[[], dict[str, int]] = dict
+    told_to_halt: Callable[[str], None] = lambda why: None
 
     def pacer_of(self, near: str) -> Pacer:
         """The rates that hold for streams over the link to a site."""
@@ -174,6 +176,7 @@ class Session:
         The pass then ends as one whose source was not read whole. Holds from the next `Progress` on, within a second.
         """
         self.halted = self.halted or why
+        self.told_to_halt(self.halted)
 
     def limit(self, bits_per_s: float | None) -> None:
         """Hold this session to a rate from now on; the side that sends does it, and is told if that is the other."""
@@ -193,7 +196,7 @@ class Session:
 
     def end_streams(self, numbers: Iterable[int]) -> None:
         """Let these streams end as soon as they can; what they would have carried goes over others."""
-        self.streams.leaving.update(number for number in numbers if number in self.streams.sockets)
+        self.streams.leave(numbers)
 
     async def heartbeat(
         self, counters: Counters, observe: Observer | None, bottleneck: Callable[[], str]

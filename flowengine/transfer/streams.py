@@ -13,7 +13,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import trio
@@ -71,6 +71,7 @@ class Streams:
     Attributes:
         most: the largest number that was open at once.
         leaving: numbers of streams that are to end as soon as they can; read by their lanes.
+        told_to_leave, told_gone: told of that, and of streams that ended, where their lanes run in another process.
     """
 
     def __init__(self, dial: Callable[[int, str], None] | None = None) -> None:
@@ -82,6 +83,8 @@ class Streams:
         self._ended = False
         self.most = 0
         self.leaving: set[int] = set()
+        self.told_to_leave: Callable[[list[int]], None] = lambda numbers: None
+        self.told_gone: Callable[[int], None] = lambda number: None
 
     def __len__(self) -> int:
         return len(self._open)
@@ -94,6 +97,10 @@ class Streams:
     def near(self, number: int) -> str:
         """The site at the other end of the link that a stream goes over from here; empty where nobody said."""
         return self._links.get(number, ("", ""))[0]
+
+    def link(self, number: int) -> tuple[str, str]:
+        """The sites next to this side, and to the other side, on a stream's route."""
+        return self._links.get(number, ("", ""))
 
     def over(self, near: str) -> list[int]:
         """Numbers of the open streams that go over a link of this side's, and are not to end."""
@@ -139,11 +146,18 @@ class Streams:
         await self.wait_first()
         return await self._get.receive()
 
+    def leave(self, numbers: Iterable[int]) -> None:
+        """Let these end as soon as they can; what they would have carried goes over others."""
+        here = [number for number in numbers if number in self._open]
+        self.leaving.update(here)
+        self.told_to_leave(here)
+
     def gone(self, number: int) -> None:
         """A stream ended and its thread is done with it."""
         sock = self._open.pop(number, None)
         if sock is not None:
             sock.close()
+            self.told_gone(number)
 
     def finish(self) -> None:
         """Take no more of them."""

@@ -82,6 +82,12 @@ class ControlDecoder:
             messages.append(bytes(memoryview(buffer)[LENGTH_BYTES:]))
             buffer.clear()
 
+    def take_rest(self) -> bytes:
+        """The beginning of a message that is not whole yet, for another decoder."""
+        rest = bytes(self._buffer)
+        self._buffer.clear()
+        return rest
+
     def finish(self) -> None:
         """Call at end of file.
 

@@ -208,6 +208,30 @@ class SessionSecrets(Secret):
         self._context = (protocol, SUITE, client_fingerprint, server_fingerprint)
         self._epochs: dict[tuple[bytes, int, Direction], int] = {}
 
+    def hand_over(self) -> tuple[bytes, int, int, bytes, bytes]:
+        """What `taken_over` makes the same secrets of in another process of this host; they are of no more use here.
+
+        Raises:
+            ValueError: a key was given already: two processes could seal with it.
+        """
+        if self._epochs or not self._prk:
+            raise ValueError("keys of this session are in use here")
+        prk, self._prk = self._prk, b""
+        return prk, *self._context
+
+    @classmethod
+    def taken_over(
+        cls, prk: bytes, protocol: int, suite: int, client_fingerprint: bytes, server_fingerprint: bytes
+    ) -> SessionSecrets:
+        """The secrets that another process of this host handed over."""
+        made = cls.__new__(cls)
+        made._prk, made._context, made._epochs = (
+            prk,
+            (protocol, suite, client_fingerprint, server_fingerprint),
+            {},
+        )
+        return made
+
     def stream_keys(self, transfer_id: bytes, stream: int, direction: Direction, epoch: int) -> StreamKeys:
         """Keys of one stream in one direction, given once.
 

@@ -48,7 +48,7 @@ from flowengine.coordinator.planning.picture import (
     sighted_links,
 )
 from flowengine.coordinator.service import Service
-from flowengine.coordinator.web.answers import ask_agent
+from flowengine.coordinator.web.answers import ask_agent, for_whom
 from flowengine.errors import Denied, FlowError, NotFound
 from flowengine.plan import Allowed, Demand, Overlay, Place, describe
 from flowengine.plan.explain import describe_obstacle
@@ -86,13 +86,21 @@ class Asking:
 
     # --- how much it is ---------------------------------------------------------------------------------------------
 
-    async def size_of(self, request: TransferRequest, user: str) -> tuple[int | None, int | None]:
+    async def size_of(
+        self, request: TransferRequest, user: str, tenant: str
+    ) -> tuple[int | None, int | None]:
         """Bytes and objects: as the request says, else as the source's agent counts; None where neither can tell."""
         if request.size_bytes is not None:
             return request.size_bytes, request.objects or 1
         try:
             answer: Answer = await ask_agent(
-                self._service, request.source.site, "measure", request.source.path, user, COUNT_S
+                self._service,
+                request.source.site,
+                "measure",
+                request.source.path,
+                user,
+                COUNT_S,
+                for_whom(user, tenant),
             )
         except FlowError:
             return None, None
@@ -128,7 +136,7 @@ class Asking:
             )
         size, objects = asked.size_bytes, asked.objects
         if size is None:
-            size, objects = await self.size_of(request, user)
+            size, objects = await self.size_of(request, user, tenant)
         solved = await self._solve(request, user, tenant, size, objects)
         made = self._shown(solved, request, decisions, size, objects)
         made.id, made.made = id_, moment(solved.picture.now)
@@ -282,7 +290,7 @@ class Asking:
         """
         if request.deadline is None:
             return Admitted(request.size_bytes, request.objects)
-        size, objects = await self.size_of(request, user)
+        size, objects = await self.size_of(request, user, tenant)
         if size is None:
             if request.best_effort:
                 return Admitted()

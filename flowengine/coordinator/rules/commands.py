@@ -50,7 +50,7 @@ class Asked:
     """Something that somebody waits for an answer to: a look, a count, or a probe, for how many seconds yet.
 
     Attributes:
-        body: of a probe: JSON of what else its command says.
+        body: JSON of what else its command says: for whom, or of a probe.
     """
 
     kind: str
@@ -60,12 +60,12 @@ class Asked:
 
     def command(self, id_: str) -> Command:
         """As the agent is asked."""
+        said = msgspec.json.decode(self.body)
         if self.kind == "measure":
-            return MeasureCommand(id=id_, path=self.path, within_s=self.within_s)
+            return MeasureCommand(id=id_, path=self.path, within_s=self.within_s, **said)
         if self.kind == "probe":
-            said = msgspec.json.decode(self.body)
             return ProbeCommand(id=id_, within_s=self.within_s, **said)
-        return LookCommand(id=id_, path=self.path, within_s=self.within_s)
+        return LookCommand(id=id_, path=self.path, within_s=self.within_s, **said)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,12 @@ from flowengine.coordinator.database.transactions import Writing
 from flowengine.coordinator.service import Service
 from flowengine.errors import TemporaryError
 
-__all__ = ["ask_agent"]
+__all__ = ["ask_agent", "for_whom"]
+
+
+def for_whom(user: str, tenant: str) -> str:
+    """Whom a look or count is for, as its command says it: a site may map accounts to requesters."""
+    return msgspec.json.encode({"requester": user, "tenant": tenant}).decode()
 
 
 async def ask_agent(
@@ -26,7 +31,7 @@ async def ask_agent(
 
     Args:
         kind: "look", "measure" or "probe".
-        body: of a probe: JSON of what else the command says.
+        body: JSON of what else the command says: `for_whom`, or of a probe.
 
     Raises:
         NotFound: there is no such site.

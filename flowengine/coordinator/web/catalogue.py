@@ -29,7 +29,7 @@ from flowengine.coordinator.database.transactions import Writing, json_text
 from flowengine.coordinator.openapi import document
 from flowengine.coordinator.rules.windows import check_windows
 from flowengine.coordinator.service import Service
-from flowengine.coordinator.web.answers import ask_agent
+from flowengine.coordinator.web.answers import ask_agent, for_whom
 from flowengine.coordinator.web.calls import Call
 from flowengine.errors import Denied, NotFound, PeerError
 from flowengine.trust.tokens import make_join_secret
@@ -104,7 +104,9 @@ class Catalogue:
 
     async def list_files(self, call: Call) -> Listing:
         site, path = call.path["site"], call.query.path
-        answer = await ask_agent(self._service, site, "look", path, call.user.name, LOOK_S)
+        user = call.user
+        body = for_whom(user.name, user.tenant)
+        answer = await ask_agent(self._service, site, "look", path, user.name, LOOK_S, body)
         return _listing(site, path, answer)
 
     async def list_limits(self, call: Call) -> Page:
@@ -154,6 +156,8 @@ def _listing(site: str, path: str, answer: Answer) -> Listing:
     if answer.reason:
         if answer.reason.startswith("policy-"):
             raise Denied(f"site {site}: {answer.message}", reason="policy-denied", path=path)
+        if answer.reason == "account-unmapped":
+            raise Denied(f"site {site}: {answer.message}", reason=answer.reason, path=path)
         kind = NotFound if answer.reason == "not-found" else PeerError
         reason = answer.reason if answer.reason in ("not-found", "denied") else "peer"
         raise kind(f"site {site}: {answer.message or answer.reason}", reason=reason, path=path)

@@ -1,0 +1,118 @@
+"""The engine on this site's folders: what the agent's process and a mover's do alike, each with its own rights."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator
+
+from flowengine.manifest import DIRECTORY, ManifestReader
+from flowengine.store.landed import LandedManifest
+from flowengine.store.quarantine import Quarantine, next_name
+from flowengine.store.scan_cache import ScanCache
+from flowengine.transfer.handing import Landed
+from flowengine.transfer.session import Counters, Observer, Session
+from flowengine.transfer.source import SourceOutcome, run_source
+from flowengine.transfer.target import NOWHERE, TargetOutcome, TargetRoot, run_target
+from flowengine_agent.roots import Place
+
+__all__ = ["give", "hide", "objects_of", "purge", "take"]
+
+
+async def give(
+    session: Session,
+    place: Place,
+    rename: bytes,
+    *,
+    cached: bool,
+    threads: int,
+    counters: Counters,
+    observe: Observer | None,
+) -> SourceOutcome:
+    """Serve a session from a place; arguments and errors as of `run_source` and `Place.selection`."""
+    with place.selection(rename) as selection:
+        return await run_source(
+            session,
+            selection,
+            cache=ScanCache(session.profile.name) if cached else None,
+            counters=counters,
+            threads=threads,
+            observe=observe,
+        )
+
+
+async def take(
+    session: Session,
+    place: Place,
+    *,
+    cached: bool,
+    counters: Counters,
+    observe: Observer | None,
+    landed: Landed,
+) -> TargetOutcome:
+    """Land a session at a place, made where missing; arguments and errors as of `run_target` and `Place.target`."""
+    dry = session.options.dry_run
+    name = session.profile.name
+    with place.target(make=not dry) as path:
+        root = TargetRoot(path or NOWHERE)
+        if path is not None and not dry:
+            root = TargetRoot(path, LandedManifest(path), landed=landed)
+        return await run_target(
+            session,
+            root,
+            caches=(ScanCache(name), ScanCache(name)) if cached else (None, None),
+            counters=counters,
+            observe=observe,
+        )
+
+
+def objects_of(path: bytes) -> list[tuple[bytes, int]]:
+    """Paths and sizes of everything but folders in the version that landed last at a path; for a thread."""
+    rows: list[tuple[bytes, int]] = []
+    with open(LandedManifest(path).path, "rb") as file:
+
+        def read(offset: int, length: int) -> bytes:
+            return os.pread(file.fileno(), length, offset)
+
+        for folder, entry in ManifestReader(read, os.fstat(file.fileno()).st_size).walk():
+            if entry.kind != DIRECTORY:
+                rows.append((folder + b"/" + entry.name if folder else entry.name, entry.size))
+    return rows
+
+
+def hide(place: Place, task: str, paths: list[bytes], *, staging: bool) -> tuple[int, int]:
+    """Take what landed at a place into quarantine there: how many objects it holds then, and their bytes; for a thread.
+
+    The quarantine of an account lies in the folder that it wrote to, for it may be able to write nowhere else; above it
+    where that folder was never made.
+    """
+    above, name = place.parent()
+    with contextlib.ExitStack() as stack:
+        if _is_there(place):
+            quarantine = Quarantine(stack.enter_context(place.opened()), task)
+            quarantine.take(b"", paths, staging=staging)
+            if staging and name:
+                quarantine.take_sibling(stack.enter_context(above.opened()), next_name(name))
+        elif name and _is_there(above):
+            Quarantine(stack.enter_context(above.opened()), task).take(name, paths, staging=staging)
+    found = [one.contents() for one in _quarantines(place, task)]
+    return sum(count for count, _ in found), sum(size for _, size in found)
+
+
+def purge(place: Place, task: str) -> int:
+    """Destroy what is in quarantine for a task; bytes of what was under way; for a thread."""
+    return sum(one.purge().staged_bytes for one in _quarantines(place, task))
+
+
+def _quarantines(place: Place, task: str) -> Iterator[Quarantine]:
+    above, name = place.parent()
+    for folder in (place, above) if name else (place,):
+        if _is_there(folder):
+            with folder.opened() as fd:
+                yield Quarantine(fd, task)
+
+
+def _is_there(place: Place) -> bool:
+    st = place.lstat()
+    return st is not None and stat.S_ISDIR(st.st_mode)

@@ -1,0 +1,299 @@
+"""Sites that map accounts to requesters: what may be read and written for whom is the kernel's word.
+
+One federation for the file: both sites' agents are started as root, as the only one who can make a test's accounts, and run as an account
+of their own.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from sites import Federation, SiteAgent, federation
+from support import wait_until
+
+import flowengine
+from flowengine.api import resources as api
+from flowengine.client.synchronous import Client, connect
+from flowengine.errors import FlowError
+
+pytestmark = [pytest.mark.root, pytest.mark.slow]
+
+OWN, ALICE, BOB, PHYSICS = 31_000, 31_001, 31_002, 31_003
+_ACCOUNTS = """
+[accounts]
+account = "{own}:{own}"
+state = "{state}"
+idle = "{idle}"
+[accounts.map]
+alice = "{alice}:{alice}"
+bob = "{bob}:{bob}"
+"physics/*" = "{physics}:{physics}"
+"""
+
+
+def readable_by_all(base: Path) -> list[str]:
+    """What to put before a command so that accounts may read the program: a mount namespace where folders above it are open.
+
+    Where Python or the checkout lies below a folder of root's own, nobody else could run it.
+    """
+    needed = [sys.base_prefix, sys.prefix, str(Path(flowengine.__file__).parents[1])]
+    closed: dict[str, list[str]] = {}
+    for path in needed:
+        shut = [str(above) for above in reversed(Path(path).parents) if not above.stat().st_mode & 0o001]
+        if shut:
+            closed.setdefault(shut[0], []).append(path)
+    script = ["set -e"]
+    for top, paths in closed.items():
+        aside = base / f"aside-{len(script)}"
+        script += [f"mkdir -p '{aside}'", f"mount --bind '{top}' '{aside}'"]
+        script += [f"mount -t tmpfs -o mode=755 tmpfs '{top}'"]
+        for path in paths:
+            script += [f"mkdir -p '{path}'", f"mount --bind '{aside}/{Path(path).relative_to(top)}' '{path}'"]
+    return ["unshare", "--mount", "sh", "-c", "; ".join([*script, 'exec "$@"']), "sh"] if closed else []
+
+
+def accounts_table(base: Path, idle: str = "60s") -> list[str]:
+    text = _ACCOUNTS.format(
+        own=OWN, alice=ALICE, bob=BOB, physics=PHYSICS, state=base / "accounts", idle=idle
+    )
+    return text.splitlines()
+
+
+def write(path: Path, data: bytes, uid: int, mode: int = 0o600) -> None:
+    path.write_bytes(data)
+    os.chown(path, uid, uid)
+    path.chmod(mode)
+
+
+def folder(path: Path, uid: int, mode: int = 0o700) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    os.chown(path, uid, uid)
+    path.chmod(mode)
+    return path
+
+
+@dataclass
+class Lab:
+    made: Federation
+    users: dict[str, Client]
+
+    def data(self, site: str) -> Path:
+        return self.made[site].data
+
+    def copy(self, who: str, source: str, target: str, **options: object) -> api.Transfer:
+        return self.users[who].copy(source, target, **options).wait()  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    base = Path(tempfile.mkdtemp(prefix="flow-accounts-"))
+    base.chmod(0o755)
+    try:
+        with federation(base) as made:
+            users = {}
+            made.client.add_tenant(api.TenantRequest(name="physics"))
+            for name, tenant in (
+                ("alice", "default"),
+                ("bob", "default"),
+                ("eve", "default"),
+                ("pat", "physics"),
+            ):
+                made.client.add_user(api.UserRequest(name=name, tenant=tenant))
+                secret = made.client.add_token(api.TokenRequest(user=name)).secret
+                pem = (made.coordinator.folder / "secrets" / "ca.pem").read_text()
+                users[name] = connect(made.coordinator.url, token=secret, ca_pem=pem)
+            start_mapped(made, "a", base, as_unit=False)
+            start_mapped(made, "b", base, as_unit=True)
+            yield Lab(made, users)
+            for user in users.values():
+                user.close()
+    finally:
+        shutil.rmtree(base)
+
+
+UNPRIVILEGED = [
+    "setpriv", f"--reuid={OWN}", f"--regid={OWN}", "--clear-groups",
+    "--inh-caps=-all,+setuid,+setgid", "--ambient-caps=-all,+setuid,+setgid", "--no-new-privs",
+]  # fmt: skip
+"""As the systemd unit starts it."""
+
+
+def start_mapped(made: Federation, site: str, base: Path, *, as_unit: bool, idle: str = "60s") -> SiteAgent:
+    prefix = readable_by_all(base) + (UNPRIVILEGED if as_unit else [])
+    folder(base / site, 0, 0o755)
+    agent = made.make(site, lines=accounts_table(base / site, idle), prefix=prefix)
+    folder(agent.data, 0, 0o755)
+    folder(agent.state, OWN)
+    if as_unit:
+        folder(base / site / "accounts", 0, 0o1733)
+    for name, uid in (("alice", ALICE), ("bob", BOB), ("physics", PHYSICS)):
+        folder(agent.data / name, uid)
+    agent.start()
+    return agent
+
+
+def family(agent: SiteAgent) -> dict[int, dict[str, str]]:
+    """What /proc says of an agent's processes, itself first, by process id."""
+    assert agent.process is not None
+    found: dict[int, dict[str, str]] = {}
+    waiting = [agent.process.popen.pid]
+    while waiting:
+        pid = waiting.pop()
+        try:
+            status = Path(f"/proc/{pid}/status").read_text()
+            waiting += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        found[pid] = {
+            name: value.strip() for name, _, value in (line.partition(":") for line in status.splitlines())
+        }
+    return found
+
+
+def movers(agent: SiteAgent, uid: int) -> list[int]:
+    return [pid for pid, status in family(agent).items() if status["Uid"].split() == [str(uid)] * 4]
+
+
+def refused(call: Callable[[], object]) -> FlowError:
+    with pytest.raises(FlowError) as raised:
+        call()
+    return raised.value
+
+
+def test_files_are_read_and_written_as_the_requesters_account(lab: Lab) -> None:
+    write(lab.data("a") / "alice/secret", b"of alice" * 1000, ALICE)
+    assert lab.copy("alice", "a:/data/alice/secret", "b:/data/alice/got").state == "completed"
+    got = (lab.data("b") / "alice/got").stat()
+    assert (got.st_uid, got.st_gid, got.st_mode & 0o777) == (ALICE, ALICE, 0o600)
+    folder(lab.data("a") / "physics/run", PHYSICS)
+    write(lab.data("a") / "physics/run/x", b"of all in the tenant", PHYSICS)
+    lab.copy("pat", "a:/data/physics/run/", "b:/data/physics/new/deep")
+    for made in ("new", "new/deep", "new/deep/x"):
+        assert (lab.data("b") / "physics" / made).stat().st_uid == PHYSICS
+
+
+def test_what_the_account_may_not_read_or_write_is_refused_by_the_kernel(lab: Lab) -> None:
+    write(lab.data("a") / "alice/private", b"of alice", ALICE)
+    shared = folder(lab.data("a") / "shared", 0, 0o755)
+    write(shared / "hers", b"of alice", ALICE)
+    write(shared / "everybodys", b"of alice, for all", ALICE, 0o644)
+    error = refused(lambda: lab.copy("bob", "a:/data/alice/private", "b:/data/bob/stolen"))
+    assert "Permission denied" in error.message
+    error = refused(lambda: lab.copy("bob", "a:/data/shared/", "b:/data/bob/shared"))
+    assert error.reason == "some-objects-failed"
+    assert "hers" in error.message
+    assert sorted(path.name for path in (lab.data("b") / "bob/shared").iterdir() if path.is_file()) == [
+        "everybodys"
+    ]
+    write(lab.data("b") / "alice/kept", b"as it was", ALICE)
+    write(lab.data("a") / "bob/other", b"of bob", BOB)
+    error = refused(lambda: lab.copy("bob", "a:/data/bob/other", "b:/data/alice/kept"))
+    assert "Permission denied" in error.message
+    assert (lab.data("b") / "alice/kept").read_bytes() == b"as it was"
+    link = lab.data("b") / "bob/way"
+    link.symlink_to("../alice")
+    os.chown(link, BOB, BOB, follow_symlinks=False)
+    refused(lambda: lab.copy("bob", "a:/data/bob/other", "b:/data/bob/way/kept"))
+    assert (lab.data("b") / "alice/kept").read_bytes() == b"as it was"
+
+
+def test_whoever_is_not_mapped_is_refused_with_the_reason(lab: Lab) -> None:
+    write(lab.data("a") / "alice/open", b"for all", ALICE, 0o644)
+    error = refused(lambda: lab.copy("eve", "a:/data/alice/open", "b:/data/eve"))
+    assert error.reason == "account-unmapped"
+    assert "'eve'" in error.message
+    assert refused(lambda: lab.users["eve"].ls("a:/data")).reason == "account-unmapped"
+
+
+def test_looks_see_what_the_account_may_see(lab: Lab) -> None:
+    write(lab.data("a") / "alice/seen", b"123", ALICE)
+    assert "seen" in [entry.name for entry in lab.users["alice"].ls("a:/data/alice").entries]
+    assert "Permission denied" in refused(lambda: lab.users["bob"].ls("a:/data/alice")).message
+    assert {entry.name for entry in lab.users["bob"].ls("a:/data").entries} >= {"alice", "bob"}
+
+
+def test_no_chunk_of_another_account_is_used(lab: Lab) -> None:
+    data = random.Random(1).randbytes(3_000_000)
+    for name, uid in (("alice", ALICE), ("bob", BOB)):
+        write(lab.data("a") / name / "same", data, uid)
+    lab.copy("alice", "a:/data/alice/same", "b:/data/alice/same")
+    again = lab.copy("alice", "a:/data/alice/same", "b:/data/alice/twin")
+    assert again.counters.bytes_reused == len(data)
+    his = lab.copy("bob", "a:/data/bob/same", "b:/data/bob/same")
+    assert (his.counters.bytes_reused, his.counters.bytes_unchanged) == (0, 0)
+    assert (lab.data("b") / "bob/same").stat().st_uid == BOB
+
+
+@pytest.mark.parametrize("site", ["a", "b"])
+def test_no_process_has_a_right_that_it_does_not_need(lab: Lab, site: str) -> None:
+    lab.users["alice"].ls(f"{site}:/data/alice")
+    agent, *others = family(lab.made[site]).values()
+    assert agent["Uid"].split() == [str(OWN)] * 4
+    spawner = [status for status in others if status["Uid"].split() == [str(OWN)] * 4]
+    assert [status["CapEff"] for status in spawner] == [f"{1 << 6 | 1 << 7:016x}"]
+    moving = [status for status in others if status not in spawner]
+    assert str(ALICE) in {status["Uid"].split()[0] for status in moving}
+    for status in [agent, *moving]:
+        assert {status[name] for name in ("CapEff", "CapPrm", "CapInh", "CapAmb")} == {"0" * 16}
+    for status in moving:
+        assert status["Gid"].split() == status["Uid"].split()
+        assert status["Groups"] == status["Gid"].split()[0]
+    assert {status["NoNewPrivs"] for status in [agent, *others]} == {"1"}
+
+
+def test_a_killed_mover_is_started_again_and_limits_hold_meanwhile(lab: Lab) -> None:
+    size, rate = 3_000_000, 8_000_000
+    write(lab.data("a") / "alice/large", random.Random(2).randbytes(size), ALICE)
+    lab.made.client.set_limit("site:a", rate)
+    try:
+        began = time.monotonic()
+        running = lab.users["alice"].copy("a:/data/alice/large", "b:/data/alice/large")
+        for site in ("a", "b"):
+            wait_until(lambda: running.refresh().counters.bytes_sent > 100_000, "some bytes")
+            (pid,) = movers(lab.made[site], ALICE)
+            os.kill(pid, signal.SIGKILL)
+        done = running.wait(60)
+    finally:
+        lab.made.client.remove_limit("site:a")
+    assert done.state == "completed"
+    assert (
+        time.monotonic() - began > 0.8 * 8 * size / rate
+    )  # it cannot be quicker, however quick the machine is
+    assert (lab.data("b") / "alice/large").read_bytes() == (lab.data("a") / "alice/large").read_bytes()
+    assert "the mover of account" in lab.made["b"].log
+
+
+def test_a_killed_agent_leaves_nothing(lab: Lab) -> None:
+    agent = lab.made["a"]
+    lab.users["alice"].ls("a:/data/alice")
+    pids = set(family(agent))
+    assert len(pids) >= 3
+    agent.kill()
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "the end of all")
+    agent.start()
+
+
+def test_without_the_capabilities_nothing_starts(lab: Lab) -> None:
+    bare = [part for part in UNPRIVILEGED if not part.startswith("--ambient")]
+    agent = lab.made["a"]
+    config = agent.write_config()
+    command = [*agent.prefix, *bare, sys.executable, "-m", "flowengine_agent.main"]
+    ended = subprocess.run([*command, "run", "--config", config], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 2
+    assert "lacks CAP_SETUID" in ended.stderr
+    assert "AmbientCapabilities" in ended.stderr
+    found = subprocess.run(
+        [*command, "check", "--config", config], capture_output=True, text=True, timeout=60
+    )
+    assert "lacks CAP_SETUID" in found.stdout
