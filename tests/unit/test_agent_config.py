@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from flowengine.errors import NotFound, UsageError
-from flowengine_agent.config import load_config, split_address
+from flowengine.errors import Denied, NotFound, UsageError
+from flowengine_agent.config import SiteConfig, load_config, split_address
 
 GOOD = """
 site = "lake-1"
@@ -149,3 +149,94 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_addresses_that_are_none(text: str) -> None:
     with pytest.raises(ValueError, match=r".*"):
         split_address(text)
+
+
+# --- accounts -------------------------------------------------------------------------------------------------------
+
+_MAPPED = """
+site = "a"
+state = "/var/lib/agent"
+[[root]]
+path = "/srv/data"
+name = "/data"
+[accounts]
+{more}
+[accounts.map]
+alice = "40001:40001"
+{lines}
+"""
+
+
+def _mapped(tmp_path: Path, lines: str = "", more: str = "") -> SiteConfig:
+    path = tmp_path / "site.toml"
+    path.write_text(_MAPPED.format(lines=lines, more=more))
+    return load_config(str(path))
+
+
+def test_the_closest_rule_names_the_account(tmp_path: Path) -> None:
+    rules = _mapped(tmp_path, '"physics/*" = "40002:40002"\n"physics/alice" = "40003:40003"').accounts
+    assert rules is not None
+
+    def uid(requester: str, tenant: str) -> int | None:
+        account = rules.account(requester, tenant)
+        return None if account is None else account.uid
+
+    assert uid("alice", "default") == 40001
+    assert uid("alice", "physics") == 40003
+    assert uid("bob", "physics") == uid("", "physics") == 40002
+    with pytest.raises(Denied, match="'bob' of tenant 'default'") as refused:
+        uid("bob", "default")
+    assert refused.value.reason == "account-unmapped"
+    assert [account.uid for account in rules.accounts] == [40001, 40002, 40003]
+
+
+def test_whoever_is_not_mapped_may_be_left_to_the_agents_own_account(tmp_path: Path) -> None:
+    rules = _mapped(tmp_path, more='default = "agent"').accounts
+    assert rules is not None
+    assert rules.account("bob", "default") is None
+    assert rules.account("alice", "default") is not None
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('bob = "root"', "is root"),
+        ("bob = 0", "is root"),
+        ('bob = "0:5"', "is root"),
+        ('bob = "daemon"', "below min_uid 1000"),
+        ('bob = "no-such-account"', "is no account of this host"),
+        ("bob = 3999999999", "is no user id of this host"),
+        ('bob = "65534:65534"', "nobody in particular"),
+        ('bob = "40001:0"', "group of root"),
+        ("bob = true", "must be the name of an account"),
+        ('"*" = "40001:40001"', "for all others set default"),
+    ],
+)
+def test_an_account_that_nobody_may_act_as_is_told_with_its_line(
+    tmp_path: Path, line: str, said: str
+) -> None:
+    with pytest.raises(UsageError) as wrong:
+        _mapped(tmp_path, line)
+    assert said in wrong.value.message
+    assert f"{tmp_path}/site.toml: (line 11)" in wrong.value.message
+
+
+def test_min_uid_lets_lower_accounts_in_but_never_root(tmp_path: Path) -> None:
+    assert _mapped(tmp_path, 'bob = "daemon"', more="min_uid = 1").accounts is not None
+    with pytest.raises(UsageError, match="is root"):
+        _mapped(tmp_path, 'bob = "root"', more="min_uid = 1")
+
+
+def test_a_budget_cannot_be_held_where_accounts_are_mapped(tmp_path: Path) -> None:
+    path = tmp_path / "site.toml"
+    path.write_text(
+        _MAPPED.format(lines="", more="").replace('name = "/data"', 'name = "/data"\nbudget = "1TB"')
+    )
+    with pytest.raises(UsageError, match="use a quota"):
+        load_config(str(path))
+
+
+def test_what_accounts_keep_lies_neither_in_a_root_nor_in_the_agents_state(tmp_path: Path) -> None:
+    for folder in ("/srv/data/x", "/var/lib/agent/accounts"):
+        with pytest.raises(UsageError, match=r"accounts\.state"):
+            _mapped(tmp_path, more=f'state = "{folder}"')
