@@ -169,6 +169,8 @@ EXIT_CODES: Final[dict[str, Exit]] = {
     "release-other": Exit.AUTHENTICATION,
     "release-expired": Exit.AUTHENTICATION,
     "release-stripped": Exit.DENIED,
+    "agreement-forged": Exit.AUTHENTICATION,
+    "agreement-unknown-authority": Exit.AUTHENTICATION,
     "label-forged": Exit.AUTHENTICATION,
     "label-unknown-owner": Exit.AUTHENTICATION,
     "grant-used-up": Exit.DENIED,

@@ -23,9 +23,9 @@ from flowengine.trust.grant import Grant, Party
 from flowengine.trust.release import Release
 from flowengine.units import show_path
 from flowengine_agent.acting import Hands
-from flowengine_agent.gate import Carried, Permit
 from flowengine_agent.holdings import Holding, Holdings
 from flowengine_agent.keeping import Keeper
+from flowengine_agent.permits import Carried, Permit
 from flowengine_agent.rechecks import record_stop
 from flowengine_agent.recording import Owed
 from flowengine_agent.roots import Place

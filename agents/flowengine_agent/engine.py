@@ -22,9 +22,9 @@ from flowengine.trust.receipt import SignedReceipt
 from flowengine.units import show_path
 from flowengine.wire.messages import Options
 from flowengine_agent.acting import Hands, is_folder
-from flowengine_agent.gate import Permit
 from flowengine_agent.heads import note_head, record_left, show_head
 from flowengine_agent.meter import Meter
+from flowengine_agent.permits import Permit
 from flowengine_agent.reporting import TaskReporter
 from flowengine_agent.roots import Place
 from flowengine_agent.running import Watch

@@ -17,8 +17,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Final, Protocol
+from dataclasses import replace
+from typing import Final
 
 import trio
 
@@ -40,65 +40,16 @@ from flowengine_agent.evidence import EvidenceLog
 from flowengine_agent.holdings import Holding
 from flowengine_agent.knowledge import Knowledge
 from flowengine_agent.logs import Log
+from flowengine_agent.permits import Carried, Permit
 from flowengine_agent.policies import InForce, Policies
 from flowengine_agent.recording import Entry, Owed, Recorder, approvals_used, duties_owed
 
-__all__ = ["EVERYWHERE", "Carried", "Gate", "Permit"]
+__all__ = ["EVERYWHERE", "Gate"]
 
 RELEASE_S: Final = 300
 """How long a release holds; each new connection asks for a new one."""
 GRACE_S: Final = 900
 """How long past its bundle's expiry a transfer that began before may still come to its end."""
-
-
-class Carried(Protocol):
-    """What grants and relay grants say alike of a transfer."""
-
-    @property
-    def transfer(self) -> str: ...
-    @property
-    def task(self) -> str: ...
-    @property
-    def fence(self) -> int: ...
-    @property
-    def source_path(self) -> str: ...
-    @property
-    def target_path(self) -> str: ...
-    @property
-    def labels(self) -> list[str]: ...
-    @property
-    def contracts(self) -> list[str]: ...
-    @property
-    def purpose(self) -> str: ...
-    @property
-    def requester(self) -> str: ...
-    @property
-    def policy_digest(self) -> bytes: ...
-
-
-@dataclass(frozen=True)
-class Permit:
-    """What this site's policies permitted.
-
-    Attributes:
-        bundle: they were; None where this site has none.
-        judged: the decisions, each with its place.
-        decisions: their ids, in the same order.
-        owed: which of their duties this site carries out.
-        counts: what the counters came to, at the source.
-        release: the source's, as it was checked; None at the source itself.
-        document: that release as it came.
-        route: for which it is.
-    """
-
-    bundle: InForce | None = None
-    judged: tuple[Judged, ...] = ()
-    decisions: tuple[str, ...] = ()
-    owed: tuple[Owed, ...] = ()
-    counts: Mapping[str, int] = field(default_factory=dict)
-    release: Release | None = None
-    document: bytes = b""
-    route: tuple[Party, ...] = ()
 
 
 class Gate:
@@ -307,7 +258,7 @@ class Gate:
                 self._check(bundle, carried, route, matter, judged)
             return judged
         labellings = self.policies.labellings(route[0].site, carried.source_path, self._clock())
-        matter = self._matter(bundle, carried, route, labellings, [_said_by(release, route)], point)
+        matter = self._matter(bundle, carried, route, labellings, release=release)
         matter = self._behind(bundle, carried, route, matter, release)
         here = next(hop for hop, party in enumerate(route) if party == self.me)
         return tuple(self._judge(bundle, carried, route, matter, [(point, here)]))
@@ -385,27 +336,29 @@ class Gate:
         carried: Carried,
         route: Sequence[Party],
         labellings: Sequence[Labelling],
-        inherited: Sequence[Inherited],
-        use: str,
+        inherited: Sequence[Inherited] = (),
+        *,
+        release: Release | None = None,
     ) -> Matter:
+        """What is known of the data and of what was agreed for them.
+
+        A release only adds labels: what owners state besides is known behind the source as it is there, and the source
+        itself, which knows what copies its data are made of, has decided too.
+        """
         now = int(self._clock())
-        return Matter(
-            tuple(
-                data_statements(
-                    bundle.policies,
-                    labellings,
-                    route[0].site,
-                    carried.source_path,
-                    now,
-                    added=carried.labels,
-                    contracts=carried.contracts,
-                    inherited=inherited,
-                )
-            ),
-            Place(route[-1].site, route[-1].key_sha256),
-            carried.requester,
-            carried.purpose,
+        source = (route[0].site, carried.source_path)
+        data = data_statements(
+            bundle.policies,
+            labellings,
+            *source,
+            now,
+            added=[*carried.labels, *(release.labels if release is not None else ())],
+            contracts=[*carried.contracts, *(release.contracts if release is not None else ())],
+            inherited=inherited,
         )
+        _, recipient = _ends(route)
+        agreed = self.policies.agreed(source, recipient, now)
+        return Matter(tuple(data), recipient, carried.requester, carried.purpose, tuple(agreed))
 
     async def _arriving(
         self, point: str, carried: Carried, route: Sequence[Party], document: bytes, here: int
@@ -418,7 +371,7 @@ class Gate:
         except FlowError as error:
             await self.recorder.keep(self.recorder.refused(point, carried, route[0].site, error))
             raise
-        matter = self._matter(bundle, carried, route, labellings, [_said_by(release, route)], point)
+        matter = self._matter(bundle, carried, route, labellings, release=release)
         matter = self._behind(bundle, carried, route, matter, release)
         use = "relay" if point == "relay" else "land"
         permit = await self._decide(bundle, point, carried, route, matter, [(use, here)])
@@ -538,7 +491,7 @@ class Gate:
             known = known and not uncovered(bundle.policies, there, route[0].site, path)
             inherited += self.policies.inherited(path)
             inherited += [Inherited(one.labels, one.contracts, f"label:{one.owner}") for one in there]
-        matter = self._matter(bundle, carried, route, labellings, inherited, "release")
+        matter = self._matter(bundle, carried, route, labellings, inherited)
         if not known:
             matter = replace(matter, data=())
         if self.knowledge is None:
@@ -651,12 +604,6 @@ def _ends(route: Sequence[Party]) -> tuple[str, Place]:
 def _whole_route(route: Sequence[Party]) -> list[tuple[str, int]]:
     last = len(route) - 1
     return [("release", 0), *(("relay", hop) for hop in range(1, last)), ("land", last)]
-
-
-def _said_by(release: Release, route: Sequence[Party]) -> Inherited:
-    """What a release says of the data."""
-    by = f"label:release:{route[0].site}"
-    return Inherited(frozenset(release.labels), frozenset(release.contracts), by)
 
 
 def _texts(one: Judged, attribute: str) -> list[str]:

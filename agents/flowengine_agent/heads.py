@@ -12,7 +12,8 @@ from flowengine.errors import FlowError
 from flowengine.transfer.session import Counters, Session
 from flowengine.transfer.source import SourceOutcome
 from flowengine.trust.grant import Grant
-from flowengine_agent.gate import EVERYWHERE, Permit
+from flowengine_agent.gate import EVERYWHERE
+from flowengine_agent.permits import Permit
 from flowengine_agent.recording import private_counts
 from flowengine_agent.site import Site
 

@@ -25,8 +25,8 @@ from flowengine.trust.release import Release
 from flowengine_agent.exports import Exports
 
 if TYPE_CHECKING:
-    from flowengine_agent.gate import Carried
     from flowengine_agent.holdings import Holding
+    from flowengine_agent.permits import Carried
     from flowengine_agent.policies import InForce
 
 __all__ = ["Knowledge"]

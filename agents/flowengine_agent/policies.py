@@ -14,6 +14,7 @@ Invariants
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,11 +26,16 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from flowengine.api.resources import SitePolicy
 from flowengine.errors import AuthenticationError, Denied, FlowError, LocalError, NotFound
-from flowengine.policy import Engine, PolicySet, load
+from flowengine.policy import Engine, PolicySet, Statement, load
+from flowengine.policy.agreements import Agreement, agreement_statements
+from flowengine.policy.asking import Place
 from flowengine.policy.bundle import Bundle, authentic, verify
 from flowengine.policy.labels import Inherited, Labelling, overlaps, relevant
+from flowengine.policy.model import Authority
 from flowengine.store.secret_files import make_secret_folder
 from flowengine.store.state_file import StateFile
+from flowengine.trust.agreement import AGREEMENT_DOMAIN, verify_agreement
+from flowengine.trust.envelope import document_domain
 from flowengine.trust.labels import verify_labels
 
 __all__ = ["InForce", "Policies"]
@@ -39,6 +45,10 @@ CREATE TABLE IF NOT EXISTS mark (name TEXT PRIMARY KEY, value INTEGER NOT NULL) 
 CREATE TABLE IF NOT EXISTS label (
     owner TEXT NOT NULL, site TEXT NOT NULL, path TEXT NOT NULL, number INTEGER NOT NULL, document BLOB NOT NULL,
     PRIMARY KEY (owner, site, path)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS agreement (
+    authority TEXT NOT NULL, id TEXT NOT NULL, number INTEGER NOT NULL, document BLOB NOT NULL,
+    PRIMARY KEY (authority, id)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS inherited (
     path TEXT NOT NULL, labels TEXT NOT NULL, contracts TEXT NOT NULL, PRIMARY KEY (path, labels, contracts)
@@ -88,6 +98,7 @@ class Policies:
         self._folder = folder
         self._lock = threading.Lock()
         self._labellings: dict[tuple[str, str, str], Labelling] = {}
+        self._agreements: dict[tuple[str, str], Agreement] = {}
         self.labels_heard = 0
         """Up to which of the coordinator's serials statements were read in this life, under this bundle."""
         if folder is not None and self.trusted:
@@ -219,8 +230,11 @@ class Policies:
             return {}
         return {name: owner.key for name, owner in self.in_force.policies.owners.items()}
 
+    def _authorities(self) -> Mapping[str, Authority]:
+        return {} if self.in_force is None else self.in_force.policies.authorities
+
     def _believe(self) -> None:
-        """Check all statements against the owners of the bundle in force."""
+        """Check all statements against the owners and authorities of the bundle in force."""
         owners = self._owners()
         found = {}
         for (document,) in self._memory.rows("SELECT document FROM label"):
@@ -230,22 +244,52 @@ class Policies:
                 continue  # of an owner that is none any more: its number stays, its word does not count
             found[one.owner, one.site, one.path] = one
         self._labellings = found
+        agreed = {}
+        for (document,) in self._memory.rows("SELECT document FROM agreement"):
+            with contextlib.suppress(AuthenticationError):  # as above
+                said = verify_agreement(document, self._authorities())
+                agreed[said.authority, said.id] = said
+        self._agreements = agreed
 
-    def take_labels(self, documents: Iterable[tuple[int, bytes]]) -> list[FlowError]:
-        """Take label statements with the coordinator's serials, in order; gives what is wrong with some of them."""
+    def take_statements(self, documents: Iterable[tuple[int, bytes]]) -> list[FlowError]:
+        """Take label statements and agreements with the coordinator's serials, in order; gives what is wrong with some."""
         problems: list[FlowError] = []
         with self._lock:
             owners, believed = self._owners(), dict(self._labellings)
+            authorities, agreed = self._authorities(), dict(self._agreements)
             for serial, document in documents:
                 try:
-                    one = verify_labels(document, owners)
-                    if self._keep_label(one, document):
-                        believed[one.owner, one.site, one.path] = one
+                    if document_domain(document) == AGREEMENT_DOMAIN:
+                        said = verify_agreement(document, authorities)
+                        if self._keep_agreement(said, document):
+                            agreed[said.authority, said.id] = said
+                    else:
+                        one = verify_labels(document, owners)
+                        if self._keep_label(one, document):
+                            believed[one.owner, one.site, one.path] = one
                 except AuthenticationError as error:
                     problems.append(error)
                 self.labels_heard = serial
-            self._labellings = believed
+            self._labellings, self._agreements = believed, agreed
         return problems
+
+    def _keep_agreement(self, one: Agreement, document: bytes) -> bool:
+        """Keep an agreement, durably; False where one with its number or a higher one was here."""
+        with self._memory.write() as db:
+            taken = db.execute(
+                "INSERT INTO agreement VALUES (?, ?, ?, ?) ON CONFLICT (authority, id) DO UPDATE"
+                " SET number = excluded.number, document = excluded.document WHERE excluded.number > number",
+                (one.authority, one.id, one.number, document),
+            )
+            return taken.rowcount > 0
+
+    def agreed(self, source: tuple[str, str], recipient: Place, now: float) -> list[Statement]:
+        """What agreements say of data at a path of a site that move to a recipient."""
+        if self.in_force is None:
+            return []
+        return agreement_statements(
+            self.in_force.policies, self._agreements.values(), source, recipient, int(now)
+        )
 
     def _keep_label(self, one: Labelling, document: bytes) -> bool:
         """Keep a statement, durably; False where one with its number or a higher one was here."""

@@ -114,8 +114,8 @@ class PolicyFollower:
             policies.labels_heard = 0
         while policies.labels_heard < (wanted := self._labels):
             found = await self._link.get("/v1/agent/labels", AgentLabels, {"after": policies.labels_heard})
-            for problem in await trio.to_thread.run_sync(policies.take_labels, found.statements):
-                self._log.warning("label statement not taken", reason=problem.reason, why=problem.message)
+            for problem in await trio.to_thread.run_sync(policies.take_statements, found.statements):
+                self._log.warning("statement not taken", reason=problem.reason, why=problem.message)
             self._recheck("label")
             if found.last:
                 # Not what was told since then: that one came behind the answer, and would be passed over.

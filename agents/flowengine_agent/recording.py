@@ -31,7 +31,7 @@ from flowengine_agent.evidence import EvidenceLog
 from flowengine_agent.logs import Log
 
 if TYPE_CHECKING:
-    from flowengine_agent.gate import Carried
+    from flowengine_agent.permits import Carried
     from flowengine_agent.policies import InForce
 
 __all__ = ["Entry", "Owed", "Recorder", "approvals_used", "duties_owed", "private_counts"]

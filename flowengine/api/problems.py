@@ -40,6 +40,8 @@ STATUSES: Final[dict[str, int]] = {
     "incompatible": 422,
     "evidence": 422,
     "policy-invalid": 422,
+    "agreement-forged": 422,
+    "agreement-unknown-authority": 422,
     "label-forged": 422,
     "label-unknown-owner": 422,
     "policy-denied": 403,

@@ -16,6 +16,8 @@ from flowengine.units import NAME_PATTERN
 
 __all__ = [
     "PRIORITIES",
+    "AgreementInfo",
+    "AgreementUpload",
     "ApprovalGiven",
     "ApprovalRequest",
     "Certificate",
@@ -696,6 +698,29 @@ class LabelInfo(_Resource):
     number: int
     labels: list[str]
     contracts: list[str]
+    facts: dict[str, Any]
+    issued: datetime
+    expires: datetime | None
+    withdrawn: bool
+    added: datetime
+    added_by: str
+
+
+class AgreementUpload(_Request):
+    """An agreement as its authority signed it (base64)."""
+
+    document: bytes
+
+
+class AgreementInfo(_Resource):
+    """What an authority says was agreed for data below roots of sites that go to recipients. `serial` orders them here."""
+
+    serial: int
+    authority: str
+    id: str
+    number: int
+    roots: list[str]
+    recipients: list[str]
     facts: dict[str, Any]
     issued: datetime
     expires: datetime | None

@@ -48,6 +48,10 @@ _SECTIONS: Final = {
             "What was decided and done: look at it, verify it, export it.",
         ),
         "label": ("flowengine.cli.label:label", "Say what data is, signed by its owner."),
+        "agreement": (
+            "flowengine.cli.agreement:agreement",
+            "Say what was agreed, signed by who has the authority.",
+        ),
         "approval": ("flowengine.cli.approval:approval", "What people have to approve, and who has."),
         "approve": ("flowengine.cli.approval:approve", "Sign a yes to exactly what was asked."),
         "plan": ("flowengine.cli.plan:plan", "Plan routes and bandwidth; simulate a federation."),

@@ -549,6 +549,14 @@ class AsyncClient:
         """Hand a data owner's signed statement to all agents."""
         return await self._create("/v1/labels", api.LabelUpload(document=document), api.LabelInfo)
 
+    async def agreements(self) -> list[api.AgreementInfo]:
+        """What authorities say was agreed, in the order in which it came."""
+        return await self._transport.all_of("/v1/agreements", api.AgreementInfo)
+
+    async def set_agreement(self, document: bytes) -> api.AgreementInfo:
+        """Hand an authority's signed agreement to all agents."""
+        return await self._create("/v1/agreements", api.AgreementUpload(document=document), api.AgreementInfo)
+
     async def approvals(self) -> list[api.ApprovalRequest]:
         """What people have to approve, and who has; the newest first."""
         return await self._transport.all_of("/v1/approvals", api.ApprovalRequest)
@@ -637,7 +645,8 @@ class AsyncClient:
         | api.TokenRequest
         | api.TenantRequest
         | api.PolicyBundleUpload
-        | api.LabelUpload,
+        | api.LabelUpload
+        | api.AgreementUpload,
         kind: type[T],
     ) -> T:
         return await self._transport.request("POST", path, kind, body=body, key=uuid.uuid4().hex)

@@ -516,6 +516,14 @@ class Client:
         """Hand a data owner's signed statement to all agents."""
         return self._run(self._api.set_label, document)
 
+    def agreements(self) -> list[api.AgreementInfo]:
+        """What authorities say was agreed, in the order in which it came."""
+        return self._run(self._api.agreements)
+
+    def set_agreement(self, document: bytes) -> api.AgreementInfo:
+        """Hand an authority's signed agreement to all agents."""
+        return self._run(self._api.set_agreement, document)
+
     def approvals(self) -> list[api.ApprovalRequest]:
         """What people have to approve, and who has; the newest first."""
         return self._run(self._api.approvals)

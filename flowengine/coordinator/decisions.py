@@ -19,11 +19,12 @@ from sqlalchemy import Connection, select
 
 from flowengine.api.resources import Decision, TransferRequest
 from flowengine.coordinator.database.catalogue import decode_facts
-from flowengine.coordinator.database.policies import inherited_by, newest
+from flowengine.coordinator.database.policies import believed_agreements, inherited_by, newest
 from flowengine.coordinator.database.tables import AnyRow, bundles, labels
 from flowengine.coordinator.knowledge import Known, know
 from flowengine.errors import AuthenticationError, NotFound, UsageError
 from flowengine.policy import Engine, PolicySet, Statement, load, reasons, resolve
+from flowengine.policy.agreements import Agreement, agreement_statements
 from flowengine.policy.asking import Judged, Matter, Place, ask
 from flowengine.policy.bundle import build, open_bundle
 from flowengine.policy.explain import explain
@@ -95,6 +96,7 @@ class Decider:
     def __init__(self, rules: Rules | None = None) -> None:
         self._first = rules or Rules()
         self._compiled: Rules | None = None
+        self._agreed: tuple[tuple[int, int], list[Agreement]] = ((-1, -1), [])
 
     @classmethod
     def load(cls, path: str) -> Decider:
@@ -176,8 +178,15 @@ class Decider:
             requestable,
         )
 
-    @staticmethod
+    def _agreements(self, connection: Connection, policies: PolicySet) -> list[Agreement]:
+        """What authorities signed; signatures are checked once for each change of bundle or statements."""
+        now = newest(connection)
+        if self._agreed[0] != now:
+            self._agreed = now, believed_agreements(connection, policies.authorities)
+        return self._agreed[1]
+
     def _know(
+        self,
         connection: Connection,
         rules: Rules,
         recipient: AnyRow,
@@ -189,8 +198,10 @@ class Decider:
         """All that is known of a request for one recipient."""
         assert rules.engine is not None
         place = _place(rules.engine.policies, recipient, now)
-        matter = Matter(tuple(data), place, user, request.purpose)
         source = (request.source.site, request.source.path)
+        policies = rules.engine.policies
+        agreed = agreement_statements(policies, self._agreements(connection, policies), source, place, now)
+        matter = Matter(tuple(data), place, user, request.purpose, tuple(agreed))
         return know(connection, rules.engine, source, place, matter, now)
 
     def may_relay(

@@ -531,6 +531,28 @@ ROUTES: Final[tuple[Route, ...]] = (
         also=("conflict", "label-forged", "label-unknown-owner"),
         creates=True,
     ),
+    Route(
+        "GET",
+        "/v1/agreements",
+        "list_agreements",
+        "Agreements that authorities signed",
+        READING,
+        response=_r.Page,
+        items=_r.AgreementInfo,
+        query=PageQuery,
+    ),
+    Route(
+        "POST",
+        "/v1/agreements",
+        "set_agreement",
+        "Hand an authority's signed agreement to all agents",
+        OPERATOR,
+        _r.AgreementUpload,
+        _r.AgreementInfo,
+        status=201,
+        also=("conflict", "agreement-forged", "agreement-unknown-authority"),
+        creates=True,
+    ),
     # people
     Route(
         "GET",

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 
 from flowengine.policy.conditions import LineError
 from flowengine.policy.countries import COUNTRIES, NOT_COUNTRIES
-from flowengine.policy.model import Approver, Attribute, Combine, Label, Link, NamedList, Owner, Site, Value
+from flowengine.policy.model import (
+    Approver,
+    Attribute,
+    Authority,
+    Combine,
+    Label,
+    Link,
+    NamedList,
+    Owner,
+    Site,
+    Value,
+)
 from flowengine.policy.obligations import CAPABILITIES
 from flowengine.policy.problems import closest
 from flowengine.policy.reader import Source, Table, fact_value
@@ -18,6 +29,7 @@ from flowengine.policy.vocabulary import ATTRIBUTES, SOURCES
 __all__ = [
     "read_approvers",
     "read_attributes",
+    "read_authorities",
     "read_data",
     "read_labels",
     "read_lists",
@@ -219,23 +231,8 @@ def read_owners(source: Source) -> dict[str, Owner]:
     owners: dict[str, Owner] = {}
     for name in declared.data:
         table = declared.table(name, ("title", "key", "roots"))
-        key = table.text("key", example="'64 hexadecimal digits'")
-        if key and not _HEX_64.fullmatch(key):
-            hint = "`flow policy bundle keygen` prints it: 64 hexadecimal digits"
-            table.problem(("key",), f"{key!r} is no Ed25519 public key", hint)
-            key = ""
-        for other in owners.values():
-            if key and other.key == bytes.fromhex(key):
-                table.problem(("key",), f"{other.name!r} has the same key", "give each owner its own")
-        roots = []
-        for index, text in enumerate(table.texts("roots", required=True)):
-            site, colon, path = text.partition(":")
-            parts = path.strip("/").split("/")
-            if not site or not colon or not path.startswith("/") or ".." in parts or "." in parts:
-                table.problem(("roots", index), f"{text!r} is no root", "write it like 'paris:/data/cohort'")
-                continue
-            roots.append((site, "/" + "/".join(part for part in parts if part)))
-        owners[name] = Owner(name, bytes.fromhex(key), tuple(roots), table.text("title", ""))
+        key = _public_key(table, owners.values(), "give each owner its own")
+        owners[name] = Owner(name, key, _roots(table), table.text("title", ""))
     return owners
 
 
@@ -245,21 +242,54 @@ def read_approvers(source: Source) -> dict[str, Approver]:
     approvers: dict[str, Approver] = {}
     for name in declared.data:
         table = declared.table(name, ("title", "key", "groups"))
-        key = table.text("key", example="'64 hexadecimal digits'")
-        if key and not _HEX_64.fullmatch(key):
-            hint = "`flow policy bundle keygen` prints it: 64 hexadecimal digits"
-            table.problem(("key",), f"{key!r} is no Ed25519 public key", hint)
-            key = ""
-        for other in approvers.values():
-            if key and other.key == bytes.fromhex(key):
-                table.problem(
-                    ("key",),
-                    f"{other.name!r} has the same key",
-                    "one person, one key: else one counts as two",
-                )
+        key = _public_key(table, approvers.values(), "one person, one key: else one counts as two")
         groups = tuple(table.texts("groups", required=True))
-        approvers[name] = Approver(name, bytes.fromhex(key), groups, table.text("title", ""))
+        approvers[name] = Approver(name, key, groups, table.text("title", ""))
     return approvers
+
+
+def read_authorities(source: Source, attributes: Mapping[str, Attribute]) -> dict[str, Authority]:
+    """Who may sign agreements, of `authorities.toml`: key, whose data, and which facts of each."""
+    declared = source.root(("authority",)).table("authority")
+    said = [name for name, attribute in attributes.items() if "agreement" in attribute.by]
+    groups = {name.partition(".")[0] + ".*" for name in said}
+    authorities: dict[str, Authority] = {}
+    for name in declared.data:
+        table = declared.table(name, ("title", "key", "roots", "facts"))
+        key = _public_key(table, authorities.values(), "give each authority its own")
+        facts = tuple(table.texts("facts", required=True))
+        for index, fact in enumerate(facts):
+            if fact not in said and fact not in groups:
+                table.problem(
+                    ("facts", index), f"an agreement cannot say {fact!r}", closest(fact, [*said, *groups])
+                )
+        authorities[name] = Authority(name, key, _roots(table), facts, table.text("title", ""))
+    return authorities
+
+
+def _public_key(table: Table, others: Iterable[Owner | Approver | Authority], hint: str) -> bytes:
+    """The Ed25519 key of somebody whose word counts, which nobody else there has."""
+    key = table.text("key", example="'64 hexadecimal digits'")
+    if key and not _HEX_64.fullmatch(key):
+        again = "`flow policy bundle keygen` prints it: 64 hexadecimal digits"
+        table.problem(("key",), f"{key!r} is no Ed25519 public key", again)
+        key = ""
+    for other in others:
+        if key and other.key == bytes.fromhex(key):
+            table.problem(("key",), f"{other.name!r} has the same key", hint)
+    return bytes.fromhex(key)
+
+
+def _roots(table: Table) -> tuple[tuple[str, str], ...]:
+    roots = []
+    for index, text in enumerate(table.texts("roots", required=True)):
+        site, colon, path = text.partition(":")
+        parts = path.strip("/").split("/")
+        if not site or not colon or not path.startswith("/") or ".." in parts or "." in parts:
+            table.problem(("roots", index), f"{text!r} is no root", "write it like 'paris:/data/cohort'")
+            continue
+        roots.append((site, "/" + "/".join(part for part in parts if part)))
+    return tuple(roots)
 
 
 def read_data(

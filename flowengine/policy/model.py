@@ -299,6 +299,20 @@ class Approver:
 
 
 @dataclass(frozen=True, slots=True)
+class Authority:
+    """Who may sign agreements: the key (Ed25519, raw), for whose data (roots as of `Owner`), and which facts.
+
+    A fact is the name of an attribute, or `group.*` for all of that group.
+    """
+
+    name: str
+    key: bytes
+    roots: tuple[tuple[str, str], ...]
+    facts: tuple[str, ...]
+    title: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Link:
     """A directed edge of the site graph."""
 
@@ -324,6 +338,7 @@ class PolicySet:
     tests: Mapping[str, bytes] = field(default_factory=dict)
     owners: Mapping[str, Owner] = field(default_factory=dict)
     approvers: Mapping[str, Approver] = field(default_factory=dict)
+    authorities: Mapping[str, Authority] = field(default_factory=dict)
 
     def policy(self, name: str) -> Policy | None:
         """The policy of that id, None where there is none."""

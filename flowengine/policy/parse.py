@@ -1,7 +1,7 @@
 """Reading a set of policy files: bytes in, a `PolicySet` out, or every problem at once.
 
-Which file is what follows from its name: `attributes.toml`, `labels.toml`, `owners.toml`, `approvers.toml`, `sites.toml`,
-`datasets.toml`, anything in a directory `lists`, `*.test.toml`, and every other `.toml` is one policy.
+Which file is what follows from its name: `attributes.toml`, `labels.toml`, `owners.toml`, `approvers.toml`, `authorities.toml`,
+`sites.toml`, `datasets.toml`, anything in a directory `lists`, `*.test.toml`, and every other `.toml` is one policy.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from flowengine.policy.countries import COUNTRIES
 from flowengine.policy.declarations import (
     read_approvers,
     read_attributes,
+    read_authorities,
     read_data,
     read_labels,
     read_lists,
@@ -26,6 +27,7 @@ from flowengine.policy.model import (
     USES,
     Approver,
     Attribute,
+    Authority,
     Combine,
     Condition,
     Duty,
@@ -64,7 +66,8 @@ _RULE_KEYS = (
 
 
 _DECLARATIONS = (
-    "attributes.toml", "labels.toml", "owners.toml", "approvers.toml", "sites.toml", "datasets.toml",
+    "attributes.toml", "labels.toml", "owners.toml", "approvers.toml", "authorities.toml", "sites.toml",
+    "datasets.toml",
 )  # fmt: skip
 
 
@@ -102,6 +105,7 @@ class _Loader:
         self.sites: dict[str, Site] = {}
         self.owners: dict[str, Owner] = {}
         self.approvers: dict[str, Approver] = {}
+        self.authorities: dict[str, Authority] = {}
         self.links: tuple[Link, ...] = ()
         self.data: dict[str, dict[str, Value]] = {}
         self.copies: tuple[tuple[str, str, str], ...] = ()
@@ -156,6 +160,8 @@ def load(files: Mapping[str, bytes], zone_of: Callable[[str], tzinfo | None] = s
         loader.owners |= read_owners(source)
     for source in sources.get("approvers", []):
         loader.approvers |= read_approvers(source)
+    for source in sources.get("authorities", []):
+        loader.authorities |= read_authorities(source, loader.attributes)
     for source in sources.get("datasets", []):
         data, copies = read_data(source, loader.attributes)
         loader.data |= data
@@ -167,7 +173,7 @@ def load(files: Mapping[str, bytes], zone_of: Callable[[str], tzinfo | None] = s
         tuple(loader.policies), loader.lists, loader.attributes, loader.labels, loader.combines, loader.sites,
         loader.links, loader.data, loader.copies, loader.zones,
         {path: content for path, content in sorted(files.items()) if is_test(path)},
-        loader.owners, loader.approvers,
+        loader.owners, loader.approvers, loader.authorities,
     )  # fmt: skip
 
 

@@ -7,17 +7,15 @@ which groups, stands in the policy bundle (`approvers.toml`). A coordinator carr
 from __future__ import annotations
 
 from collections.abc import Mapping
-from hashlib import sha256
 from typing import Final
 
 import msgspec
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from flowengine.errors import AuthenticationError
 from flowengine.policy.approvals import Approval
 from flowengine.policy.model import Approver
-from flowengine.trust.envelope import Envelope, open_envelope, seal_envelope, signed_bytes
+from flowengine.trust.envelope import is_signed_by, open_envelope, seal_signed
 
 __all__ = ["APPROVAL_DOMAIN", "Yes", "sign_approval", "verify_approval"]
 
@@ -49,15 +47,7 @@ class Yes(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 def sign_approval(said: Yes, key: Ed25519PrivateKey) -> bytes:
     """The approval as it travels."""
-    payload = msgspec.msgpack.encode(said)
-    return seal_envelope(
-        Envelope(
-            domain=APPROVAL_DOMAIN,
-            payload=payload,
-            signature=key.sign(signed_bytes(APPROVAL_DOMAIN, payload)),
-            key_id=sha256(key.public_key().public_bytes_raw()).hexdigest()[:16],
-        )
-    )
+    return seal_signed(APPROVAL_DOMAIN, msgspec.msgpack.encode(said), key)
 
 
 def verify_approval(document: bytes, approvers: Mapping[str, Approver]) -> tuple[Yes, Approval]:
@@ -71,10 +61,9 @@ def verify_approval(document: bytes, approvers: Mapping[str, Approver]) -> tuple
     try:
         said = msgspec.msgpack.decode(envelope.payload, type=Yes)
         approver = approvers[said.who]
-        Ed25519PublicKey.from_public_bytes(approver.key).verify(
-            envelope.signature, signed_bytes(APPROVAL_DOMAIN, envelope.payload)
-        )
-    except (msgspec.MsgspecError, ValueError, RecursionError, OverflowError, KeyError, InvalidSignature):
+        if not is_signed_by(envelope, approver.key):
+            raise ValueError
+    except (msgspec.MsgspecError, ValueError, RecursionError, OverflowError, KeyError):
         raise AuthenticationError(
             "the approval is not signed with the key of anybody who may approve",
             hint="approvers.toml of the bundle in force names who may, and with which key",

@@ -381,7 +381,7 @@ def _requested_key(request_pem: str) -> ec.EllipticCurvePublicKey:
             raise ValueError
         request = x509.load_pem_x509_csr(request_pem.encode("ascii"))
         key = request.public_key()
-    except (ValueError, TypeError, UnsupportedAlgorithm):
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion):
         raise UsageError("this is no certificate request in PEM form") from None
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise UsageError(
@@ -401,7 +401,7 @@ def _load_certificate(certificate: str | bytes) -> x509.Certificate:
         else:
             made = x509.load_der_x509_certificate(certificate)
         key = made.public_key()
-    except (ValueError, TypeError, UnsupportedAlgorithm):
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion):
         raise _refused("what was shown cannot be read as a certificate", "certificate-unknown") from None
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise _refused("a certificate for a key that is not ECDSA P-256 was shown", "certificate-unknown")
@@ -411,7 +411,7 @@ def _load_certificate(certificate: str | bytes) -> x509.Certificate:
 def _load_anchors(anchors_pem: str) -> list[x509.Certificate]:
     try:
         return x509.load_pem_x509_certificates(anchors_pem.encode("ascii"))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, x509.InvalidVersion):
         raise UsageError(
             "the CA's certificate cannot be read", hint="restore the file, or join again"
         ) from None
@@ -448,7 +448,12 @@ def _stands_for(certificate: x509.Certificate) -> tuple[Literal["site", "coordin
             return "authority", ""
         names = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         uris = names.get_values_for_type(x509.UniformResourceIdentifier)
-    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension):
+    except (
+        ValueError,
+        x509.ExtensionNotFound,
+        x509.DuplicateExtension,
+        x509.UnsupportedGeneralNameType,
+    ):
         uris = []
     if uris == [_COORDINATOR_URI]:
         return "coordinator", ""

@@ -11,16 +11,23 @@ from hashlib import sha256
 from typing import Final
 
 import msgspec
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from flowengine.errors import AuthenticationError, UsageError
 from flowengine.policy.labels import FACTS, Labelling
 from flowengine.policy.model import Value
-from flowengine.trust.envelope import Envelope, open_envelope, seal_envelope, signed_bytes
+from flowengine.trust.envelope import is_signed_by, open_envelope, seal_signed
 from flowengine.units import is_name
 
-__all__ = ["LABEL_DOMAIN", "MAX_LABELS", "LabelStatement", "peek_labels", "sign_labels", "verify_labels"]
+__all__ = [
+    "LABEL_DOMAIN",
+    "MAX_LABELS",
+    "LabelStatement",
+    "peek_labels",
+    "root_problem",
+    "sign_labels",
+    "verify_labels",
+]
 
 LABEL_DOMAIN: Final = "flowengine label statement 1"
 MAX_LABELS: Final = 100
@@ -68,16 +75,7 @@ def sign_labels(said: LabelStatement, key: Ed25519PrivateKey) -> bytes:
         raise UsageError(
             f"this label statement cannot be made: {problem}", hint="docs/spec/trust.md has its form"
         )
-    payload = _encode(said)
-    public = key.public_key().public_bytes_raw()
-    return seal_envelope(
-        Envelope(
-            domain=LABEL_DOMAIN,
-            payload=payload,
-            signature=key.sign(signed_bytes(LABEL_DOMAIN, payload)),
-            key_id=sha256(public).hexdigest()[:16],
-        )
-    )
+    return seal_signed(LABEL_DOMAIN, _encode(said), key)
 
 
 def verify_labels(document: bytes, owners: Mapping[str, bytes]) -> Labelling:
@@ -99,16 +97,12 @@ def verify_labels(document: bytes, owners: Mapping[str, bytes]) -> Labelling:
             reason="label-unknown-owner",
         )
     envelope = open_envelope(document, LABEL_DOMAIN, "label-forged", "label statement")
-    try:
-        Ed25519PublicKey.from_public_bytes(key).verify(
-            envelope.signature, signed_bytes(LABEL_DOMAIN, envelope.payload)
-        )
-    except (InvalidSignature, ValueError):
+    if not is_signed_by(envelope, key):
         raise AuthenticationError(
             f"the label statement on {said.site}:{said.path} is not signed with the key of {said.owner!r}",
             hint="the owner signs it again: flow label set",
             reason="label-forged",
-        ) from None
+        )
     facts: dict[str, Value] = {
         name: frozenset(value) if isinstance(value, list) else value for name, value in said.facts.items()
     }
@@ -137,14 +131,21 @@ def peek_labels(document: bytes) -> LabelStatement:
     return said
 
 
-def _problem(said: LabelStatement) -> str:
-    if not said.owner or not is_name(said.site):
-        return "it names no owner or no site"
-    parts = said.path.split("/")[1:]
-    if not said.path.startswith("/") or "\0" in said.path or (said.path != "/" and not all(parts)):
+def root_problem(path: str) -> str:
+    """Why a path is no root that a statement can be about; empty where it is one."""
+    parts = path.split("/")[1:]
+    if not path.startswith("/") or "\0" in path or (path != "/" and not all(parts)):
         return "its root is no path like /data/cohort"
     if any(part in (".", "..") for part in parts):
         return "its root is no plain path"
+    return ""
+
+
+def _problem(said: LabelStatement) -> str:
+    if not said.owner or not is_name(said.site):
+        return "it names no owner or no site"
+    if problem := root_problem(said.path):
+        return problem
     if not 0 < said.number < _MAX_NUMBER or not 0 <= said.issued < _MAX_NUMBER:
         return "its number or time is out of range"
     if len(said.labels) > MAX_LABELS or len(said.contracts) > MAX_LABELS:

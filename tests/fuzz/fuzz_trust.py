@@ -1,4 +1,4 @@
-"""Coverage-guided fuzzing of what strangers show: grants of both kinds, receipts, certificates, requests, tokens.
+"""Coverage-guided fuzzing of what strangers show: grants, releases, statements, receipts, certificates, requests, tokens.
 
 Usage: python tests/fuzz/fuzz_trust.py TARGET [libFuzzer options], as `grants -max_total_time=60`. Needs
 atheris; importing this module, and calling the targets with bytes, does not.
@@ -13,7 +13,15 @@ import sys
 from collections.abc import Callable
 from typing import Final
 
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding
+
 from flowengine.errors import AuthenticationError, IntegrityError, UsageError
+from flowengine.policy.agreements import Agreement
+from flowengine.policy.labels import Labelling
+from flowengine.policy.model import Authority
+from flowengine.trust.agreement import AGREEMENT_DOMAIN, AgreementStatement, sign_agreement, verify_agreement
 from flowengine.trust.certificates import (
     check_certificate,
     check_request,
@@ -21,9 +29,12 @@ from flowengine.trust.certificates import (
     make_authority,
     make_key,
     make_request,
+    parse_certificate,
+    sign_with_key,
 )
-from flowengine.trust.envelope import open_envelope
+from flowengine.trust.envelope import Envelope, open_envelope, seal_envelope, seal_signed, signed_bytes
 from flowengine.trust.grant import GRANT_DOMAIN, Grant, GrantKey, Party, check_grant
+from flowengine.trust.labels import LABEL_DOMAIN, LabelStatement, sign_labels, verify_labels
 from flowengine.trust.receipt import verify_receipt
 from flowengine.trust.relay_grant import (
     RELAY_GRANT_DOMAIN,
@@ -32,6 +43,7 @@ from flowengine.trust.relay_grant import (
     check_relay_grant,
     sign_relay_grant,
 )
+from flowengine.trust.release import RELEASE_DOMAIN, Release, check_release, sign_release
 from flowengine.trust.tokens import JoinSecret, Login, UserToken
 
 _NOW: Final = 1_800_000_000
@@ -81,6 +93,62 @@ _RELAY_GRANT: Final = sign_relay_grant(
     ),
 )
 _RELAY_PAYLOAD: Final = open_envelope(_RELAY_GRANT, RELAY_GRANT_DOMAIN, "", "").payload
+
+
+_SOURCE_KEY: Final = make_key(_RNG)
+_SOURCE_DER: Final = x509.load_pem_x509_certificate(
+    issue_site(_CA, make_request(_SOURCE_KEY, "s"), "s", _NOW, _RNG).encode()
+).public_bytes(Encoding.DER)
+_S: Final = Party("s", parse_certificate(_SOURCE_DER).key_sha256)
+_RELEASE: Final = sign_release(
+    Release(
+        transfer="t",
+        task="t",
+        fence=1,
+        route=[_S, _B],
+        source_path="/a",
+        target_path="/b",
+        issued=_NOW,
+        expires=_NOW + 300,
+        labels=["l"],
+    ),
+    _SOURCE_KEY,
+    _SOURCE_DER,
+)
+_OWNER: Final = Ed25519PrivateKey.from_private_bytes(_RNG(32))
+_PUBLIC: Final = _OWNER.public_key().public_bytes_raw()
+_LABELS: Final = sign_labels(
+    LabelStatement(
+        owner="o", site="s", path="/a", number=1, issued=_NOW, labels=["l"], facts={"data.persons": 3}
+    ),
+    _OWNER,
+)
+_AGREEMENT: Final = sign_agreement(
+    AgreementStatement(
+        authority="o", id="ag", number=1, issued=_NOW, roots=["s:/a"], recipients=["b"],
+        facts={"agreement.mechanism": "scc"},
+    ),
+    _OWNER,
+)  # fmt: skip
+
+
+def _payload(document: bytes, domain: str) -> bytes:
+    return open_envelope(document, domain, "", "").payload
+
+
+_RELEASE_PAYLOAD: Final = _payload(_RELEASE, RELEASE_DOMAIN)
+
+
+def _signed_by_source(payload: bytes) -> bytes:
+    """A release with any payload, with a good signature."""
+    return seal_envelope(
+        Envelope(
+            domain=RELEASE_DOMAIN,
+            payload=payload,
+            signature=sign_with_key(_SOURCE_KEY, signed_bytes(RELEASE_DOMAIN, payload)),
+            certificate=_SOURCE_DER,
+        )
+    )
 
 
 def _changed(good: bytes, data: bytes) -> bytes:
@@ -140,6 +208,60 @@ def relay_grants(data: bytes) -> None:
             raise AssertionError("a relay grant was taken that nobody can keep")
 
 
+def releases(data: bytes) -> None:
+    """A release as a peer shows it, and one that the source's key did sign, with any payload."""
+    shown = [_changed(_RELEASE, data)]
+    payload = _changed(_RELEASE_PAYLOAD, data)
+    if len(payload) < 8192:
+        shown.append(_signed_by_source(payload))
+    for document in shown:
+        try:
+            found, _ = check_release(
+                document, _CA.certificate_pem, _NOW, transfer="t", task="t", fence=1, route=[_S, _B], source_path="/a",
+                target_path="/b",
+            )  # fmt: skip
+        except AuthenticationError as error:
+            str(error).encode("utf-8", "surrogatepass")
+            continue
+        if (
+            document is shown[0]
+            and open_envelope(document, RELEASE_DOMAIN, "", "").payload != _RELEASE_PAYLOAD
+        ):
+            raise AssertionError("a release was forged")
+        if (found.task, found.route[0], found.source_path) != ("t", _S, "/a"):
+            raise AssertionError("a release was taken that nobody can keep")
+
+
+def labels(data: bytes) -> None:
+    """A label statement as a coordinator hands it on, and any payload that its owner did sign."""
+    _statements(data, _LABELS, LABEL_DOMAIN, lambda document: verify_labels(document, {"o": _PUBLIC}))
+
+
+def agreements(data: bytes) -> None:
+    """An agreement as a coordinator hands it on, and any payload that its authority did sign."""
+    known = {"o": Authority("o", _PUBLIC, (("*", "/"),), ("agreement.*",))}
+    _statements(data, _AGREEMENT, AGREEMENT_DOMAIN, lambda document: verify_agreement(document, known))
+
+
+def _statements(
+    data: bytes, good: bytes, domain: str, read: Callable[[bytes], Labelling | Agreement]
+) -> None:
+    shown = [_changed(good, data)]
+    payload = _changed(_payload(good, domain), data)
+    if len(payload) < 8192:
+        shown.append(seal_signed(domain, payload, _OWNER))
+    for document in shown:
+        try:
+            found = read(document)
+        except AuthenticationError as error:
+            str(error).encode("utf-8", "surrogatepass")
+            continue
+        if document is shown[0] and open_envelope(document, domain, "", "").payload != _payload(good, domain):
+            raise AssertionError("a statement was forged")
+        if found.number < 1 or found.key != _PUBLIC:
+            raise AssertionError("a statement was taken that nobody can mean")
+
+
 def receipts(data: bytes) -> None:
     """A receipt that somebody shows."""
     try:
@@ -191,7 +313,18 @@ def tokens(data: bytes) -> None:
 
 TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
     target.__name__: target
-    for target in (grants, signed_grants, relay_grants, receipts, certificates, requests, tokens)
+    for target in (
+        grants,
+        signed_grants,
+        relay_grants,
+        releases,
+        labels,
+        agreements,
+        receipts,
+        certificates,
+        requests,
+        tokens,
+    )
 }
 
 

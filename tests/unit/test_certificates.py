@@ -199,6 +199,14 @@ def test_what_is_no_certificate_is_refused(text: str | bytes) -> None:
     assert reason(text) == "certificate-unknown"
 
 
+def test_a_certificate_of_no_known_version_is_refused() -> None:
+    """Found by fuzzing: the library has an error of its own for it, which is no ValueError."""
+    der = x509.load_pem_x509_certificate(LEAF.encode()).public_bytes(serialization.Encoding.DER)
+    changed = der.replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x60", 1)
+    assert changed != der
+    assert reason(changed) == "certificate-unknown"
+
+
 def test_names_that_cannot_be_a_sites_get_no_certificate() -> None:
     for name in ("", "A", "a.b", "a/b", "-a", "a" * 64, "a\n"):
         with pytest.raises(UsageError):

@@ -320,11 +320,11 @@ def test_numbers_of_statements_never_go_back(tmp_path: Path) -> None:
         keys.statement("paris:/data/cohort", label, number=number)
         for number, label in ((1, "public"), (2, "secret"))
     )
-    assert agent.take_labels([(1, first)])[0].reason == "label-unknown-owner"  # no bundle names it yet
+    assert agent.take_statements([(1, first)])[0].reason == "label-unknown-owner"  # no bundle names it yet
     agent.take(keys.bundle(files(keys), 1), now)
     assert agent.labels_heard == 0
     forged = PolicyKeys().statement("paris:/data/cohort", "public", number=9)
-    assert [error.reason for error in agent.take_labels([(1, forged), (2, second), (3, first)])] == [
+    assert [error.reason for error in agent.take_statements([(1, forged), (2, second), (3, first)])] == [
         "label-forged"
     ]
 
@@ -334,13 +334,13 @@ def test_numbers_of_statements_never_go_back(tmp_path: Path) -> None:
     assert labels(agent) == [{"secret"}]
     agent.close()
     again = kept(tmp_path / "p", keys)
-    assert again.take_labels([(1, first)]) == []
+    assert again.take_statements([(1, first)]) == []
     assert labels(again) == [{"secret"}]
     # An owner that is none any more says nothing; its numbers stay.
     again.take(keys.bundle({"home.toml": POLICY}, 2), now)
     assert labels(again) == []
     again.take(keys.bundle(files(keys), 3), now)
-    again.take_labels([(1, first)])
+    again.take_statements([(1, first)])
     assert labels(again) == [{"secret"}]
     again.close()
 
@@ -446,9 +446,9 @@ def test_a_label_counts_under_every_name_of_its_folder(tmp_path: Path) -> None:
         gate.other_names = lambda path: ["/data/cohort/x"]
         with pytest.raises(Denied):  # its owner has not said what it is
             await released()
-        policies.take_labels([(1, keys.statement("paris:/data/cohort", "harmless", issued=1))])
+        policies.take_statements([(1, keys.statement("paris:/data/cohort", "harmless", issued=1))])
         assert await released() == ["harmless", "public"]
-        policies.take_labels([(2, keys.statement("paris:/data/cohort", "secret", number=2, issued=1))])
+        policies.take_statements([(2, keys.statement("paris:/data/cohort", "secret", number=2, issued=1))])
         with pytest.raises(Denied):
             await released()
         policies.close()

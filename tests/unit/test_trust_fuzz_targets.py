@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -36,6 +37,18 @@ def test_a_target_takes_samples(target: Callable[[bytes], None]) -> None:
 def test_the_right_grant_is_taken_and_what_is_planted_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     fuzz_trust.TARGETS["grants"](b"\1")
     fuzz_trust.TARGETS["signed_grants"](b"\1")
+    for name, planted in (
+        ("releases", "check_release"),
+        ("labels", "verify_labels"),
+        ("agreements", "verify_agreement"),
+    ):
+        fuzz_trust.TARGETS[name](b"\1")  # what was really signed is taken
+        with monkeypatch.context() as patched:
+            patched.setattr(
+                fuzz_trust, planted, lambda *_, **__: (SimpleNamespace(number=0, key=b"", task=""), None)
+            )
+            with pytest.raises((AssertionError, AttributeError)):
+                fuzz_trust.TARGETS[name](b"\1")
     monkeypatch.setattr(fuzz_trust, "_check", lambda document: None)
     with pytest.raises(AssertionError, match="forged"):
         fuzz_trust.TARGETS["grants"](b"\1\1")

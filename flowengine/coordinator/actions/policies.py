@@ -1,4 +1,4 @@
-"""Bundles that come into force, and label statements that owners signed."""
+"""Bundles that come into force, label statements that owners signed, and agreements that authorities did."""
 
 from __future__ import annotations
 
@@ -7,16 +7,19 @@ from collections.abc import Mapping, Sequence
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from sqlalchemy import select
 
-from flowengine.api.resources import LabelInfo, PolicyBundle
-from flowengine.coordinator.database.policies import newest, show_bundle, show_label
-from flowengine.coordinator.database.tables import bundles, labels, sites
+from flowengine.api.resources import AgreementInfo, LabelInfo, PolicyBundle
+from flowengine.coordinator.database.policies import newest, show_agreement, show_bundle, show_label
+from flowengine.coordinator.database.tables import agreements, bundles, labels, sites
 from flowengine.coordinator.database.transactions import Writing
 from flowengine.errors import FlowError, IntegrityError, UsageError
+from flowengine.policy.agreements import ANYBODY, Agreement, may_say, speaks_for
 from flowengine.policy.bundle import verify
+from flowengine.policy.model import Authority, PolicySet
 from flowengine.policy.parse import load
+from flowengine.trust.agreement import verify_agreement
 from flowengine.trust.labels import verify_labels
 
-__all__ = ["activate", "keep_label"]
+__all__ = ["activate", "keep_agreement", "keep_label"]
 
 
 def activate(
@@ -109,6 +112,74 @@ def keep_label(writing: Writing, document: bytes, owners: Mapping[str, bytes], u
         wake=_all_sites(writing),
     )
     return show_label(writing.connection.execute(select(labels).where(here)).one())
+
+
+def keep_agreement(writing: Writing, document: bytes, policies: PolicySet | None, user: str) -> AgreementInfo:
+    """Take an authority's agreement and hand it on to all agents.
+
+    Args:
+        policies: those in force; None where there are none.
+
+    Raises:
+        AuthenticationError: it is not signed with the key of an authority whom the policies name.
+        FlowError: a later statement with its id is there already (reason "conflict"), or it cannot count.
+    """
+    authorities = {} if policies is None else policies.authorities
+    said = verify_agreement(document, authorities)
+    assert policies is not None
+    _check_agreement(said, policies, authorities[said.authority])
+    here = (agreements.c.authority == said.authority) & (agreements.c.id == said.id)
+    before = writing.connection.execute(select(agreements.c.number).where(here)).scalar()
+    if before is not None and before >= said.number:
+        raise FlowError(
+            f"statement {said.number} of {said.authority} on {said.id} is not later than {before}",
+            hint="sign it again with a higher number: flow agreement sign --number",
+            reason="conflict",
+        )
+    values = {
+        "serial": writing.count_up("label"),
+        "number": said.number,
+        "document": document,
+        "added": writing.now,
+        "added_by": user,
+    }
+    if before is None:
+        values |= {"authority": said.authority, "id": said.id}
+        writing.connection.execute(agreements.insert().values(**values))
+    else:
+        writing.connection.execute(agreements.update().where(here).values(**values))
+    writing.emit(
+        "agreement.set",
+        user=user,
+        authority=said.authority,
+        agreement=said.id,
+        number=said.number,
+        withdrawn=said.withdrawn,
+        wake=_all_sites(writing),
+    )
+    return show_agreement(writing.connection.execute(select(agreements).where(here)).one())
+
+
+def _check_agreement(said: Agreement, policies: PolicySet, authority: Authority) -> None:
+    """Refuse what could never count, before somebody relies on it."""
+    for name in said.facts:
+        if not may_say(authority, name):
+            raise UsageError(
+                f"{said.authority} may not say {name}",
+                hint="authorities.toml of the bundle says which facts it may",
+            )
+    for site, path in said.roots:
+        if not speaks_for(authority, site, path):
+            raise UsageError(
+                f"{said.authority} does not speak for {site}:{path}",
+                hint="authorities.toml of the bundle says for whose data it does",
+            )
+    for name in sorted(said.recipients - {ANYBODY}):
+        if name not in policies.sites or not policies.sites[name].key:
+            raise UsageError(
+                f"the policies pin no key of site {name}, so nobody could prove to be this party",
+                hint="add it to sites.toml of the bundle, with its key",
+            )
 
 
 def _all_sites(writing: Writing) -> list[str]:

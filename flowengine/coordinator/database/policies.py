@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 from sqlalchemy import Connection, func, select
 
-from flowengine.api.resources import LabelInfo, PolicyBundle
+from flowengine.api.resources import AgreementInfo, LabelInfo, PolicyBundle
 from flowengine.coordinator.database.people import moment, optional_moment
-from flowengine.coordinator.database.tables import AnyRow, bundles, inherited, labels
+from flowengine.coordinator.database.tables import AnyRow, agreements, bundles, inherited, labels
 from flowengine.coordinator.database.transactions import Writing, json_text
+from flowengine.errors import AuthenticationError
+from flowengine.policy.agreements import Agreement
 from flowengine.policy.bundle import open_bundle
 from flowengine.policy.labels import Inherited, overlaps
+from flowengine.policy.model import Authority
 from flowengine.policy.parse import load
+from flowengine.trust.agreement import peek_agreement, verify_agreement
 from flowengine.trust.labels import peek_labels
 
-__all__ = ["inherit", "inherited_by", "label_rows", "newest", "show_bundle", "show_label"]
+__all__ = [
+    "agreement_rows", "believed_agreements", "inherit", "inherited_by", "label_rows", "newest", "show_agreement",
+    "show_bundle", "show_label", "statement_rows",
+]  # fmt: skip
 
 
 def newest(connection: Connection) -> tuple[int, int]:
-    """Version of the bundle in force, serial of the last label statement; 0 where there is none."""
+    """Version of the bundle in force, serial of the last signed statement (labels, agreements); 0 where there is none."""
     bundle = connection.execute(select(func.max(bundles.c.version))).scalar()
-    label = connection.execute(select(func.max(labels.c.serial))).scalar()
-    return int(bundle or 0), int(label or 0)
+    serials = (
+        connection.execute(select(func.max(table.c.serial))).scalar() for table in (labels, agreements)
+    )
+    return int(bundle or 0), max(int(serial or 0) for serial in serials)
 
 
 def show_bundle(row: AnyRow, in_force: int) -> PolicyBundle:
@@ -65,6 +75,46 @@ def label_rows(connection: Connection, after: int, limit: int, site: str | None 
     """Label statements in the order of their serials."""
     query = select(labels).where(labels.c.serial > after).order_by(labels.c.serial).limit(limit)
     return connection.execute(query if site is None else query.where(labels.c.site == site)).all()
+
+
+def show_agreement(row: AnyRow) -> AgreementInfo:
+    """An agreement as the API shows it."""
+    said = peek_agreement(row.document)
+    return AgreementInfo(
+        serial=row.serial,
+        authority=said.authority,
+        id=said.id,
+        number=said.number,
+        roots=said.roots,
+        recipients=said.recipients,
+        facts=dict(said.facts),
+        issued=moment(said.issued),
+        expires=optional_moment(said.expires),
+        withdrawn=said.withdrawn,
+        added=moment(row.added),
+        added_by=row.added_by,
+    )
+
+
+def agreement_rows(connection: Connection, after: int, limit: int) -> Sequence[AnyRow]:
+    """Agreements in the order of their serials."""
+    query = select(agreements).where(agreements.c.serial > after).order_by(agreements.c.serial).limit(limit)
+    return connection.execute(query).all()
+
+
+def statement_rows(connection: Connection, after: int, limit: int) -> list[AnyRow]:
+    """Serial and document of label statements and agreements alike, in the order of their serials."""
+    rows = [*label_rows(connection, after, limit), *agreement_rows(connection, after, limit)]
+    return sorted(rows, key=lambda row: int(row.serial))[:limit]
+
+
+def believed_agreements(connection: Connection, authorities: Mapping[str, Authority]) -> list[Agreement]:
+    """The agreements that authorities of the policies in force have signed."""
+    found = []
+    for document in connection.execute(select(agreements.c.document)).scalars():
+        with contextlib.suppress(AuthenticationError):  # of an authority that is none any more
+            found.append(verify_agreement(document, authorities))
+    return found
 
 
 def inherit(writing: Writing, site: str, path: str, words: Iterable[str], contracts: Iterable[str]) -> None:

@@ -403,6 +403,17 @@ labels: Final = Table(
     _time("added"),
     _text("added_by"),
 )
+agreements: Final = Table(
+    "agreements",
+    metadata,
+    Column("authority", Text, primary_key=True),
+    Column("id", Text, primary_key=True),
+    Column("serial", BigInteger, nullable=False, server_default=text("0"), index=True),
+    _count("number"),
+    Column("document", LargeBinary, nullable=False),
+    _time("added"),
+    _text("added_by"),
+)
 inherited: Final = Table(
     "inherited",
     metadata,

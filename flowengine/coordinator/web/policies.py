@@ -1,4 +1,4 @@
-"""Handlers for policy bundles and label statements, for people and for agents."""
+"""Handlers for policy bundles, label statements and agreements, for people and for agents."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Final
 from sqlalchemy import Connection, select
 
 from flowengine.api.agents import AgentLabels
-from flowengine.api.resources import LabelInfo, Page, PolicyBundle, PolicyBundleContent
+from flowengine.api.resources import AgreementInfo, LabelInfo, Page, PolicyBundle, PolicyBundleContent
 from flowengine.coordinator.actions import policies as actions
 from flowengine.coordinator.database import policies as stored
 from flowengine.coordinator.database.tables import bundles
+from flowengine.coordinator.database.transactions import Writing
 from flowengine.coordinator.service import Service
 from flowengine.coordinator.web.calls import Call
 from flowengine.coordinator.web.transfers import cursor_number
@@ -87,9 +88,25 @@ class PolicyFiles:
         found = await self._db.read(look)
         return Page(items=found[:limit], next=str(found[limit - 1].serial) if len(found) > limit else "")
 
+    async def set_agreement(self, call: Call) -> AgreementInfo | bytes:
+        decider = self._service.decider
+
+        def keep(writing: Writing) -> AgreementInfo:
+            engine = decider.at(writing.connection).engine
+            policies = None if engine is None else engine.policies
+            return actions.keep_agreement(writing, call.body.document, policies, call.user.name)
+
+        return await self._service.create(call, keep)
+
+    async def list_agreements(self, call: Call) -> Page:
+        after, limit = cursor_number(call.query.after) or 0, call.query.limit
+        rows = await self._db.read(lambda c: stored.agreement_rows(c, after, limit + 1))
+        found = [stored.show_agreement(row) for row in rows]
+        return Page(items=found[:limit], next=str(found[limit - 1].serial) if len(found) > limit else "")
+
     async def agent_labels(self, call: Call) -> AgentLabels:
         after = call.query.after
-        rows = await self._db.read(lambda c: stored.label_rows(c, after, LABELS_AT_ONCE + 1))
+        rows = await self._db.read(lambda c: stored.statement_rows(c, after, LABELS_AT_ONCE + 1))
         return AgentLabels(
             statements=[(row.serial, row.document) for row in rows[:LABELS_AT_ONCE]],
             last=len(rows) <= LABELS_AT_ONCE,

@@ -1,4 +1,4 @@
-"""Policy bundles, label statements, what copies inherited; what agents say of theirs.
+"""Policy bundles, label statements, agreements, what copies inherited; what agents say of theirs.
 
 Revision ID: 0005
 """
@@ -39,6 +39,18 @@ def upgrade() -> None:
     )
     op.create_index(op.f("ix_labels_serial"), "labels", ["serial"], unique=False)
     op.create_index(op.f("ix_labels_site"), "labels", ["site"], unique=False)
+    op.create_table(
+        "agreements",
+        sa.Column("authority", sa.Text(), nullable=False),
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("serial", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("number", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("document", sa.LargeBinary(), nullable=False),
+        sa.Column("added", sa.Double(), server_default=sa.text("0"), nullable=False),
+        sa.Column("added_by", sa.Text(), server_default=sa.text("''"), nullable=False),
+        sa.PrimaryKeyConstraint("authority", "id", name=op.f("pk_agreements")),
+    )
+    op.create_index(op.f("ix_agreements_serial"), "agreements", ["serial"], unique=False)
     op.create_table(
         "inherited",
         sa.Column("site", sa.Text(), nullable=False),
