@@ -128,7 +128,10 @@ async def _pull(
 
         async def one_pass(counters: Counters) -> PassResult:
             async with peer_session(peer, "target", source_path, settings) as session:
-                async with site.duties.landing(grant, place, session, session.release) as (permit, watch):
+                async with (
+                    site.limits.landing(session, place.root.folder.name),
+                    site.duties.landing(grant, place, session, session.release) as (permit, watch),
+                ):
                     await show_head(site, permit, session)
                     meter.begin(session)
                     done = await hands.take(
@@ -185,7 +188,7 @@ async def _push(
         async with peer_session(peer, "source", target_path, settings) as session:
             permit = session.consent
             assert isinstance(permit, Permit)
-            site.hold_rates(session, grant)
+            site.hold_rates(session, grant, place)
             await show_head(site, permit, session)
             meter.begin(session)
             with site.duties.leaving(grant, permit, session) as watch:

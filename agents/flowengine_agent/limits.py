@@ -1,12 +1,14 @@
 """Bandwidth limits as the coordinator and site.toml set them, held by what this site sends and kept up with the clock.
 
 Each limit is one bucket that all transfers below its name share (`transfer.pacing`). A link's and a site's limit are
-held exactly, because all of it leaves from here; a tenant's is held by each site that sends for it.
+held exactly, because all of it leaves from here; a tenant's is held by each site that sends for it. What is read from
+and written to a root is held where it is read and written, over all transfers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from typing import Final
 
@@ -15,6 +17,7 @@ from flowengine.api.resources import Limit
 from flowengine.coordinator.rules.windows import rate_now
 from flowengine.errors import UsageError
 from flowengine.transfer.pacing import Limits, Pacer
+from flowengine.transfer.session import Session
 
 __all__ = ["LimitBook"]
 
@@ -39,6 +42,7 @@ class LimitBook:
         self._held: dict[str, float] = {}
         self._owed: dict[str, list[int]] = {}
         self._limits = Limits()
+        self._landing: list[tuple[Session, str]] = []
         self._leases: dict[tuple[str, str], Lease] = {}
         self._numbers: dict[tuple[str, str], tuple[int, float]] = {}
 
@@ -48,7 +52,7 @@ class LimitBook:
         self.follow(now)
 
     def rates(self, now: datetime) -> dict[str, float]:
-        """Bits a second by scope ("site:A", "link:A>B", "tenant:T", "transfer:ID") at a moment; without limit, none."""
+        """Bits a second by scope ("site:A", "link:A>B", "tenant:T", "read:A:/R", …) at a moment; without limit, none."""
         rates: dict[str, float] = {}
         for limit in self._told:
             try:
@@ -70,6 +74,9 @@ class LimitBook:
         for scope, rate in rates.items():
             if self._held.get(scope) != rate:
                 self._limits.set_rate(scope, rate)
+        for session, scope in self._landing:
+            if self._held.get(scope) != rates.get(scope):
+                session.limit(rates.get(scope))
         self._held = rates
 
     def owe(self, transfer: str, bits_per_s: int | None) -> None:
@@ -123,6 +130,27 @@ class LimitBook:
         """What a session that sends from here asks before each portion, whichever link it goes over."""
         names = [f"site:{self._site}", f"transfer:{transfer}", f"duty:{transfer}"]
         return self._limits.pacer(*names, *([f"tenant:{tenant}"] if tenant else []))
+
+    def reader(self, root: str) -> Pacer:
+        """What reading from a root of this site asks before each piece."""
+        return self._limits.pacer(f"read:{self._site}:{root}")
+
+    @contextlib.asynccontextmanager
+    async def landing(self, session: Session, root: str) -> AsyncIterator[None]:
+        """Hold what a session writes to a root of this site to its limit.
+
+        The sender is told of it as well: where this side alone held it, connections would look dead at low rates.
+        """
+        scope = f"write:{self._site}:{root}"
+        session.writes = self._limits.pacer(scope)
+        lands = (session, scope)
+        self._landing.append(lands)
+        try:
+            if scope in self._held:
+                session.limit(self._held[scope])
+            yield
+        finally:
+            self._landing = [one for one in self._landing if one is not lands]
 
     def over_link(self, pacer: Pacer, task: str, near: str) -> Pacer:
         """The same for what goes over the link to one site, by that link's limit and the task's lease on it."""

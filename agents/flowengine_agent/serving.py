@@ -242,7 +242,7 @@ class DataPort:
         log.info("gives", path=grant.source_path, **_as(hands))
         counters = Counters()
         async with incoming.accept(_without_lists(request.options), release=permit.document) as session:
-            site.hold_rates(session, grant)
+            site.hold_rates(session, grant, place)
             await show_head(site, permit, session)
             with site.duties.leaving(grant, permit, session) as watch:
                 outcome = await hands.give(
@@ -290,6 +290,7 @@ class DataPort:
                 nursery.start_soon(reporter.run)
                 async with (
                     incoming.accept(options) as session,
+                    site.limits.landing(session, place.root.folder.name),
                     site.duties.landing(grant, place, session, incoming.request.ticket) as (permit, watch),
                 ):
                     await show_head(site, permit, session)

@@ -24,7 +24,7 @@ from flowengine_agent.identity import Identity
 from flowengine_agent.journal import Journal
 from flowengine_agent.limits import LimitBook
 from flowengine_agent.logs import Log
-from flowengine_agent.roots import Roots
+from flowengine_agent.roots import Place, Roots
 from flowengine_agent.writers import Writers
 
 __all__ = ["Site", "decode_grant"]
@@ -81,8 +81,9 @@ class Site:
         """Threads that read one large object."""
         return self.config.threads or max(1, (os.cpu_count() or 1) // 2)
 
-    def hold_rates(self, session: Session, grant: Grant) -> None:
-        """Bind what a session sends from here by all limits and leases, each link's by its own."""
+    def hold_rates(self, session: Session, grant: Grant, place: Place) -> None:
+        """Bind what a session sends from here by all limits and leases, each link's by its own, and what it reads."""
+        session.reads = self.limits.reader(place.root.folder.name)
         session.pacer = self.limits.pacer(grant.transfer, grant.tenant)
         links: dict[str, Pacer] = {}
 

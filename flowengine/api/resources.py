@@ -319,7 +319,11 @@ class LimitRequest(_Request):
 
 
 class Limit(_Resource):
-    """A bandwidth limit. `scope` is "link:A>B", "site:A" (what leaves it), "tenant:T" or "transfer:ID"."""
+    """A bandwidth limit.
+
+    `scope` is "link:A>B", "site:A" (what leaves it), "tenant:T", "transfer:ID", or "read:A:/ROOT" and "write:A:/ROOT": what
+    is read from and written to one root that a site offers.
+    """
 
     scope: str
     rate_bits_per_s: int | None

@@ -18,13 +18,13 @@ __all__ = ["limit", "parse_window"]
 _DAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _HOURS: Final = re.compile(r"(\d{1,2}:\d\d)-(\d{1,2}:\d\d)")
 _SCOPE: Final = re.compile(
-    r"link:[a-z0-9-]+>[a-z0-9-]+|site:[a-z0-9-]+|tenant:[a-z0-9-]+|transfer:t-[0-9a-z]+"
+    r"link:[a-z0-9-]+>[a-z0-9-]+|site:[a-z0-9-]+|tenant:[a-z0-9-]+|transfer:t-[0-9a-z]+|(?:read|write):[a-z0-9-]+:/.*"
 )
 
 
 @click.group()
 def limit() -> None:
-    """Bandwidth limits per link, site, tenant or transfer, with other rates for hours of the day.
+    """Bandwidth limits per link, site, storage, tenant or transfer, with other rates for hours of the day.
 
     They act over all transfers, and at once on those that run.
     """
@@ -116,7 +116,7 @@ def _scope(text: str) -> str:
     if _SCOPE.fullmatch(text) is None:
         raise UsageError(
             f"{text!r} is no scope of a limit",
-            hint="write 'link:A>B' (quoted), site:A, tenant:T or transfer:ID",
+            hint="write 'link:A>B' (quoted), site:A, tenant:T, transfer:ID, read:A:/ROOT or write:A:/ROOT",
         )
     return text
 
@@ -165,8 +165,9 @@ def _show_window(window: api.LimitWindow) -> str:
 def set_(scope: str, rate: str, windows: tuple[str, ...], as_json: bool) -> int:
     """Limit SCOPE to RATE: flow limit set 'link:a>b' 200Mbit/s --window 'mon-fri 08:00-18:00 Europe/Berlin=50Mbit/s'.
 
-    SCOPE is link:A>B, site:A (what leaves it), tenant:T or transfer:ID. RATE is like 200Mbit/s, 0 for nothing, or
-    none for no limit outside the windows.
+    SCOPE is link:A>B, site:A (what leaves it), tenant:T, transfer:ID, read:A:/ROOT or write:A:/ROOT (what is read from,
+    or written to, a root that site A offers). RATE is like 200Mbit/s, 0 for nothing, or none for no limit outside the
+    windows.
     """
     from flowengine.cli.output import print_json
 

@@ -512,7 +512,8 @@ class AsyncClient:
     async def set_limit(
         self, scope: str, rate_bits_per_s: int | None, windows: Iterable[api.LimitWindow] = ()
     ) -> api.Limit:
-        """Limit a scope ("link:a>b", "site:a", "tenant:t", "transfer:ID"), also for what runs now.
+        """Limit a scope ("link:a>b", "site:a", "tenant:t", "transfer:ID", "read:a:/root", "write:a:/root"), also for what
+        runs now.
 
         Args:
             rate_bits_per_s: outside all windows; None for no limit then.

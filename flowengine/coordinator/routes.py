@@ -120,7 +120,7 @@ PATH_TYPES: Final[dict[str, object]] = {
     "scope": Annotated[
         str,
         Meta(
-            pattern=r"^(link:[a-z0-9-]{1,63}>[a-z0-9-]{1,63}|site:[a-z0-9-]{1,63}|tenant:[a-z0-9-]{1,63}|transfer:t-[0-9a-z]{4,32})$"
+            pattern=r"^(link:[a-z0-9-]{1,63}>[a-z0-9-]{1,63}|site:[a-z0-9-]{1,63}|tenant:[a-z0-9-]{1,63}|transfer:t-[0-9a-z]{4,32}|(read|write):[a-z0-9-]{1,63}:/[^\x00]{0,300})$"
         ),
     ],
 }

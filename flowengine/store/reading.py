@@ -18,7 +18,7 @@ from __future__ import annotations
 import errno
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final
 
@@ -88,11 +88,19 @@ class ObjectReader:
         profile: chunking profile.
         pool: buffers of at least `SEGMENT_BYTES` + the profile's maximum.
         threads: threads that read, cut and hash one object at once; 1 works in the caller's thread alone.
+        pace: called with the bytes that are about to be read, by each thread that reads; returns when they may be.
     """
 
-    def __init__(self, profile: Profile, pool: BufferPool, threads: int = 1) -> None:
+    def __init__(
+        self,
+        profile: Profile,
+        pool: BufferPool,
+        threads: int = 1,
+        pace: Callable[[int], None] = lambda size_bytes: None,
+    ) -> None:
         assert pool.size_bytes >= SEGMENT_BYTES + profile.maximum
         self.profile = profile
+        self.pace = pace
         self._pool = pool
         self._cutter = Cutter(profile)
         self._threads = threads
@@ -186,9 +194,9 @@ class ObjectReader:
                 break
         return Piece(position, lengths, pack_chunks(zip(lengths, ids, strict=True)), buffer, 0), filled
 
-    @staticmethod
-    def _read(fd: int, view: memoryview, offset: int, size_bytes: int) -> None:
+    def _read(self, fd: int, view: memoryview, offset: int, size_bytes: int) -> None:
         done = 0
+        self.pace(len(view))
         while done < len(view):
             got = os.preadv(fd, [view[done:]], offset + done)
             if got == 0:

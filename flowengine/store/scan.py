@@ -659,6 +659,7 @@ class Scanner:
                     buffer = self._hold_shared(st.st_size)
                 filled = self._filled
                 try:
+                    self._reader.pace(st.st_size)
                     st, size = self._read_small(frame.dirfd, name, st, buffer.view, filled)
                 except OSError as error:
                     yield self._failed(frame, _join(frame.path, name), error)

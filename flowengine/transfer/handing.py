@@ -48,6 +48,9 @@ __all__ = ["Broke", "Handed", "Landed", "error_of", "keep_session", "told_error"
 Landed: TypeAlias = Callable[[list[tuple[bytes, int]]], None]
 
 _SPLICE_BYTES: Final = 256 * 1024
+READS: Final = "<reads>"
+WRITES: Final = "<writes>"
+"""In place of a link's site: the storage that is read from or written to."""
 _PACES_EVERY_S: Final = 0.1
 _LAST_WORDS_S: Final = 5.0
 """How long what the hands said last may take to go out."""
@@ -58,7 +61,6 @@ class Handed(msgspec.Struct, frozen=True):
 
     Attributes:
         dials: whether more data connections are dialled by the keeper, rather than asked of the peer.
-        paced: whether the keeper may hold limits.
     """
 
     secrets: tuple[bytes, int, int, bytes, bytes]
@@ -77,7 +79,6 @@ class Handed(msgspec.Struct, frozen=True):
     halted: str
     route: list[Party]
     dials: bool
-    paced: bool
 
 
 class _Told(msgspec.Struct, tag_field="is"):
@@ -111,7 +112,7 @@ class Post(_Told, tag="post"):
 
 
 class Pace(_Told, tag="pace"):
-    """What holds on a link now; None: no limit."""
+    """What holds on a link, or of the storage (`READS`, `WRITES`), now; None: no limit."""
 
     near: str
     bits_per_s: float | None
@@ -148,7 +149,7 @@ class Dial(_Told, tag="dial"):
 
 
 class Take(_Told, tag="take"):
-    """May so much go out over a link?"""
+    """May so much go out over a link, or be read or written?"""
 
     ticket: int
     near: str
@@ -184,6 +185,11 @@ _ToKeeper: TypeAlias = Status | Gone | Dial | Take | Durable | Ended | Broke
 _encode: Final = msgspec.msgpack.Encoder().encode
 _to_hands: Final = msgspec.msgpack.Decoder(_ToHands).decode
 _to_keeper: Final = msgspec.msgpack.Decoder(_ToKeeper).decode
+
+
+def _pacer(session: Session, of: str) -> Pacer:
+    """What holds on a link, or of the storage."""
+    return session.reads if of == READS else session.writes if of == WRITES else session.pacer_of(of)
 
 
 def told_error(error: BaseException) -> Broke:
@@ -247,7 +253,6 @@ def handed(session: Session) -> Handed:
         halted=session.halted,
         route=list(session.route),
         dials=session.streams.dial is not None,
-        paced=session.sends,
     )
 
 
@@ -309,14 +314,15 @@ class _Keeper:
                 nursery.start_soon(self._inward, stream, early)
                 nursery.start_soon(self._outward, stream)
                 nursery.start_soon(self._give_streams)
-                if session.sends:
-                    nursery.start_soon(self._follow_paces)
+                self._tell_pace(READS if session.sends else WRITES)
+                nursery.start_soon(self._follow_paces)
                 ended = await self._listen()
                 nursery.cancel_scope.cancel()
         finally:
             session.streams.shut()
             session.streams.close()
-            session.pacer.close()
+            for pacer in (session.pacer, session.reads, session.writes):
+                pacer.close()
             line.close()
             await trio.aclose_forcefully(self._control)
         session.peer_checkpoint = ended.peer_checkpoint
@@ -360,7 +366,7 @@ class _Keeper:
             self._tell(Came(number, near, far), (sock.fileno(),))
 
     def _tell_pace(self, near: str) -> None:
-        rate = self._session.pacer_of(near).rate_bits_per_s
+        rate = _pacer(self._session, near).rate_bits_per_s
         if near not in self._paces or self._paces[near] != rate:
             self._paces[near] = rate
             self._tell(Pace(near, rate))
@@ -368,11 +374,11 @@ class _Keeper:
     async def _follow_paces(self) -> None:
         while True:
             await trio.sleep(_PACES_EVERY_S)
-            for near in self._paces:
+            for near in list(self._paces):
                 self._tell_pace(near)
 
     async def _take(self, asked: Take) -> None:
-        pacer = self._session.pacer_of(asked.near)
+        pacer = _pacer(self._session, asked.near)
         while (wait := pacer.take_nowait(asked.size)) > 0:  # noqa: ASYNC110 - time is what is waited for
             await trio.sleep(min(wait, _PACES_EVERY_S))
         self._tell(Answered(asked.ticket))
@@ -493,7 +499,9 @@ async def _session(
         halted=told.halted,
         route=tuple(told.route),
     )
-    if told.paced:
+    session.reads = AskingPacer(session.reads, partial(_ask_pace, line, READS))
+    session.writes = AskingPacer(session.writes, partial(_ask_pace, line, WRITES))
+    if told.sends:
         paces: dict[str, AskingPacer] = {}
 
         def pace_of(near: str) -> Pacer:
@@ -523,7 +531,7 @@ async def _obey(line: Line, session: Session) -> None:
             case Post(framed):
                 session.control.post_encoded(framed)
             case Pace(near, bits_per_s):
-                pacer = session.pacer_of(near)
+                pacer = _pacer(session, near)
                 assert isinstance(pacer, AskingPacer)
                 pacer.rate = None if bits_per_s is None else bits_per_s / 8
             case Answered(ticket):

@@ -6,7 +6,7 @@ A hold belongs to one offer. When the answer comes, the wanted runs become parts
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import accumulate
 
 from flowengine.chunking import CHUNK_BYTES, chunk_id
@@ -49,12 +49,21 @@ class BufferPart:
         self._buffer.release()
 
 
+Pace = Callable[[int], None]
+"""Called with the bytes that are about to be read; returns when they may be."""
+
+
+def _at_once(size_bytes: int) -> None:
+    """No limit."""
+
+
 class FilePart:
     """Chunks of one object that are read again when their turn comes, and hashed again before they are sent."""
 
-    __slots__ = ("_offset", "_packed", "_path", "_size")
+    __slots__ = ("_offset", "_pace", "_packed", "_path", "_size")
 
-    def __init__(self, path: bytes, offset: int, size_bytes: int, packed: bytes) -> None:
+    def __init__(self, path: bytes, offset: int, size_bytes: int, packed: bytes, pace: Pace) -> None:
+        self._pace = pace
         self._path = path
         self._offset = offset
         self._size = size_bytes
@@ -66,6 +75,7 @@ class FilePart:
         Raises:
             ChunkGone: the object is gone or has changed.
         """
+        self._pace(self._size)
         data = memoryview(bytearray(self._size))
         try:
             fd = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW)
@@ -94,9 +104,10 @@ class FilePart:
 class PieceHold:
     """One piece of a large object."""
 
-    __slots__ = ("_path", "_piece", "lengths", "number")
+    __slots__ = ("_pace", "_path", "_piece", "lengths", "number")
 
-    def __init__(self, piece: Piece, path: bytes) -> None:
+    def __init__(self, piece: Piece, path: bytes, pace: Pace = _at_once) -> None:
+        self._pace = pace
         self.number = -1
         self.lengths = piece.lengths
         self._piece = piece
@@ -110,7 +121,7 @@ class PieceHold:
         if piece.buffer is not None:
             return [BufferPart(piece.buffer, piece.start + before, size)]
         packed = piece.packed[index * CHUNK_BYTES : (index + count) * CHUNK_BYTES]
-        return [FilePart(self._path, piece.offset + before, size, packed)]
+        return [FilePart(self._path, piece.offset + before, size, packed, self._pace)]
 
     def forget_bytes(self) -> None:
         """Let the buffer go already: what is wanted of it after all is read again."""
@@ -209,9 +220,10 @@ class FineHold:
 class BatchHold:
     """A batch of small objects; its chunks are those of its entries, in order."""
 
-    __slots__ = ("_batch", "_lengths", "_owners", "number")
+    __slots__ = ("_batch", "_lengths", "_owners", "_pace", "number")
 
-    def __init__(self, batch: Batch) -> None:
+    def __init__(self, batch: Batch, pace: Pace = _at_once) -> None:
+        self._pace = pace
         self.number = -1
         self._batch = batch
         self._lengths: list[int] = []
@@ -259,7 +271,9 @@ class BatchHold:
                     stop += 1
                 entry = batch.entries[owner]
                 packed = entry.chunks[(at - first) * CHUNK_BYTES : (stop - first) * CHUNK_BYTES]
-                found.append(FilePart(batch.path_of(entry), before, sum(lengths[at:stop]), packed))
+                found.append(
+                    FilePart(batch.path_of(entry), before, sum(lengths[at:stop]), packed, self._pace)
+                )
             at = stop
         return found
 

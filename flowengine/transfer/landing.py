@@ -87,7 +87,9 @@ class Landing:
         clock: StageClock,
         *,
         apply_extra: Callable[[int, bytes], None] | None,
+        pace: Callable[[int], None],
     ) -> None:
+        self._pace = pace
         self.staging = staging
         self.counters = counters
         self._control = control
@@ -295,6 +297,7 @@ class Landing:
             ProtocolError, IntegrityError: the peer sent what was not wanted, or not what it offered.
             FlowError: the disk refused.
         """
+        self._pace(len(plain))
         stages = self._stages()
         at = 0
         for number, index, count in runs:

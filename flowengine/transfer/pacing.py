@@ -194,6 +194,11 @@ class Pacer:
     def _rates(self) -> list[float]:
         return [bucket.rate for bucket in self._buckets if bucket.rate is not None]
 
+    def spend(self, size_bytes: int) -> None:
+        """The same where there is any limit; costs next to nothing where there is none."""
+        if self.limited:
+            self.take(size_bytes)
+
     def close(self) -> None:
         """Hold nobody back any more: the transfer is over."""
         with self._limits._condition:

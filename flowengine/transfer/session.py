@@ -122,6 +122,7 @@ class Session:
         route: all sites from the source to the target, where the control connection goes through relays; else empty.
         consent: what policy said here to that route before it was dialled, where this side is the source.
         pace_of: the rates that hold for what goes over one link of this side's.
+        reads, writes: the rates that hold for the storage that this side reads from, or writes to.
         carried: bytes by link of this side's, of streams that ended as well.
         release: the source's signed word that policy lets this leave, as it came with the answer to the request.
         checkpoint: signed head of this side's chain of evidence, to be told at the end; empty for none.
@@ -146,6 +147,8 @@ class Session:
     fixed_streams: bool = False
     peer: str | None = None
     pacer: Pacer = field(default_factory=lambda: Limits().pacer())
+    reads: Pacer = field(default_factory=lambda: Limits().pacer())
+    writes: Pacer = field(default_factory=lambda: Limits().pacer())
     changes: list[str] = field(default_factory=list)
     sends: bool = False
     release: bytes = b""

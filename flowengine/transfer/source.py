@@ -156,7 +156,7 @@ class _Source:
         self._observe = observe
         profile = session.profile
         self._pool = BufferPool(POOL_BUFFERS, SEGMENT_BYTES + profile.maximum)
-        self._reader = ObjectReader(profile, self._pool, threads)
+        self._reader = ObjectReader(profile, self._pool, threads, session.reads.spend)
         self._units: queue.Queue[Unit | None] = queue.Queue()  # not SimpleQueue: see SendingLane
         self._credit = Credit(session.window_bytes)
         self._chooser = CompressionChooser(session.rtt_s, session.compression, cores=os.cpu_count() or 1)
@@ -271,6 +271,7 @@ class _Source:
         with self._sent:
             self._sent.notify_all()
         self._pool.close()
+        self._session.reads.close()
         self._credit.close()
         self._finer.put(None)
         if self._receipt is None:
@@ -361,10 +362,10 @@ class _Source:
         match event:
             case Batch():
                 recorder.entries(event.entries, check=not event.recalled)
-                self._offer(BatchHold(event), Offer(event.entries))
+                self._offer(BatchHold(event, self._session.reads.spend), Offer(event.entries))
             case LargePiece():
                 recorder.large_chunks(event.piece.packed)
-                hold = PieceHold(event.piece, self._large_path)
+                hold = PieceHold(event.piece, self._large_path, self._session.reads.spend)
                 if self._mostly_known():
                     hold.forget_bytes()
                 self._offer(hold, ObjectRun(event.piece.packed))

@@ -215,6 +215,7 @@ class _Target:
             counters,
             session.clock,
             apply_extra=apply,
+            pace=session.writes.spend,
         )
         self._publisher = Publisher(
             self._landing,
@@ -316,7 +317,7 @@ class _Target:
                             await publisher_done.wait()
                             outcome = await trio.to_thread.run_sync(self._conclude, tree, limiter=limiter)
                         except BaseException:
-                            session.streams.shut()  # or this nursery would wait for its lanes for ever
+                            self._shut()  # or this nursery would wait for its lanes for ever
                             raise
                         self._concluded = True
                         self._control.post(self._receipt(outcome))
@@ -324,7 +325,7 @@ class _Target:
                     self._control.finish_writing()
                     nursery.cancel_scope.cancel()
                 except BaseException:
-                    session.streams.shut()
+                    self._shut()
                     raise
                 finally:
                     self._inbox.put(None)
@@ -367,20 +368,25 @@ class _Target:
             await trio.to_thread.run_sync(lane.run, limiter=limiter)
             self._session.streams.gone(number)
         except TemporaryError as error:
-            self._session.streams.shut()
+            self._shut()
             if not self._concluded:  # all has landed: a source that leaves without a word does no harm
                 await wait_for_last_word(error)
                 raise
         except BaseException:
-            self._session.streams.shut()
+            self._shut()
             raise
+
+    def _shut(self) -> None:
+        """Have the lanes' threads end: their sockets do, and nobody waits for a rate."""
+        self._session.writes.close()
+        self._session.streams.shut()
 
     async def _shut_when_cancelled(self) -> None:
         """Threads cannot be cancelled: they end because their sockets do."""
         try:
             await trio.sleep_forever()
         finally:
-            self._session.streams.shut()
+            self._shut()
 
     async def _until_concluded(self, work: Callable[[], Awaitable[None]]) -> None:
         """Run a part of the control connection, which the source may drop once it has the receipt."""
@@ -406,7 +412,7 @@ class _Target:
                     if self._inbox.qsize() > MAX_QUEUED_MESSAGES // 2:
                         await self._room.wait()  # what is not received holds the source back
         if self._concluded:
-            self._session.streams.shut()  # a stream that the source never saw has no sealed end
+            self._shut()  # a stream that the source never saw has no sealed end
         else:
             raise TemporaryError(
                 "the source closed the control connection before it was done",

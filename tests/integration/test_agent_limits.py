@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 
 import pytest
 from sites import Federation, federation
 from support import MIB, random_file, wait_until
+
+from flowengine.errors import NotFound
 
 pytestmark = pytest.mark.slow
 
@@ -25,13 +28,21 @@ def sites(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
 
 
 @pytest.mark.parametrize(
-    ("scope", "source"), [("link:a>b", "a"), ("site:a", "a"), ("tenant:default", "a"), ("link:c>b", "c")]
+    ("scope", "source"),
+    [
+        ("link:a>b", "a"),
+        ("site:a", "a"),
+        ("tenant:default", "a"),
+        ("link:c>b", "c"),
+        ("read:a:/data", "a"),
+        ("write:b:/data", "c"),
+    ],
 )
 def test_a_limit_holds_and_can_be_lifted(sites: Federation, scope: str, source: str) -> None:
     client = sites.client
     client.set_limit(scope, RATE)
     begun = time.monotonic()
-    transfer = client.copy(f"{source}:/data/large", f"b:/data/{scope.replace(':', '-')}/")
+    transfer = client.copy(f"{source}:/data/large", f"b:/data/{re.sub('[:/>]', '-', scope)}/")
 
     def sent() -> int:
         return transfer.refresh().counters.bytes_sent
@@ -48,3 +59,25 @@ def test_a_limit_holds_and_can_be_lifted(sites: Federation, scope: str, source: 
         == "completed"
     )
     assert time.monotonic() - lifted < 20  # at 2 MB/s the rest would have taken half a minute
+
+
+def test_all_that_is_written_to_one_root_shares_its_limit(sites: Federation) -> None:
+    """Two sites send to one root at once; each alone could take all of its rate."""
+    client = sites.client
+    client.set_limit("write:b:/data", 4 * RATE)
+    begun = time.monotonic()
+    both = [client.copy(f"{site}:/data/large", f"b:/data/shared-{site}/") for site in "ac"]
+
+    def landed() -> int:
+        return sum(transfer.refresh().counters.bytes_sent for transfer in both)
+
+    wait_until(lambda: landed() > 12 * MIB, "some of it", 60)
+    assert landed() <= 4 * RATE / 8 * (time.monotonic() - begun + 1) + 8 * MIB
+    client.remove_limit("write:b:/data")
+    assert [transfer.wait(60).state for transfer in both] == ["completed", "completed"]
+
+
+def test_storage_that_nobody_offers_has_no_limit(sites: Federation) -> None:
+    for scope, words in (("read:a:/elsewhere", "offers no root /elsewhere"), ("write:x:/data", "no site x")):
+        with pytest.raises(NotFound, match=words):
+            sites.client.set_limit(scope, RATE)

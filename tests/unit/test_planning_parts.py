@@ -96,6 +96,38 @@ def test_who_is_alone_has_no_lease_and_a_guessed_relay_is_no_way(connection: Con
     assert held == []
 
 
+def test_what_a_relay_passes_on_is_bounded_as_its_operator_says(connection: Connection) -> None:
+    task = add_task(connection, 1)
+    for pair in (("s", "t"), ("s", "r"), ("r", "t")):
+        know(connection, *pair, 100 * MBIT)
+    relay = json.dumps({"streams": 0, "max_streams": 8, "max_bits_per_s": 30 * MBIT})
+    connection.execute(sites.update().where(sites.c.name == "r").values(relay=relay))
+    plans, _ = solve(read_picture(connection, NOW, Decider()))
+    assert ways(plans[task]) == {("s", "t"): 100, ("s", "r", "t"): 30}
+    # What comes to r for itself is not passed on.
+    own = add_task(connection, 2, source_site="s", target_site="r")
+    plans, _ = solve(read_picture(connection, NOW, Decider()))
+    assert sum(ways(plans[own]).values()) > 60
+    assert ways(plans[task])["s", "r", "t"] <= 30
+
+
+def test_storage_that_is_shared_divides_its_rate_and_is_named(connection: Connection) -> None:
+    roots = json.dumps([{"name": name, "access": "read-write"} for name in ("/", "/fast")])
+    connection.execute(sites.update().where(sites.c.name == "t").values(roots=roots))
+    know(connection, "s", "t", 100 * MBIT)
+    values = {"rate_bits_per_s": 40 * MBIT, "windows": "[]", "changed": NOW, "changed_by": "a"}
+    connection.execute(limits.insert().values(scope="write:t:/", **values))
+    alone = add_task(connection, 1)
+    plans, held = solve(read_picture(connection, NOW, Decider()))
+    assert (ways(plans[alone]), held) == ({("s", "t"): 40}, [])
+    assert "writing to t//" in plans[alone].binds
+    other, fast = add_task(connection, 2), add_task(connection, 3, target_path="/fast/x")
+    plans, held = solve(read_picture(connection, NOW, Decider()))
+    rates = [sum(ways(plans[one]).values()) for one in (alone, other, fast)]
+    assert (rates[0] + rates[1], rates[2]) == (40, 60)
+    assert {lease.task: round(lease.rate_bits_per_s / MBIT) for lease in held}[alone] == rates[0]
+
+
 def test_known_links_to_a_relay_are_used_beside_the_straight_one(connection: Connection) -> None:
     task = add_task(connection, 1)
     know(connection, "s", "t", 100 * MBIT)

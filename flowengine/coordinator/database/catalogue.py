@@ -230,13 +230,14 @@ def list_limits(connection: Connection, now: float, after: str = "", limit: int 
 
 
 def limits_of_site(connection: Connection, now: float, site: str) -> list[Limit]:
-    """The limits that a site's agent must hold to: of it, of links from or to it, of all tenants and transfers."""
+    """The limits that a site's agent must hold to: of it, its roots, links from or to it, all tenants and transfers."""
     found = []
     for limit in list_limits(connection, now):
         kind, _, name = limit.scope.partition(":")
         if (
             (kind == "site" and name == site)
             or (kind == "link" and site in name.split(">"))
+            or (kind in ("read", "write") and name.partition(":")[0] == site)
             or kind in ("tenant", "transfer")
         ):
             found.append(limit)

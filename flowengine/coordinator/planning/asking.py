@@ -43,6 +43,7 @@ from flowengine.coordinator.planning.picture import (
     links_of_plan,
     meets,
     overlay_of,
+    place_of,
     read_picture,
     relays_for,
     sighted_links,
@@ -50,7 +51,7 @@ from flowengine.coordinator.planning.picture import (
 from flowengine.coordinator.service import Service
 from flowengine.coordinator.web.answers import ask_agent, for_whom
 from flowengine.errors import Denied, FlowError, NotFound
-from flowengine.plan import Allowed, Demand, Overlay, Place, describe
+from flowengine.plan import Allowed, Demand, Overlay, describe
 from flowengine.plan.explain import describe_obstacle
 from flowengine.plan.model import DemandPlan
 from flowengine.plan.model import Plan as Solved
@@ -348,8 +349,10 @@ def _demand(
         deadline = max(request.deadline.timestamp() - beside, picture.now + 1.0)
     return Demand(
         id=f"new.{number + 1}",
-        sources=(Place(request.source.site),),
-        targets=(Place(request.targets[number].site),),
+        sources=(place_of(picture, request.source.site, request.source.path, writing=False),),
+        targets=(
+            place_of(picture, request.targets[number].site, request.targets[number].path, writing=True),
+        ),
         remaining_bytes=max(1, size if size is not None else 4 << 30),
         priority=priority,
         tenant=tenant,

@@ -43,6 +43,8 @@ LEAST_SHARE: Final = 0.01
 NEARLY: Final = 0.999
 SAME: Final = 0.05
 """A rate that differs by less from what was told stays as it was told."""
+_SHARED: Final = frozenset({"link", "out", "in", "read", "write", "tenant"})
+"""Kinds of limits that several demands share."""
 _CLASS_RANK: Final = {Priority.URGENT: 2, Priority.NORMAL: 1, Priority.SCAVENGER: 0}
 
 
@@ -222,7 +224,7 @@ def ways_of(
     found: dict[str, float] = {}
     for demand in demands:
         entry = entries[demand.id]
-        held_back = bool(entry.obstacles) and entry.obstacles[0].kind in ("link", "out", "in", "tenant")
+        held_back = bool(entry.obstacles) and entry.obstacles[0].kind in _SHARED
         link = links.get((demand.sources[0].site, demand.targets[0].site))
         bounds = [demand.max_rate_bits_per_s or float("inf")]
         if link is not None:
@@ -232,6 +234,15 @@ def ways_of(
         source = sites.get(demand.sources[0].site)
         if source is not None:
             bounds.append(cap_at(source.caps_out, plan.made_at_s))
+        for place, caps in (
+            (demand.sources[0], "caps_read"),
+            (demand.targets[0], "caps_write"),
+        ):
+            bounds += [
+                cap_at(getattr(one, caps), plan.made_at_s)
+                for one in overlay.endpoints
+                if (one.site, one.name) == (place.site, place.endpoint)
+            ]
         if demand.tenant in tenants:
             bounds.append(cap_at(tenants[demand.tenant].caps, plan.made_at_s))
         alone = min(bounds)
@@ -282,9 +293,15 @@ def leases_of(
                 for key in (("link", *hop), ("out", hop[0]), ("in", hop[1])):
                     there = users.setdefault(key, {})
                     there[task] = there.get(task, 0.0) + route.rate_bits_per_s
-            if by_id[task].tenant:
-                there = users.setdefault(("tenant", by_id[task].tenant), {})
-                there[task] = there.get(task, 0.0) + route.rate_bits_per_s
+            ends = by_id[task].sources[0], by_id[task].targets[0]
+            for key in (
+                ("tenant", by_id[task].tenant),
+                ("read", ends[0].site, ends[0].endpoint),
+                ("write", ends[1].site, ends[1].endpoint),
+            ):
+                if key[-1]:
+                    there = users.setdefault(key, {})
+                    there[task] = there.get(task, 0.0) + route.rate_bits_per_s
     site_caps = {site.name: bool(site.caps_out or site.caps_in) for site in overlay.sites}
     tenant_caps = {tenant.name: bool(tenant.caps) for tenant in overlay.tenants}
     sums: dict[tuple[str, str, str], tuple[float, bool]] = {}
@@ -292,7 +309,11 @@ def leases_of(
         demand = by_id.get(task)
         if demand is None:
             continue
-        capped_tenant = tenant_caps.get(demand.tenant, False) and len(users[("tenant", demand.tenant)]) > 1
+        source, target = demand.sources[0], demand.targets[0]
+        capped = tenant_caps.get(demand.tenant, False) and len(users.get(("tenant", demand.tenant), ())) > 1
+        # Storage has an endpoint in a demand only where it has a limit.
+        for stored in (("read", source.site, source.endpoint), ("write", target.site, target.endpoint)):
+            capped = capped or len(users.get(stored, ())) > 1
         for route in plan.routes:
             for hop in zip(route.sites, route.sites[1:], strict=False):
                 link = links.get(hop)
@@ -306,12 +327,12 @@ def leases_of(
                     for name in users[key]
                     if name != task
                 ]
-                if not link.estimate.measured and not link.caps and not near and not capped_tenant:
+                if not link.estimate.measured and not link.caps and not near and not capped:
                     others = [one for one in others if _rank(one) > _rank(demand)]
-                if not others and not near and not capped_tenant:
+                if not others and not near and not capped:
                     continue
                 top = all(_rank(one) <= _rank(demand) for one in others)
-                estimated = not link.caps and not near and not capped_tenant
+                estimated = not link.caps and not near and not capped
                 key = (task, hop[0], hop[1])
                 rate, loose = sums.get(key, (0.0, True))
                 sums[key] = rate + route.rate_bits_per_s, loose and top and estimated

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 from zoneinfo import ZoneInfo
@@ -16,7 +16,7 @@ from sqlalchemy import Connection, select
 from flowengine.api.agents import HopTraffic, RelayState
 from flowengine.api.resources import Counters, Limit, TransferRequest
 from flowengine.api.resources import Plan as StoredPlan
-from flowengine.coordinator.database.catalogue import decode_addresses, list_limits
+from flowengine.coordinator.database.catalogue import decode_addresses, decode_roots, list_limits
 from flowengine.coordinator.database.tables import (
     AnyRow,
     link_states,
@@ -30,10 +30,12 @@ from flowengine.coordinator.database.tables import (
 )
 from flowengine.coordinator.database.transfers import decode_request
 from flowengine.coordinator.decisions import Decider
+from flowengine.coordinator.rules.paths import clean, offering_root
 from flowengine.plan import (
     Allowed,
     Cap,
     Demand,
+    Endpoint,
     Link,
     Maintenance,
     Overlay,
@@ -46,8 +48,17 @@ from flowengine.plan import (
 from flowengine.plan.links import PRIOR, LinkState, estimate
 
 __all__ = [
-    "Picture", "SiteFacts", "TaskFacts", "allowed_of", "demands_of", "meets", "overlay_of", "read_picture",
-    "read_world", "sighted_links",
+    "Picture",
+    "SiteFacts",
+    "TaskFacts",
+    "allowed_of",
+    "demands_of",
+    "meets",
+    "overlay_of",
+    "place_of",
+    "read_picture",
+    "read_world",
+    "sighted_links",
 ]  # fmt: skip
 
 UNKNOWN_BYTES: Final = 4 << 30
@@ -80,6 +91,8 @@ class SiteFacts:
     reachable: bool
     relays: bool
     relayed: tuple[HopTraffic, ...] = ()
+    relays_bits_per_s: int | None = None
+    """Most that it passes on for others, as its operator says."""
     outbound: bool = False
     """It was seen and cannot be dialled; one that was never seen may be."""
 
@@ -110,6 +123,8 @@ class TaskFacts:
     plan: str
     user: str = ""
     request: str = ""
+    source_path: str = "/"
+    target_path: str = "/"
 
     @property
     def left_bytes(self) -> int:
@@ -169,6 +184,7 @@ def _site(row: AnyRow) -> SiteFacts:
         reachable,
         relay is not None and relay.max_streams > 0 and reachable and row.state == "online",
         tuple(hop for task in relay.tasks for hop in task.hops) if relay is not None else (),
+        relays_bits_per_s=relay.max_bits_per_s if relay is not None else None,
         outbound=row.last_seen is not None and not reachable,
     )
 
@@ -271,6 +287,8 @@ def _task(row: AnyRow) -> TaskFacts:
         plan=row.plan,
         user=row.user,
         request=row.request,
+        source_path=row.source_path,
+        target_path=row.target_path,
     )
 
 
@@ -353,6 +371,7 @@ def overlay_of(picture: Picture, pairs: Iterable[tuple[str, str]]) -> Overlay:
         and (key in straight or key in blind or key in picture.known or _capacity(picture, key) is not None)
     ]
     by_scope = {limit.scope: limit for limit in picture.limits}
+    relayed = _relay_caps(picture, wanted)
     names = sorted(
         {name for link in found for name in (link.source, link.target)} | {n for p in wanted for n in p}
     )
@@ -360,7 +379,8 @@ def overlay_of(picture: Picture, pairs: Iterable[tuple[str, str]]) -> Overlay:
         sites=tuple(
             Site(
                 name=name,
-                caps_out=_caps(by_scope.get(f"site:{name}")),
+                caps_in=relayed.get((name, "in"), ()),
+                caps_out=(*_caps(by_scope.get(f"site:{name}")), *relayed.get((name, "out"), ())),
                 maintenance=_times(picture, f"site:{name}"),
             )
             for name in names
@@ -373,11 +393,61 @@ def overlay_of(picture: Picture, pairs: Iterable[tuple[str, str]]) -> Overlay:
             )
             for link in found
         ),
+        endpoints=_endpoints(picture, names),
         tenants=tuple(
             Tenant(name=name, weight=weight, caps=_caps(by_scope.get(f"tenant:{name}")))
             for name, weight in sorted(picture.weights.items())
         ),
     )
+
+
+def _relay_caps(picture: Picture, pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], tuple[Cap, ...]]:
+    """What sites let pass for others, by site and side, as caps of all that leaves or enters there.
+
+    Where a relay is a source of none of the pairs, all that leaves it was passed on; where it is a target of none, all
+    that enters is. Where it is both, the plan knows no bound, and the relay itself holds it.
+    """
+    sources, targets = {source for source, _ in pairs}, {target for _, target in pairs}
+    found: dict[tuple[str, str], tuple[Cap, ...]] = {}
+    for site in picture.sites.values():
+        if site.relays and site.relays_bits_per_s is not None:
+            caps = (Cap(rate_bits_per_s=site.relays_bits_per_s),)
+            if site.name not in sources:
+                found[site.name, "out"] = caps
+            elif site.name not in targets:
+                found[site.name, "in"] = caps
+    return found
+
+
+def _limited_roots(picture: Picture) -> set[tuple[str, str]]:
+    """(site, root) of storage that has a limit."""
+    scopes = (
+        limit.scope.split(":", 2) for limit in picture.limits if limit.scope.startswith(("read:", "write:"))
+    )
+    return {(site, root) for _, site, root in scopes}
+
+
+def _endpoints(picture: Picture, names: Sequence[str]) -> tuple[Endpoint, ...]:
+    by_scope = {limit.scope: limit for limit in picture.limits}
+    return tuple(
+        Endpoint(
+            name=root,
+            site=site,
+            caps_read=_caps(by_scope.get(f"read:{site}:{root}")),
+            caps_write=_caps(by_scope.get(f"write:{site}:{root}")),
+        )
+        for site, root in sorted(_limited_roots(picture))
+        if site in names
+    )
+
+
+def place_of(picture: Picture, site: str, path: str, *, writing: bool) -> Place:
+    """Where bytes are read or written, with the storage where that has a limit."""
+    limited = {root for where, root in _limited_roots(picture) if where == site}
+    if not limited or site not in picture.rows:
+        return Place(site)
+    root = offering_root(decode_roots(picture.rows[site].roots), clean(path), writing)
+    return Place(site, root.name) if root is not None and root.name in limited else Place(site)
 
 
 def meets(picture: Picture, source: str, target: str) -> bool:
@@ -463,8 +533,8 @@ def demands_of(picture: Picture, sighted: frozenset[str] | None = None) -> tuple
         found.append(
             Demand(
                 id=task.id,
-                sources=(Place(task.source),),
-                targets=(Place(task.target),),
+                sources=(place_of(picture, task.source, task.source_path, writing=False),),
+                targets=(place_of(picture, task.target, task.target_path, writing=True),),
                 remaining_bytes=task.left_bytes,
                 priority=priority,
                 tenant=task.tenant,

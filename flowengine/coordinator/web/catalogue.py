@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import TypeVar
 
 import msgspec
-from sqlalchemy import delete, select
+from sqlalchemy import Connection, delete, select
 
 import flowengine
 from flowengine.api.agents import Answer
@@ -119,6 +119,7 @@ class Catalogue:
         check_windows(said.windows)
 
         def work(writing: Writing) -> Limit:
+            _check_storage(writing.connection, scope)
             values = {
                 "rate_bits_per_s": said.rate_bits_per_s,
                 "windows": json_text(said.windows),
@@ -145,6 +146,23 @@ class Catalogue:
             _tell_limit(writing, scope, call.user.name, "limit.removed")
 
         await self._db.write(work)
+
+
+def _check_storage(connection: Connection, scope: str) -> None:
+    """Refuse a limit of storage that a site does not offer: nothing would ever be counted by it."""
+    kind, _, name = scope.partition(":")
+    if kind not in ("read", "write"):
+        return
+    site, _, root = name.partition(":")
+    row = connection.execute(select(sites.c.roots).where(sites.c.name == site)).first()
+    if row is None:
+        raise NotFound(f"there is no site {site}", hint="flow site ls lists them")
+    offered = [one.name for one in stored.decode_roots(row.roots)]
+    if root not in offered:
+        raise NotFound(
+            f"site {site} offers no root {root}",
+            hint=f"it offers {', '.join(offered) or 'nothing'}: name one of these exactly",
+        )
 
 
 def _tell_limit(writing: Writing, scope: str, user: str, kind: str) -> None:
