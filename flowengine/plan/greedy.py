@@ -21,7 +21,7 @@ import numpy as np
 from flowengine.plan.network import BoolArray, FloatArray, IntArray, sum_by
 from flowengine.plan.routes import Columns
 
-__all__ = ["fill"]
+__all__ = ["fill", "press"]
 
 NOTHING = 1e-9
 MAX_ROUNDS = 64
@@ -81,3 +81,38 @@ def fill(
             left = np.maximum(capacity - columns.usage(total), 0.0)
             headroom = headroom - sum_by(group_of, gain, len(ceiling))
     return total
+
+
+def press(
+    columns: Columns, capacity: FloatArray, ceiling: FloatArray, order: Sequence[IntArray], rates: FloatArray
+) -> FloatArray:
+    """The rates, scaled down where they do not fit: the first groups keep theirs, later ones get what is left.
+
+    Args:
+        columns: Routes known.
+        capacity: Of each resource, in Gbit/s.
+        ceiling: Most for each group.
+        order: Groups, the most important first; groups in none get nothing.
+        rates: Of all columns; negative ones count as none.
+    """
+    result = np.zeros(len(columns))
+    if not len(columns):
+        return result
+    at, resources, _ = columns.incidence()
+    group_of = columns.group()
+    asked = np.maximum(rates, 0.0)
+    total = sum_by(group_of, asked, len(ceiling))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        asked *= np.where(total > ceiling, ceiling / total, 1.0)[group_of]
+    for members in order:
+        inside = np.zeros(len(ceiling), dtype=bool)
+        inside[members] = True
+        mine = np.where(inside[group_of], asked, 0.0)
+        left = np.maximum(capacity - columns.usage(result), 0.0)
+        usage = columns.usage(mine)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            fits = np.where(usage > left, left / usage, 1.0)
+        scale = np.ones(len(columns))
+        np.minimum.at(scale, at, fits[resources])
+        result += mine * scale
+    return result

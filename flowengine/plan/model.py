@@ -28,6 +28,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
         term_s: Longest time that a plan is good for.
         deadline_margin: A new deadline is admitted for so much more than its bytes.
         steady_gain: A plan that gives no tenant so much more than the last one did is not worth changing.
+        warm_effort: Above `exact_groups` groups a plan that has a last one to begin from stops after so many
+            iterations; the next plan goes on from there.
         earliest_for: For so many refused demands the earliest possible time is computed.
     """
 
@@ -41,6 +43,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     term_s: float = 300.0
     deadline_margin: float = 0.02
     steady_gain: float = 0.03
+    warm_effort: int = 2500
     earliest_for: int = 8
 
 
@@ -143,8 +146,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         valid_until_s: When some limit changes or the term ends; plan again before.
-        method: exact, binned (tenants levelled in a dozen steps), steady (the last plan kept), or greedy (the effort was
-            spent before an optimum was reached).
+        method: exact, binned (tenants levelled in a dozen steps), partial (binned, stopped on the way there; the next
+            plan goes on), steady (the last plan kept), or greedy (the effort was spent before an optimum was reached).
         effort_spent: Simplex iterations used.
         coarseness: How coarsely demands were grouped; 0 is exact.
         moved_share: Share of the traffic that runs on other routes than under the last plan.

@@ -31,6 +31,8 @@ __all__ = ["Bins", "FlowProgram", "Pricer"]
 LEVEL = 0
 ENTER = 1e-6
 MAX_PRICING_ROUNDS = 60
+BOX = 1.001
+"""A bound of a variable lies so much above what a row allows: it never holds, so it never takes the row's price."""
 
 
 class Pricer:
@@ -166,8 +168,9 @@ class FlowProgram:
         unit_weight: Weight of each unit.
         effort: Iterations that may be spent.
         bins: Utilities of units, for stages that maximise them.
-        at_first: So many columns take part in the first solve, which a basis of theirs begins; the others
-            come right after it.
+        boxed: Give each variable an upper bound, a little above what its group's row lets it have: then every
+            basis is a place where the dual simplex can begin, with new routes among the variables and the work
+            stopped at any step. Interior and primal solves are slower with them.
     """
 
     def __init__(
@@ -180,7 +183,7 @@ class FlowProgram:
         unit_weight: FloatArray,
         effort: Effort,
         bins: Bins | None = None,
-        at_first: int | None = None,
+        boxed: bool = False,
     ) -> None:
         bins = NO_BINS if bins is None else bins
         self.bins = bins
@@ -211,15 +214,16 @@ class FlowProgram:
         )  # fmt: skip
         self.level_in = np.zeros(len(unit_weight), dtype=bool)
         self._added = 0
-        self._at_first = at_first
+        self._boxed, self._capacity = boxed, capacity
         self.first = 1 + len(groups) + len(bins.unit)
         self.solver.add_columns(
             np.zeros(self.first), np.zeros(self.first),
-            np.concatenate([[math.inf], np.zeros(len(groups)), bins.width]),
+            np.concatenate([[0.0 if boxed else math.inf], np.zeros(len(groups)), bins.width]),
             np.concatenate([[0], np.arange(len(groups) + len(bins.unit))]),
             np.concatenate([self.group_rows, self.unit_rows[bins.unit]]),
             np.concatenate([np.ones(len(groups)), -np.ones(len(bins.unit))]),
         )  # fmt: skip
+        self.finished = False
         self.rates = np.zeros(0)
         self.duals = np.zeros(self.solver.row_count)
 
@@ -228,16 +232,13 @@ class FlowProgram:
     ) -> None:
         """Hand columns that the solver does not know yet to it, at the stage's cost."""
         columns, start = self.columns, self._added
-        end = len(columns) if self._at_first is None else self._at_first
-        count = end - start
+        count = len(columns) - start
         if not count:
             return
-        group = columns.group(start)[:count]
+        group = columns.group(start)
         at, resources, counts = columns.incidence(start)
-        inside = at < count
-        at, resources, counts = at[inside], resources[inside], counts[inside]
         every = np.arange(count)
-        price = columns.price(start)[:count]
+        price = columns.price(start)
         parts = [(at, resources, counts), (every, self.group_rows[group], np.ones(count))]
         in_unit = self.unit[group] >= 0
         parts.append((every[in_unit], self.unit_rows[self.unit[group][in_unit]], np.ones(int(in_unit.sum()))))
@@ -252,14 +253,15 @@ class FlowProgram:
         values = np.concatenate([p[2] for p in parts])
         order = np.lexsort((row, col))
         starts = np.searchsorted(col[order], np.arange(count))
-        costs = price * price_weight + columns.hops(start)[:count] * hop_weight - value[group]
+        costs = price * price_weight + columns.hops(start) * hop_weight - value[group]
         if extra is not None:
             known = extra[start : start + count]
             costs[: len(known)] += known
-        self.solver.add_columns(
-            costs, np.zeros(count), np.full(count, math.inf), starts, row[order], values[order]
-        )  # fmt: skip
-        self._added = end
+        most = np.full(count, math.inf)
+        if self._boxed:
+            most = np.minimum(self.ceiling[group], columns.bottleneck(self._capacity)[start:]) * BOX
+        self.solver.add_columns(costs, np.zeros(count), most, starts, row[order], values[order])
+        self._added = len(columns)
 
     def solve(
         self,
@@ -273,6 +275,8 @@ class FlowProgram:
         method: str = "primal",
         first_basis: tuple[IntArray, IntArray] | None = None,
         rounds: int = MAX_PRICING_ROUNDS,
+        at_most: int | None = None,
+        polish: int | None = None,
     ) -> FloatArray:
         """Rates of all columns at the optimum over all routes, for one stage's objective.
 
@@ -286,6 +290,8 @@ class FlowProgram:
             method: How to begin, as `Solver.run` takes it.
             first_basis: Where to start from, as `Solver.start_from` takes it.
             rounds: How often routes are looked for.
+            at_most: Iterations after which to stop; `finished` tells, and rates are then within no bounds.
+            polish: The same for what comes after the first optimum, where rates keep to the bounds wherever it stops.
         """
         network = self.columns.network
         groups = len(self.columns.groups)
@@ -294,27 +300,23 @@ class FlowProgram:
         self._add_new(value, price_weight, hop_weight, extra)
         column_costs = self.columns.price() * price_weight + self.columns.hops() * hop_weight
         column_costs -= value[self.columns.group()]
-        column_costs = column_costs[: self._added]
         if extra is not None:
-            column_costs[: len(extra)] += extra[: len(column_costs)]
+            column_costs[: len(extra)] += extra
         self.solver.set_costs(
             np.concatenate([[-1.0 if level else 0.0], short, -self.bins.slope, column_costs])
         )
         if first_basis is not None:
-            self.solver.start_from(first_basis[0][: self.solver.column_count], first_basis[1])
+            self.solver.start_from(*first_basis)
         link_costs = network.assumed_price * price_weight + hop_weight
+        self.finished = False
         while True:
-            point, self.duals = self.solver.run(method)
+            point, self.duals = self.solver.run(method, polish if self.finished else at_most)
+            optimal, self.finished = self.solver.finished, self.finished or self.solver.finished
             method = "primal"
             self.level, self.short = float(point[LEVEL]), point[1 : 1 + groups]
             self.rates = point[self.first :]
-            if self._at_first is not None:
-                late, self._at_first = self._at_first < len(self.columns), None
-                if late:
-                    self._add_new(value, price_weight, hop_weight, None)
-                    continue
             rounds -= 1
-            if rounds < 0 or self.pricer is None or not self._price(value, link_costs):
+            if rounds < 0 or not optimal or self.pricer is None or not self._price(value, link_costs):
                 break
             self._add_new(value, price_weight, hop_weight, None)
         return self.rates
@@ -362,4 +364,6 @@ class FlowProgram:
 
     def allow_shortfall(self, groups: IntArray, most: FloatArray) -> None:
         """How far the rate of some groups may stay below their floors."""
+        if self._boxed:
+            most = np.minimum(most, self.floor[groups] * BOX)
         self.solver.set_column_bounds(1 + groups, np.zeros(len(groups)), most)

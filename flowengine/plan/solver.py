@@ -24,6 +24,7 @@ TOLERANCE = 1e-7
 PRIMAL = 4
 INTERIOR_SHARE = 64
 DUAL = 1
+DEVEX = 1
 
 
 LOWER, BASIC, UPPER = 0, 1, 2
@@ -70,12 +71,15 @@ class Solver:
             ("parallel", "off"),
             ("random_seed", 0),
             ("solver", "simplex"),
+            # Exact steepest edges cost a solve for each basic variable before the first step of a warm start.
+            ("simplex_dual_edge_weight_strategy", DEVEX),
             ("primal_feasibility_tolerance", TOLERANCE),
             ("dual_feasibility_tolerance", TOLERANCE),
         ):
             self._highs.setOptionValue(option, value)
         self.row_count = len(rows_lower)
         self.column_count = 0
+        self.finished = False
         none = np.zeros(0, dtype=np.int32)
         self._highs.addRows(
             self.row_count, rows_lower, rows_upper, 0, np.zeros(self.row_count, dtype=np.int32),
@@ -136,12 +140,14 @@ class Solver:
             np.array([_NUMBER.get(status, LOWER) for status in basis.row_status], dtype=np.int64),
         )
 
-    def run(self, method: str) -> tuple[FloatArray, FloatArray]:
-        """Values of all columns and duals of all rows at an optimum.
+    def run(self, method: str, at_most: int | None = None) -> tuple[FloatArray, FloatArray]:
+        """Values of all columns and duals of all rows at an optimum; `finished` says whether it was reached.
 
         Args:
             method: "primal" when the last optimum is still feasible (only costs or new columns came since),
                 "dual" when bounds have changed, "interior" to begin a large program without a basis.
+            at_most: Stop after so many iterations, wherever that is; the basis stays to go on from. What comes
+                back then need not be within the bounds.
 
         Raises:
             EffortSpent: Before the optimum was reached.
@@ -151,12 +157,18 @@ class Solver:
             raise EffortSpent
         self._highs.setOptionValue("solver", "ipm" if method == "interior" else "simplex")
         self._highs.setOptionValue("simplex_strategy", PRIMAL if method == "primal" else DUAL)
-        status = self._attempt()
+        short = at_most is not None and at_most < self._effort.left
+        status = self._attempt(at_most if short else None)
+        self.finished = status == highspy.HighsModelStatus.kOptimal
+        if short and status == highspy.HighsModelStatus.kIterationLimit:
+            solution = self._highs.getSolution()
+            return np.array(solution.col_value), np.array(solution.row_dual)
         if status not in (highspy.HighsModelStatus.kOptimal, highspy.HighsModelStatus.kIterationLimit):
             # A basis gone bad: once more from nothing.
             self._highs.clearSolver()
             self._highs.setOptionValue("simplex_strategy", DUAL)
             status = self._attempt()
+            self.finished = status == highspy.HighsModelStatus.kOptimal
         if status == highspy.HighsModelStatus.kIterationLimit or self._effort.left <= 0:
             self._effort.left = 0
             raise EffortSpent
@@ -165,8 +177,9 @@ class Solver:
         solution = self._highs.getSolution()
         return np.array(solution.col_value), np.array(solution.row_dual)
 
-    def _attempt(self) -> highspy.HighsModelStatus:
-        self._highs.setOptionValue("simplex_iteration_limit", max(self._effort.left, 1))
+    def _attempt(self, at_most: int | None = None) -> highspy.HighsModelStatus:
+        limit = self._effort.left if at_most is None else at_most
+        self._highs.setOptionValue("simplex_iteration_limit", max(limit, 1))
         self._highs.run()
         info = self._highs.getInfo()
         # A step of the interior method works on every column; count it as that many simplex steps cost.

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+MOST_EFFORT = 2500 + 700 + 100
 PATH = Path(__file__).resolve().parents[2] / "perf" / "plan_bench.py"
 
 
@@ -56,5 +57,32 @@ def test_five_hundred_pairs_reach_the_bound(bench):
 def test_plans_of_five_thousand_demands_stay_quick_and_small(bench):
     for record in bench.run_scale():
         assert record["first_cpu_s"] < 20
-        assert record["links_changed"] == 1.0 or record["warm_cpu_s_median"] < 2
+        assert record["warm_cpu_s_worst"] < 4, "two seconds on a machine that does nothing else"
+        assert record["warm_effort_most"] <= MOST_EFFORT
         assert record["peak_mib"] < 500
+        # Classes in their order: what is given up for speed is not taken from the urgent.
+        assert record["warm_of_fresh_urgent"] > 0.98
+        assert record["warm_gbit_per_s"] > 0.94 * record["fresh_gbit_per_s"]
+
+
+@pytest.mark.slow
+def test_a_plan_that_was_stopped_goes_on_in_the_next_one(bench):
+    from flowengine.plan import Limits, plan
+
+    overlay = bench.random_overlay(30, 4)
+    demands = bench.random_demands(400, 30, 8, 4)
+    usual, hasty = Limits(), Limits(warm_effort=120)
+    made = plan(overlay, demands, None, 0.0, limits=usual)
+    overlay, demands = bench.later(overlay, demands, made, 5.0, 5, 1.0)
+    whole = plan(overlay, demands, made, 5.0, limits=usual)
+    assert whole.method == "binned"
+    first = made = plan(overlay, demands, made, 5.0, limits=hasty)
+    assert first.method == "partial"
+    assert first.effort_spent < whole.effort_spent
+    assert bench.total_gbit(first) > 0.8 * bench.total_gbit(whole)
+    for _ in range(20):
+        made = plan(overlay, demands, made, 5.0, limits=hasty)
+        if made.method != "partial":
+            break
+    assert made.method in ("binned", "steady")
+    assert bench.total_gbit(made) == pytest.approx(bench.total_gbit(whole), rel=0.05)
