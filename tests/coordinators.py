@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-from support import free_port
+from support import environment, free_port
 
 from flowengine.trust.certificates import make_key, make_request
 from flowengine.trust.tokens import Login
@@ -47,7 +47,9 @@ class Coordinator:
         words += ["--secrets", str(self.secrets), "--listen", f"127.0.0.1:{self.port}", *self.options]
         self.secrets.parent.mkdir(parents=True, exist_ok=True)
         with open(self.secrets.parent / f"coordinator-{self.port}.log", "a", encoding="utf-8") as log:
-            self.process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=log, text=True)
+            self.process = subprocess.Popen(
+                words, env=environment(), stdout=subprocess.PIPE, stderr=log, text=True
+            )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         assert line == f"ready: {self.url}\n", line + self.log

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from support import free_port, wait_until
+from support import environment, free_port, wait_until
 
 from flowengine.client.synchronous import Client, connect
 from flowengine.trust.tokens import Login
@@ -66,11 +65,6 @@ class _Process:
         return code
 
 
-def _environment(state: Path, **more: str) -> dict[str, str]:
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("FLOW_")}
-    return kept | {"FLOW_STATE_DIR": str(state)} | more
-
-
 @dataclass
 class Coordinator:
     """`flow coordinator run`; it keeps its port over a restart. `prefix` stands before the command.
@@ -98,7 +92,7 @@ class Coordinator:
             "--state", self.state or f"sqlite:///{self.folder}/state.sqlite",
             "--secrets", f"{self.folder}/secrets", "--listen", self.listen, *self.options,
         ]  # fmt: skip
-        self.process = _Process(command, _environment(self.folder))
+        self.process = _Process(command, environment(FLOW_STATE_DIR=str(self.folder)))
         self.listen = self.process.wait_ready().removeprefix("https://")
 
     def client(self) -> Client:
@@ -163,7 +157,7 @@ class SiteAgent:
         """Start it, or start it again; waits until it is ready."""
         command = [*self.prefix, *_AGENT, "run", "--config", str(self.write_config())]
         more = {"FLOW_JOIN_TOKEN": self.token} if self.token else {}
-        self.process = _Process(command, _environment(self.folder, **more))
+        self.process = _Process(command, environment(FLOW_STATE_DIR=str(self.folder), **more))
         if ready:
             self.wait_ready()
 
