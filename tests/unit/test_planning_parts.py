@@ -25,7 +25,13 @@ from flowengine.coordinator.database.transactions import Writing
 from flowengine.coordinator.decisions import Decider
 from flowengine.coordinator.planning.outcome import HeldLease, TaskPlan, Told, leases_of, plans_of
 from flowengine.coordinator.planning.picture import Picture, demands_of, overlay_of, read_picture
-from flowengine.coordinator.planning.stored import apply, last_plan, leases_of_site, read_task_plans
+from flowengine.coordinator.planning.stored import (
+    apply,
+    last_plan,
+    leases_of_site,
+    read_task_plans,
+    way_of,
+)
 from flowengine.coordinator.planning.watch import Watch
 from flowengine.plan import plan
 
@@ -228,3 +234,29 @@ def _plain(hop: HopTraffic) -> Any:
     import msgspec
 
     return msgspec.to_builtins(hop)
+
+
+def test_what_a_limit_lets_through_says_nothing_of_the_link(connection: Connection) -> None:
+    """A limit that is held elsewhere feels like a full link to the sender; lifted, its rate is reported for a while."""
+    know(connection, "s", "t", 1000 * MBIT)
+    flow = HopTraffic(sender="s", receiver="t", size_bytes=1, rate_bits_per_s=95 * MBIT)
+    add_task(connection, 1, link_bound=True, flows=json.dumps([_plain(flow)]))
+    connection.execute(limits.insert().values(scope="link:s>t", rate_bits_per_s=100 * MBIT))
+    watch = Watch()
+    for lifted, second, carries in ((False, 0, 1000), (True, 3, 1000), (True, 30, 95)):
+        if lifted:
+            connection.execute(limits.delete())
+        connection.execute(tasks.update().values(reported=NOW + second))
+        picture = read_picture(connection, NOW + second, Decider())
+        watch.look(picture)
+        believed = picture.known["s", "t"].rate_bits_per_s / MBIT
+        assert (believed == 1000) == (carries == 1000), f"second {second}: {believed}"
+
+
+def test_what_a_way_carries_is_known_without_a_plan(connection: Connection) -> None:
+    assert way_of(connection, "s", "t", "acme", NOW) == 0.0
+    know(connection, "s", "t", 300 * MBIT)
+    assert way_of(connection, "s", "t", "acme", NOW) == 300 * MBIT
+    connection.execute(limits.insert().values(scope="tenant:acme", rate_bits_per_s=100 * MBIT))
+    assert way_of(connection, "s", "t", "acme", NOW) == 100 * MBIT
+    assert way_of(connection, "s", "t", "other", NOW) == 300 * MBIT

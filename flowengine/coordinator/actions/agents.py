@@ -44,6 +44,7 @@ from flowengine.coordinator.planning.stored import (
     routes_of_holder,
     take_up,
     told_routes,
+    way_of,
 )
 from flowengine.coordinator.rules.commands import AgentView, Asked, Directive
 from flowengine.coordinator.rules.queue import choose, hindrance
@@ -59,6 +60,8 @@ MAX_CLAIM: Final = 64
 _COUNTER: Final = select(counters.c.value).where(counters.c.name == bindparam("counter"))
 MAX_NOT_BEFORE_S: Final = 8 * 86_400.0
 """No agent can put a task off for longer: windows open within eight days or never."""
+ASKED_S: Final = 1.0
+"""What lies between asking and beginning belongs to a copy's time; more than that was a queue."""
 LOST_CLAIM_S: Final = 60.0
 """A task that its site does not name, and was silent on for so long, never reached it."""
 
@@ -375,6 +378,10 @@ def _learn_pace(writing: Writing, row: AnyRow, transfer: AnyRow, counters: Count
     if row.mode == "verify" or request.options.dry_run or row.attempts > 0:
         return
     planned = read_task_plans(writing.connection, [row.id]).get(row.id)
+    # Short ones end before anybody plans for them; what their way carries is no less known.
+    way = planned.plan.way_bits_per_s if planned is not None else 0.0
+    way = way or way_of(writing.connection, row.source_site, row.target_site, row.tenant, writing.now)
+    begun = transfer.created if row.claimed - transfer.created < ASKED_S else row.claimed
     writing.connection.execute(
         paces.insert().values(
             source=row.source_site,
@@ -383,8 +390,8 @@ def _learn_pace(writing: Writing, row: AnyRow, transfer: AnyRow, counters: Count
             objects=max(0, counters.objects_done - counters.objects_unchanged),
             size_bytes=counters.size_bytes,
             sent_bytes=max(0, counters.bytes_done - counters.bytes_unchanged - counters.bytes_reused),
-            seconds=writing.now - row.claimed,
-            rate_bits_per_s=planned.plan.way_bits_per_s if planned is not None else 0.0,
+            seconds=writing.now - begun,
+            rate_bits_per_s=way,
         )
     )
 

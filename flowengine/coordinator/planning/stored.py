@@ -9,6 +9,7 @@ import msgspec
 from sqlalchemy import Connection, delete, select, update
 
 from flowengine.api.agents import Lease, Meeting, TaskRoute
+from flowengine.coordinator.database.catalogue import list_limits
 from flowengine.coordinator.database.people import moment
 from flowengine.coordinator.database.tables import (
     AnyRow,
@@ -37,6 +38,7 @@ __all__ = [
     "meetings_of_site",
     "read_task_plans",
     "told_routes",
+    "way_of",
 ]
 
 LEARN_FROM: Final = 60
@@ -277,6 +279,16 @@ def ended_tasks(connection: Connection, source: str, target: str) -> tuple[list[
         [_seen(row) for row in connection.execute(here)],
         [_seen(row) for row in connection.execute(last)],
     )
+
+
+def way_of(connection: Connection, source: str, target: str, tenant: str, now: float) -> float:
+    """What the straight way carries for a tenant by limits and by what was measured; 0 where nobody knows."""
+    scopes = {f"link:{source}>{target}", f"site:{source}", f"tenant:{tenant}"}
+    bounds = [one.now_bits_per_s for one in list_limits(connection, now) if one.scope in scopes]
+    known = [float(bound) for bound in bounds if bound is not None]
+    here = (link_states.c.source == source) & (link_states.c.target == target)
+    measured = connection.execute(select(link_states.c.rate_bits_per_s).where(here)).scalar_one_or_none()
+    return min([*known, measured] if measured else known, default=0.0)
 
 
 def _seen(row: AnyRow) -> Seen:

@@ -1,7 +1,8 @@
 """What goes over the links now, against what was believed and planned: pure.
 
 A link's rate is the sum over all transfers and relays that report of it. It is exact where some transfer on it was
-held back by links only; else the link carries this or more. A planned way over which nothing comes while its task
+held back by links only; else the link carries this or more. What comes near a limit is held back by that, whatever a
+sender felt: a limit that is held elsewhere feels like a full link to it. A planned way over which nothing comes while its task
 moves elsewhere, or does not move at all, is taken for dead for a while.
 """
 
@@ -22,6 +23,10 @@ SILENT_S: Final = 4.0
 """A way that was told for so long and carries nothing is dead."""
 DEAD_FOR_S: Final = 60.0
 KEEP_EVERY_S: Final = 10.0
+NEAR: Final = 0.7
+"""What moves with so much of a limit's rate may be held back by it."""
+FADES_S: Final = 5.0
+"""For so long after a limit was lifted what is reported may still be what it let through."""
 DIFFERENT: Final = 0.1
 """A link that is believed to carry so much more or less than at the last plan asks for another."""
 
@@ -46,6 +51,8 @@ class Watch:
     told_since: dict[tuple[str, tuple[str, ...]], float] = field(default_factory=dict)
     dead: dict[tuple[str, str], float] = field(default_factory=dict)
     planned_with: dict[tuple[str, str], float] = field(default_factory=dict)
+    limited: dict[tuple[str, ...], tuple[float, float]] = field(default_factory=dict)
+    """The lowest limit that bore on a link or a task of late, and until when that counts."""
 
     def look(self, picture: Picture) -> list[Look]:
         """Take what was reported into the picture's beliefs; what is worth keeping comes back."""
@@ -57,7 +64,9 @@ class Watch:
             for source, target, rate in task.moved(now):
                 key = (source, target)
                 sums[key] = sums.get(key, 0.0) + rate
-                bound[key] = bound.get(key, False) or task.link_bound
+                own = (f"tenant:{task.tenant}", f"transfer:{task.transfer}")
+                free = task.link_bound and not self._held_back(picture, own, rate)
+                bound[key] = bound.get(key, False) or free
                 reported[key] = max(reported.get(key, 0.0), task.reported)
         for site in picture.sites.values():
             for hop in site.relayed:
@@ -72,6 +81,9 @@ class Watch:
             if reported[key] <= self.looked.get(key, 0.0) or now - self.looked.get(key, 0.0) < LOOK_EVERY_S:
                 continue
             self.looked[key] = now
+            source, target = key
+            scopes = (f"link:{source}>{target}", f"site:{source}", f"read:{source}:", f"write:{target}:")
+            bound[key] = bound[key] and not self._held_back(picture, scopes, rate)
             before = picture.known.get(key, PRIOR)
             state = observe(before, rate, now, "transfers", at_least=not bound[key])
             if state is before:
@@ -83,6 +95,24 @@ class Watch:
                 self.kept[key] = now
                 found.append(Look(*key, state, rate, not bound[key]))
         return found
+
+    def _held_back(self, picture: Picture, scopes: tuple[str, ...], rate: float) -> bool:
+        """Whether limits of these scopes, or of scopes below those that end with a colon, may have kept the rate down."""
+        known = [
+            float(limit.now_bits_per_s)
+            for limit in picture.limits
+            if limit.now_bits_per_s is not None
+            and any(limit.scope == one or (one[-1] == ":" and limit.scope.startswith(one)) for one in scopes)
+        ]
+        lowest, until = min(known, default=float("inf")), picture.now + FADES_S
+        before = self.limited.get(scopes)
+        if before is not None and before[1] > picture.now and before[0] < lowest:
+            lowest, until = before
+        if lowest < float("inf"):
+            self.limited[scopes] = (lowest, until)
+        else:
+            self.limited.pop(scopes, None)
+        return rate >= NEAR * lowest
 
     def differs(self, picture: Picture) -> bool:
         """Whether a link that the last plan used is now believed to carry another rate."""
