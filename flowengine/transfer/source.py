@@ -20,9 +20,10 @@ import queue
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -81,7 +82,11 @@ from flowengine.wire.messages import (
 )
 from flowengine.wire.records import Run
 
-__all__ = ["SourceOutcome", "run_source"]
+if TYPE_CHECKING:
+    from flowengine.store.sealed_scan import SealedScanner
+    from flowengine.trust.sealed import SealingKey
+
+__all__ = ["Sealing", "SourceOutcome", "run_source"]
 
 MAX_WANTED_BYTES: Final = 64 * 1024 * 1024
 """Bytes that may be wanted and not yet sent before the scan waits. A warm scan cache reads nothing, so nothing else
@@ -95,6 +100,18 @@ until the answer: buffers would hold the scan back for a round trip, and to read
 _RECENT_BYTES: Final = 64 * 1024 * 1024
 _LEAST_ANSWERED_BYTES: Final = 4 * 1024 * 1024
 _TOTALS_EVERY_S: Final = 0.25
+
+
+@dataclass(frozen=True)
+class Sealing:
+    """What a source seals with.
+
+    Attributes:
+        note: told of what could not be read, by its own path: the target must not learn it.
+    """
+
+    key: SealingKey
+    note: Callable[[str], None] = lambda line: None
 
 
 @dataclass
@@ -120,6 +137,7 @@ async def run_source(
     counters: Counters,
     threads: int = 1,
     observe: Observer | None = None,
+    seal: Sealing | None = None,
 ) -> SourceOutcome:
     """Serve one session to its receipt.
 
@@ -130,12 +148,13 @@ async def run_source(
         counters: updated as things happen.
         threads: threads that read, cut and hash one large object.
         observe: called twice a second.
+        seal: offer all of it sealed; None offers it as it is.
 
     Raises:
         TemporaryError: the session broke; another one continues.
         FlowError: as the peer or the local system says.
     """
-    return await _Source(session, selection, cache, counters, threads, observe).run()
+    return await _Source(session, selection, cache, counters, threads, observe, seal).run()
 
 
 class _Source:
@@ -147,7 +166,9 @@ class _Source:
         counters: Counters,
         threads: int,
         observe: Observer | None,
+        seal: Sealing | None,
     ) -> None:
+        self._seal = seal
         self._session = session
         self._control = session.control
         self._selection = selection
@@ -287,17 +308,34 @@ class _Source:
 
     # --- scan thread --------------------------------------------------------------------------------------------
 
-    def _scan(self) -> None:
-        options = self._session.options
-        scanner = Scanner(
+    def _scanner(self) -> Scanner | SealedScanner:
+        options, filters = self._session.options, FilterSet.from_wire(self._session.options.filters)
+        if self._seal is None:
+            return Scanner(
+                self._selection,
+                self._reader,
+                self._pool,
+                self._cache,
+                filters=filters,
+                xattrs=options.xattrs,
+                owner=options.owner,
+            )
+        from flowengine.store.sealed_scan import SealedScanner  # few transfers need it
+
+        return SealedScanner(
             self._selection,
-            self._reader,
+            self._seal.key,
+            self._session.profile,
             self._pool,
-            self._cache,
-            filters=FilterSet.from_wire(options.filters),
+            filters=filters,
             xattrs=options.xattrs,
             owner=options.owner,
+            note=self._seal.note,
         )
+
+    def _scan(self) -> None:
+        options = self._session.options
+        scanner = self._scanner()
         stage = self._session.clock.stage("read")
         recorder = ManifestRecorder(
             ManifestBuilder(
@@ -366,7 +404,7 @@ class _Source:
             case LargePiece():
                 recorder.large_chunks(event.piece.packed)
                 hold = PieceHold(event.piece, self._large_path, self._session.reads.spend)
-                if self._mostly_known():
+                if self._seal is None and self._mostly_known():
                     hold.forget_bytes()
                 self._offer(hold, ObjectRun(event.piece.packed))
             case LargeBegun(entry, path):
