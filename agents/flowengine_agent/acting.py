@@ -26,6 +26,7 @@ import trio
 from flowengine.api.agents import Answer
 from flowengine.errors import FlowError, LocalError, TemporaryError
 from flowengine.store.quarantine import Quarantine
+from flowengine.store.sealed_open import Opened
 from flowengine.transfer.handing import Broke, Ended, Landed, error_of, handed, keep_session
 from flowengine.transfer.line import Line, line_pair
 from flowengine.transfer.session import Counters, Observer, Session
@@ -33,7 +34,7 @@ from flowengine.transfer.source import SourceOutcome
 from flowengine.transfer.target import TargetOutcome
 from flowengine_agent.accounts import Account, AccountRules
 from flowengine_agent.counting import count
-from flowengine_agent.hands import give, objects_of, take
+from flowengine_agent.hands import Way, give, objects_of, take, unseal
 from flowengine_agent.logs import Log
 from flowengine_agent.mover import (
     Count,
@@ -46,6 +47,7 @@ from flowengine_agent.mover import (
     Reach,
     Stat,
     TakeIn,
+    Unseal,
     Where,
 )
 from flowengine_agent.roots import Place, Roots
@@ -83,6 +85,7 @@ class Hands(Protocol):
         threads: int,
         counters: Counters,
         observe: Observer | None,
+        seal: bytes = b"",
     ) -> SourceOutcome:
         """As `hands.give`."""
 
@@ -95,6 +98,7 @@ class Hands(Protocol):
         counters: Counters,
         observe: Observer | None,
         landed: Landed,
+        way: Way = "plain",
     ) -> TargetOutcome:
         """As `hands.take`."""
 
@@ -103,6 +107,9 @@ class Hands(Protocol):
 
     async def count(self, path: str, within_s: float) -> Answer:
         """As `counting.count`."""
+
+    async def unseal(self, place: Place, secrets: list[bytes]) -> Opened:
+        """As `hands.unseal`."""
 
     async def objects(self, place: Place) -> list[tuple[bytes, int]]:
         """As `hands.objects_of`."""
@@ -140,10 +147,12 @@ class OwnHands:
         threads: int,
         counters: Counters,
         observe: Observer | None,
+        seal: bytes = b"",
     ) -> SourceOutcome:
         return await give(
-            session, place, rename, cached=cached, threads=threads, counters=counters, observe=observe
-        )
+            session, place, rename,
+            cached=cached, threads=threads, counters=counters, observe=observe, seal=seal,
+        )  # fmt: skip
 
     async def take(
         self,
@@ -154,14 +163,20 @@ class OwnHands:
         counters: Counters,
         observe: Observer | None,
         landed: Landed,
+        way: Way = "plain",
     ) -> TargetOutcome:
-        return await take(session, place, cached=cached, counters=counters, observe=observe, landed=landed)
+        return await take(
+            session, place, cached=cached, counters=counters, observe=observe, landed=landed, way=way
+        )
 
     async def look(self, path: str) -> Answer:
         return await trio.to_thread.run_sync(self._roots.look, path)
 
     async def count(self, path: str, within_s: float) -> Answer:
         return await trio.to_thread.run_sync(count, self._roots, path, within_s)
+
+    async def unseal(self, place: Place, secrets: list[bytes]) -> Opened:
+        return await trio.to_thread.run_sync(unseal, place, secrets)
 
     async def objects(self, place: Place) -> list[tuple[bytes, int]]:
         return await trio.to_thread.run_sync(objects_of, place.real_path)
@@ -221,6 +236,9 @@ class MoverHands:
         except FlowError as error:
             return Answer(reason=error.reason, message=error.message, complete=False)
 
+    async def unseal(self, place: Place, secrets: list[bytes]) -> Opened:
+        return await self._ask(Unseal(Where.of(place), secrets), Opened)
+
     async def objects(self, place: Place) -> list[tuple[bytes, int]]:
         return await self._ask(Objects(Where.of(place)), list[tuple[bytes, int]])
 
@@ -240,9 +258,10 @@ class MoverHands:
         threads: int,
         counters: Counters,
         observe: Observer | None,
+        seal: bytes = b"",
     ) -> SourceOutcome:
         async with self._acting.at_work(self._account) as mover:
-            operation = Give(Where.of(place), rename, handed(session), cached, threads)
+            operation = Give(Where.of(place), rename, handed(session), cached, threads, seal)
             outcome = await self._carry(mover, operation, session, counters, observe, None)
         return msgspec.msgpack.decode(outcome, type=SourceOutcome)
 
@@ -255,9 +274,10 @@ class MoverHands:
         counters: Counters,
         observe: Observer | None,
         landed: Landed,
+        way: Way = "plain",
     ) -> TargetOutcome:
         async with self._acting.at_work(self._account) as mover:
-            operation = TakeIn(Where.of(place), handed(session), cached)
+            operation = TakeIn(Where.of(place), handed(session), cached, way)
             outcome = await self._carry(mover, operation, session, counters, observe, landed)
         return msgspec.msgpack.decode(outcome, type=TargetOutcome)
 

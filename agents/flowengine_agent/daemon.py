@@ -146,6 +146,7 @@ async def run_agent(
             Acting(roots, config.accounts, spawner, log),
         )
         site.gate.other_names = site.roots.other_names
+        site.gate.sealed = site.seals.leaving
         site.gate.knowledge = Knowledge(Exports(os.path.join(config.state, "exports.sqlite")))
         return await _Agent(site, ready).run()
 

@@ -17,9 +17,12 @@ from flowengine.errors import Denied, FlowError
 from flowengine.evidence.obligations import duty_id
 from flowengine.policy.asking import Judged
 from flowengine.policy.duties import StopMode, stop_mode
+from flowengine.policy.merge import merge
+from flowengine.policy.model import Duty
 from flowengine.transfer.channel import first_flow_error
 from flowengine.transfer.session import Session
 from flowengine.trust.grant import Grant, Party
+from flowengine.trust.grant_checks import arrival_use
 from flowengine.trust.release import Release
 from flowengine.units import show_path
 from flowengine_agent.acting import Hands
@@ -34,7 +37,7 @@ from flowengine_agent.running import End, Running, Watch, policy_stopped, stoppe
 if TYPE_CHECKING:
     from flowengine_agent.site import Site
 
-__all__ = ["ENDS_A_TRANSFER", "Duties"]
+__all__ = ["ENDS_A_TRANSFER", "Duties", "release_of"]
 
 ENDS_A_TRANSFER: Final = frozenset(
     {
@@ -44,6 +47,7 @@ ENDS_A_TRANSFER: Final = frozenset(
         "policy-expired",
         "policy-approval",
         "release-stripped",
+        "not-sealed",
     }
 )
 """Reasons with which a transfer that began is over, and what arrived of it may not stay as it is."""
@@ -189,17 +193,20 @@ class Duties:
         """Objects are durable under their names; from any thread."""
         self.keeper.holdings.add_objects(task, rows)
 
-    async def completed(self, grant: Grant, hands: Hands, place: Place) -> None:
+    async def completed(
+        self, grant: Grant, hands: Hands, place: Place, opened: Sequence[tuple[bytes, int]] | None = None
+    ) -> None:
         """All of it landed: what was here already is under the same duties as what came.
 
         Args:
             hands, place: who landed it, and where.
+            opened: what was opened of it, where it landed sealed and does not stay so.
         """
         holding = self.keeper.holdings.find(grant.task)
         if holding is None:
             return
         if holding.terms.binds_what_landed:
-            rows = await hands.objects(place)
+            rows = await hands.objects(place) if opened is None else opened
             for first in range(0, len(rows), _ROWS):
                 part = rows[first : first + _ROWS]
                 await trio.to_thread.run_sync(self.keeper.holdings.add_objects, grant.task, part)
@@ -301,6 +308,22 @@ def owed_for(holding: Holding, *kinds: str) -> list[Owed]:
     ]
 
 
+def release_of(holding: Holding) -> Release | None:
+    """The source's word with which something landed here; None where there was none, or it cannot be read."""
+    try:
+        return msgspec.msgpack.decode(holding.proof, type=_Proof).release
+    except msgspec.MsgspecError:
+        return None
+
+
+def _owed(grant: Grant, permit: Permit) -> tuple[Duty, ...]:
+    """The duties with which something lands; what is held is sealed whether or not a rule says so."""
+    terms = terms_of(permit.judged)
+    if arrival_use(grant.required) != "hold" or terms.at_rest:
+        return terms.duties
+    return merge([*terms.duties, Duty("encrypt", (("at", ("rest",)),), ("hold",))]).duties
+
+
 def _holding(grant: Grant, place: Place, permit: Permit, account: str) -> Holding:
     bare = msgspec.structs.replace(grant, secret=bytes(len(grant.secret)))
     route = list(permit.route) or [grant.source, grant.target]
@@ -312,7 +335,7 @@ def _holding(grant: Grant, place: Place, permit: Permit, account: str) -> Holdin
         root=place.root.folder.name,
         folder=place.path,
         labels=tuple(permit.release.labels if permit.release is not None else grant.labels),
-        duties=terms_of(permit.judged).duties,
+        duties=_owed(grant, permit),
         policy_digest=bytes.fromhex(permit.bundle.bundle.digest.removeprefix("sha256:"))
         if permit.bundle is not None
         else b"",

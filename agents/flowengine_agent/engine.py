@@ -8,6 +8,8 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
+import trio
+
 from flowengine.api.agents import TaskGrant
 from flowengine.api.resources import TransferOptions
 from flowengine.errors import Denied, FlowError, IntegrityError
@@ -16,8 +18,10 @@ from flowengine.transfer.passes import PassResult, Report, TransferSettings, run
 from flowengine.transfer.run import peer_session, stat_remote
 from flowengine.transfer.session import Counters
 from flowengine.transfer.sites import SitePeer
+from flowengine.transfer.source import SourceOutcome
 from flowengine.transfer.target import TargetOutcome
 from flowengine.trust.grant import Grant, wire_path
+from flowengine.trust.grant_checks import arrival_use
 from flowengine.trust.receipt import SignedReceipt
 from flowengine.units import show_path
 from flowengine.wire.messages import Options
@@ -28,6 +32,7 @@ from flowengine_agent.permits import Permit
 from flowengine_agent.reporting import TaskReporter
 from flowengine_agent.roots import Place
 from flowengine_agent.running import Watch
+from flowengine_agent.sealing import Arrival
 from flowengine_agent.site import Site
 
 __all__ = ["Finished", "drive", "make_receipt"]
@@ -116,6 +121,7 @@ async def _pull(
     if (
         place.path
         and not place.contents
+        and arrival_use(grant.required) == "land"
         and not source_path.endswith(b"/")
         and not is_folder(await hands.mode(place))
     ):
@@ -124,9 +130,11 @@ async def _pull(
             place, name = place.parent()
             settings = dataclasses.replace(settings, options=_renamed(options, name))
     note = _notes(site, granted, reporter)
+    arrival = Arrival()
     async with landing_at(site, place, grant, reporter, settings.options, wait=True) as meter:
 
         async def one_pass(counters: Counters) -> PassResult:
+            nonlocal arrival
             async with peer_session(peer, "target", source_path, settings) as session:
                 async with (
                     site.limits.landing(session, place.root.folder.name),
@@ -134,6 +142,7 @@ async def _pull(
                 ):
                     await show_head(site, permit, session)
                     meter.begin(session)
+                    arrival = site.seals.arrival(grant, permit, settings.options)
                     done = await hands.take(
                         session,
                         place,
@@ -141,6 +150,7 @@ async def _pull(
                         counters=counters,
                         observe=meter.observe,
                         landed=notes_of_landed(site, reporter, watch),
+                        way=arrival.way,
                     )
                     await landed_so(site, grant, permit, watch, counters, done, hands)
                     await note_head(site, grant, "source", session)
@@ -150,11 +160,12 @@ async def _pull(
 
         report = await run_passes(one_pass, settings, note)
         meter.finish(report.counters, report.bottleneck)
-    check_ended(report)
+        check_ended(report)
+        opened = await arrival.open(hands, place, reporter)
     if granted.mode == "verify":
         check_same(report.counters, report.extras)
     else:
-        await site.duties.completed(grant, hands, place)
+        await site.duties.completed(grant, hands, place, opened)
     if granted.options.dry_run:  # nothing landed that could be signed for
         return Finished(report.version_id, b"")
     return Finished(
@@ -176,7 +187,9 @@ async def _push(
     hands = site.acting.hands(grant.requester, grant.tenant)
     await hands.check_source(place)
     mode = await hands.mode(place)
-    if name and not place.contents and mode is not None and not is_folder(mode):
+    seal = await trio.to_thread.run_sync(site.seals.sealing, grant)
+    held = await trio.to_thread.run_sync(site.seals.held, grant.source_path)
+    if name and not (seal or held) and not place.contents and mode is not None and not is_folder(mode):
         there = await stat_remote(peer, target_path)
         if there is None or not is_folder(there[1]):
             settings = dataclasses.replace(settings, options=_renamed(settings.options, name))
@@ -200,7 +213,9 @@ async def _push(
                     threads=settings.reader_threads,
                     counters=counters,
                     observe=meter.observe,
+                    seal=seal,
                 )
+                log_left_out(site, grant, done)
             await record_left(site, grant, permit, session, counters, done, watch.mode, hands.account)
             if done.receipt.state != "completed":
                 watch.check()
@@ -267,12 +282,20 @@ async def landing_at(
 def notes_of_landed(site: Site, reporter: TaskReporter, watch: Watch) -> Landed:
     """What the engine tells as objects become durable: first on account, then to the coordinator."""
 
-    def landed(rows: list[tuple[bytes, int]]) -> None:
+    def landed(rows: list[tuple[bytes, int]], wrong: str = "") -> None:
+        if wrong:  # marked here and now: whatever ends this session meanwhile, it does not stay
+            site.holdings.mark(watch.task, "policy-stopped", wrong, all_of_it=True)
         if watch.on_account:
             site.duties.landed(watch.task, rows)
         reporter.landed([(show_path(name), size) for name, size in rows])
 
     return landed
+
+
+def log_left_out(site: Site, grant: Grant, outcome: SourceOutcome) -> None:
+    """Tell this site's log what was not sealed, and why: the target does not learn its name."""
+    for line in outcome.notes:
+        site.log.warning("not sealed", task=grant.task, why=line)
 
 
 def check_ended(report: Report) -> None:

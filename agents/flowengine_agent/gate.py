@@ -33,8 +33,9 @@ from flowengine.policy.model import FALSE
 from flowengine.policy.reasons import nearest_permit, reasons
 from flowengine.transfer.sites import SiteTrust
 from flowengine.trust.grant import Grant, Party
+from flowengine.trust.grant_checks import arrival_use
 from flowengine.trust.relay_grant import RelayGrant
-from flowengine.trust.release import Release, check_release
+from flowengine.trust.release import Release, Sealed, check_release
 from flowengine_agent.capabilities import capabilities
 from flowengine_agent.evidence import EvidenceLog
 from flowengine_agent.holdings import Holding
@@ -43,6 +44,7 @@ from flowengine_agent.logs import Log
 from flowengine_agent.permits import Carried, Permit
 from flowengine_agent.policies import InForce, Policies
 from flowengine_agent.recording import Entry, Owed, Recorder, approvals_used, duties_owed
+from flowengine_agent.sealing import check_custody
 
 __all__ = ["EVERYWHERE", "Gate"]
 
@@ -86,6 +88,8 @@ class Gate:
         """Other site paths under which the same data are offered here."""
         self.landed: Callable[[str], Sequence[Holding]] = lambda path: ()
         """What lies at a path here and came under duties."""
+        self.sealed: Callable[[Carried], Sequence[Sealed]] = lambda carried: ()
+        """The keys with which what leaves here under a grant is sealed."""
 
     @property
     def me(self) -> Party:
@@ -109,13 +113,15 @@ class Gate:
             Denied: policy does not permit it (reason "policy-denied", "policy-missing", "policy-expired").
         """
         bundle = await self._bundle("release", grant, grant.source.site)
+        sealed = tuple(await trio.to_thread.run_sync(self.sealed, grant))
         if bundle is None:
-            return Permit()
+            return Permit(sealed=sealed)
         route = list(route) or [grant.source, grant.target]
         now = self._clock()
         labellings = self.policies.labellings(grant.source.site, grant.source_path, now)
         matter = self._leaving(bundle, grant, route)
-        permit = await self._decide(bundle, "release", grant, route, matter, _whole_route(route), checks=True)
+        asked = _whole_route(route, arrival_use(grant.required))
+        permit = await self._decide(bundle, "release", grant, route, matter, asked, leaves=sealed)
         counts = self._take_on(bundle, grant, route, matter, permit.judged)
         labels, contracts = (
             _texts(permit.judged[0], "data.labels"),
@@ -141,9 +147,10 @@ class Gate:
                 decisions=list(permit.decisions),
                 duties=sorted({duty.type for one in permit.judged for duty in one.decision.duties}),
                 counts=counts,
+                sealed=list(sealed),
             )
         )
-        return replace(permit, document=document, route=tuple(route), counts=counts)
+        return replace(permit, document=document, route=tuple(route), counts=counts, sealed=sealed)
 
     async def relay(self, carried: Carried, route: Sequence[Party], document: bytes) -> Permit:
         """Let sealed data pass through this site.
@@ -253,7 +260,8 @@ class Gate:
             raise Denied(f"the policies in force at {self.me.site} have expired", reason="policy-expired")
         if release is None:
             matter = self._leaving(bundle, carried, route)
-            judged = tuple(self._judge(bundle, carried, route, matter, _whole_route(route)))
+            asked = _whole_route(route, arrival_use(carried.required))
+            judged = tuple(self._judge(bundle, carried, route, matter, asked))
             if all(one.decision.permit for one in judged):
                 self._check(bundle, carried, route, matter, judged)
             return judged
@@ -261,7 +269,8 @@ class Gate:
         matter = self._matter(bundle, carried, route, labellings, release=release)
         matter = self._behind(bundle, carried, route, matter, release)
         here = next(hop for hop, party in enumerate(route) if party == self.me)
-        return tuple(self._judge(bundle, carried, route, matter, [(point, here)]))
+        use = point if point == "relay" else arrival_use(carried.required)
+        return tuple(self._judge(bundle, carried, route, matter, [(use, here)]))
 
     @property
     def least_offline_s(self) -> float | None:
@@ -367,13 +376,13 @@ class Gate:
         if bundle is None:
             return Permit()
         try:
-            release, labellings = self._checked(carried, route, document, ends=point == "publish")
+            release, labellings = self._checked(carried, route, document, here, ends=point == "publish")
         except FlowError as error:
             await self.recorder.keep(self.recorder.refused(point, carried, route[0].site, error))
             raise
         matter = self._matter(bundle, carried, route, labellings, release=release)
         matter = self._behind(bundle, carried, route, matter, release)
-        use = "relay" if point == "relay" else "land"
+        use = "relay" if point == "relay" else arrival_use(carried.required)
         permit = await self._decide(bundle, point, carried, route, matter, [(use, here)])
         if release.bundle != bundle.bundle.digest:
             self._log.warning(
@@ -385,7 +394,7 @@ class Gate:
         return replace(permit, release=release, document=document, route=tuple(route))
 
     def _checked(
-        self, carried: Carried, route: Sequence[Party], document: bytes, *, ends: bool
+        self, carried: Carried, route: Sequence[Party], document: bytes, here: int, *, ends: bool
     ) -> tuple[Release, list[Labelling]]:
         """The source's release, if it leaves out nothing that this site knows of the data."""
         now = self._clock()
@@ -420,6 +429,12 @@ class Gate:
                 hint="its agent has not got them, or withholds them: flow label ls",
                 reason="release-stripped",
             )
+        if arrival_use(carried.required) == "hold" and here == len(route) - 1 and not release.sealed:
+            raise Denied(
+                f"{self.me.site} may only hold these data, and {route[0].site} does not say that it seals them",
+                hint="its agent has no policies, or is too old: flow policy bundle status",
+                reason="not-sealed",
+            )
         return release, labellings
 
     async def _decide(
@@ -431,14 +446,15 @@ class Gate:
         matter: Matter,
         asked: Sequence[tuple[str, int]],
         *,
-        checks: bool = False,
+        leaves: Sequence[Sealed] | None = None,
     ) -> Permit:
         """Decide uses at hops of a route; all are recorded, the first that is denied is raised.
 
         What is permitted is recorded along with the duties that this site takes on, and the approvals it rests on.
 
         Args:
-            checks: whether to hold it to the duties that come before the first byte.
+            leaves: at the source, which holds it to the duties that come before the first byte: the keys with which
+                what leaves is sealed.
         """
         judged = self._judge(bundle, carried, route, matter, asked)
         ids = [os.urandom(8).hex() for _ in judged]
@@ -451,8 +467,9 @@ class Gate:
                 await self.recorder.keep(*entries)
                 raise self._denied(bundle, point, carried, one, name)
         try:
-            if checks:
+            if leaves is not None:
                 self._check(bundle, carried, route, matter, judged)
+                check_custody(bundle.policies, judged, leaves)
         except Denied as error:
             await self.recorder.keep(*entries, self.recorder.refused(point, carried, route[0].site, error))
             raise
@@ -601,9 +618,9 @@ def _ends(route: Sequence[Party]) -> tuple[str, Place]:
     return route[0].site, Place(route[-1].site, route[-1].key_sha256)
 
 
-def _whole_route(route: Sequence[Party]) -> list[tuple[str, int]]:
+def _whole_route(route: Sequence[Party], arrives: str) -> list[tuple[str, int]]:
     last = len(route) - 1
-    return [("release", 0), *(("relay", hop) for hop in range(1, last)), ("land", last)]
+    return [("release", 0), *(("relay", hop) for hop in range(1, last)), (arrives, last)]
 
 
 def _texts(one: Judged, attribute: str) -> list[str]:

@@ -6,18 +6,27 @@ import contextlib
 import os
 import stat
 from collections.abc import Iterator
+from typing import Final, Literal
 
+from flowengine.errors import Denied, IntegrityError
 from flowengine.manifest import DIRECTORY, ManifestReader
 from flowengine.store.landed import LandedManifest
 from flowengine.store.quarantine import Quarantine, next_name
 from flowengine.store.scan_cache import ScanCache
+from flowengine.store.sealed_open import Opened, check_held, open_sealed
 from flowengine.transfer.handing import Landed
 from flowengine.transfer.session import Counters, Observer, Session
 from flowengine.transfer.source import SourceOutcome, run_source
 from flowengine.transfer.target import NOWHERE, TargetOutcome, TargetRoot, run_target
+from flowengine.trust.sealed import SealingKey
+from flowengine.wire.paths import STAGING_NAME
 from flowengine_agent.roots import Place
 
-__all__ = ["give", "hide", "objects_of", "purge", "take"]
+__all__ = ["Way", "give", "hide", "objects_of", "purge", "take", "unseal"]
+
+Way = Literal["plain", "hold", "open"]
+_INCOMING: Final = STAGING_NAME + b"/sealed"
+"""Where sealed objects stand below the folder that they are to be opened into; goes to quarantine with what is staged."""
 
 
 async def give(
@@ -29,8 +38,13 @@ async def give(
     threads: int,
     counters: Counters,
     observe: Observer | None,
+    seal: bytes = b"",
 ) -> SourceOutcome:
-    """Serve a session from a place; arguments and errors as of `run_source` and `Place.selection`."""
+    """Serve a session from a place; arguments and errors as of `run_source` and `Place.selection`.
+
+    Args:
+        seal: secret of the key to seal it with; empty: it leaves as it is.
+    """
     with place.selection(rename) as selection:
         return await run_source(
             session,
@@ -39,6 +53,7 @@ async def give(
             counters=counters,
             threads=threads,
             observe=observe,
+            seal=SealingKey(seal) if seal else None,
         )
 
 
@@ -50,14 +65,22 @@ async def take(
     counters: Counters,
     observe: Observer | None,
     landed: Landed,
+    way: Way = "plain",
 ) -> TargetOutcome:
-    """Land a session at a place, made where missing; arguments and errors as of `run_target` and `Place.target`."""
+    """Land a session at a place, made where missing; arguments and errors as of `run_target` and `Place.target`.
+
+    Args:
+        way: "hold" lets nothing land but sealed objects; "open" lets them land out of sight, to be opened then.
+
+    Raises:
+        Denied: something came that is not sealed and may only be held (reason "not-sealed").
+    """
     dry = session.options.dry_run
     name = session.profile.name
     with place.target(make=not dry) as path:
         root = TargetRoot(path or NOWHERE)
         if path is not None and not dry:
-            root = TargetRoot(path, LandedManifest(path), landed=landed)
+            root = _root(path, way, landed)
         return await run_target(
             session,
             root,
@@ -65,6 +88,50 @@ async def take(
             counters=counters,
             observe=observe,
         )
+
+
+def _root(path: bytes, way: Way, landed: Landed) -> TargetRoot:
+    if way == "open":
+        return TargetRoot(os.path.join(path, _INCOMING))
+
+    def look(rows: list[tuple[bytes, int]]) -> None:
+        landed(rows)  # first: what is wrong has to go, so it has to be on account
+        for name, _ in rows:
+            try:
+                check_held(path, name)
+            except IntegrityError as error:
+                why = f"what came is not sealed, and this site may only hold it: {error.message}"
+                landed([], why)
+                raise Denied(
+                    why,
+                    hint="look at the source's agent; what had arrived goes to quarantine and will be destroyed",
+                    reason="not-sealed",
+                    mode="stop-now",
+                ) from None
+
+    return TargetRoot(path, LandedManifest(path), landed=look if way == "hold" else landed)
+
+
+def unseal(place: Place, secrets: list[bytes]) -> Opened:
+    """Open what landed out of sight at a place; for a thread.
+
+    Args:
+        secrets: of the keys.
+
+    Raises:
+        FlowError: it cannot be written.
+    """
+    keys = {key.id: key for key in map(SealingKey, secrets)}
+
+    def find(key_id: bytes) -> SealingKey:
+        if key_id not in keys:
+            raise IntegrityError(f"it was sealed with key {key_id.hex()}, which the source did not name")
+        return keys[key_id]
+
+    with place.target(make=False) as path:
+        if path is None:
+            return Opened()
+        return open_sealed(os.path.join(path, _INCOMING), path, find, consume=True)
 
 
 def objects_of(path: bytes) -> list[tuple[bytes, int]]:

@@ -178,7 +178,9 @@ def check_onward(holding: Holding, judged: Sequence[Judged]) -> None:
         raise Denied(f"{who} forbids to pass on {what}", reason="policy-onward")
     if onward != "same-duties":
         return
-    taken: list[Duty] = [duty for one in judged if one.decision.use == "land" for duty in one.decision.duties]
+    taken: list[Duty] = [
+        duty for one in judged if one.decision.use in ("land", "hold") for duty in one.decision.duties
+    ]
     inherited = [duty for duty in holding.duties if duty.type not in ("stop", "quarantine")]
     alone, both = merge(taken), merge([*taken, *inherited])
     if both.collision is not None or _demands(alone.duties) != _demands(both.duties):

@@ -77,6 +77,24 @@ def check(config_path: str, as_json: bool) -> int:
     return run_checks(config_path, as_json=as_json)
 
 
+class _Keys(click.Group):
+    """The group `keys`, loaded when it is asked for."""
+
+    def _loaded(self) -> click.Group:
+        from flowengine_agent.keys import keys
+
+        return keys
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return self._loaded().list_commands(ctx)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return self._loaded().get_command(ctx, cmd_name)
+
+
+_agent.add_command(_Keys("keys", help="Keys of what this site sealed, or may open."))
+
+
 def _refuse_root(config: SiteConfig) -> None:
     if os.geteuid() == 0 and not config.allow_root:
         raise UsageError(

@@ -8,7 +8,8 @@ Plan
 Invariants
     - No capability, nothing gained by running a program, killed with the spawner, ended with its line.
     - Nothing outside the offered folders and the account's own state folder is opened.
-    - It holds nothing of the site: no key, no certificate, no grant; only the keys of sessions that it carries.
+    - It holds nothing of the site: no key, no certificate, no grant; only the keys of sessions that it carries, and of
+      what it seals and opens for its account.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from flowengine.transfer.session import Counters, Observer, Session
 from flowengine_agent.accounts import Account, AccountRules
 from flowengine_agent.config import SiteConfig
 from flowengine_agent.counting import count
-from flowengine_agent.hands import give, hide, objects_of, purge, take
+from flowengine_agent.hands import Way, give, hide, objects_of, purge, take, unseal
 from flowengine_agent.privileges import become, end_with_parent, keep_only, lock_down
 from flowengine_agent.roots import Place, Roots
 
@@ -46,6 +47,7 @@ __all__ = [
     "Reach",
     "Stat",
     "TakeIn",
+    "Unseal",
     "Where",
     "run_mover",
 ]
@@ -103,6 +105,7 @@ class Give(_Operation, frozen=True, tag="give"):
     session: Handed
     cached: bool
     threads: int
+    seal: bytes = b""
 
 
 class TakeIn(_Operation, frozen=True, tag="take"):
@@ -111,6 +114,14 @@ class TakeIn(_Operation, frozen=True, tag="take"):
     where: Where
     session: Handed
     cached: bool
+    way: Way = "plain"
+
+
+class Unseal(_Operation, frozen=True, tag="unseal"):
+    """Open what landed out of sight."""
+
+    where: Where
+    secrets: list[bytes]
 
 
 class Objects(_Operation, frozen=True, tag="objects"):
@@ -135,7 +146,7 @@ class Purge(_Operation, frozen=True, tag="purge"):
     task: str
 
 
-Operation: TypeAlias = Look | Count | Stat | Reach | Give | TakeIn | Objects | Hide | Purge
+Operation: TypeAlias = Look | Count | Stat | Reach | Give | TakeIn | Unseal | Objects | Hide | Purge
 _decode: Final = msgspec.msgpack.Decoder(Operation).decode
 _encode: Final = msgspec.msgpack.Encoder().encode
 
@@ -252,6 +263,8 @@ def _answer(operation: Operation, roots: Roots) -> object:
         case Reach(where):
             with _place(roots, where).selection():
                 return None
+        case Unseal(where, secrets):
+            return unseal(_place(roots, where), secrets)
         case Objects(where):
             with _place(roots, where).target(make=False) as folder:
                 return objects_of(folder) if folder is not None else []
@@ -276,7 +289,15 @@ async def _carry(operation: Give | TakeIn, line: Line, control: socket.socket, r
         cached = operation.cached
         if isinstance(operation, TakeIn):
             return _encode(
-                await take(session, place, cached=cached, counters=counters, observe=observe, landed=landed)
+                await take(
+                    session,
+                    place,
+                    cached=cached,
+                    counters=counters,
+                    observe=observe,
+                    landed=landed,
+                    way=operation.way,
+                )
             )
         threads = operation.threads
         return _encode(
@@ -288,6 +309,7 @@ async def _carry(operation: Give | TakeIn, line: Line, control: socket.socket, r
                 threads=threads,
                 counters=counters,
                 observe=observe,
+                seal=operation.seal,
             )
         )
 

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from flowengine.policy.asking import Judged
 from flowengine.trust.grant import Party
-from flowengine.trust.release import Release
+from flowengine.trust.release import Release, Sealed
 from flowengine_agent.policies import InForce
 from flowengine_agent.recording import Owed
 
@@ -38,6 +38,10 @@ class Carried(Protocol):
     def requester(self) -> str: ...
     @property
     def policy_digest(self) -> bytes: ...
+    @property
+    def tenant(self) -> str: ...
+    @property
+    def required(self) -> list[str]: ...
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,7 @@ class Permit:
         release: the source's, as it was checked; None at the source itself.
         document: that release as it came.
         route: for which it is.
+        sealed: at the source, the keys with which what leaves is sealed; empty where it leaves as it is.
     """
 
     bundle: InForce | None = None
@@ -63,3 +68,4 @@ class Permit:
     release: Release | None = None
     document: bytes = b""
     route: tuple[Party, ...] = ()
+    sealed: tuple[Sealed, ...] = ()

@@ -28,6 +28,7 @@ from flowengine_agent.engine import (
     check_same,
     landed_so,
     landing_at,
+    log_left_out,
     make_receipt,
     notes_of_landed,
 )
@@ -174,7 +175,11 @@ class DataPort:
                 await hands.check_source(place)
             mode = await hands.mode(place)
             # Whether it is a folder is all that the peer needs; size and times are data that nobody has decided on.
-            rows = [] if mode is None else [(incoming.request.path, stat.S_IFMT(mode), 0, 0)]
+            kind = 0 if mode is None else stat.S_IFMT(mode)
+            if end == "source":
+                sealed = await trio.to_thread.run_sync(self._site.seals.leaving, grant)
+                kind = stat.S_IFDIR if kind and sealed else kind  # what is sealed comes as a tree
+            rows = [] if mode is None else [(incoming.request.path, kind, 0, 0)]
             await incoming.channel.send(Listed(rows, True))
             return
         if incoming.request.role not in ("source", "target"):
@@ -238,6 +243,7 @@ class DataPort:
         log = site.log.bind(task=grant.task, transfer=grant.transfer, peer=grant.target.site)
         _check_asked(log, grant, request.options)
         permit = await site.gate.release(grant, incoming.route)
+        seal = await trio.to_thread.run_sync(site.seals.sealing, grant)
         await hands.check_source(place)
         log.info("gives", path=grant.source_path, **_as(hands))
         counters = Counters()
@@ -253,7 +259,9 @@ class DataPort:
                     threads=site.reader_threads,
                     counters=counters,
                     observe=_bounded(grant),
+                    seal=seal,
                 )
+                log_left_out(site, grant, outcome)
             await record_left(site, grant, permit, session, counters, outcome, watch.mode, hands.account)
             if outcome.receipt.state != "completed":
                 watch.check()
@@ -295,6 +303,7 @@ class DataPort:
                 ):
                     await show_head(site, permit, session)
                     meter.begin(session)
+                    arrival = site.seals.arrival(grant, permit, options)
                     outcome = await hands.take(
                         session,
                         place,
@@ -302,6 +311,7 @@ class DataPort:
                         counters=counters,
                         observe=meter.observe,
                         landed=notes_of_landed(site, reporter, watch),
+                        way=arrival.way,
                     )
                     await landed_so(site, grant, permit, watch, counters, outcome, hands)
                     await note_head(site, grant, "source", session)
@@ -311,10 +321,11 @@ class DataPort:
                 )
                 if outcome.state == "completed":
                     try:
+                        opened = await arrival.open(hands, place, reporter)
                         if grant.mode == "verify":
                             check_same(counters, outcome.extras)
                         elif not grant.dry_run:
-                            await site.duties.completed(grant, hands, place)
+                            await site.duties.completed(grant, hands, place, opened)
                         receipt = b""  # of a dry run nothing landed that could be signed for
                         if not grant.dry_run:
                             receipt = make_receipt(site, grant, outcome.state, outcome.version_id, counters)

@@ -25,6 +25,7 @@ from flowengine_agent.journal import Journal
 from flowengine_agent.limits import LimitBook
 from flowengine_agent.logs import Log
 from flowengine_agent.roots import Place, Roots
+from flowengine_agent.sealing import Seals
 from flowengine_agent.writers import Writers
 
 __all__ = ["Site", "decode_grant"]
@@ -65,6 +66,11 @@ class Site:
     def duties(self) -> Duties:
         """What is owed for what runs and what landed here."""
         return Duties(self, self.holdings)
+
+    @cached_property
+    def seals(self) -> Seals:
+        """What is sealed here, and held sealed."""
+        return Seals(self)
 
     @property
     def name(self) -> str:

@@ -160,6 +160,13 @@ class Decider:
                     connection, rules, rows[recipient], data, request, user, int(now)
                 )
             found, on, may_be_approved = self._decide(rules, use, rows[site], about[recipient], int(now))
+            if use == "land" and found.verdict != "permit" and not may_be_approved:
+                # Where it may not be read it may yet be kept, sealed: what is permitted then is that and no more.
+                held, held_on, held_approvable = self._decide(
+                    rules, "hold", rows[site], about[recipient], int(now)
+                )
+                if held.verdict == "permit" or held_approvable:
+                    use, found, on, may_be_approved = "hold", held, held_on, held_approvable
             judged.append((use, site, on))
             requestable = requestable and (found.verdict == "permit" or may_be_approved)
             before = decisions.get((use, site))

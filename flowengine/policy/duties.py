@@ -46,6 +46,7 @@ AGENT_CAN: Final = frozenset(
         "delete",  # timers at the target, with quarantine first
         "encrypt.end-to-end",
         "encrypt.flight",
+        "encrypt.rest",  # sealed objects where data is held; see NOT_AT
         "isolate",  # no chunk index, no look at what else lies there; there are no shared dictionaries and no caches
         "legal_hold",  # suspends deletion, and what would overwrite or delete
         "log",  # every decision and duty is in the site's evidence
@@ -63,10 +64,14 @@ AGENT_CAN: Final = frozenset(
 )
 """What an agent of this version really does; what is not here denies (docs/reference/duties.md)."""
 NOT_AT: Final[Mapping[str, frozenset[str]]] = {
-    use: frozenset({"spill"}) for use in ("hold", "land", "process")
+    "release": frozenset({"encrypt.rest"}),
+    "hold": frozenset({"spill"}),
+    "land": frozenset({"encrypt.rest", "spill"}),
+    "process": frozenset({"encrypt.rest", "spill"}),
 }
 """What it cannot do for a use. A relay keeps nothing on a disk, and a source stages nothing; where data lands, it is on
-a disk, in staging first, so that `spill` cannot be promised there."""
+a disk, in staging first, so that `spill` cannot be promised there. What is stored sealed cannot be read where it is: so
+it can be held, and not land; and what a source has of its own it has as it is."""
 
 StopMode = Literal["stop-now", "finish-file", "drain"]
 STOP_MODES: Final[tuple[StopMode, ...]] = ("stop-now", "finish-file", "drain")
@@ -175,6 +180,7 @@ class Terms:
             or self.holds
             or self.onward
             or self.isolate
+            or self.at_rest
         )
 
     def due(self, landed: int) -> int | None:

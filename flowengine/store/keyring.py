@@ -37,7 +37,7 @@ class Keyring:
         self._rng = rng
         self._lock = threading.Lock()
 
-    def keys(self) -> list[KeptKey]:
+    def kept(self) -> list[KeptKey]:
         """All of them, oldest first.
 
         Raises:
@@ -62,7 +62,7 @@ class Keyring:
 
         Raises:
             NotFound: it is not here (reason "sealing-key-missing").
-            LocalError: as of `keys`, for this one.
+            LocalError: as of `kept`, for this one.
         """
         path = os.path.join(self.folder, key_id.hex() + _SUFFIX)
         try:
@@ -82,10 +82,10 @@ class Keyring:
         """The key for what leaves a site from a path; made, and durable, where there was none.
 
         Raises:
-            LocalError: as of `keys`; a new key is not made beside one that cannot be read.
+            LocalError: as of `kept`; a new key is not made beside one that cannot be read.
         """
         with self._lock:
-            for kept in self.keys():
+            for kept in self.kept():
                 if (kept.site, kept.tenant, kept.path) == (site, tenant, path):
                     return kept
             made = make_key(site, tenant, path, self._clock(), self._rng)

@@ -17,7 +17,7 @@ from typing import Final
 
 from flowengine.errors import FlowError, IntegrityError, LocalError, ProtocolError
 from flowengine.store.attributes import apply_extra
-from flowengine.store.filesystem import local_error, open_beneath
+from flowengine.store.filesystem import local_error, open_beneath, sync_filesystem
 from flowengine.trust.sealed import (
     HEADER_BYTES,
     TRAILER_BYTES,
@@ -115,6 +115,7 @@ def open_sealed(source: bytes, target: bytes, find_key: FindKey, *, consume: boo
                 found.size_bytes += meta.size
                 found.rows.append((meta.path, meta.size))
         if consume and not found.failures:
+            sync_filesystem(root)  # what was opened must be durable before what it was opened from goes
             shutil.rmtree(source)
         with contextlib.suppress(OSError):
             os.rmdir(STAGING_NAME, dir_fd=root)

@@ -76,6 +76,7 @@ class SealedScanner:
         pool: buffers of at least 8 MiB and a largest chunk.
         filters: what to leave out, by its own path.
         xattrs, owner: whether these are sealed too.
+        pace: called with the bytes that are about to be read; returns when they may be.
         note: told of each failure by the object's own path; stays at this site.
     """
 
@@ -89,6 +90,7 @@ class SealedScanner:
         filters: FilterSet | None = None,
         xattrs: bool = False,
         owner: bool = False,
+        pace: Callable[[int], object] = lambda size: None,
         note: Callable[[str], None] = lambda line: None,
     ) -> None:
         if len(selection.roots) != 1 or selection.files_from is not None:
@@ -100,6 +102,7 @@ class SealedScanner:
         self._filters = filters or None
         self._extra = extra_reader(xattrs=xattrs, owner=owner) if xattrs or owner else None
         self._mode_bits = 0o7777 if owner else 0o1777
+        self._pace = pace
         self._note = note
         self._shared: Buffer | None = None
         self._filled = 0
@@ -313,6 +316,7 @@ class SealedScanner:
         try:
             for _ in range(READ_ATTEMPTS):
                 before = os.fstat(fd)
+                self._pace(before.st_size)
                 content = os.pread(fd, before.st_size + 1, 0)
                 if len(content) == before.st_size and _same(before, os.fstat(fd)):
                     break
@@ -376,6 +380,7 @@ class SealedScanner:
         yield sealer.header
         for at in range(0, st.st_size, SEGMENT_BYTES):
             wanted = min(SEGMENT_BYTES, st.st_size - at)
+            self._pace(wanted)
             content = os.pread(fd, wanted, at)
             if len(content) != wanted:
                 raise ObjectChanged(

@@ -23,7 +23,7 @@ import sys
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 import msgspec
 import trio
@@ -45,7 +45,12 @@ from flowengine.wire.messages import Options, Progress
 
 __all__ = ["Broke", "Handed", "Landed", "error_of", "keep_session", "told_error", "work_on_session"]
 
-Landed: TypeAlias = Callable[[list[tuple[bytes, int]]], None]
+
+class Landed(Protocol):
+    """Takes note of objects that are durable; of what is wrong with them as well, where that is said."""
+
+    def __call__(self, rows: list[tuple[bytes, int]], wrong: str = "") -> None: ...
+
 
 _SPLICE_BYTES: Final = 256 * 1024
 READS: Final = "<reads>"
@@ -161,6 +166,7 @@ class Durable(_Told, tag="durable"):
 
     ticket: int
     rows: list[tuple[bytes, int]]
+    wrong: str = ""
 
 
 class Ended(_Told, tag="ended"):
@@ -425,7 +431,7 @@ class _Keeper:
 
     async def _durable(self, told: Durable) -> None:
         if self._landed is not None:
-            await trio.to_thread.run_sync(self._landed, told.rows)
+            await trio.to_thread.run_sync(self._landed, told.rows, told.wrong)
         self._tell(Answered(told.ticket))
 
 
@@ -548,9 +554,9 @@ def _ask_pace(line: Line, near: str, size: int) -> None:
         line.wait(ticket)
 
 
-def _tell_landed(line: Line, rows: list[tuple[bytes, int]]) -> None:
+def _tell_landed(line: Line, rows: list[tuple[bytes, int]], wrong: str = "") -> None:
     ticket = line.ticket()
-    line.post(_encode(Durable(ticket, rows)))
+    line.post(_encode(Durable(ticket, rows, wrong)))
     line.wait(ticket)
 
 

@@ -20,7 +20,6 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -86,7 +85,7 @@ if TYPE_CHECKING:
     from flowengine.store.sealed_scan import SealedScanner
     from flowengine.trust.sealed import SealingKey
 
-__all__ = ["Sealing", "SourceOutcome", "run_source"]
+__all__ = ["SourceOutcome", "run_source"]
 
 MAX_WANTED_BYTES: Final = 64 * 1024 * 1024
 """Bytes that may be wanted and not yet sent before the scan waits. A warm scan cache reads nothing, so nothing else
@@ -100,18 +99,7 @@ until the answer: buffers would hold the scan back for a round trip, and to read
 _RECENT_BYTES: Final = 64 * 1024 * 1024
 _LEAST_ANSWERED_BYTES: Final = 4 * 1024 * 1024
 _TOTALS_EVERY_S: Final = 0.25
-
-
-@dataclass(frozen=True)
-class Sealing:
-    """What a source seals with.
-
-    Attributes:
-        note: told of what could not be read, by its own path: the target must not learn it.
-    """
-
-    key: SealingKey
-    note: Callable[[str], None] = lambda line: None
+_MAX_NOTES: Final = 1000
 
 
 @dataclass
@@ -122,11 +110,13 @@ class SourceOutcome:
         receipt: the target's last word.
         failures: (path, reason, message) of what could not be read here or not written there.
         version_id: of what was offered.
+        notes: what was left out of what was sealed, by its own name, which the target does not learn.
     """
 
     receipt: Receipt
     failures: list[tuple[bytes, str, str]] = field(default_factory=list)
     version_id: bytes = b""
+    notes: list[str] = field(default_factory=list)
 
 
 async def run_source(
@@ -137,7 +127,7 @@ async def run_source(
     counters: Counters,
     threads: int = 1,
     observe: Observer | None = None,
-    seal: Sealing | None = None,
+    seal: SealingKey | None = None,
 ) -> SourceOutcome:
     """Serve one session to its receipt.
 
@@ -148,7 +138,7 @@ async def run_source(
         counters: updated as things happen.
         threads: threads that read, cut and hash one large object.
         observe: called twice a second.
-        seal: offer all of it sealed; None offers it as it is.
+        seal: offer all of it sealed with this key; None offers it as it is.
 
     Raises:
         TemporaryError: the session broke; another one continues.
@@ -166,9 +156,10 @@ class _Source:
         counters: Counters,
         threads: int,
         observe: Observer | None,
-        seal: Sealing | None,
+        seal: SealingKey | None,
     ) -> None:
         self._seal = seal
+        self._notes: list[str] = []
         self._session = session
         self._control = session.control
         self._selection = selection
@@ -234,7 +225,10 @@ class _Source:
         assert self._receipt is not None
         self._count()
         return SourceOutcome(
-            self._receipt, self._failures, self._summary.version_id if self._summary else b""
+            self._receipt,
+            self._failures,
+            self._summary.version_id if self._summary else b"",
+            self._notes,
         )
 
     async def _join_lanes(self, nursery: trio.Nursery, limiter: trio.CapacityLimiter) -> None:
@@ -324,14 +318,19 @@ class _Source:
 
         return SealedScanner(
             self._selection,
-            self._seal.key,
+            self._seal,
             self._session.profile,
             self._pool,
             filters=filters,
             xattrs=options.xattrs,
             owner=options.owner,
-            note=self._seal.note,
+            pace=self._session.reads.spend,
+            note=self._note,
         )
+
+    def _note(self, line: str) -> None:
+        if len(self._notes) < _MAX_NOTES:
+            self._notes.append(line)
 
     def _scan(self) -> None:
         options = self._session.options

@@ -29,6 +29,7 @@ from flowengine.errors import UsageError
 from flowengine.trust.certificates import Rng
 from flowengine.trust.envelope import MAX_DOCUMENT_BYTES, Envelope, seal_envelope, signed_bytes
 from flowengine.trust.grant_checks import (
+    HOLD,
     MAX_LABELS,
     MAX_VALID_S,
     check_conditions,
@@ -63,7 +64,7 @@ MAX_ROUTE: Final = 16
 SECRET_BYTES: Final = 32
 
 End = Literal["source", "target"]
-_KNOWN_REQUIREMENTS: Final = frozenset[str]()
+_KNOWN_REQUIREMENTS: Final = frozenset({HOLD})
 
 
 class Party(msgspec.Struct, frozen=True):
@@ -94,7 +95,8 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         approvals: signed approvals that were given for it, as they came.
         counts: what the coordinator's counters come to with this transfer, by their names in policies.
         tenant: for whom it is, so that its bandwidth limit can be held.
-        required: conditions that whoever checks must know; unknown ones refuse the grant.
+        required: conditions that whoever checks must know; unknown ones refuse the grant. "hold": the target holds the
+            data sealed and has no key.
     """
 
     id: bytes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Final, Protocol, TypeVar
+from typing import Final, Literal, Protocol, TypeVar
 
 import msgspec
 from cryptography.exceptions import InvalidSignature
@@ -15,7 +15,9 @@ from flowengine.trust.envelope import open_envelope, signed_bytes
 from flowengine.wire.paths import check_relative_path
 
 __all__ = [
+    "HOLD",
     "MAX_VALID_S",
+    "arrival_use",
     "check_conditions",
     "check_fence",
     "check_time",
@@ -28,6 +30,13 @@ __all__ = [
 MAX_VALID_S: Final = 86_400
 """No grant is believed for longer, whatever it says."""
 MAX_LABELS: Final = 100
+HOLD: Final = "hold"
+"""Condition of a grant by which the target holds: whatever lands there is sealed, and it has no key."""
+
+
+def arrival_use(required: Sequence[str]) -> Literal["hold", "land"]:
+    """What a grant with these conditions lets the target do with the data, as policies name it."""
+    return "hold" if HOLD in required else "land"
 
 
 class Permit(Protocol):

@@ -24,6 +24,7 @@ import msgspec
 from flowengine.errors import UsageError
 from flowengine.trust.grant import MAX_ROUTE, End, GrantKey, Party
 from flowengine.trust.grant_checks import (
+    HOLD,
     check_conditions,
     check_fence,
     check_time,
@@ -44,7 +45,7 @@ __all__ = [
 
 RELAY_GRANT_DOMAIN: Final = "flowengine relay grant 1"
 MAX_ADDRESS: Final = 300
-_KNOWN_REQUIREMENTS: Final = frozenset[str]()
+_KNOWN_REQUIREMENTS: Final = frozenset({HOLD})
 
 
 class Stop(msgspec.Struct, frozen=True, omit_defaults=True):

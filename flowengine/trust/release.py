@@ -25,11 +25,33 @@ from flowengine.trust.certificates import (
 from flowengine.trust.envelope import Envelope, open_envelope, seal_envelope, signed_bytes
 from flowengine.trust.grant import Party
 
-__all__ = ["MAX_VALID_S", "RELEASE_DOMAIN", "Release", "check_release", "release_id", "sign_release"]
+__all__ = [
+    "MAX_VALID_S",
+    "RELEASE_DOMAIN",
+    "Release",
+    "Sealed",
+    "check_release",
+    "release_id",
+    "sign_release",
+]
 
 RELEASE_DOMAIN: Final = "flowengine release 1"
 MAX_VALID_S: Final = 900
 """No release is believed for longer, whatever it says."""
+
+
+class Sealed(msgspec.Struct, frozen=True):
+    """A key with which what leaves is sealed.
+
+    Attributes:
+        suite: as policies name it.
+        key: id of the key, hexadecimal.
+        site: which keeps the key.
+    """
+
+    suite: str
+    key: str
+    site: str
 
 
 class Release(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -46,6 +68,7 @@ class Release(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         decisions: ids of its decisions.
         duties: what the target takes on, by type.
         counts: what the source's counters come to with this transfer, by their names in policies.
+        sealed: what leaves is sealed objects and nothing else, with these keys; empty where it is as it was.
     """
 
     transfer: str
@@ -66,6 +89,7 @@ class Release(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     decisions: list[str] = []
     duties: list[str] = []
     counts: dict[str, int] = {}
+    sealed: list[Sealed] = []
 
 
 _encode = msgspec.msgpack.Encoder().encode

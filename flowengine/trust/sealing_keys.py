@@ -153,7 +153,8 @@ class OpeningKey(Secret):
         Raises:
             InvalidTag, ValueError: it was not, or was changed.
         """
-        return _suite().decrypt(wrapped, self._key, info)
+        opened: bytes = _suite().decrypt(wrapped, self._key, info)
+        return opened
 
 
 def _suite() -> Any:

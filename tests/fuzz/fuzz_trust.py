@@ -34,6 +34,7 @@ from flowengine.trust.certificates import (
 )
 from flowengine.trust.envelope import Envelope, open_envelope, seal_envelope, seal_signed, signed_bytes
 from flowengine.trust.grant import GRANT_DOMAIN, Grant, GrantKey, Party, check_grant
+from flowengine.trust.grant_checks import HOLD
 from flowengine.trust.labels import LABEL_DOMAIN, LabelStatement, sign_labels, verify_labels
 from flowengine.trust.receipt import verify_receipt
 from flowengine.trust.relay_grant import (
@@ -184,7 +185,12 @@ def signed_grants(data: bytes) -> None:
     except AuthenticationError as error:
         str(error).encode("utf-8", "surrogatepass")
         return
-    if grant.required or grant.fence < 1 or not grant.source_path.startswith("/") or ".." in grant.route:
+    if (
+        set(grant.required) - {HOLD}
+        or grant.fence < 1
+        or not grant.source_path.startswith("/")
+        or ".." in grant.route
+    ):
         raise AssertionError("a grant was taken that nobody can keep")
 
 
@@ -204,7 +210,12 @@ def relay_grants(data: bytes) -> None:
         at = grant.place(me)
         if document is shown[0] and document != _RELAY_GRANT:
             raise AssertionError("a relay grant was forged")
-        if not at or grant.required or grant.stops[at - 1].party != _B or len(set(grant.sites)) < 3:
+        if (
+            not at
+            or set(grant.required) - {HOLD}
+            or grant.stops[at - 1].party != _B
+            or len(set(grant.sites)) < 3
+        ):
             raise AssertionError("a relay grant was taken that nobody can keep")
 
 

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from flowengine.api.agents import TaskRoute
 from flowengine.coordinator.database.catalogue import decode_addresses
 from flowengine.coordinator.database.tables import AnyRow
-from flowengine.coordinator.database.transfers import decode_request
+from flowengine.coordinator.database.transfers import decode_decisions, decode_request
 from flowengine.errors import UsageError
 from flowengine.trust.grant import Grant, Party
+from flowengine.trust.grant_checks import HOLD
 from flowengine.trust.relay_grant import RelayGrant, Stop
 
 __all__ = ["Terms", "task_grant", "task_routes"]
@@ -87,6 +88,7 @@ def task_grant(
         requester=transfer.user,
         approvals=list(approvals),
         counts=dict(counts or {}),
+        required=_conditions(row, transfer),
     )
 
 
@@ -144,6 +146,7 @@ def task_routes(
                 policy_digest=bytes.fromhex(transfer.policy_digest),
                 tenant=row.tenant,
                 requester=transfer.user,
+                required=_conditions(row, transfer),
             )
             try:
                 document = terms.sign_relay(grant)
@@ -159,6 +162,13 @@ def task_routes(
             )
         )
     return routes
+
+
+def _conditions(row: AnyRow, transfer: AnyRow) -> list[str]:
+    """What the ends of a task have to keep to: by the decisions on its transfer its target may only hold the data."""
+    decided = decode_decisions(transfer.decisions)
+    holds = any(one.use == "hold" and one.site == row.target_site for one in decided)
+    return [HOLD] if holds else []
 
 
 def _stop(site: AnyRow | None, row: AnyRow, *, dials: bool, may_wait: bool) -> Stop | None:

@@ -30,6 +30,7 @@ from flowengine.coordinator.rules.states import TaskFacts, Verdict, derive
 from flowengine.errors import NotFound
 
 __all__ = [
+    "decode_decisions",
     "find_transfer",
     "landed_after",
     "list_transfers",
@@ -50,6 +51,11 @@ _told = msgspec.json.Decoder(Told)
 def decode_request(text: str) -> TransferRequest:
     """A request as a transfer's row keeps it."""
     return _request.decode(text)
+
+
+def decode_decisions(text: str) -> list[Decision]:
+    """What policy decided, as a transfer's row keeps it."""
+    return _decisions.decode(text)
 
 
 def decode_counters(text: str) -> Counters:
@@ -149,7 +155,7 @@ def _transfer(row: AnyRow, task_rows: Sequence[AnyRow], planned: Mapping[str, Ta
         tenant=row.tenant,
         counters=counters,
         tasks=shown,
-        decisions=_decisions.decode(row.decisions),
+        decisions=decode_decisions(row.decisions),
         ended=optional_moment(row.ended),
         eta=optional_moment(eta) or _latest([expected for _, expected, _ in spread]),
         eta_earliest=_latest([earliest for earliest, _, _ in spread]),

@@ -1,0 +1,292 @@
+"""A site that may hold data and not read them: what lies there is sealed, comes back equal, and opens for nobody else."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+import trio
+from liars import LyingCoordinator, LyingGate, PolicyKeys, evidence_of, identity_of
+from sites import Federation, SiteAgent, federation
+from support import wait_until
+
+from flowengine.errors import FlowError
+from flowengine.store.selection import Root, Selection
+from flowengine.transfer.passes import TransferSettings
+from flowengine.transfer.routes import RoutedPeer, Way
+from flowengine.transfer.run import pull, push
+from flowengine.trust.grant import Party
+from flowengine.trust.release import Release, Sealed
+from flowengine.units import MIB
+
+pytestmark = pytest.mark.slow
+MARKER = b"in-the-clear:" + os.urandom(8).hex().encode()
+POLICY = """
+[policy]
+id = "union"
+version = "1"
+title = "Personal data stay in the EU, sealed copies may lie elsewhere"
+owner = "dpo@example.org"
+applies_to = ["data.labels includes 'personal'"]
+unlisted = "deny"
+effective = 2026-01-01
+review_by = 2100-01-01
+[[rule]]
+id = "inside"
+effect = "permit"
+on = ["release", "relay", "hold", "land", "process"]
+when = ["site.country in @eu"]
+why = "it stays inside"
+[[rule]]
+id = "backup"
+effect = "permit"
+on = ["hold", "land"]
+when = ["site.country is 'US'"]
+then = [{encrypt = {at = ["flight", "rest"], keys_in = "@eu"}}]
+why = "sealed backup with the keys inside"
+[[rule]]
+id = "give-back"
+effect = "permit"
+on = ["release"]
+when = ["site.country is 'US'"]
+why = "what is held may come back"
+"""
+COUNTRIES = {"paris": "FR", "berlin": "DE", "boston": "US", "denver": "US"}
+
+
+@dataclass
+class World:
+    """paris has the data; berlin may have them; boston and denver may hold them sealed."""
+
+    federation: Federation
+    liar: LyingCoordinator
+    pins: dict[str, str]
+    statement: bytes
+
+    def __getitem__(self, site: str) -> SiteAgent:
+        return self.federation[site]
+
+    def copy(self, source: str, target: str, **options: object) -> object:
+        done = self.federation.client.copy(source, target, **options).wait(90)  # type: ignore[arg-type]
+        assert done.state == "completed", done.message
+        return done
+
+    def party(self, site: str) -> Party:
+        return Party(site, self.pins[site])
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    base = tmp_path_factory.mktemp("federation")
+    keys = PolicyKeys()
+    with federation(base, options=keys.options(base)) as running:
+        for site in COUNTRIES:
+            running.make(site, lines=keys.site_lines)
+        for agent in running.sites.values():
+            agent.start(ready=False)
+        make_data(running["paris"].data)
+        pins = {}
+        for site in running.sites:
+            certificate = wait_until(lambda: running.client.site(site).certificate, "certificate")  # noqa: B023
+            pins[site] = certificate.key_sha256
+        lines = "".join(
+            f'[site.{site}]\ncountry = "{COUNTRIES[site]}"\noperator_countries = ["{COUNTRIES[site]}"]\nkey = "{key}"\n'
+            for site, key in pins.items()
+        )
+        files = {
+            "union.toml": POLICY,
+            "labels.toml": "[label.personal]\n",
+            "lists/eu.toml": '[list.eu]\ndomain = "country"\nas_of = 2026-01-01\nsource = "treaty"\n'
+            'review_by = 2100-01-01\nmembers = ["FR", "DE", "NL"]\n',
+            "owners.toml": f"[owner.hospital]\nkey = '{keys.owner_public}'\nroots = ['paris:/data/cohort']\n",
+            "sites.toml": lines,
+        }
+        running.client.activate_bundle(keys.bundle(files, 1))
+        statement = keys.statement("paris:/data/cohort", "personal")
+        running.client.set_label(statement)
+
+        def everywhere() -> bool:
+            told = [running.client.site(site).policy for site in running.sites]
+            return all((one.version, one.labels) == (1, 1) for one in told)
+
+        wait_until(everywhere, "policies at all sites")
+        yield World(running, LyingCoordinator(running.coordinator), pins, sha256(statement).digest())
+
+
+def make_data(data: Path) -> None:
+    cohort = data / "cohort"
+    (cohort / "wards" / "empty").mkdir(parents=True)
+    (cohort / "genomes").write_bytes(MARKER + os.urandom(6 * MIB))
+    for number in range(20):
+        (cohort / "wards" / f"{MARKER.decode()}-{number}").write_bytes(MARKER * (number + 1))
+    (cohort / "latest").symlink_to("genomes")
+    os.utime(cohort / "genomes", ns=(0, 1_700_000_000_123_000_000))
+
+
+def content(folder: Path) -> dict[str, object]:
+    return {
+        str(path.relative_to(folder)): path.readlink() if path.is_symlink() else path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_symlink() or path.is_file()
+    }
+
+
+def traces(folder: Path) -> list[Path]:
+    """Files and names below a folder in which the marker stands."""
+    return [
+        path
+        for path in folder.rglob("*")
+        if MARKER.decode() in path.name or (path.is_file() and MARKER in path.read_bytes())
+    ]
+
+
+def keys_command(agent: SiteAgent, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    config = str(agent.write_config())
+    command = [sys.executable, "-m", "flowengine_agent.main", "keys", *arguments, "--config", config]
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
+
+
+def test_what_is_held_is_sealed_everywhere_and_comes_back_equal(world: World) -> None:
+    paris, boston = world["paris"], world["boston"]
+    original = content(paris.data / "cohort")
+    done = world.copy("paris:/data/cohort/", "boston:/data/held")
+    held = [path for path in (boston.data / "held").rglob("*") if path.is_file()]
+    assert len(held) == len(original) + 3  # and an object for each folder
+    assert all(path.read_bytes()[:8] == b"flowseal" for path in held)
+    assert traces(boston.folder) == []  # data, staging, journal, index, evidence, configuration
+    assert MARKER.decode() not in boston.log
+    assert "genomes" not in boston.log
+    uses = {line["ask"]["use"] for line in evidence_of(boston) if line["kind"] == "decision"}
+    assert uses == {"hold"}
+    (key,) = (paris.state / "sealing").iterdir()
+    assert key.stat().st_mode & 0o777 == 0o600
+    assert key.read_text().split('"secret": "')[1][:64] not in paris.log
+    assert not (boston.state / "sealing").exists()
+    world.copy("boston:/data/held/", "paris:/data/restored")
+    assert content(paris.data / "restored") == original
+    assert (paris.data / "restored/wards/empty").is_dir()
+    assert (paris.data / "restored/genomes").stat().st_mtime_ns == 1_700_000_000_123_000_000
+    assert not list((paris.data / "restored").rglob(".flow-staging"))
+    assert done.counters.objects == len(held)  # type: ignore[attr-defined]
+
+
+def test_a_second_copy_sends_what_changed_and_verifies(world: World) -> None:
+    with open(world["paris"].data / "cohort/genomes", "r+b") as file:
+        file.seek(3 * MIB)
+        file.write(b"edited")
+    again = world.copy("paris:/data/cohort/", "boston:/data/held")
+    assert 0 < again.counters.bytes_sent < MIB  # type: ignore[attr-defined]
+    client = world.federation.client
+    assert client.verify("paris:/data/cohort/", "boston:/data/held").wait(90).state == "completed"
+    path = max((world["boston"].data / "held").iterdir(), key=lambda one: one.stat().st_size)
+    good = path.read_bytes()
+    path.write_bytes(good[:-100_000] + bytes(100_000))
+    with pytest.raises(FlowError, match="differ"):
+        client.verify("paris:/data/cohort/", "boston:/data/held").wait(90)
+    path.write_bytes(good)
+
+
+def test_held_copies_move_on_sealed_and_open_only_where_the_key_is(world: World) -> None:
+    berlin, denver = world["berlin"], world["denver"]
+    client = world.federation.client
+    world.copy("boston:/data/held/", "denver:/data/kept")
+    assert traces(denver.folder) == []
+    with pytest.raises(FlowError) as refused:
+        client.copy("denver:/data/kept/", "berlin:/data/in").wait(90)
+    assert refused.value.reason == "sealing-key-missing"
+    assert "keys give" in str(refused.value)
+    assert traces(berlin.folder) == []
+    (key,) = [path.stem for path in (world["paris"].state / "sealing").glob("*.key")]
+    opening = keys_command(berlin, "show").stdout.strip()
+    other = keys_command(denver, "show").stdout.strip()
+    denied = keys_command(world["paris"], "give", key, "--site", "denver", "--to", other)
+    assert denied.returncode == 5, denied.stderr
+    assert denied.stdout == ""
+    given = keys_command(world["paris"], "give", key, "--site", "berlin", "--to", opening)
+    assert given.returncode == 0, given.stderr
+    assert keys_command(denver, "take", "-", stdin=given.stdout).returncode == 4
+    taken = keys_command(berlin, "take", "-", stdin=given.stdout)
+    assert taken.returncode == 0, taken.stderr
+    world.copy("denver:/data/kept/", "berlin:/data/in")
+    assert content(berlin.data / "in") == content(world["paris"].data / "cohort")
+
+
+def test_a_damaged_held_object_is_named_and_not_opened(world: World) -> None:
+    path = max((world["denver"].data / "kept").iterdir(), key=lambda one: one.stat().st_size)
+    data = bytearray(path.read_bytes())
+    data[MIB] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(FlowError) as damaged:
+        world.federation.client.copy("denver:/data/kept/", "paris:/data/damaged").wait(90)
+    assert damaged.value.reason == "sealed-damaged"
+    assert not (world["paris"].data / "damaged/genomes").exists()
+
+
+def test_what_is_not_sealed_does_not_stay_where_it_may_only_be_held(world: World, tmp_path: Path) -> None:
+    """A source that lies: with a release that says nothing of seals, and with one that says so and sends as it is."""
+    source, boston = identity_of(world["paris"]), world["boston"]
+    (tmp_path / "loot").mkdir()
+    (tmp_path / "loot" / "plain").write_bytes(MARKER * 1000)
+    for sealed in ([], [Sealed("aes-256-gcm", "00" * 16, "paris")]):
+        grant = world.liar.grant(
+            world.party("paris"), world.party("boston"), dial="source", required=["hold"], transfer="t-lie",
+            source_path="/data/cohort/", target_path=f"/data/lie{len(sealed)}",
+        )  # fmt: skip
+        now = int(time.time())
+        release = source.sign_release(
+            Release(
+                transfer=grant.transfer, task=grant.task, fence=grant.fence, route=[grant.source, grant.target],
+                source_path=grant.source_path, target_path=grant.target_path, issued=now, expires=now + 300,
+                labels=["personal"], statements=[world.statement], requester="admin", sealed=sealed,
+            )
+        )  # fmt: skip
+        peer = RoutedPeer.at(boston.listen, world.liar.trust(source), world.liar.key.sign(grant))
+        assert isinstance(peer, RoutedPeer)
+        peer.sends, peer.gate = True, LyingGate(release)
+        peer.ways = (Way(("paris", "boston"), boston.listen),)
+        with pytest.raises((FlowError, BaseExceptionGroup)) as refused:
+            trio.run(
+                lambda: push(
+                    Selection([Root(os.fsencode(tmp_path / "loot"), b"")]),
+                    peer,  # noqa: B023
+                    os.fsencode(grant.target_path[1:]),  # noqa: B023
+                    TransferSettings(retry_for_s=0.0, streams=1),
+                )
+            )
+        assert reason_of(refused.value) == "not-sealed"
+        wait_until(
+            lambda: not [path for path in traces(boston.data) if "quarantine" not in str(path)],
+            "the plain object is gone",
+        )
+
+
+def reason_of(error: BaseException) -> str:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, FlowError)
+    return error.reason
+
+
+def test_a_coordinator_that_says_land_where_only_hold_is_permitted_gets_nothing(
+    world: World, tmp_path: Path
+) -> None:
+    boston = identity_of(world["boston"])
+    grant = world.liar.grant(world.party("paris"), boston.party, transfer="t-land")
+    peer = RoutedPeer.at(world["paris"].listen, world.liar.trust(boston), world.liar.key.sign(grant))
+    assert isinstance(peer, RoutedPeer)
+    peer.gate, peer.ways = LyingGate(), (Way(("boston", "paris"), world["paris"].listen),)
+    with pytest.raises((FlowError, BaseExceptionGroup)) as refused:
+        trio.run(
+            lambda: pull(
+                peer, b"data/cohort/", os.fsencode(tmp_path), TransferSettings(retry_for_s=0.0, streams=1)
+            )
+        )
+    assert reason_of(refused.value) == "policy-denied"
+    assert traces(tmp_path) == []
