@@ -36,6 +36,7 @@ from flowengine.trust.grant import Grant, Party
 from flowengine.trust.grant_checks import arrival_use
 from flowengine.trust.relay_grant import RelayGrant
 from flowengine.trust.release import Release, Sealed, check_release
+from flowengine.trust.sealed import SUITE
 from flowengine_agent.capabilities import capabilities
 from flowengine_agent.evidence import EvidenceLog
 from flowengine_agent.holdings import Holding
@@ -46,7 +47,7 @@ from flowengine_agent.policies import InForce, Policies
 from flowengine_agent.recording import Entry, Owed, Recorder, approvals_used, duties_owed
 from flowengine_agent.sealing import check_custody
 
-__all__ = ["EVERYWHERE", "Gate"]
+__all__ = ["EVERYWHERE", "Gate", "shown_sealed"]
 
 RELEASE_S: Final = 300
 """How long a release holds; each new connection asks for a new one."""
@@ -231,8 +232,9 @@ class Gate:
             root="" if stopped and landed.get("state") != "completed" else str(landed.get("version_id", "")),
             objects=_count(landed.get("objects")),
             size_bytes=_count(landed.get("bytes")),
-            proofs={**EVERYWHERE, "isolate": {"chunk_index": "not used"}},
+            proofs={**EVERYWHERE, "isolate": {"chunk_index": "not used"}} | at_rest(grant, permit),
             counted={name: value for name, value in landed.items() if name != "version_id"},
+            **shown_sealed(permit.release.sealed if permit.release is not None else ()),
             **({"stopped": stopped} if stopped else {}),
         )
 
@@ -608,6 +610,21 @@ EVERYWHERE: Final[Mapping[str, Mapping[str, object]]] = {
     "onward": {"attached": "to what landed"},
 }
 """What shows, at either end, that a duty of every transfer was done."""
+
+
+def at_rest(grant: Grant, permit: Permit) -> dict[str, Mapping[str, object]]:
+    """What shows that data which a site may only hold lie there sealed; nothing where they landed otherwise."""
+    if arrival_use(grant.required) != "hold" or permit.release is None:
+        return {}
+    keys = sorted({one.key for one in permit.release.sealed})
+    return {"encrypt": {**EVERYWHERE["encrypt"], "at_rest": f"sealed with {SUITE}", "keys": keys}}
+
+
+def shown_sealed(sealed: Sequence[Sealed]) -> dict[str, object]:
+    """How a record tells that what moved was sealed."""
+    if not sealed:
+        return {}
+    return {"sealed": [{"suite": one.suite, "key": one.key, "kept_at": one.site} for one in sealed]}
 
 
 def _count(value: object) -> int:

@@ -12,7 +12,7 @@ from flowengine.errors import FlowError
 from flowengine.transfer.session import Counters, Session
 from flowengine.transfer.source import SourceOutcome
 from flowengine.trust.grant import Grant
-from flowengine_agent.gate import EVERYWHERE
+from flowengine_agent.gate import EVERYWHERE, shown_sealed
 from flowengine_agent.permits import Permit
 from flowengine_agent.recording import private_counts
 from flowengine_agent.site import Site
@@ -76,6 +76,7 @@ async def record_left(
         proofs=_proofs(site, grant, permit, counters),
         to=f"{grant.target.site}:{grant.target_path}",
         bytes_sent=counters.bytes_payload,
+        **shown_sealed(permit.sealed),
         **({"stopped": stopped} if stopped else {}),
         **({"account": account} if account else {}),
     )

@@ -165,8 +165,13 @@ def test_what_is_held_is_sealed_everywhere_and_comes_back_equal(world: World) ->
     assert "genomes" not in boston.log
     uses = {line["ask"]["use"] for line in evidence_of(boston) if line["kind"] == "decision"}
     assert uses == {"hold"}
+    (sealed,) = [
+        line for line in evidence_of(boston) if line["kind"] == "obligation" and line["state"] == "fulfilled"
+    ]
+    assert (sealed["duty"]["type"], sealed["proof"]["at_rest"]) == ("encrypt", "sealed with aes-256-gcm")
     (key,) = (paris.state / "sealing").iterdir()
     assert key.stat().st_mode & 0o777 == 0o600
+    assert sealed["proof"]["keys"] == [key.stem]
     assert key.read_text().split('"secret": "')[1][:64] not in paris.log
     assert not (boston.state / "sealing").exists()
     world.copy("boston:/data/held/", "paris:/data/restored")
@@ -260,7 +265,17 @@ def test_what_is_not_sealed_does_not_stay_where_it_may_only_be_held(world: World
                     TransferSettings(retry_for_s=0.0, streams=1),
                 )
             )
-        assert reason_of(refused.value) == "not-sealed"
+        if not sealed:
+            assert reason_of(refused.value) == "not-sealed"
+            continue
+        wait_until(  # its connections are cut at once: whether the source still hears why is chance
+            lambda: [
+                line for line in evidence_of(boston)
+                if line["kind"] == "quarantine" and line["task"] == grant.task and "is not sealed" in line["why"]  # noqa: B023
+            ],
+            "what came is in quarantine, on the record",
+            20,
+        )  # fmt: skip
         wait_until(
             lambda: not [path for path in traces(boston.data) if "quarantine" not in str(path)],
             "the plain object is gone",
