@@ -15,7 +15,7 @@ HEAD = """\
 <!-- Made by docs/http_api.py from the table of routes; do not edit. -->
 
 The coordinator answers HTTP/1.1 over TLS 1.3 below `/v1`. `GET /v1/openapi.json` is the same as an OpenAPI 3.1 document, with
-every schema. Bodies are JSON (`Content-Type: application/json`, at most 1 MiB) and decoded strictly: an unknown field is
+every schema. Bodies are JSON (`Content-Type: application/json`, at most 1 MiB, for a bundle 16 MiB before base64) and decoded strictly: an unknown field is
 refused. Answers may gain fields.
 
 **Who.** Users send `Authorization: Bearer flowt_…`; agents show their TLS client certificate. Roles: *admin* may do all;

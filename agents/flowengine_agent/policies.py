@@ -171,7 +171,7 @@ class Policies:
             if opened.version < self.version:
                 raise Denied(f"it has version {opened.version}; {self.version} was in force here")
             self._raise_mark("bundle", opened.version)  # died between the file and the mark
-            self._use(opened, content)
+            self._use(opened, load(opened.files), content)
         except FlowError as error:
             self.problem = f"the bundle in {self._folder} is not used: {error.message}"
 
@@ -185,16 +185,13 @@ class Policies:
         with self._lock:
             newest = self.version if self.in_force is not None else max(0, self.version - 1)
             opened = verify(content, self.trusted, int(now), newest)
-            self._check(opened)
+            policies = load(opened.files)
+            if not policies.policies:
+                raise NotFound("the bundle holds no policy", hint="build it from the policies' folder")
             self._write(content)
             self._raise_mark("bundle", opened.version)
             self.problem = ""
-            return self._use(opened, content)
-
-    @staticmethod
-    def _check(opened: Bundle) -> None:
-        if not load(opened.files).policies:
-            raise NotFound("the bundle holds no policy", hint="build it from the policies' folder")
+            return self._use(opened, policies, content)
 
     def _write(self, content: bytes) -> None:
         part = self._bundle_file + ".part"
@@ -215,8 +212,8 @@ class Policies:
                 hint="without it the old one stays in force; make room",
             ) from None
 
-    def _use(self, opened: Bundle, content: bytes) -> InForce:
-        self.in_force = InForce(opened, Engine(load(opened.files)), content)
+    def _use(self, opened: Bundle, policies: PolicySet, content: bytes) -> InForce:
+        self.in_force = InForce(opened, Engine(policies), content)
         self._believe()
         self.labels_heard = (
             0  # among what was passed over there may be statements of owners that are known now

@@ -15,6 +15,7 @@ import trio
 from flowengine.api.agents import AgentLabels
 from flowengine.api.resources import PolicyBundleContent
 from flowengine.errors import FlowError
+from flowengine.policy.bundle import MAX_BUNDLE_BYTES
 from flowengine_agent.coordinator_link import CoordinatorLink
 from flowengine_agent.gate import Gate
 from flowengine_agent.logs import Log
@@ -91,10 +92,10 @@ class PolicyFollower:
             self._changed()
 
     async def _take_bundle(self, wanted: int) -> None:
-        found = await self._link.get("/v1/agent/policy", PolicyBundleContent)
+        found, content = await self._fetch()
         policies = self._gate.policies
         try:
-            await trio.to_thread.run_sync(policies.take, found.content, time.time())
+            await trio.to_thread.run_sync(policies.take, content, time.time())
         except FlowError as error:
             if error.retryable:
                 raise
@@ -107,6 +108,17 @@ class PolicyFollower:
             if policies.in_force is not None:
                 await self._gate.activated(policies.in_force)
             self._recheck("bundle")
+
+    async def _fetch(self) -> tuple[PolicyBundleContent, bytes]:
+        """The bundle in force, part by part; what comes does not count for more than its signatures."""
+        content, version = bytearray(), 0
+        while True:
+            at = {"offset": len(content), "version": version}
+            found = await self._link.get("/v1/agent/policy", PolicyBundleContent, at)
+            content += found.content
+            if len(content) >= found.size_bytes or not found.content or len(content) > MAX_BUNDLE_BYTES:
+                return found, bytes(content)
+            version = found.version
 
     async def _take_labels(self) -> None:
         policies = self._gate.policies

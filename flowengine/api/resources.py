@@ -623,10 +623,12 @@ class EvidenceRecord(_Resource):
 
 
 class EvidenceBundle(_Resource):
-    """The policies that decisions of the coordinator name, as a bundle in base64."""
+    """Policies that decisions of the coordinator name: a part of the bundle (base64) from `offset` on, of `size_bytes`."""
 
     digest: str
     content: str
+    offset: int = 0
+    size_bytes: int = 0
 
 
 class ListingEntry(_Resource):
@@ -679,11 +681,13 @@ class PolicyBundle(_Resource):
 
 
 class PolicyBundleContent(_Resource):
-    """A bundle with its file (base64)."""
+    """A part of a bundle's file (base64) from `offset` on; the file has `size_bytes`."""
 
     version: int
     digest: str
     content: bytes
+    offset: int = 0
+    size_bytes: int = 0
 
 
 class LabelUpload(_Request):

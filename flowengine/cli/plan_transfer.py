@@ -35,6 +35,13 @@ __all__ = ["show"]
     metavar="LABEL",
     help="What the data is, for policies; may be repeated.",
 )
+@click.option(
+    "--contract",
+    "contracts",
+    multiple=True,
+    metavar="ID",
+    help="A contract that the data is under; may be repeated.",
+)
 @click.option("--purpose", default="", metavar="TEXT", help="What it is for, for policies.")
 @click.option(
     "--priority",
@@ -63,6 +70,7 @@ def show(
     source: str,
     targets: tuple[str, ...],
     labels: tuple[str, ...],
+    contracts: tuple[str, ...],
     purpose: str,
     priority: api.Priority,
     deadline: str | None,
@@ -88,11 +96,12 @@ def show(
     size_bytes = None if size is None else parse_bytes(size)
     with open_client() as client:
         if exact:
-            size_bytes, objects = _dry_run(client, source, targets, labels, purpose)
+            size_bytes, objects = _dry_run(client, source, targets, labels, contracts, purpose)
         plan = client.plan(
             source,
             list(targets),
             labels=labels,
+            contracts=contracts,
             purpose=purpose,
             priority=priority,
             deadline=parse_deadline(deadline),
@@ -110,14 +119,24 @@ def show(
 
 
 def _dry_run(
-    client: Client, source: str, targets: tuple[str, ...], labels: tuple[str, ...], purpose: str
+    client: Client,
+    source: str,
+    targets: tuple[str, ...],
+    labels: tuple[str, ...],
+    contracts: tuple[str, ...],
+    purpose: str,
 ) -> tuple[int, int]:
     """Bytes and objects that a target lacks; of several targets the one that lacks most."""
     from flowengine.api import resources as api
 
     note("the agents compare what is there; nothing is written")
     transfer = client.copy(
-        source, list(targets), labels=labels, purpose=purpose, options=api.TransferOptions(dry_run=True)
+        source,
+        list(targets),
+        labels=labels,
+        contracts=contracts,
+        purpose=purpose,
+        options=api.TransferOptions(dry_run=True),
     )
     record = transfer.wait()
     lacks = [_lacking(task.counters) for task in record.tasks]

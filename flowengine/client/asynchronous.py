@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import random
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
@@ -260,6 +261,7 @@ class AsyncClient:
         targets: Place | Sequence[Place],
         *,
         labels: Iterable[str] = (),
+        contracts: Iterable[str] = (),
         purpose: str = "",
         priority: api.Priority = "normal",
         deadline: Deadline = None,
@@ -278,6 +280,7 @@ class AsyncClient:
             source: "site:/path"; as in rsync, a slash at the end means what is in the folder.
             targets: where to, one or several.
             labels: what the data is, for policies; can only add to what the owner declared.
+            contracts: ids of contracts that it is under, likewise.
             purpose: what it is for.
             priority: low, normal, high or urgent.
             deadline: when it must be there, or within how long; refused when that cannot be kept.
@@ -291,7 +294,7 @@ class AsyncClient:
             FlowError: the deadline cannot be kept (reason "deadline"); the context has the earliest possible time.
         """
         request = transfer_request(
-            source, targets, mode="copy", now=datetime.now(UTC), labels=labels, purpose=purpose,
+            source, targets, mode="copy", now=datetime.now(UTC), labels=labels, contracts=contracts, purpose=purpose,
             priority=priority, deadline=deadline, best_effort=best_effort,
             cost_limit_usd=cost_limit_usd, size_bytes=size_bytes, plan=plan, comment=comment, options=options,
         )  # fmt: skip
@@ -304,6 +307,7 @@ class AsyncClient:
         *,
         delete: bool | None = None,
         labels: Iterable[str] = (),
+        contracts: Iterable[str] = (),
         purpose: str = "",
         priority: api.Priority = "normal",
         deadline: Deadline = None,
@@ -316,7 +320,7 @@ class AsyncClient:
     ) -> AsyncTransfer:
         """Start to make targets hold what the source holds; with `delete` nothing else. Otherwise as `copy`."""
         request = transfer_request(
-            source, targets, mode="sync", now=datetime.now(UTC), labels=labels, purpose=purpose,
+            source, targets, mode="sync", now=datetime.now(UTC), labels=labels, contracts=contracts, purpose=purpose,
             priority=priority, deadline=deadline, best_effort=best_effort,
             cost_limit_usd=cost_limit_usd, size_bytes=size_bytes, plan=plan, comment=comment, options=options, delete=delete,
         )  # fmt: skip
@@ -328,6 +332,7 @@ class AsyncClient:
         targets: Place | Sequence[Place],
         *,
         labels: Iterable[str] = (),
+        contracts: Iterable[str] = (),
         purpose: str = "",
         priority: api.Priority = "normal",
         comment: str = "",
@@ -335,7 +340,7 @@ class AsyncClient:
     ) -> AsyncTransfer:
         """Start to compare targets with the source, reading every byte on both sides; nothing changes."""
         request = transfer_request(
-            source, targets, mode="verify", now=datetime.now(UTC), labels=labels, purpose=purpose,
+            source, targets, mode="verify", now=datetime.now(UTC), labels=labels, contracts=contracts, purpose=purpose,
             priority=priority, comment=comment, options=options,
         )  # fmt: skip
         return await self.submit(request)
@@ -354,6 +359,7 @@ class AsyncClient:
         *,
         mode: Literal["copy", "sync", "verify"] = "copy",
         labels: Iterable[str] = (),
+        contracts: Iterable[str] = (),
         purpose: str = "",
         priority: api.Priority = "normal",
         deadline: Deadline = None,
@@ -370,7 +376,7 @@ class AsyncClient:
                 found counts what the targets have already.
         """
         request = transfer_request(
-            source, targets, mode=mode, now=datetime.now(UTC), labels=labels, purpose=purpose,
+            source, targets, mode=mode, now=datetime.now(UTC), labels=labels, contracts=contracts, purpose=purpose,
             priority=priority, deadline=deadline, best_effort=best_effort, cost_limit_usd=cost_limit_usd,
             options=options,
         )  # fmt: skip
@@ -537,8 +543,15 @@ class AsyncClient:
         return await self._create("/v1/policies", api.PolicyBundleUpload(content=content), api.PolicyBundle)
 
     async def bundle(self, version: int) -> api.PolicyBundleContent:
-        """A bundle's file."""
-        return await self._transport.request("GET", f"/v1/policies/{version}", api.PolicyBundleContent)
+        """A bundle's file, whole."""
+        path, parts = f"/v1/policies/{version}", bytearray()
+        while True:
+            found = await self._transport.request(
+                "GET", path, api.PolicyBundleContent, params={"offset": len(parts)}
+            )
+            parts += found.content
+            if len(parts) >= found.size_bytes or not found.content:
+                return msgspec.structs.replace(found, content=bytes(parts), offset=0)
 
     async def labels(self, site: str | None = None) -> list[api.LabelInfo]:
         """Label statements of data owners, in the order in which they came."""
@@ -598,7 +611,16 @@ class AsyncClient:
 
     async def evidence_bundle(self, digest: str) -> api.EvidenceBundle:
         """The policies that decisions in the coordinator's chain name."""
-        return await self._transport.request("GET", f"/v1/evidence/bundles/{digest}", api.EvidenceBundle)
+        path, parts = f"/v1/evidence/bundles/{digest}", bytearray()
+        while True:
+            found = await self._transport.request(
+                "GET", path, api.EvidenceBundle, params={"offset": len(parts)}
+            )
+            part = base64.b64decode(found.content)
+            parts += part
+            if len(parts) >= found.size_bytes or not part:
+                whole = base64.b64encode(parts).decode("ascii")
+                return msgspec.structs.replace(found, content=whole, offset=0)
 
     async def users(self) -> list[api.User]:
         """All users."""

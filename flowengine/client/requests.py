@@ -71,8 +71,9 @@ def transfer_request(
     places = [targets] if isinstance(targets, str | api.Endpoint) else list(targets)
     if not places:
         raise UsageError("a transfer needs at least one target", hint='give one like "cloud-b:/data"')
-    if isinstance(labels, str):
-        raise UsageError("labels is one text, not a list of them", hint=f"write labels=[{labels!r}]")
+    for name, words in (("labels", labels), ("contracts", contracts)):
+        if isinstance(words, str):
+            raise UsageError(f"{name} is one text, not a list of them", hint=f"write {name}=[{words!r}]")
     if isinstance(deadline, timedelta):
         deadline = now + deadline
     elif deadline is not None and deadline.tzinfo is None:

@@ -301,6 +301,7 @@ class Client:
         targets: Place | Sequence[Place],
         *,
         labels: Iterable[str] = (),
+        contracts: Iterable[str] = (),
         purpose: str = "",
         priority: api.Priority = "normal",
         deadline: Deadline = None,
@@ -313,7 +314,7 @@ class Client:
     ) -> Transfer:
         """Start to copy a path of one site to others, straight from site to site."""
         inner = self._run(
-            self._api.copy, source, targets, labels=labels, purpose=purpose, priority=priority,
+            self._api.copy, source, targets, labels=labels, contracts=contracts, purpose=purpose, priority=priority,
             deadline=deadline, best_effort=best_effort,
             cost_limit_usd=cost_limit_usd, size_bytes=size_bytes, plan=plan, comment=comment, options=options,
         )  # fmt: skip
@@ -326,6 +327,7 @@ class Client:
         *,
         delete: bool | None = None,
         labels: Iterable[str] = (),
+        contracts: Iterable[str] = (),
         purpose: str = "",
         priority: api.Priority = "normal",
         deadline: Deadline = None,
@@ -338,7 +340,7 @@ class Client:
     ) -> Transfer:
         """Start to make targets hold what the source holds; with `delete` nothing else."""
         inner = self._run(
-            self._api.sync, source, targets, delete=delete, labels=labels, purpose=purpose, priority=priority,
+            self._api.sync, source, targets, delete=delete, labels=labels, contracts=contracts, purpose=purpose, priority=priority,
             deadline=deadline, best_effort=best_effort,
             cost_limit_usd=cost_limit_usd, size_bytes=size_bytes, plan=plan, comment=comment, options=options,
         )  # fmt: skip
@@ -350,6 +352,7 @@ class Client:
         targets: Place | Sequence[Place],
         *,
         labels: Iterable[str] = (),
+        contracts: Iterable[str] = (),
         purpose: str = "",
         priority: api.Priority = "normal",
         comment: str = "",
@@ -357,7 +360,7 @@ class Client:
     ) -> Transfer:
         """Start to compare targets with the source, reading every byte on both sides; nothing changes."""
         inner = self._run(
-            self._api.verify, source, targets, labels=labels, purpose=purpose, priority=priority,
+            self._api.verify, source, targets, labels=labels, contracts=contracts, purpose=purpose, priority=priority,
             comment=comment, options=options,
         )  # fmt: skip
         return Transfer(self, inner)
@@ -373,6 +376,7 @@ class Client:
         *,
         mode: Literal["copy", "sync", "verify"] = "copy",
         labels: Iterable[str] = (),
+        contracts: Iterable[str] = (),
         purpose: str = "",
         priority: api.Priority = "normal",
         deadline: Deadline = None,
@@ -384,7 +388,7 @@ class Client:
     ) -> api.Plan:
         """What such a transfer would be: verdict of policy, ways, time, money, and what binds. Nothing moves."""
         return self._run(
-            self._api.plan, source, targets, mode=mode, labels=labels, purpose=purpose, priority=priority,
+            self._api.plan, source, targets, mode=mode, labels=labels, contracts=contracts, purpose=purpose, priority=priority,
             deadline=deadline, best_effort=best_effort, cost_limit_usd=cost_limit_usd, options=options,
             size_bytes=size_bytes, objects=objects,
         )  # fmt: skip

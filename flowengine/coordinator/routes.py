@@ -14,13 +14,18 @@ from msgspec import Meta
 
 from flowengine.api import agents, resources
 from flowengine.api.resources import Name, SitePath, TransferState
+from flowengine.policy.bundle import MAX_BUNDLE_BYTES
 
-__all__ = ["PATH_TYPES", "ROUTES", "Route", "statuses"]
+__all__ = ["MAX_BODY_BYTES", "PATH_TYPES", "ROUTES", "Route", "statuses"]
 
 Limit_: Final = Annotated[int, Meta(ge=1, le=1000, description="How many at most.")]
 Cursor: Final = Annotated[
     str, Meta(max_length=200, description="`next` of the page before; empty for the first page.")
 ]
+
+MAX_BODY_BYTES: Final = 1 << 20
+_BUNDLE_BODY_BYTES: Final = MAX_BUNDLE_BYTES * 4 // 3 + 4096
+"""A bundle in base64, and what stands around it."""
 
 ADMIN: Final = frozenset({"admin"})
 OPERATOR: Final = frozenset({"admin", "operator"})
@@ -85,6 +90,20 @@ class AgentLabelsQuery(msgspec.Struct, forbid_unknown_fields=True):
     after: Annotated[int, Meta(ge=0, le=2**62, description="Serial of the last one that is there.")] = 0
 
 
+class PartQuery(msgspec.Struct, forbid_unknown_fields=True):
+    """Which part of a file."""
+
+    offset: Annotated[int, Meta(ge=0, le=2**40, description="Where the part begins.")] = 0
+
+
+class AgentPartQuery(PartQuery):
+    """Which part of which bundle."""
+
+    version: Annotated[
+        int, Meta(ge=0, le=2**62, description="Of this version; 0: of that which is in force.")
+    ] = 0
+
+
 class FilesQuery(msgspec.Struct, forbid_unknown_fields=True):
     """Which folder."""
 
@@ -140,6 +159,7 @@ class Route:
         also: reasons beyond those that every route of its kind can have.
         media: of the answer.
         creates: takes `Idempotency-Key`.
+        max_body_bytes: most that is read of a request; above `MAX_BODY_BYTES` one at a time.
     """
 
     method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
@@ -156,6 +176,7 @@ class Route:
     media: str = "application/json"
     streams: bool = False
     creates: bool = False
+    max_body_bytes: int = MAX_BODY_BYTES
 
     @property
     def parameters(self) -> list[str]:
@@ -207,6 +228,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         "Policies that decisions of the coordinator name",
         SEEING,
         response=_r.EvidenceBundle,
+        query=PartQuery,
     ),
     # sites
     Route(
@@ -500,14 +522,16 @@ ROUTES: Final[tuple[Route, ...]] = (
         status=201,
         also=("conflict", "policy-invalid"),
         creates=True,
+        max_body_bytes=_BUNDLE_BODY_BYTES,
     ),
     Route(
         "GET",
         "/v1/policies/{version}",
         "get_bundle",
-        "A bundle's file",
+        "A part of a bundle's file",
         SEEING,
         response=_r.PolicyBundleContent,
+        query=PartQuery,
     ),
     Route(
         "GET",
@@ -715,9 +739,10 @@ ROUTES: Final[tuple[Route, ...]] = (
         "GET",
         "/v1/agent/policy",
         "agent_policy",
-        "The policy bundle in force",
+        "A part of the policy bundle in force, or of an older one",
         "agent",
         response=_r.PolicyBundleContent,
+        query=AgentPartQuery,
         also=("not-found",),
     ),
     Route(

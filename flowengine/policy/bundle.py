@@ -43,7 +43,8 @@ __all__ = [
 ROLES: Final = ("policy-owner", "security")
 """The roles that have to sign, each with a key of its own."""
 
-MAX_BUNDLE_BYTES: Final = 64 * 1024 * 1024
+MAX_BUNDLE_BYTES: Final = 16 * 1024 * 1024
+"""Every site keeps it, and every agent reads it whole."""
 _MAX_FILES: Final = 10_000
 _CONTEXT: Final = b"flowengine policy bundle v1\n"
 _LOCK: Final = "LOCK.json"

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from liars import PolicyKeys, evidence_of
 from sites import Federation, federation
 from support import Flow, wait_until
 
-from flowengine.errors import Denied, UsageError
+from flowengine.errors import Denied, FlowError, UsageError
 from flowengine.trust.agreement import AgreementStatement, sign_agreement
 from flowengine.trust.tokens import Login
 
@@ -33,6 +34,7 @@ class World:
     federation: Federation
     keys: PolicyKeys
     authority: Ed25519PrivateKey
+    files: dict[str, str]
 
     def agreed(self, number: int, name: str = "filing-7", **changes: object) -> bytes:
         """The authority's word."""
@@ -86,7 +88,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             lambda: all(running.client.site(site).policy.labels == 1 for site in COUNTRIES),
             "the label at all sites",
         )
-        yield World(running, keys, authority)
+        yield World(running, keys, authority, shipped | more)
 
 
 def test_a_controllers_facts_permit_while_they_stand_and_stop_when_they_are_taken_back(world: World) -> None:
@@ -133,7 +135,7 @@ def test_an_agreement_permits_those_whom_it_names_until_it_ends(world: World) ->
 
 def test_what_could_never_count_is_refused_when_it_is_handed_in(world: World) -> None:
     client = world.federation.client
-    stranger = World(world.federation, world.keys, Ed25519PrivateKey.generate())
+    stranger = replace(world, authority=Ed25519PrivateKey.generate())
     with pytest.raises(UsageError, match="not signed"):
         client.set_agreement(stranger.agreed(9))
     for wrong in (
@@ -171,3 +173,50 @@ def test_agreements_from_the_command_line(world: World, tmp_path: Path) -> None:
     rows = {row["id"]: row for row in flow("agreement", "ls", "--json").data["agreements"]}
     assert (rows["dpa-3"]["roots"], rows["dpa-3"]["recipients"]) == (["shanghai:/data"], ["paris"])
     assert "scc-2021" in flow("agreement", "ls").stdout
+
+
+def test_a_bundle_of_several_mebibytes_reaches_all_sites_in_parts(world: World) -> None:
+    client = world.federation.client
+    members = ", ".join(f'"ror:{number:09d}"' for number in range(100_000))
+    listed = (
+        f'[list.many]\nas_of = 2026-01-01\nsource = "test"\nreview_by = 2100-01-01\nmembers = [{members}]\n'
+    )
+    half = listed.replace("list.many", "list.more")
+    content = world.keys.bundle(world.files | {"lists/many.toml": listed, "lists/more.toml": half}, 2)
+    assert 3 << 20 < len(content) < 16 << 20
+    client.activate_bundle(content)
+    wait_until(
+        lambda: all(client.site(site).policy.version == 2 for site in COUNTRIES),
+        "the bundle at all sites",
+        60,
+    )
+    assert client.bundle(2).content == content
+    assert (world.federation["paris"].state / "policy" / "bundle").read_bytes() == content
+    assert [one.version for one in client.bundles()] == [2, 1]
+
+
+def test_what_is_larger_is_refused_and_many_at_once_take_the_memory_of_one(world: World) -> None:
+    process = world.federation.coordinator.process
+    assert process is not None
+    pid = process.popen.pid
+
+    def peak_mib() -> int:
+        (line,) = (
+            line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM")
+        )
+        return int(line.split()[1]) // 1024
+
+    client = world.federation.client
+    with pytest.raises(FlowError) as refused:
+        client.activate_bundle(bytes(17 << 20))
+    assert refused.value.reason == "too-large"
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+    before = peak_mib()
+    content = bytes(15 << 20)
+    with ThreadPoolExecutor(5) as pool:
+        for one in [pool.submit(client.activate_bundle, content) for _ in range(5)]:
+            with pytest.raises(UsageError, match="bundle"):
+                one.result()
+    assert peak_mib() - before < 150, (
+        "five at once would hold 5 times 20 MiB of JSON, and what is read from them"
+    )

@@ -61,6 +61,7 @@ def test_copy_landed_wait(local: Local, backend: str) -> None:
                 "a:/data/set/",
                 [f"b:/data/{backend}", f"c:/data/{backend}"],
                 labels=["weather"],
+                contracts=["dua-7"],
                 priority="high",
                 deadline=timedelta(hours=1),
             )
@@ -68,6 +69,7 @@ def test_copy_landed_wait(local: Local, backend: str) -> None:
             record = await transfer.wait()
             assert record.state == "completed"
             assert (record.request.labels, record.request.priority) == (["weather"], "high")
+            assert record.request.contracts == ["dua-7"]
             assert sorted(landed) == sorted((site, f"f{n:03d}") for site in "bc" for n in range(20))
             assert (record.counters.objects, record.counters.objects_done) == (40, 40)
             again = await (await client.copy("a:/data/set/", f"b:/data/{backend}")).wait()

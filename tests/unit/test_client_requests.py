@@ -27,13 +27,14 @@ NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 def test_a_request_from_words() -> None:
     request = transfer_request(
         "hpc-a:/data/", ["cloud-b:/x", api.Endpoint(site="edge-c", path="/y")], mode="sync", now=NOW,
-        labels=("patients",), deadline=timedelta(hours=2), delete=True,
+        labels=("patients",), contracts=("dua-7",), deadline=timedelta(hours=2), delete=True,
     )  # fmt: skip
     assert request == api.TransferRequest(
         source=api.Endpoint(site="hpc-a", path="/data/"),
         targets=[api.Endpoint(site="cloud-b", path="/x"), api.Endpoint(site="edge-c", path="/y")],
         mode="sync",
         labels=["patients"],
+        contracts=["dua-7"],
         deadline=NOW + timedelta(hours=2),
         options=api.TransferOptions(delete=True),
     )
@@ -52,6 +53,7 @@ def test_what_is_no_place(place: str) -> None:
     [
         {"targets": []},
         {"labels": "patients"},
+        {"contracts": "dua-7"},
         {"deadline": NOW - timedelta(seconds=1)},
         {"priority": "soon"},
         {"purpose": "x" * 2000},

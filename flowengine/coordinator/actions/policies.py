@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from sqlalchemy import select
 
 from flowengine.api.resources import AgreementInfo, LabelInfo, PolicyBundle
-from flowengine.coordinator.database.policies import newest, show_agreement, show_bundle, show_label
+from flowengine.coordinator.database.policies import (
+    ABOUT_BUNDLES,
+    BundleAbout,
+    newest,
+    show_agreement,
+    show_bundle,
+    show_label,
+)
 from flowengine.coordinator.database.tables import agreements, bundles, labels, sites
-from flowengine.coordinator.database.transactions import Writing
+from flowengine.coordinator.database.transactions import Writing, json_text
 from flowengine.errors import FlowError, IntegrityError, UsageError
 from flowengine.policy.agreements import ANYBODY, Agreement, may_say, speaks_for
 from flowengine.policy.bundle import verify
@@ -47,19 +55,24 @@ def activate(
             hint="to go back, build the old content with a new version",
             reason="conflict",
         )
-    if not load(opened.files).policies:
+    policies = load(opened.files).policies
+    if not policies:
         raise UsageError("the bundle holds no policy", hint="build it from the policies' folder")
+    about = BundleAbout(
+        [(role, key) for role, key, _ in opened.signatures], [policy.id for policy in policies]
+    )
     writing.connection.execute(
         bundles.insert().values(
             version=opened.version,
             digest=opened.digest,
             not_after=opened.not_after,
             content=content,
+            about=json_text(msgspec.to_builtins(about)),
             activated=writing.now,
             activated_by=user,
         )
     )
-    row = writing.connection.execute(select(bundles).where(bundles.c.version == opened.version)).one()
+    row = writing.connection.execute(select(*ABOUT_BUNDLES).where(bundles.c.version == opened.version)).one()
     shown = show_bundle(row, opened.version)
     writing.emit(
         "policy.activated",

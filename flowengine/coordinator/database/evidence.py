@@ -14,7 +14,14 @@ from typing import Final
 import msgspec
 from sqlalchemy import Connection, delete, func, select
 
-from flowengine.coordinator.database.tables import checkpoints, evidence, evidence_bundles, evidence_values
+from flowengine.coordinator.database.policies import part_of
+from flowengine.coordinator.database.tables import (
+    AnyRow,
+    checkpoints,
+    evidence,
+    evidence_bundles,
+    evidence_values,
+)
 from flowengine.coordinator.database.transactions import Writing, json_text
 from flowengine.errors import AuthenticationError
 from flowengine.evidence.bodies import check_body, checkpoint_body
@@ -140,12 +147,10 @@ def keep_bundle(writing: Writing, content: bytes) -> str:
     return digest
 
 
-def find_bundle(connection: Connection, digest: str) -> bytes | None:
-    """The policies of a digest."""
-    found = connection.execute(
-        select(evidence_bundles.c.content).where(evidence_bundles.c.digest == digest)
-    ).scalar()
-    return None if found is None else bytes(found)
+def find_bundle(connection: Connection, digest: str, offset: int) -> AnyRow | None:
+    """A part of the policies of a digest, with the whole size."""
+    parts = part_of(evidence_bundles.c.content, offset)
+    return connection.execute(select(*parts).where(evidence_bundles.c.digest == digest)).first()
 
 
 def last_activated(connection: Connection) -> str:

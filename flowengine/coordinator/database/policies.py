@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
 
 import msgspec
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Column, ColumnElement, Connection, LargeBinary, func, select
 
 from flowengine.api.resources import AgreementInfo, LabelInfo, PolicyBundle
 from flowengine.coordinator.database.people import moment, optional_moment
@@ -14,17 +15,56 @@ from flowengine.coordinator.database.tables import AnyRow, agreements, bundles, 
 from flowengine.coordinator.database.transactions import Writing, json_text
 from flowengine.errors import AuthenticationError
 from flowengine.policy.agreements import Agreement
-from flowengine.policy.bundle import open_bundle
 from flowengine.policy.labels import Inherited, overlaps
 from flowengine.policy.model import Authority
-from flowengine.policy.parse import load
 from flowengine.trust.agreement import peek_agreement, verify_agreement
 from flowengine.trust.labels import peek_labels
 
 __all__ = [
-    "agreement_rows", "believed_agreements", "inherit", "inherited_by", "label_rows", "newest", "show_agreement",
-    "show_bundle", "show_label", "statement_rows",
+    "ABOUT_BUNDLES",
+    "PART_BYTES",
+    "BundleAbout",
+    "agreement_rows",
+    "believed_agreements",
+    "bundle_part",
+    "inherit",
+    "inherited_by",
+    "label_rows",
+    "newest",
+    "part_of",
+    "show_agreement",
+    "show_bundle",
+    "show_label",
+    "statement_rows",
 ]  # fmt: skip
+
+
+class BundleAbout(msgspec.Struct):
+    """What lists show of a bundle beside its row."""
+
+    signed_by: list[tuple[str, str]] = []
+    policies: list[str] = []
+
+
+ABOUT_BUNDLES: Final = tuple(column for column in bundles.c if column.name != "content")
+"""All of a bundle's row but its file."""
+PART_BYTES: Final = 384 * 1024
+"""How much of a file goes into one answer, before base64."""
+
+
+def bundle_part(connection: Connection, version: int, offset: int) -> AnyRow | None:
+    """A part of a bundle's file, with the whole size."""
+    return connection.execute(
+        select(bundles.c.version, bundles.c.digest, *part_of(bundles.c.content, offset)).where(
+            bundles.c.version == version
+        )
+    ).first()
+
+
+def part_of(column: Column[bytes], offset: int) -> tuple[ColumnElement[bytes], ColumnElement[int]]:
+    """A part of a column's bytes, and how many there are in all."""
+    part = func.substr(column, offset + 1, PART_BYTES, type_=LargeBinary)
+    return part.label("content"), func.length(column).label("size_bytes")
 
 
 def newest(connection: Connection) -> tuple[int, int]:
@@ -38,15 +78,15 @@ def newest(connection: Connection) -> tuple[int, int]:
 
 def show_bundle(row: AnyRow, in_force: int) -> PolicyBundle:
     """A bundle as the API shows it."""
-    opened = open_bundle(row.content)
+    about = msgspec.json.decode(row.about, type=BundleAbout)
     return PolicyBundle(
         version=row.version,
         digest=row.digest,
         not_after=moment(row.not_after),
         activated=moment(row.activated),
         activated_by=row.activated_by,
-        signed_by=[(role, key) for role, key, _ in opened.signatures],
-        policies=[policy.id for policy in load(opened.files).policies],
+        signed_by=about.signed_by,
+        policies=about.policies,
         in_force=row.version == in_force,
     )
 

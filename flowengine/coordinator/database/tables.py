@@ -388,6 +388,7 @@ bundles: Final = Table(
     Column("digest", Text, nullable=False),
     _time("not_after"),
     Column("content", LargeBinary, nullable=False),
+    _text("about", "{}"),  # what lists show of it, so that they read no content
     _time("activated"),
     _text("activated_by"),
 )

@@ -65,7 +65,9 @@ class Evidence:
 
     async def get_evidence_bundle(self, call: Call) -> EvidenceBundle:
         digest = call.path["digest"]
-        content = await self._db.read(lambda c: stored.find_bundle(c, digest))
-        if content is None:
+        offset = call.query.offset
+        row = await self._db.read(lambda c: stored.find_bundle(c, digest, offset))
+        if row is None:
             raise NotFound(f"there is no bundle {digest}", hint="flow evidence ls coordinator names them")
-        return EvidenceBundle(digest=digest, content=base64.b64encode(content).decode("ascii"))
+        content = base64.b64encode(row.content).decode("ascii")
+        return EvidenceBundle(digest=digest, content=content, offset=offset, size_bytes=row.size_bytes)

@@ -42,7 +42,7 @@ class PolicyFiles:
 
         def look(connection: Connection) -> list[PolicyBundle]:
             in_force, _ = stored.newest(connection)
-            query = select(bundles).order_by(bundles.c.version.desc()).limit(limit + 1)
+            query = select(*stored.ABOUT_BUNDLES).order_by(bundles.c.version.desc()).limit(limit + 1)
             if before is not None:
                 query = query.where(bundles.c.version < before)
             return [stored.show_bundle(row, in_force) for row in connection.execute(query)]
@@ -51,21 +51,29 @@ class PolicyFiles:
         return Page(items=found[:limit], next=str(found[limit - 1].version) if len(found) > limit else "")
 
     async def get_bundle(self, call: Call) -> PolicyBundleContent:
-        return await self._content(int(call.path["version"]))
+        return await self._content(int(call.path["version"]), call.query.offset)
 
     async def agent_policy(self, call: Call) -> PolicyBundleContent:
-        version, _ = await self._db.read(stored.newest)
-        return await self._content(version)
+        version = call.query.version
+        if not version:
+            version, _ = await self._db.read(stored.newest)
+        return await self._content(version, call.query.offset)
 
-    async def _content(self, version: int) -> PolicyBundleContent:
+    async def _content(self, version: int, offset: int) -> PolicyBundleContent:
         def look(connection: Connection) -> PolicyBundleContent:
-            row = connection.execute(select(bundles).where(bundles.c.version == version)).first()
+            row = stored.bundle_part(connection, version, offset)
             if row is None:
                 raise NotFound(
                     f"there is no bundle of version {version}" if version else "no policy bundle is in force",
                     hint="flow policy bundle status lists them",
                 )
-            return PolicyBundleContent(version=row.version, digest=row.digest, content=row.content)
+            return PolicyBundleContent(
+                version=row.version,
+                digest=row.digest,
+                content=row.content,
+                offset=offset,
+                size_bytes=row.size_bytes,
+            )
 
         return await self._db.read(look)
 

@@ -6,6 +6,7 @@ is answered as the table says.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
@@ -17,13 +18,14 @@ from aiohttp import web
 from aiohttp.web_exceptions import HTTPRequestEntityTooLarge
 from aiohttp.web_protocol import RequestHandler
 
-from flowengine.coordinator.routes import PATH_TYPES, ROUTES, Route
+from flowengine.coordinator.routes import MAX_BODY_BYTES, PATH_TYPES, ROUTES, Route
 from flowengine.coordinator.web.calls import AgentWho, Call, UserWho, log, problem
 from flowengine.errors import AuthenticationError, Denied, FlowError, NotFound, TemporaryError, UsageError
 
 __all__ = ["MAX_BODY_BYTES", "Authenticate", "Handler", "HttpServer"]
 
-MAX_BODY_BYTES: Final = 1 << 20
+_LARGE_S: Final = 300.0
+"""How long a large body may take to come: others wait for it."""
 _KEY: Final = re.compile(r"[!-~]{1,200}")
 Handler = Callable[[Call], Awaitable[object]]
 
@@ -77,6 +79,7 @@ class HttpServer(web.Server):
         self._handlers = handlers
         self._authenticate = authenticate
         self._tree = _tree()
+        self._large = asyncio.Semaphore(1)
         self._queries = {route.name: msgspec.structs.fields(route.query) for route in ROUTES}
         self._bodies: dict[str, msgspec.json.Decoder[Any]] = {
             route.name: msgspec.json.Decoder(route.request) for route in ROUTES if route.request is not None
@@ -123,8 +126,15 @@ class HttpServer(web.Server):
         call = Call(route, request, path, self._query(route, request), who=who, again=again)
         if route.creates:
             call.key = _idempotency_key(request)
+        if route.max_body_bytes <= MAX_BODY_BYTES:
+            return await self._handle(call)
+        async with self._large:  # so that what is in memory at once is bounded
+            return await self._handle(call)
+
+    async def _handle(self, call: Call) -> web.StreamResponse:
+        route = call.route
         if route.request is not None:
-            call.raw = await _read_body(request)
+            call.raw = await _read_body(call.request, route.max_body_bytes)
             call.body = self._body(route, call.raw)
         result = await self._handlers[route.name](call)
         if isinstance(result, web.StreamResponse):
@@ -205,7 +215,7 @@ def _idempotency_key(request: web.BaseRequest) -> str:
     return key
 
 
-async def _read_body(request: web.BaseRequest) -> bytes:
+async def _read_body(request: web.BaseRequest, most: int) -> bytes:
     if request.content_type != "application/json":
         raise UsageError(
             f"the body is {request.content_type[:60]!r}, not application/json",
@@ -213,14 +223,28 @@ async def _read_body(request: web.BaseRequest) -> bytes:
             reason="wrong-media-type",
         )
     too_large = UsageError(
-        f"the body is larger than {MAX_BODY_BYTES} bytes", hint="send less at once", reason="too-large"
+        f"the body is larger than {most} bytes", hint="send less at once", reason="too-large"
     )
-    if request.content_length is not None and request.content_length > MAX_BODY_BYTES:
+    if request.content_length is not None and request.content_length > most:
         raise too_large
     try:
-        return await request.read()
+        if most == MAX_BODY_BYTES:
+            return await request.read()
+        found = bytearray()
+        async with asyncio.timeout(_LARGE_S):
+            async for part in request.content.iter_any():
+                found += part
+                if len(found) > most:
+                    raise too_large
+        return bytes(found)
     except HTTPRequestEntityTooLarge:
         raise too_large from None
+    except TimeoutError:
+        raise TemporaryError(
+            f"the body did not come within {_LARGE_S:.0f} s",
+            hint="send it over a faster link",
+            reason="timeout",
+        ) from None
     except (web.RequestPayloadError, ValueError) as error:
         raise UsageError(f"the body cannot be read: {error}") from None
     except ConnectionError:

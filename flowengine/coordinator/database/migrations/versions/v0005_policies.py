@@ -21,6 +21,7 @@ def upgrade() -> None:
         sa.Column("digest", sa.Text(), nullable=False),
         sa.Column("not_after", sa.Double(), server_default=sa.text("0"), nullable=False),
         sa.Column("content", sa.LargeBinary(), nullable=False),
+        sa.Column("about", sa.Text(), server_default=sa.text("'{}'"), nullable=False),
         sa.Column("activated", sa.Double(), server_default=sa.text("0"), nullable=False),
         sa.Column("activated_by", sa.Text(), server_default=sa.text("''"), nullable=False),
         sa.PrimaryKeyConstraint("version", name=op.f("pk_bundles")),
