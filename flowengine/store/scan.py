@@ -27,7 +27,7 @@ from typing import Final
 
 import msgspec
 
-from flowengine.chunking import CHUNK_BYTES, Cutter, Profile, chunk_id, pack_chunks
+from flowengine.chunking import CHUNK_BYTES, Cutter, Profile, chunk_id, pack_chunks, packed_size
 from flowengine.manifest import FILE, FLAG_SPARSE, HARDLINK, SYMLINK, Entry
 from flowengine.store.buffers import Buffer, BufferPool
 from flowengine.store.reading import ObjectChanged, ObjectReader, Piece
@@ -58,6 +58,8 @@ __all__ = [
 ]
 
 READ_ATTEMPTS: Final = 3
+KNOWN_RUN_CHUNKS: Final = 4096
+"""Chunks of an object that are offered at once where they are known without reading; half of what an offer may hold."""
 RACY_NS: Final = 20_000_000
 """Longer than a tick of the clock behind ctime (10 ms at 100 Hz), so that a later change must show."""
 
@@ -798,11 +800,9 @@ class Scanner:
         identity = Identity.of(st)
         done = 0
         cached = self._cache.pieces(identity) if self._cache is not None else []
-        for offset, packed in cached:
-            if offset != done or done >= st.st_size:
-                break
+        for packed in _runs(cached, st.st_size):
             lengths = _lengths(packed)
-            yield LargePiece(Piece(offset, lengths, packed, None, 0), True)
+            yield LargePiece(Piece(done, lengths, packed, None, 0), True)
             done += sum(lengths)
         if done < st.st_size:
             fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=frame.dirfd)
@@ -842,6 +842,23 @@ class Scanner:
 
 def _join(path: bytes, name: bytes) -> bytes:
     return path + b"/" + name if path else name
+
+
+def _runs(pieces: list[tuple[int, bytes]], size_bytes: int) -> Iterator[bytes]:
+    """What is known of an object from its start, in few runs: what is offered again is answered run by run."""
+    run: list[bytes] = []
+    count = done = 0
+    for offset, packed in pieces:
+        if offset != done or done >= size_bytes:
+            break
+        if run and count + len(packed) // CHUNK_BYTES > KNOWN_RUN_CHUNKS:
+            yield b"".join(run)
+            run, count = [], 0
+        run.append(packed)
+        count += len(packed) // CHUNK_BYTES
+        done += packed_size(packed)
+    if run:
+        yield b"".join(run)
 
 
 def _lengths(packed: bytes) -> list[int]:

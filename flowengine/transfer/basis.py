@@ -11,7 +11,7 @@ import os
 import threading
 from typing import Final
 
-from flowengine.chunking import CHUNK_BYTES, Profile
+from flowengine.chunking import CHUNK_BYTES, Profile, packed_size
 from flowengine.store.buffers import BufferPool
 from flowengine.store.reading import SEGMENT_BYTES, ObjectReader
 from flowengine.store.scan_cache import Identity, ScanCache
@@ -137,7 +137,7 @@ class Basis:
     def goes_on_with(self, offset: int, packed: bytes) -> bool:
         """Whether just these chunks come next in the file, given that all before `offset` were asked about. Blocks."""
         with self._condition:
-            self._ask(offset)
+            self._ask(offset + packed_size(packed))  # a long run may end beyond what is read ahead by itself
             end = self._compared + len(packed)
             while len(self._listed) < end and not self._done:
                 self._condition.wait()

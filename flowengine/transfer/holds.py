@@ -104,19 +104,20 @@ class FilePart:
 class PieceHold:
     """One piece of a large object."""
 
-    __slots__ = ("_pace", "_path", "_piece", "lengths", "number")
+    __slots__ = ("_pace", "_path", "_piece", "_starts", "lengths", "number")
 
     def __init__(self, piece: Piece, path: bytes, pace: Pace = _at_once) -> None:
         self._pace = pace
         self.number = -1
         self.lengths = piece.lengths
+        self._starts = list(accumulate(piece.lengths, initial=0))
         self._piece = piece
         self._path = path
 
     def parts(self, index: int, count: int) -> list[Part]:
         """The bytes of `count` chunks from `index` on."""
-        before = sum(self.lengths[:index])
-        size = sum(self.lengths[index : index + count])
+        before = self._starts[index]
+        size = self._starts[index + count] - before
         piece = self._piece
         if piece.buffer is not None:
             return [BufferPart(piece.buffer, piece.start + before, size)]

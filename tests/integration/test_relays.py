@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from flowengine.errors import AuthenticationError, FlowError, TemporaryError
+from flowengine.store.reading import ObjectReader
 from flowengine.store.selection import Root, Selection
 from flowengine.transfer.passes import Report, TransferSettings
 from flowengine.transfer.routes import RoutedPeer
@@ -109,6 +110,52 @@ def test_a_relay_that_dies_costs_a_pass_and_no_landed_chunk(tmp_path: Path) -> N
             assert (hosts["t"].folder / "in/big").read_bytes() == data
             # What landed in the first pass was not sent again: more than a window's worth would be.
             assert report.bytes_sent < len(data) + (24 << 20)
+
+    trio.run(main)
+
+
+@pytest.mark.parametrize("changes", [False, True])
+def test_a_big_file_goes_on_where_its_relay_was_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: bool
+) -> None:
+    """What was read of it is not read again, unless it has changed meanwhile."""
+    size, read_from = 4 * SIZE, [0]
+    read = ObjectReader._read
+
+    def counted(reader: ObjectReader, fd: int, view: memoryview, offset: int, size_bytes: int) -> None:
+        read_from.append(offset)
+        read(reader, fd, view, offset, size_bytes)
+
+    monkeypatch.setattr(ObjectReader, "_read", counted)
+
+    async def main() -> None:
+        async with Hosts.running(tmp_path, "s", "t", "r", "q", relays=["r", "q"]) as hosts:
+            fill(hosts["s"].folder / "data", size)
+            big = hosts["s"].folder / "data/big"
+            for name in "rq":
+                hosts[name].limits.set_rate(f"link:{name}>t", 400e6)
+            peer = hosts.peer(hosts.way("t", "r", "s"), hosts.way("t", "q", "s"))
+
+            async def kill() -> None:
+                while hosts["r"].passed_bytes() < size // 4:
+                    await trio.sleep(0.01)
+                if changes:
+                    with open(big, "r+b") as file:
+                        file.write(b"another beginning")
+                hosts["r"].scope.cancel()
+                hosts["q"].limits.set_rate("link:q>t", None)
+
+            def again(line: str) -> None:
+                read_from.clear()
+
+            hosts.nursery.start_soon(kill)
+            into = os.fsencode(hosts["t"].folder / "in")
+            report = await pull(peer, b"data/", into, SETTINGS, note=again)
+            assert (report.state, report.passes) == ("completed", 2)
+            assert (hosts["t"].folder / "in/big").read_bytes() == big.read_bytes()
+            assert (min(read_from, default=size) == 0) is changes
+            if not changes:
+                assert min(read_from, default=size) >= size // 4
 
     trio.run(main)
 
