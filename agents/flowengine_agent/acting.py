@@ -45,6 +45,7 @@ from flowengine_agent.mover import (
     Operation,
     Purge,
     Reach,
+    Started,
     Stat,
     TakeIn,
     Unseal,
@@ -440,7 +441,7 @@ class Acting:
         line = Line(ours, f"no mover of account {account.name} could be started")
         try:
             with trio.fail_after(_START_S):
-                pid = _value(await line.receive(), line, int)
+                said = _value(await line.receive(), line, Started)
         except trio.TooSlowError:
             line.close()
             raise TemporaryError(
@@ -450,10 +451,12 @@ class Acting:
             line.close()
             raise
         mover = self._movers[account.uid] = _Mover(
-            account, line, trio.CancelScope(), pid, idle_since=trio.current_time()
+            account, line, trio.CancelScope(), said.pid, idle_since=trio.current_time()
         )
         self._nursery.start_soon(self._keep, mover)
-        self._log.info("mover started", account=account.name, uid=account.uid, pid=pid)
+        self._log.info(
+            "mover started", account=account.name, uid=account.uid, pid=said.pid, confined=said.confined
+        )
         return mover
 
     async def _keep(self, mover: _Mover) -> None:

@@ -7,7 +7,8 @@ Plan
     session to carry, a duty to do. It opens the offered folders by itself, by the configuration it was started with.
 Invariants
     - No capability, nothing gained by running a program, killed with the spawner, ended with its line.
-    - Nothing outside the offered folders and the account's own state folder is opened.
+    - Nothing outside the offered folders and the account's own state folder is opened, and no connection is made; where
+      the kernel has Landlock, it holds both.
     - It holds nothing of the site: no key, no certificate, no grant; only the keys of sessions that it carries, and of
       what it seals and opens for its account.
 """
@@ -25,6 +26,8 @@ from typing import Final, NoReturn, TypeAlias
 import msgspec
 import trio
 
+import flowengine
+import flowengine_agent
 from flowengine.errors import LocalError
 from flowengine.transfer.handing import Ended, Handed, Landed, told_error, work_on_session
 from flowengine.transfer.line import Line
@@ -33,6 +36,7 @@ from flowengine_agent.accounts import Account, AccountRules
 from flowengine_agent.config import SiteConfig
 from flowengine_agent.counting import count
 from flowengine_agent.hands import Way, give, hide, objects_of, purge, take, unseal
+from flowengine_agent.landlock import confine
 from flowengine_agent.privileges import become, end_with_parent, keep_only, lock_down
 from flowengine_agent.roots import Place, Roots
 
@@ -45,6 +49,7 @@ __all__ = [
     "Operation",
     "Purge",
     "Reach",
+    "Started",
     "Stat",
     "TakeIn",
     "Unseal",
@@ -52,7 +57,16 @@ __all__ = [
     "run_mover",
 ]
 
+_SYSTEM: Final = ("/usr", "/lib", "/lib64", "/etc", "/dev/urandom", "/proc/self", "/proc/sys")
+"""What is read besides: libraries, time zones, what the kernel tells of this process and of itself."""
 _KEPT_VARIABLES: Final = ("LANG", "PATH", "TZ", "FLOW_CONGESTION", "OPENBLAS_NUM_THREADS")
+
+
+class Started(msgspec.Struct, frozen=True):
+    """What a mover says first."""
+
+    pid: int
+    confined: bool
 
 
 class Where(msgspec.Struct, frozen=True):
@@ -161,11 +175,11 @@ def run_mover(
     code = 1
     try:
         try:
-            _become(sock, rules, account, parent)
+            confined = _become(sock, config, rules, account, parent)
         except BaseException as error:
             sock.send(b"\0" + _encode(told_error(error)))
             raise
-        sock.send(b"\0" + _encode(Ended(_encode(os.getpid()), b"")))
+        sock.send(b"\0" + _encode(Ended(_encode(Started(os.getpid(), confined)), b"")))
         trio.run(_serve, sock, config)
         code = 0
     except BaseException:
@@ -175,7 +189,10 @@ def run_mover(
         os._exit(code)  # threads may still wait for a disk; nothing that they do is needed any more
 
 
-def _become(sock: socket.socket, rules: AccountRules, account: Account, parent: int) -> None:
+def _become(
+    sock: socket.socket, config: SiteConfig, rules: AccountRules, account: Account, parent: int
+) -> bool:
+    """Be the account, and nothing more; whether the kernel confines it to the offered folders."""
     os.dup2(2, 1)
     os.closerange(3, sock.fileno())
     os.closerange(sock.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
@@ -188,7 +205,15 @@ def _become(sock: socket.socket, rules: AccountRules, account: Account, parent: 
     os.chdir("/")
     for name in set(os.environ) - set(_KEPT_VARIABLES):
         del os.environ[name]
-    os.environ["FLOW_STATE_DIR"] = _state_folder(rules, account)
+    state = os.environ["FLOW_STATE_DIR"] = os.environ["SQLITE_TMPDIR"] = _state_folder(rules, account)
+    program = [
+        os.path.dirname(os.__file__), sys.prefix, sys.base_prefix,
+        *(os.path.dirname(package.__file__ or "/nonexistent") for package in (flowengine, flowengine_agent)),
+    ]  # fmt: skip
+    writable = [folder.path for folder in config.roots if "write" in folder.access]
+    return confine(
+        [*_SYSTEM, *program, *(folder.path for folder in config.roots)], [state, "/dev/null", *writable]
+    )
 
 
 def _state_folder(rules: AccountRules, account: Account) -> str:

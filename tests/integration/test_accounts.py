@@ -115,6 +115,8 @@ def lab() -> Iterator[Lab]:
                 users[name] = connect(made.coordinator.url, token=secret, ca_pem=pem)
             start_mapped(made, "a", base, as_unit=False)
             start_mapped(made, "b", base, as_unit=True)
+            for site in ("a", "b"):
+                made[site].wait_ready()
             yield Lab(made, users)
             for user in users.values():
                 user.close()
@@ -139,7 +141,7 @@ def start_mapped(made: Federation, site: str, base: Path, *, as_unit: bool, idle
         folder(base / site / "accounts", 0, 0o1733)
     for name, uid in (("alice", ALICE), ("bob", BOB), ("physics", PHYSICS)):
         folder(agent.data / name, uid)
-    agent.start()
+    agent.start(ready=False)
     return agent
 
 
@@ -260,7 +262,8 @@ def test_a_killed_mover_is_started_again_and_limits_hold_meanwhile(lab: Lab) -> 
         began = time.monotonic()
         running = lab.users["alice"].copy("a:/data/alice/large", "b:/data/alice/large")
         for site in ("a", "b"):
-            wait_until(lambda: running.refresh().counters.bytes_sent > 100_000, "some bytes")
+            before = journalled(lab)
+            wait_until(lambda least=before: journalled(lab) > least, "some chunks")
             (pid,) = movers(lab.made[site], ALICE)
             os.kill(pid, signal.SIGKILL)
         done = running.wait(60)
@@ -272,6 +275,35 @@ def test_a_killed_mover_is_started_again_and_limits_hold_meanwhile(lab: Lab) -> 
     )  # it cannot be quicker, however quick the machine is
     assert (lab.data("b") / "alice/large").read_bytes() == (lab.data("a") / "alice/large").read_bytes()
     assert "the mover of account" in lab.made["b"].log
+
+
+def journalled(lab: Lab) -> int:
+    """How long the journals are of what is on its way to alice's folder at b."""
+    return sum(path.stat().st_size for path in (lab.data("b") / "alice/.flow-staging").glob("*.j"))
+
+
+def established(port: int) -> int:
+    """TCP connections that stand at a local port (proc(5): /proc/net/tcp)."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(row[1].endswith(f":{port:04X}") and row[3] == "01" for row in rows)
+
+
+def test_a_mover_that_does_not_answer_is_cut_off(lab: Lab) -> None:
+    write(lab.data("a") / "alice/slow", random.Random(3).randbytes(3_000_000), ALICE)
+    port = int(lab.made["a"].listen.rpartition(":")[2])
+    lab.made.client.set_limit("site:a", 2_000_000)
+    try:
+        running = lab.users["alice"].copy("a:/data/alice/slow", "b:/data/alice/slow")
+        wait_until(lambda: journalled(lab), "some chunks")
+        (pid,) = movers(lab.made["a"], ALICE)
+        os.kill(pid, signal.SIGSTOP)
+        assert established(port) > 1
+        running.cancel()
+        wait_until(lambda: not established(port), "the end of all connections")
+        assert movers(lab.made["a"], ALICE) == [pid]
+    finally:
+        lab.made.client.remove_limit("site:a")
+        os.kill(pid, signal.SIGKILL)
 
 
 def test_a_killed_agent_leaves_nothing(lab: Lab) -> None:

@@ -1,0 +1,171 @@
+"""A session that another process carries: the line between the two, and what each tells the other."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import pytest
+import trio
+
+from flowengine.errors import Denied, FlowError, NotFound, TemporaryError
+from flowengine.transfer.control import Control
+from flowengine.transfer.handing import error_of, told_error
+from flowengine.transfer.line import Line, line_pair
+from flowengine.transfer.pacing import AskingPacer, Limits
+from flowengine.wire.control import ControlDecoder, encode
+from flowengine.wire.keys import NO_FINGERPRINT, Direction, SessionSecrets
+from flowengine.wire.messages import WantStreams
+from flowengine.wire.messages import encode as encode_message
+
+
+def lines() -> tuple[Line, Line]:
+    one, other = line_pair()
+    return Line(one, "the other is gone"), Line(other, "the one is gone")
+
+
+@pytest.mark.trio
+async def test_messages_of_any_length_arrive_whole_and_in_order_with_their_descriptors() -> None:
+    one, other = lines()
+    read, write = os.pipe()
+    sent = [b"", b"x", os.urandom(32 * 1024), os.urandom(32 * 1024 + 1), os.urandom(1_000_000)]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(one.run_writer)
+        for message in sent:
+            one.post(message, (write,))
+        os.close(write)
+        for message in sent:
+            got = await other.receive()
+            assert got is not None
+            assert got[0] == message
+            (descriptor,) = got[1]
+            os.write(descriptor, b".")
+            os.close(descriptor)
+        nursery.cancel_scope.cancel()
+    assert os.read(read, 100) == b"....."
+    os.close(read)
+    one.close()
+    assert await other.receive() is None
+    other.close()
+
+
+@pytest.mark.trio
+async def test_who_waits_for_an_answer_is_woken_by_it_and_by_the_end() -> None:
+    one, other = lines()
+    found: list[str] = []
+
+    def ask() -> None:
+        for _ in range(2):
+            ticket = one.ticket()
+            one.post(b"%d" % ticket)
+            try:
+                one.wait(ticket)
+                found.append("answered")
+            except TemporaryError as error:
+                found.append(error.reason)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(one.run_writer)
+        nursery.start_soon(trio.to_thread.run_sync, ask)
+        got = await other.receive()
+        assert got is not None
+        one.answered(int(got[0]))
+        await other.receive()
+        other.close()
+        assert await one.receive() is None
+        while len(found) < 2:
+            await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
+    assert found == ["answered", "disconnected"]
+    one.close()
+    with pytest.raises(TemporaryError, match="the other is gone"):
+        one.wait(one.ticket())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        NotFound("it is not there", hint="look", path="x"),
+        Denied("no", reason="account-unmapped"),
+        TemporaryError("cut", reason="disconnected"),
+        ExceptionGroup("several", [TemporaryError("cut", reason="disconnected"), Denied("why")]),
+    ],
+)
+def test_an_error_is_the_same_in_the_other_process(error: Exception) -> None:
+    expected = error.exceptions[1] if isinstance(error, ExceptionGroup) else error
+    assert isinstance(expected, FlowError)
+    found = error_of(told_error(error))
+    assert type(found) is type(expected)
+    assert found.as_dict() == expected.as_dict()
+
+
+def test_a_bug_is_told_and_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    found = error_of(told_error(ValueError("odd")))
+    assert (found.reason, "ValueError('odd')" in found.message) == ("failed", True)
+    assert "ValueError: odd" in capsys.readouterr().err
+
+
+def test_secrets_that_were_handed_over_make_the_same_keys_there_and_none_here() -> None:
+    def made() -> SessionSecrets:
+        return SessionSecrets(
+            bytes(32), bytes([1]) * 32, client_fingerprint=NO_FINGERPRINT, server_fingerprint=bytes([2]) * 32
+        )
+
+    ours = made()
+    theirs = SessionSecrets.taken_over(*ours.hand_over())
+    use = (bytes(16), 3, Direction.SOURCE_TO_TARGET, 0)
+    assert theirs.stream_keys(*use)._iv == made().stream_keys(*use)._iv  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="in use"):
+        ours.hand_over()
+    with pytest.raises(ValueError, match="in use"):
+        theirs.hand_over()
+
+
+@pytest.mark.trio
+async def test_a_diverted_connection_loses_nothing_either_way() -> None:
+    one, other = socket.socketpair()
+    stream = trio.SocketStream(trio.socket.from_stdlib_socket(one))
+    first, second = encode(b"first"), encode(b"second")
+    decoder = ControlDecoder()
+    pending = decoder.feed(first + second[:5])
+    control = Control(stream, decoder, pending)
+    control.post(WantStreams(1, "a"))
+    elsewhere: list[bytes] = []
+    given, early = control.divert(elsewhere.append)
+    control.post(WantStreams(2, "b"))
+    assert given is stream
+    assert early == first + second[:5]
+    assert elsewhere == [
+        encode(encode_message(WantStreams(count, via))) for count, via in ((1, "a"), (2, "b"))
+    ]
+    await stream.aclose()
+    other.close()
+
+
+def test_a_pace_that_another_process_holds_is_asked_for_while_it_holds() -> None:
+    asked: list[int] = []
+    session = Limits().pacer()
+    pacer = AskingPacer(session, asked.append)
+    pacer.take(1000)
+    assert (pacer.limited, asked) == (False, [])
+    pacer.rate = 100_000.0
+    assert pacer.limited
+    assert pacer.portion(1 << 20) == 4096
+    pacer.take(1000)
+    assert asked == [1000]
+    session.close()
+    pacer.take(2000)
+    assert asked == [1000]
+
+
+def test_what_is_taken_without_waiting_counts_like_the_rest() -> None:
+    now = [0.0]
+    pacer = Limits(lambda: now[0]).pacer("site:a")
+    pacer.set_rate(8000)
+    assert pacer.take_nowait(600) == 0
+    assert pacer.take_nowait(1) == pytest.approx(0.6)
+    now[0] = 0.6
+    assert pacer.take_nowait(1) == 0
+    assert pacer.rate_bits_per_s == 8000
+    pacer.close()
+    assert pacer.take_nowait(10**9) == 0
