@@ -58,6 +58,9 @@ __all__ = ["Acting", "Hands", "MoverHands", "OwnHands"]
 T = TypeVar("T")
 
 _START_S: Final = 20.0
+_ANSWER_S: Final = 60.0
+_DUTY_S: Final = 600.0
+"""How long what is owed for many objects may take."""
 _LEAST_PAUSE_S: Final = 0.05
 _reply: Final = msgspec.msgpack.Decoder(Ended | Broke).decode
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -241,13 +244,13 @@ class MoverHands:
         return await self._ask(Unseal(Where.of(place), secrets), Opened)
 
     async def objects(self, place: Place) -> list[tuple[bytes, int]]:
-        return await self._ask(Objects(Where.of(place)), list[tuple[bytes, int]])
+        return await self._ask(Objects(Where.of(place)), list[tuple[bytes, int]], _DUTY_S)
 
     async def hide(self, place: Place, task: str, paths: list[bytes], *, staging: bool) -> tuple[int, int]:
-        return await self._ask(Hide(Where.of(place), task, paths, staging), tuple[int, int])
+        return await self._ask(Hide(Where.of(place), task, paths, staging), tuple[int, int], _DUTY_S)
 
     async def purge(self, place: Place, task: str) -> int:
-        return await self._ask(Purge(Where.of(place), task), int)
+        return await self._ask(Purge(Where.of(place), task), int, _DUTY_S)
 
     async def give(
         self,
@@ -302,13 +305,20 @@ class MoverHands:
             theirs.close()
         return await keep_session(session, line, ours, counters=counters, observe=observe, landed=landed)
 
-    async def _ask(self, operation: Operation, kind: type[T]) -> T:
+    async def _ask(self, operation: Operation, kind: type[T], within_s: float = _ANSWER_S) -> T:
         async with self._acting.at_work(self._account) as mover:
             line = self._acting.operation(mover)
             try:
                 line.post(_encode(operation))
                 await line.flush()
-                got = await line.receive()
+                with trio.fail_after(within_s):
+                    got = await line.receive()
+            except trio.TooSlowError:
+                raise TemporaryError(
+                    f"the mover of account {self.account} did not answer within {within_s:.0f} s",
+                    hint="look at the host's load; was the process stopped?",
+                    reason="stalled",
+                ) from None
             finally:
                 line.close()
         found: T = _value(got, line, kind)

@@ -30,7 +30,7 @@ import trio
 
 import flowengine.errors as all_errors
 from flowengine.chunking import profile_named
-from flowengine.errors import FlowError
+from flowengine.errors import FlowError, TemporaryError
 from flowengine.transfer.channel import first_flow_error
 from flowengine.transfer.control import Control
 from flowengine.transfer.line import Line
@@ -57,6 +57,7 @@ READS: Final = "<reads>"
 WRITES: Final = "<writes>"
 """In place of a link's site: the storage that is read from or written to."""
 _PACES_EVERY_S: Final = 0.1
+_PULSE_S: Final = 5.0
 _LAST_WORDS_S: Final = 5.0
 """How long what the hands said last may take to go out."""
 
@@ -393,7 +394,7 @@ class _Keeper:
 
     async def _listen(self) -> Ended:
         session = self._session
-        while (got := await self._line.receive()) is not None:
+        while (got := await self._heard()) is not None:
             message = _to_keeper(got[0])
             for fd in got[1]:
                 os.close(fd)
@@ -416,6 +417,18 @@ class _Keeper:
                         raise error_of(message)
                     return message
         raise self._line.lost()
+
+    async def _heard(self) -> tuple[bytes, list[int]] | None:
+        """What they say next; they say something every few seconds."""
+        try:
+            with trio.fail_after(self._session.stall_s):
+                return await self._line.receive()
+        except trio.TooSlowError:
+            raise TemporaryError(
+                f"the process that moves the data said nothing for {self._session.stall_s:.0f} s",
+                hint="look at the host's load; was the process stopped?",
+                reason="stalled",
+            ) from None
 
     def _status(self, told: Status) -> None:
         session = self._session
@@ -465,6 +478,7 @@ async def work_on_session(told: Handed, line: Line, control: socket.socket, work
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(line.run_writer)
                 nursery.start_soon(_obey, line, session)
+                nursery.start_soon(_pulse, partial(observe, counters))
                 try:  # in here, so that threads which wait for an answer get it while the work winds down
                     outcome = await work(session, counters, observe, partial(_tell_landed, line))
                     final = Ended(outcome, session.peer_checkpoint)
@@ -523,6 +537,13 @@ async def _session(
         await trio.aclose_forcefully(stream)
 
 
+async def _pulse(tell: Callable[[], None]) -> None:
+    """Say something also where the engine does not yet, or not any more."""
+    while True:
+        await trio.sleep(_PULSE_S)
+        tell()
+
+
 async def _obey(line: Line, session: Session) -> None:
     """Do what the keeper says; where it is gone the session is over."""
     while (got := await line.receive()) is not None:
@@ -547,11 +568,11 @@ async def _obey(line: Line, session: Session) -> None:
     raise line.lost()
 
 
-def _ask_pace(line: Line, near: str, size: int) -> None:
+def _ask_pace(line: Line, near: str, size: int, is_over: Callable[[], bool]) -> None:
     ticket = line.ticket()
     line.post(_encode(Take(ticket, near, size)))
     with contextlib.suppress(FlowError):  # the session ends by it, elsewhere
-        line.wait(ticket)
+        line.wait(ticket, is_over)
 
 
 def _tell_landed(line: Line, rows: list[tuple[bytes, int]], wrong: str = "") -> None:

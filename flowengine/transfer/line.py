@@ -19,7 +19,7 @@ import os
 import socket
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import trio
@@ -32,6 +32,7 @@ _PACKET_BYTES: Final = 32 * 1024
 """Well below what a packet of a Unix socket may have (net.core.wmem_default less what the kernel counts besides)."""
 _MOST_BYTES: Final = 1 << 30
 _MOST_DESCRIPTORS: Final = 8
+_LOOK_S: Final = 0.2
 _MORE: Final = b"\1"
 _LAST: Final = b"\0"
 
@@ -125,13 +126,18 @@ class Line:
                 self._waiting[self._tickets].set()
             return self._tickets
 
-    def wait(self, ticket: int) -> None:
+    def wait(self, ticket: int, is_over: Callable[[], bool] = lambda: False) -> None:
         """Hold a worker thread until the question was answered.
+
+        Args:
+            is_over: asked now and then whether nobody needs the answer any more.
 
         Raises:
             TemporaryError: the line ended meanwhile.
         """
-        self._waiting[ticket].wait()
+        waiting = self._waiting[ticket]
+        while not waiting.wait(_LOOK_S) and not is_over():
+            pass
         with self._lock:
             del self._waiting[ticket]
             if self._closed:

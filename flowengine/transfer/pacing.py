@@ -213,11 +213,12 @@ class AskingPacer(Pacer):
 
     Args:
         session: of the transfer, with its own rates.
-        ask: has so many bytes counted in the other process; returns when they may be sent.
+        ask: has so many bytes counted in the other process; returns when they may be sent, or what it is given besides
+            says that nobody waits any more.
         rate: bytes per second that hold there; None while there is no limit, and nobody is asked.
     """
 
-    def __init__(self, session: Pacer, ask: Callable[[int], None]) -> None:
+    def __init__(self, session: Pacer, ask: Callable[[int, Callable[[], bool]], None]) -> None:
         super().__init__(session._limits, session._buckets)
         session._parts.append(self)
         self._ask = ask
@@ -232,7 +233,7 @@ class AskingPacer(Pacer):
         """As of `Pacer`."""
         super().take(size_bytes)
         if self.rate is not None and not self._closed:
-            self._ask(size_bytes)
+            self._ask(size_bytes, lambda: self._closed)
 
     def _rates(self) -> list[float]:
         return [*super()._rates(), *([self.rate] if self.rate is not None else [])]

@@ -145,7 +145,7 @@ async def test_a_diverted_connection_loses_nothing_either_way() -> None:
 def test_a_pace_that_another_process_holds_is_asked_for_while_it_holds() -> None:
     asked: list[int] = []
     session = Limits().pacer()
-    pacer = AskingPacer(session, asked.append)
+    pacer = AskingPacer(session, lambda size, is_over: asked.append(size))
     pacer.take(1000)
     assert (pacer.limited, asked) == (False, [])
     pacer.rate = 100_000.0
