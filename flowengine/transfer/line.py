@@ -166,6 +166,8 @@ class Line:
                 data, rights, _, _ = await self._sock.recvmsg(
                     _PACKET_BYTES + 1, space, socket.MSG_CMSG_CLOEXEC
                 )
+            except ConnectionResetError:
+                continue  # the other end closed over something unread: what it said before is still to be had
             except OSError:
                 data, rights = b"", []
             descriptors = array.array("i")

@@ -50,6 +50,19 @@ async def test_messages_of_any_length_arrive_whole_and_in_order_with_their_descr
 
 
 @pytest.mark.trio
+async def test_the_last_words_of_an_end_that_closed_over_unread_messages_are_heard() -> None:
+    one, other = lines()
+    one.post(b"never read")
+    await one.flush()
+    other.post(b"last words")
+    await other.flush()
+    other.close()
+    assert await one.receive() == (b"last words", [])
+    assert await one.receive() is None
+    one.close()
+
+
+@pytest.mark.trio
 async def test_who_waits_for_an_answer_is_woken_by_it_and_by_the_end() -> None:
     one, other = lines()
     found: list[str] = []
