@@ -13,6 +13,7 @@ Invariants
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import socket
 import stat
@@ -241,7 +242,7 @@ class MoverHands:
             return Answer(reason=error.reason, message=error.message, complete=False)
 
     async def unseal(self, place: Place, secrets: list[bytes]) -> Opened:
-        return await self._ask(Unseal(Where.of(place), secrets), Opened)
+        return await self._ask(Unseal(Where.of(place), secrets), Opened, math.inf)
 
     async def objects(self, place: Place) -> list[tuple[bytes, int]]:
         return await self._ask(Objects(Where.of(place)), list[tuple[bytes, int]], _DUTY_S)
