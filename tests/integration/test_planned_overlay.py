@@ -18,17 +18,20 @@ from planned import decided, enact, say_links, start
 from sites import Federation, federation
 from support import MIB, free_port, wait_until
 
+from flowengine.api.resources import ProbeRequest
 from tests.overlay import HUB, overlay
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
 MBIT = 1_000_000
-SITES = {"s": "FR", "t": "DE", "r": "NL", "q": "NL", "p": "US"}
+SITES = {"s": "FR", "t": "DE", "r": "NL", "q": "NL", "p": "US", "u": "DE"}
 RELAYS = "rqp"
 LINKS = {
     ("s", "t"): 100 * MBIT,
     **{pair: 300 * MBIT for name in RELAYS for pair in (("s", name), (name, "t"))},
 }
+SHAPED = LINKS | {("s", "u"): 60 * MBIT, ("r", "u"): 200 * MBIT, ("q", "u"): 120 * MBIT}
+"""Nobody declares what the links to u carry."""
 SHARD = 16 * MIB
 CHATTER = 2 * MIB
 """More than a site that carries nothing exchanges with its coordinator."""
@@ -38,7 +41,7 @@ CHATTER = 2 * MIB
 def sites(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
     base, keys = tmp_path_factory.mktemp("federation"), PolicyKeys()
     with (
-        overlay(list(SITES), LINKS) as net,
+        overlay(list(SITES), SHAPED) as net,
         federation(base, options=keys.options(base), host=HUB) as made,
     ):
         for name in SITES:
@@ -63,13 +66,13 @@ def fill(sites: Federation, folder: str, shards: int) -> None:
 
 
 @contextlib.contextmanager
-def moving(sites: Federation, folder: str, shards: int) -> Iterator[Any]:
+def moving(sites: Federation, folder: str, shards: int, target: str = "t") -> Iterator[Any]:
     """A transfer of so many shards; what landed is right, and is gone afterwards."""
     fill(sites, folder, shards)
-    transfer = sites.client.copy(f"s:/data/{folder}/", f"t:/data/{folder}")
+    transfer = sites.client.copy(f"s:/data/{folder}/", f"{target}:/data/{folder}")
     try:
         yield transfer
-        landed = [path for path in (sites["t"].data / folder).iterdir() if path.name.startswith("shard-")]
+        landed = [path for path in (sites[target].data / folder).iterdir() if path.name.startswith("shard-")]
         assert landed
         for path in sorted(landed)[::8]:
             assert path.read_bytes() == (sites["s"].data / folder / path.name).read_bytes()
@@ -77,7 +80,7 @@ def moving(sites: Federation, folder: str, shards: int) -> Iterator[Any]:
         if transfer.refresh().ended is None:
             transfer.cancel()
             wait_until(lambda: transfer.refresh().ended, "the end of the rest", 30)
-        for site in "st":
+        for site in ("s", target):
             shutil.rmtree(sites[site].data / folder)
 
 
@@ -112,6 +115,31 @@ def used(transfer: Any) -> set[tuple[str, ...]]:
 
 
 THREE = {("s", "t"), ("s", "r", "t"), ("s", "q", "t")}
+
+
+def test_a_plan_follows_what_probes_measured(sites: Federation) -> None:
+    ends = [("s", "u"), ("r", "u"), ("q", "u")]
+    for pair in [*ends, ("s", "r"), ("s", "q")]:
+        found = sites.client.probe_link(*pair, ProbeRequest(size_bytes=32 * MIB, seconds=1.5))
+        assert found.rate_bits_per_s == pytest.approx(SHAPED[pair], rel=max(0.1, 2 * (found.spread or 0.0)))
+    assert all(sites.client.link(*pair).capacity_bits_per_s is None for pair in ends)
+    plan = sites.client.plan("s:/data/", "u:/data/probed", size_bytes=10**10)
+    planned = {tuple(way.sites): way.rate_bits_per_s for way in plan.ways}
+    believed = {pair: sites.client.link(*pair).rate_bits_per_s or 0.0 for pair in SHAPED if "u" in pair}
+    assert planned == {
+        ("s", "u"): pytest.approx(believed["s", "u"], rel=0.02),
+        ("s", "r", "u"): pytest.approx(believed["r", "u"], rel=0.02),
+        ("s", "q", "u"): pytest.approx(believed["q", "u"], rel=0.02),
+    }
+    with moving(sites, "probed", 24, "u") as transfer:
+        wait_until(lambda: used(transfer) == planned.keys(), "the ways of the plan", 20)
+        wait_until(
+            lambda: sent_bytes("q") > 4 * MIB and sent_bytes("r") > 4 * MIB, "bytes over both relays", 20
+        )
+        rates = [rate_mbit(lambda: sent_bytes("s"), 3.0)]
+        while rates[-1] < 0.85 * 380 and len(rates) < 3:  # somebody else had the processors
+            rates.append(rate_mbit(lambda: sent_bytes("s"), 2.0))
+        assert 0.85 * 380 <= max(rates) <= 1.1 * 380, rates
 
 
 def test_a_limit_that_changes_is_held_and_what_policy_forbids_carries_nothing(sites: Federation) -> None:
