@@ -21,6 +21,7 @@ from flowengine.plan.topology import (
     Tenant,
     Window,
 )
+from flowengine.plan.trees import Feed, feeds_of
 
 if TYPE_CHECKING:
     from flowengine.plan.planner import DEFAULT_EFFORT, admit, plan
@@ -36,6 +37,7 @@ __all__ = [
     "Endpoint",
     "Estimate",
     "Eta",
+    "Feed",
     "Limits",
     "Link",
     "Maintenance",
@@ -50,6 +52,7 @@ __all__ = [
     "Window",
     "admit",
     "describe",
+    "feeds_of",
     "plan",
 ]
 

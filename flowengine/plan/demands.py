@@ -43,14 +43,19 @@ class Allowed(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         relays: Sites that may pass its frames on.
         links: Names of the links it may use.
-        feeders: Targets that may serve other targets with what landed there.
+        feeds: Pairs of target sites of which the first may serve the second with what landed there: policy lets it land
+            at the first, and go on from there to the second.
         max_relays: Most sites in between on one route; None means the planner's limit.
     """
 
     relays: frozenset[str] | None = None
     links: frozenset[str] | None = None
-    feeders: frozenset[str] | None = None
+    feeds: frozenset[tuple[str, str]] | None = None
     max_relays: int | None = None
+
+    def may_feed(self, site: str, other: str) -> bool:
+        """Whether a target at `site` may serve one at `other`."""
+        return site != other and (self.feeds is None or (site, other) in self.feeds)
 
 
 ANYWHERE = Allowed()

@@ -86,7 +86,14 @@ def _way(allocation: Allocation) -> str:
     if len(allocation.routes) == 1:
         sites = allocation.routes[0].sites
         return f"over {' → '.join(sites)}" + (" (relayed)" if len(sites) > 2 else "")
-    return "as a tree: " + ", ".join(" → ".join(route.sites) for route in allocation.routes)
+    served = {route.target.site for route in allocation.routes}
+    ways = [
+        " → ".join(route.sites) + (" as it lands there" if route.source.site in served else "")
+        for route in allocation.routes
+    ]
+    own = [route for route in allocation.routes if route.source.site not in served]
+    times = "once" if len(own) == 1 else f"{len(own)} times"
+    return f"as a tree: {', '.join(ways)}; the source sends each byte {times}"
 
 
 def _expectation(eta: Eta, now_s: float, clock: Callable[[float], str]) -> str:

@@ -231,13 +231,12 @@ class Searcher:
         network, head = self.network, group.head
         if len(head.targets) == 1:
             return self._step(search, head.sources, head.targets[0], weights)
-        feeders = [t for t in head.targets if head.allowed.feeders is None or t.site in head.allowed.feeders]
         nodes = len(head.targets) + 1
         steps: dict[tuple[int, int], tuple[float, tuple[Branch, ...]]] = {}
         for i, target in enumerate(head.targets, start=1):
             steps[0, i] = self._step(search, head.sources, target, weights)
             for j, feeder in enumerate(head.targets, start=1):
-                if i != j and feeder in feeders and feeder.site in network.sites:
+                if head.allowed.may_feed(feeder.site, target.site) and feeder.site in network.sites:
                     steps[j, i] = self._step(search, (feeder,), target, weights)
         edges = {pair: step[0] for pair, step in steps.items() if math.isfinite(step[0])}
         heavy = 1.0 + sum(edges.values()) if head.source_once else 0.0

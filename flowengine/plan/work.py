@@ -192,10 +192,13 @@ def _still_valid(
         if head.allowed.max_relays is None
         else min(head.allowed.max_relays, limits.max_relays)
     )
-    feeders = [*head.sources, *(t for t in head.targets if _feeds(group, t.site))]
+    feeders = [*head.sources, *(head.targets if len(head.targets) > 1 else ())]
     branches: list[Branch] = []
     for feeder, target, names in route:
         places = [p for p in feeders if p == feeder], [p for p in head.targets if p == target]
+        passes_on = bool(places[0]) and bool(places[1]) and places[0][0] not in head.sources
+        if passes_on and not head.allowed.may_feed(places[0][0].site, places[1][0].site):
+            return None
         links = [network.links.get(name, -1) for name in names]
         if (
             not places[0]
@@ -215,11 +218,6 @@ def _still_valid(
             return None
         branches.append((places[0][0], places[1][0], tuple(links)))
     return tuple(branches) if {b[1] for b in branches} == set(head.targets) else None
-
-
-def _feeds(group: Group, site: str) -> bool:
-    feeders = group.head.allowed.feeders
-    return len(group.head.targets) > 1 and (feeders is None or site in feeders)
 
 
 def _seed(work: Work, wanted: BoolArray) -> None:

@@ -58,7 +58,8 @@ def rich_case(seed):
         if others and rng.random() < 0.2:
             targets += tuple(Place(n) for n in rng.sample(others, rng.randint(1, len(others))))
         deadline = now + rng.choice([60, 600, 7200, 40000]) if rng.random() < 0.4 else None
-        feeders = frozenset(rng.sample(names, rng.randint(0, len(names)))) if rng.random() < 0.3 else None
+        between = list(itertools.permutations(names, 2))
+        feeds = frozenset(rng.sample(between, rng.randint(0, len(between)))) if rng.random() < 0.3 else None
         changed.append(
             new(
                 demand,
@@ -67,7 +68,7 @@ def rich_case(seed):
                 promised=deadline is not None and rng.random() < 0.4,
                 best_effort=rng.random() < 0.3,
                 not_before_s=now + rng.choice([-10, 300]) if rng.random() < 0.15 else None,
-                allowed=new(demand.allowed, feeders=feeders),
+                allowed=new(demand.allowed, feeds=feeds),
                 source_once=rng.random() < 0.7,
             )
         )
@@ -135,7 +136,7 @@ def check_route(route, demand, links, limits):
     assert demand.allowed.relays is None or set(relays) <= demand.allowed.relays
     assert demand.allowed.links is None or set(route.links) <= demand.allowed.links
     if route.source not in demand.sources:
-        assert demand.allowed.feeders is None or route.source.site in demand.allowed.feeders
+        assert demand.allowed.feeds is None or (route.source.site, route.target.site) in demand.allowed.feeds
 
 
 def check_demands(of_group, total, spent, now):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import random
 
+import msgspec
 import numpy as np
 
 from flowengine.plan import (
@@ -117,52 +118,109 @@ def routes(overlay, demand, max_relays):
     return found
 
 
+def columns(overlay, demand, max_relays):
+    """Every way to serve all targets: links with repeats, places read from, places written to.
+
+    One target has routes. Several have trees over the source and the targets, each branch being any route; where the source
+    shall send each byte once, only those that leave it as few times as any can.
+    """
+    new = msgspec.structs.replace
+    targets = demand.targets
+    if len(targets) == 1:
+        return [(r, (p,), targets) for p, r in routes(overlay, demand, max_relays)]
+    open_links = tuple(x for x in overlay.links if _open(overlay, x))
+    overlay = new(overlay, links=open_links)
+    branches = {}
+    for target in targets:
+        branches[None, target] = routes(overlay, new(demand, targets=(target,)), max_relays)
+        for feeder in targets:
+            pair = feeder.site, target.site
+            if feeder != target and (demand.allowed.feeds is None or pair in demand.allowed.feeds):
+                one = new(demand, sources=(feeder,), targets=(target,))
+                branches[feeder, target] = routes(overlay, one, max_relays)
+    trees = []
+    for parents in itertools.product((None, *targets), repeat=len(targets)):
+        parent = dict(zip(targets, parents, strict=True))
+        if all((p, t) in branches and branches[p, t] for t, p in parent.items()) and _rooted(parent):
+            trees.append(parent)
+    if demand.source_once and trees:
+        fewest = min(sum(p is None for p in tree.values()) for tree in trees)
+        trees = [tree for tree in trees if sum(p is None for p in tree.values()) == fewest]
+    found = []
+    for tree in trees:
+        for chosen in itertools.product(*(branches[p, t] for t, p in tree.items())):
+            links = tuple(link for _, route in chosen for link in route)
+            found.append((links, tuple(place for place, _ in chosen), targets))
+    return found
+
+
+def _open(overlay, link):
+    sites = {s.name: s for s in overlay.sites}
+    caps = (*link.caps, *sites[link.source].caps_out, *sites[link.target].caps_in)
+    return min([link.estimate.rate_bits_per_s, *(c.rate_bits_per_s for c in caps)]) > 0
+
+
+def _rooted(parent):
+    for target in parent:
+        seen = set()
+        while target is not None:
+            if target in seen:
+                return False
+            seen.add(target)
+            target = parent[target]
+    return True
+
+
 class Oracle:
     """The program over all routes, with rows for every limit; rates in Gbit/s, no windows."""
 
     def __init__(self, overlay, demands, max_relays, quantum_s=1.0):
         self.overlay, self.demands = overlay, demands
-        self.columns = [(i, p, r) for i, d in enumerate(demands) for p, r in routes(overlay, d, max_relays)]
+        self.columns = [(i, *way) for i, d in enumerate(demands) for way in columns(overlay, d, max_relays)]
         self.rows, self.bounds = [], []
         n = len(self.columns)
 
         def limit(bound, uses):
-            self.rows.append([uses(i, p, r) for i, p, r in self.columns])
+            self.rows.append([uses(i, r, p, w) for i, r, p, w in self.columns])
             self.bounds.append(bound)
 
         for link in overlay.links:
             rate = min([link.estimate.rate_bits_per_s, *(c.rate_bits_per_s for c in link.caps)])
-            limit(rate / 1e9, lambda i, p, r, link=link: float(link in r))
+            limit(rate / 1e9, lambda i, r, p, w, link=link: float(r.count(link)))
         for site in overlay.sites:
             for cap in site.caps_out:
                 limit(
                     cap.rate_bits_per_s / 1e9,
-                    lambda i, p, r, s=site: float(sum(x.source == s.name for x in r)),
+                    lambda i, r, p, w, s=site: float(sum(x.source == s.name for x in r)),
                 )
             for cap in site.caps_in:
                 limit(
                     cap.rate_bits_per_s / 1e9,
-                    lambda i, p, r, s=site: float(sum(x.target == s.name for x in r)),
+                    lambda i, r, p, w, s=site: float(sum(x.target == s.name for x in r)),
                 )
         for endpoint in overlay.endpoints:
             where = Place(endpoint.site, endpoint.name)
             for cap in endpoint.caps_read:
-                limit(cap.rate_bits_per_s / 1e9, lambda i, p, r, w=where: float(p == w))
+                limit(cap.rate_bits_per_s / 1e9, lambda i, r, p, w, at=where: float(p.count(at)))
             for cap in endpoint.caps_write:
-                limit(cap.rate_bits_per_s / 1e9, lambda i, p, r, w=where: float(demands[i].targets[0] == w))
+                limit(cap.rate_bits_per_s / 1e9, lambda i, r, p, w, at=where: float(w.count(at)))
         for tenant in overlay.tenants:
             for cap in tenant.caps:
-                limit(cap.rate_bits_per_s / 1e9, lambda i, p, r, t=tenant: float(demands[i].tenant == t.name))
+                limit(
+                    cap.rate_bits_per_s / 1e9, lambda i, r, p, w, t=tenant: float(demands[i].tenant == t.name)
+                )
         for k, demand in enumerate(demands):
             most = demand.remaining_bytes * 8e-9 / quantum_s
             if demand.max_rate_bits_per_s is not None:
                 most = min(most, demand.max_rate_bits_per_s / 1e9)
-            limit(most, lambda i, p, r, k=k: float(i == k))
+            limit(most, lambda i, r, p, w, k=k: float(i == k))
             if demand.cost_limit_usd is not None:
                 mean = demand.cost_limit_usd / (demand.remaining_bytes / 1e9)
                 limit(
                     0.0,
-                    lambda i, p, r, k=k, mean=mean: (sum(x.usd_per_gb for x in r) - mean) if i == k else 0.0,
+                    lambda i, r, p, w, k=k, mean=mean: (
+                        (sum(x.usd_per_gb for x in r) - mean) if i == k else 0.0
+                    ),
                 )
         self.zero = [0.0] * n
 
@@ -172,7 +230,7 @@ class Oracle:
         fixed = {}
         if not self.columns:
             return fixed
-        routed = {i for i, _, _ in self.columns}
+        routed = {i for i, *_ in self.columns}
         for priority in Priority:
             units = sorted(
                 {d.tenant for i, d in enumerate(self.demands) if d.priority == priority and i in routed}
@@ -202,16 +260,17 @@ class Oracle:
         return fixed
 
     def _unit(self, unit):
-        return [float((self.demands[i].priority, self.demands[i].tenant) == unit) for i, _, _ in self.columns]
+        return [float((self.demands[i].priority, self.demands[i].tenant) == unit) for i, *_ in self.columns]
 
     def cheapest(self, rates):
         """Least dollars a second at which demands can have these rates in Gbit/s; unknown prices at the dearest."""
         known = [x.usd_per_gb for x in self.overlay.links if x.usd_per_gb is not None]
         dearest = max(known, default=0.0)
         cost = [
-            sum(dearest if x.usd_per_gb is None else x.usd_per_gb for x in r) / 8 for _, _, r in self.columns
+            sum(dearest if x.usd_per_gb is None else x.usd_per_gb for x in r) / 8
+            for _, r, _, _ in self.columns
         ]
-        lower = [[float(i == k) for i, _, _ in self.columns] for k in range(len(rates))]
+        lower = [[float(i == k) for i, *_ in self.columns] for k in range(len(rates))]
         found = maximise(
             [-c for c in cost], self.rows, self.bounds, lower, [max(r - 1e-6, 0.0) for r in rates]
         )
@@ -278,3 +337,25 @@ def random_case(seed, *, sites_up_to=6):
             )
         )
     return Overlay(sites=sites, links=tuple(links), endpoints=endpoints, tenants=tenants), tuple(demands)
+
+
+def tree_case(seed):
+    """A small case in which most demands have several targets that may feed each other, or some of each other."""
+    overlay, demands = random_case(seed, sites_up_to=5)
+    rng = random.Random(seed * 11 + 3)
+    names = [s.name for s in overlay.sites]
+    between = list(itertools.permutations(names, 2))
+    changed = []
+    for demand in demands[:2]:
+        others = [n for n in names if n not in {p.site for p in (*demand.sources, *demand.targets)}]
+        more = rng.sample(others, min(len(others), rng.randint(1, 2)))
+        feeds = frozenset(rng.sample(between, rng.randint(0, len(between)))) if rng.random() < 0.5 else None
+        changed.append(
+            msgspec.structs.replace(
+                demand,
+                targets=demand.targets + tuple(Place(n) for n in more),
+                source_once=rng.random() < 0.7,
+                allowed=msgspec.structs.replace(demand.allowed, feeds=feeds),
+            )
+        )
+    return overlay, tuple(changed)

@@ -7,9 +7,9 @@ import random
 import msgspec
 import pytest
 from plan_check import check_plan, rich_case
-from plan_oracle import Oracle, random_case
+from plan_oracle import Oracle, random_case, tree_case
 
-from flowengine.plan import DEFAULT_EFFORT, Estimate, Limits, Plan, plan
+from flowengine.plan import DEFAULT_EFFORT, Estimate, Limits, Plan, feeds_of, plan
 
 NO_FLOORS = Limits(starvation_share=0.0)
 
@@ -22,11 +22,11 @@ def unit_totals(made, demands):
     return totals
 
 
-def check_against_oracle(seed):
-    overlay, demands = random_case(seed)
-    made = plan(overlay, demands, None, 0.0, limits=NO_FLOORS)
+def check_against_oracle(seed, case=random_case, limits=NO_FLOORS):
+    overlay, demands = case(seed)
+    made = plan(overlay, demands, None, 0.0, limits=limits)
     assert made.method == "exact", f"seed {seed}: {made.method}"
-    oracle = Oracle(overlay, demands, NO_FLOORS.max_relays)
+    oracle = Oracle(overlay, demands, limits.max_relays)
     expected = oracle.totals()
     got = unit_totals(made, demands)
     for unit, total in expected.items():
@@ -48,6 +48,47 @@ def check_against_oracle(seed):
 def test_small_plans_are_what_brute_force_finds():
     for seed in range(150):
         check_against_oracle(seed)
+
+
+ONE_RELAY = Limits(starvation_share=0.0, max_relays=1)
+
+
+@pytest.mark.slow
+def test_small_trees_are_what_brute_force_finds():
+    for seed in range(40):
+        check_against_oracle(seed, tree_case, ONE_RELAY)
+
+
+@pytest.mark.full
+def test_many_small_trees_are_what_brute_force_finds():
+    for seed in range(1000, 1500):
+        check_against_oracle(seed, tree_case, ONE_RELAY)
+
+
+@pytest.mark.slow
+def test_feeds_serve_every_target_once_by_those_who_may():
+    served = 0
+    for seed in range(60):
+        overlay, demands = tree_case(seed)
+        made = plan(overlay, demands, None, 0.0, limits=ONE_RELAY)
+        for demand in demands:
+            feeds = feeds_of(made, demand.id)
+            rate = made.of(demand.id).rate_bits_per_s
+            assert bool(feeds) == bool(rate)
+            if not feeds:
+                continue
+            served += 1
+            assert sorted(f.target.site for f in feeds) == sorted(t.site for t in demand.targets)
+            for place, feed in enumerate(feeds):
+                assert 0 < feed.rate_bits_per_s <= rate
+                assert (feed.sites[0], feed.sites[-1]) == (feed.feeder.site, feed.target.site)
+                if feed.after is None:
+                    assert feed.feeder in demand.sources
+                else:
+                    assert feed.after < place
+                    assert feeds[feed.after].target == feed.feeder
+                    assert demand.allowed.may_feed(feed.feeder.site, feed.target.site)
+    assert served > 20
 
 
 @pytest.mark.full

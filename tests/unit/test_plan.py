@@ -26,6 +26,7 @@ from flowengine.plan import (
     Tenant,
     admit,
     describe,
+    feeds_of,
     plan,
 )
 
@@ -175,9 +176,30 @@ def test_one_to_many_crosses_the_dear_link_once_per_byte():
 
 def test_a_target_that_may_not_feed_others_is_a_leaf():
     overlay = net(link("s", "x", 5), link("s", "y", 5), link("x", "y", 9), link("y", "x", 9))
-    demand = want("d", "s", "x y", allowed=Allowed(feeders=frozenset({"y"})))
+    demand = want("d", "s", "x y", allowed=Allowed(feeds=frozenset({("y", "x")})))
     made = plan(overlay, (demand,), None, NOW)
     assert {r.source.site for a in made.allocations for r in a.routes} == {"s", "y"}
+
+
+def test_a_tree_tells_who_serves_whom_and_what_it_follows():
+    overlay = net(
+        link("s", "x", 5), link("s", "y", 5), link("x", "r", 9), link("r", "y", 9), link("x", "z", 9)
+    )
+    demand = want("d", "s", "x y z", allowed=Allowed(feeds=frozenset({("x", "y"), ("x", "z")})))
+    made = plan(overlay, (demand,), None, NOW)
+    feeds = {feed.target.site: feed for feed in feeds_of(made, "d")}
+    assert (feeds["x"].feeder.site, feeds["x"].after, feeds["x"].sites) == ("s", None, ("s", "x"))
+    assert (feeds["y"].feeder.site, feeds["y"].after, feeds["y"].sites) == ("x", 0, ("x", "r", "y"))
+    assert (feeds["z"].feeder.site, feeds["z"].after) == ("x", 0)
+    assert {round(feed.rate_bits_per_s / GBIT, 3) for feed in feeds.values()} == {5.0}
+    told = describe(made, "d")[1]
+    assert "x → r → y as it lands there" in told
+    assert told.endswith("the source sends each byte once")
+    # x has everything: it is a source now, and the dear one is not asked again.
+    dear = net(link("s", "y", 5, usd_per_gb=0.09), link("x", "y", 5, usd_per_gb=0.0))
+    rest = want("d", "s x", "y", max_rate_bits_per_s=3e9)
+    (feed,) = feeds_of(plan(dear, (rest,), None, NOW), "d")
+    assert (feed.feeder.site, feed.after) == ("x", None)
 
 
 def test_a_deadline_that_cannot_be_met_is_refused_with_the_earliest_and_the_reason():
