@@ -138,6 +138,15 @@ def _ask_policy(froms: list[Location], to: Location, given: dict[str, Any]) -> N
         policy.check(source, target, path, mine=("here", "there") if both else ("here",))
 
 
+def _stated(given: dict[str, Any]) -> dict[str, Any]:
+    """What is stated of the data to a server that has policies, where it is known here."""
+    if not given["policy"]:
+        return {}
+    return {
+        "labels": list(given["labels"]), "contracts": list(given["contracts"]), "purpose": given["purpose"],
+    }  # fmt: skip
+
+
 def _settings(ctx: click.Context, given: dict[str, Any], *, delete: bool, remote: bool) -> Any:
     from flowengine.transfer.bwlimit import LimitSetting
     from flowengine.transfer.passes import TransferSettings
@@ -165,6 +174,7 @@ def _settings(ctx: click.Context, given: dict[str, Any], *, delete: bool, remote
         filters=rules,
         reread=given["no_cache"],
         files_from=_files_from(given["files_from"]),
+        **_stated(given),
     )
     return TransferSettings(
         profile=given["profile"],

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import click
 
-from flowengine.errors import Denied, NotFound, UsageError
+from flowengine.errors import Denied, NotFound, ProtocolError, UsageError
 
 if TYPE_CHECKING:
     from flowengine.policy.asking import Matter, Place
@@ -26,6 +26,8 @@ __all__ = ["OwnPolicy", "Side", "policy_options", "read_own_policy"]
 CAN: Final = frozenset({"encrypt.flight", "encrypt.end-to-end", "suite.aes-256-gcm"})
 """Duties that a command carries out: nothing that would have to be done after it has ended."""
 Side = Literal["here", "there"]
+_MAX_STATED: Final = 100
+_MAX_WORD: Final = 200
 
 
 def policy_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -74,6 +76,26 @@ class OwnPolicy:
                 self._decide(
                     use, place, self._matter(source, target, path, self.there or _else(self.here, mine))
                 )
+
+    def stated(self, labels: Sequence[str], contracts: Sequence[str], purpose: str) -> OwnPolicy:
+        """The same with what the other end states of its data, which only adds.
+
+        Its purpose counts where none was given here.
+
+        Raises:
+            ProtocolError: it states more than anybody would.
+        """
+        words = [*labels, *contracts, purpose]
+        if max(len(labels), len(contracts)) > _MAX_STATED or any(len(word) > _MAX_WORD for word in words):
+            raise ProtocolError(
+                f"the other end states more than {_MAX_STATED} labels or contracts, or one of more than {_MAX_WORD} letters"
+            )
+        return replace(
+            self,
+            labels=tuple(dict.fromkeys((*self.labels, *labels))),
+            contracts=tuple(dict.fromkeys((*self.contracts, *contracts))),
+            purpose=self.purpose or purpose,
+        )
 
     def _matter(self, source: Side, target: Side, path: str, there: Place) -> Matter:
         from flowengine.policy.asking import Matter

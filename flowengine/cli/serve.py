@@ -6,12 +6,15 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from flowengine.cli.own_policy import OwnPolicy, policy_options, read_own_policy
+from flowengine.cli.own_policy import OwnPolicy, Side, policy_options, read_own_policy
 from flowengine.errors import Denied, Exit, LocalError, UsageError
+
+if TYPE_CHECKING:
+    from flowengine.wire.messages import Options
 
 __all__ = ["serve"]
 
@@ -122,15 +125,22 @@ def serve(
     return _serve_until_signal(listener, served)
 
 
-def _permit(own: OwnPolicy, root: str) -> Callable[[str, bytes], None]:
-    """What a served folder asks before it gives or takes; a look is part of either."""
+_ENDS: Final[dict[str, tuple[Side, Side]]] = {"release": ("here", "there"), "land": ("there", "here")}
 
-    def permit(use: str, path: bytes) -> None:
+
+def _permit(own: OwnPolicy, root: str) -> Callable[[str, bytes, Options], None]:
+    """What a served folder asks before it gives or takes; a look is part of either.
+
+    What the client states of the data counts beside what this server was told of them: each has to permit.
+    """
+
+    def permit(use: str, path: bytes, options: Options) -> None:
         at = os.path.join(root, os.fsdecode(path))
-        if use == "release":
-            own.check("here", "there", at)
-        elif use == "land":
-            own.check("there", "here", at)
+        if use in ("release", "land"):
+            source, target = _ENDS[use]
+            own.check(source, target, at)
+            if options.labels or options.contracts or options.purpose:
+                own.stated(options.labels, options.contracts, options.purpose).check(source, target, at)
         else:
             try:
                 own.check("there", "here", at)

@@ -43,7 +43,8 @@ class ServedRoot:
         links: "inside" refuses symbolic links that lead out of what is received; "keep" takes them as they are.
         limits: rates that bind what is sent from here, under the name "serve"; they may be set at any time.
         on_event: told of transfers as they begin and end, one line each.
-        permit: asked before anything of a path is given ("release") or taken ("land"); raises where it must not be.
+        permit: asked before anything of a path is given ("release") or taken ("land"), with the client's options;
+            raises where it must not be.
     """
 
     path: bytes
@@ -52,7 +53,7 @@ class ServedRoot:
     threads: int = 1
     limits: Limits = field(default_factory=Limits)
     on_event: Callable[[str], None] = field(default=lambda line: None)
-    permit: Callable[[str, bytes], None] = field(default=lambda use, path: None)
+    permit: Callable[[str, bytes, Options], None] = field(default=lambda use, path, options: None)
 
     def __post_init__(self) -> None:
         try:
@@ -74,16 +75,16 @@ class ServedRoot:
             check_relative_path(path, reserved=(STAGING_NAME,))
         match request.role:
             case "target":
-                self.permit("release", path)
+                self.permit("release", path, request.options)
                 await self._give(incoming, path)
             case "source":
-                self.permit("land", path)
+                self.permit("land", path, request.options)
                 await self._take(incoming, path)
             case "stat":
-                self.permit("look", path)
+                self.permit("look", path, request.options)
                 await incoming.channel.send(self._stat(path))
             case "list":
-                self.permit("release", path)
+                self.permit("release", path, request.options)
                 await self._list(incoming, path)
             case other:
                 raise ProtocolError(f"a client asked to be {other!r}", hint="update flowengine on this side")

@@ -73,7 +73,11 @@ class _Message(msgspec.Struct, array_like=True, gc=False, tag=True):
 
 
 class Options(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """What the transfer keeps, leaves out and removes; both ends obey the same values. A map: unknown keys are ignored."""
+    """What the transfer keeps, leaves out and removes; both ends obey the same values. A map: unknown keys are ignored.
+
+    `labels`, `contracts` and `purpose` are what the client states of the data; a server's policies hear them
+    beside its own, and never instead.
+    """
 
     delete: bool = False
     dry_run: bool = False
@@ -85,6 +89,9 @@ class Options(msgspec.Struct, kw_only=True, omit_defaults=True):
     files_from: list[bytes] | None = None
     rename: bytes = b""
     reread: bool = False
+    labels: list[str] = []
+    contracts: list[str] = []
+    purpose: str = ""
 
 
 class Open(_Message, tag=1):

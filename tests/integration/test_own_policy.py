@@ -36,6 +36,22 @@ why = "Lent for ten days"
 [lists]
 eu = ["DE", "FR"]
 """
+SECRET = """
+[policy]
+id = "secret"
+version = "1"
+title = "Secrets stay in Germany"
+owner = "dpo@example.org"
+applies_to = ["data.labels includes 'secret'"]
+effective = 2026-01-01
+review_by = 2100-01-01
+[[rule]]
+id = "germany"
+effect = "permit"
+on = ["release", "land"]
+when = ["site.country is 'DE'"]
+why = "In Germany"
+"""
 LABEL = ("--label", "personal")
 
 
@@ -43,6 +59,7 @@ LABEL = ("--label", "personal")
 def rules(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("policies")
     (folder / "eu.toml").write_text(POLICY)
+    (folder / "secret.toml").write_text(SECRET)
     (folder / "sites.toml").write_text(f'[site.lyon]\ncountry = "FR"\nkey = "{"0" * 64}"\n')
     return folder
 
@@ -86,6 +103,7 @@ def test_each_end_between_two_hosts_decides_its_own_part(flow: Flow, tmp_path: P
     random_file(here / "mine", 100_000)
     france = facts(tmp_path, '[here]\ncountry = "FR"\n')
     both = facts(tmp_path, '[here]\ncountry = "FR"\n[there]\ncountry = "US"\n')
+    germany = facts(tmp_path, '[here]\ncountry = "DE"\n')
     america = facts(tmp_path, '[here]\ncountry = "US"\n')
     own = ("--policy", rules, *LABEL, "--site-facts")
 
@@ -109,6 +127,11 @@ def test_each_end_between_two_hosts_decides_its_own_part(flow: Flow, tmp_path: P
         )
     with flow.serving(served, *own, france) as ticket:
         moves(ticket, *own, america, code=5)
+        # What the other end states of the data counts too: the server's own label alone would permit it.
+        pushed = flow(
+            "cp", here / "mine", at(ticket, b"in"), "--progress", "none", *own, germany, "--label", "secret", code=5
+        )  # fmt: skip
+        assert "land these data at here" in str(pushed)
         moves(ticket, *own, france, code=0)
 
 
