@@ -277,6 +277,19 @@ def test_a_killed_mover_is_started_again_and_limits_hold_meanwhile(lab: Lab) -> 
     assert "the mover of account" in lab.made["b"].log
 
 
+@pytest.mark.parametrize("scope", ["read:a:/data", "write:b:/data"])
+def test_limits_of_storage_hold_for_what_movers_read_and_write(lab: Lab, scope: str) -> None:
+    size, rate, name = 3_000_000, 12_000_000, scope.partition(":")[0]
+    write(lab.data("a") / f"alice/{name}", random.Random(name).randbytes(size), ALICE)
+    lab.made.client.set_limit(scope, rate)
+    try:
+        began = time.monotonic()
+        assert lab.copy("alice", f"a:/data/alice/{name}", f"b:/data/alice/{name}").state == "completed"
+        assert time.monotonic() - began > 0.8 * 8 * size / rate
+    finally:
+        lab.made.client.remove_limit(scope)
+
+
 def journalled(lab: Lab) -> int:
     """How long the journals are of what is on its way to alice's folder at b."""
     return sum(path.stat().st_size for path in (lab.data("b") / "alice/.flow-staging").glob("*.j"))
