@@ -9,7 +9,7 @@ from typing import Any
 from flowengine.chunking import CHUNK_BYTES, DEFAULT_PROFILE, chunk_id
 from flowengine.store.buffers import BufferPool
 from flowengine.store.reading import SEGMENT_BYTES
-from flowengine.store.scan import (
+from flowengine.store.scan_events import (
     Batch,
     DirectoryEntered,
     DirectoryLeft,

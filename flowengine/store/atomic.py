@@ -28,7 +28,8 @@ from blake3 import blake3
 from flowengine.errors import LocalError, TemporaryError, UsageError
 from flowengine.manifest import Entry
 from flowengine.store.filesystem import copy_range, exchange, local_error, sync_filesystem
-from flowengine.store.scan import decode_entries, encode_entries, split_proof, stats_proof, with_ctime
+from flowengine.store.many import AnyStat
+from flowengine.store.proofs import decode_entries, encode_entries, split_proof, stats_proof, with_ctime
 from flowengine.store.scan_cache import BLESSED, DirectoryPart, Identity, ScanCache
 from flowengine.store.staging import Staging
 from flowengine.units import show_path
@@ -39,7 +40,7 @@ __all__ = ["AtomicTree"]
 
 _MARKER = STAGING_NAME + b"/atomic"
 
-_Known = dict[bytes, tuple[os.stat_result, Entry | None]]
+_Known = dict[bytes, tuple[AnyStat, Entry | None]]
 """name → (stat when it was believed, entry; None for a large object, whose pieces the cache has)."""
 
 
@@ -254,7 +255,7 @@ class AtomicTree:
         """Keep what is known of a directory's files under their present ctime, or under `ctime_ns`."""
         if self._cache is None or not known:
             return
-        rows: list[tuple[bytes, os.stat_result]] = []
+        rows: list[tuple[bytes, AnyStat]] = []
         entries: list[Entry] = []
         for name in sorted(known):
             before, entry = known[name]

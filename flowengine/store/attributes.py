@@ -13,6 +13,7 @@ from typing import Final
 
 from flowengine.errors import ProtocolError
 from flowengine.manifest import Extra, decode_extra, encode_extra
+from flowengine.store.many import AnyStat
 from flowengine.units import show_path
 
 __all__ = ["apply_extra", "extra_reader"]
@@ -37,10 +38,10 @@ def _group(gid: int) -> bytes:
         return b""
 
 
-def extra_reader(*, xattrs: bool, owner: bool) -> Callable[[int | bytes, os.stat_result], bytes]:
+def extra_reader(*, xattrs: bool, owner: bool) -> Callable[[int | bytes, AnyStat], bytes]:
     """A function that gives the `extra` of an open file or directory."""
 
-    def read(fd: int | bytes, st: os.stat_result) -> bytes:
+    def read(fd: int | bytes, st: AnyStat) -> bytes:
         pairs: list[tuple[bytes, bytes]] = []
         if xattrs:
             with contextlib.suppress(OSError):

@@ -13,7 +13,9 @@ from collections.abc import Iterator
 from typing import Final
 
 from flowengine.chunking import CHUNK_BYTES
+from flowengine.manifest import Entry
 from flowengine.store.landed import index_folder
+from flowengine.store.many import AnyStat
 
 __all__ = ["LOG_SUFFIX", "IndexLog", "read_log"]
 
@@ -41,11 +43,22 @@ class IndexLog:
         self._written = 0
         self.chunks = 0
 
-    def add(self, path: bytes, st: os.stat_result, offset: int, packed: bytes) -> None:
+    def add(self, path: bytes, st: AnyStat, offset: int, packed: bytes) -> None:
         """Chunks that landed in an object, from `offset` on."""
         row = _ROW.pack(len(path), len(packed), st.st_size, st.st_mtime_ns, offset)
         self._rows += (row, path, packed)
         self.chunks += len(packed) // CHUNK_BYTES
+
+    def add_small(self, folder: bytes, rows: list[tuple[bytes, AnyStat, Entry]]) -> None:
+        """Small objects that landed in a folder: (name, stat, entry) of each."""
+        before = folder + b"/" if folder else b""
+        out, pack = self._rows, _ROW.pack
+        for name, st, entry in rows:
+            packed = entry.chunks
+            if packed:
+                path = before + name
+                out += (pack(len(path), len(packed), st.st_size, st.st_mtime_ns, 0), path, packed)
+                self.chunks += len(packed) // CHUNK_BYTES
 
     def flush(self) -> None:
         """Write what was added. Failures cost the cache only."""

@@ -9,7 +9,6 @@ Plan
     cache knows is not opened; the rest is read once, into a pooled buffer that the consumer may send from.
 Invariants
     - Order and content of the events depend on the tree alone, but for the grouping into batches.
-    - An object whose stat differs before and after its read is read again, up to `READ_ATTEMPTS`, then reported.
     - What cannot be read is reported by name and left out; the scan goes on.
     - Only what was read at least `RACY_NS` after its last change enters the cache.
 """
@@ -18,140 +17,49 @@ from __future__ import annotations
 
 import os
 import stat
-import struct
-import sys
 import time
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections.abc import Generator, Iterator
+from itertools import pairwise
 from typing import Final
 
 import msgspec
 
-from flowengine.chunking import CHUNK_BYTES, Cutter, Profile, chunk_id, pack_chunks, packed_size
-from flowengine.manifest import FILE, FLAG_SPARSE, HARDLINK, SYMLINK, Entry
-from flowengine.store.buffers import Buffer, BufferPool
+from flowengine.chunking import CHUNK_BYTES
+from flowengine.manifest import FILE, FLAG_SPARSE, HARDLINK, Entry
+from flowengine.store.buffers import BufferPool
+from flowengine.store.many import Listing, Row, Stat, list_folder, listing_of
+from flowengine.store.proofs import encode_entries, recall, split_proof, stats_proof
 from flowengine.store.reading import ObjectChanged, ObjectReader, Piece
-from flowengine.store.scan_cache import PROVISIONAL, DirectoryPart, Identity, ScanCache
+from flowengine.store.scan_cache import DirectoryPart, Identity, ScanCache, known_runs
+from flowengine.store.scan_events import (
+    Batch,
+    DirectoryEntered,
+    DirectoryLeft,
+    Event,
+    LargeBegun,
+    LargeEnded,
+    LargePiece,
+    ScanFailed,
+)
+from flowengine.store.scan_small import (
+    MAX_BATCH_CHUNKS,
+    MAX_BATCH_ENTRIES,
+    READ_ATTEMPTS,
+    ExtraReader,
+    SmallReader,
+    batches,
+    read_extra,
+)
 from flowengine.store.selection import Selection
 from flowengine.wire.filters import FilterSet
 from flowengine.wire.messages import LARGE_OBJECT_BYTES
 from flowengine.wire.paths import MAX_DEPTH, MAX_PATH_BYTES, STAGING_NAME
 
-__all__ = [
-    "RACY_NS",
-    "READ_ATTEMPTS",
-    "Batch",
-    "DirectoryEntered",
-    "DirectoryLeft",
-    "Event",
-    "LargeBegun",
-    "LargeEnded",
-    "LargePiece",
-    "ScanFailed",
-    "Scanner",
-    "decode_entries",
-    "encode_entries",
-    "recall",
-    "split_proof",
-    "stats_proof",
-    "with_ctime",
-]
+__all__ = ["RACY_NS", "Scanner"]
 
-READ_ATTEMPTS: Final = 3
-KNOWN_RUN_CHUNKS: Final = 4096
-"""Chunks of an object that are offered at once where they are known without reading; half of what an offer may hold."""
 RACY_NS: Final = 20_000_000
 """Longer than a tick of the clock behind ctime (10 ms at 100 Hz), so that a later change must show."""
-
-MAX_BATCH_ENTRIES: Final = 512
-MAX_BATCH_CHUNKS: Final = 4096
-"""A batch is closed at so many chunks; one more object may take it over. Well below what an offer may hold."""
-
-encode_entries = msgspec.msgpack.Encoder().encode
-decode_entries = msgspec.msgpack.Decoder(list[Entry]).decode
-
-
-@dataclass(slots=True)
-class DirectoryEntered:
-    """What follows is in directory `name` of the current one (empty: the root)."""
-
-    name: bytes
-    path: bytes
-
-
-@dataclass(slots=True)
-class DirectoryLeft:
-    """The current directory is done; `complete` is False where its listing failed or a filter hid entries."""
-
-    mode: int
-    mtime_ns: int
-    extra: bytes
-    complete: bool
-    apply: bool
-
-
-@dataclass(slots=True)
-class Batch:
-    """Consecutive entries of the current directory.
-
-    Attributes:
-        entries: in name order.
-        buffer: bytes of the entries that were read now; one holder, to be released by the consumer.
-        starts: per entry, where its bytes begin in the buffer; -1: not read now (cached, empty or a link).
-        path: the directory's real path.
-        renamed: what its one entry is called there, where that differs.
-        recalled: all of it is as the scan cache had it.
-    """
-
-    entries: list[Entry]
-    buffer: Buffer | None
-    starts: list[int]
-    path: bytes
-    renamed: bytes = b""
-    recalled: bool = False
-
-    def path_of(self, entry: Entry) -> bytes:
-        """Where an entry of the batch can be read again."""
-        return self.path.rstrip(b"/") + b"/" + (self.renamed or entry.name)
-
-
-@dataclass(slots=True)
-class LargeBegun:
-    """A large object's pieces follow; `path` is where it can be read again."""
-
-    entry: Entry
-    path: bytes
-
-
-@dataclass(slots=True)
-class LargePiece:
-    """The next piece; `cached`: known without reading, `piece.buffer` is None."""
-
-    piece: Piece
-    cached: bool
-
-
-@dataclass(slots=True)
-class LargeEnded:
-    """The large object is complete, or (with a reason) must be forgotten."""
-
-    reason: str
-    message: str
-
-
-@dataclass(slots=True)
-class ScanFailed:
-    """Something could not be read; it is not part of what follows."""
-
-    path: bytes
-    reason: str
-    message: str
-
-
-Event = DirectoryEntered | DirectoryLeft | Batch | LargeBegun | LargePiece | LargeEnded | ScanFailed
-
-
-_Row = tuple[bytes, os.stat_result]
 
 
 class _Frame:
@@ -176,44 +84,6 @@ class _Frame:
         self.subset = subset
         self.complete = True
         self.pending: list[tuple[bytes, int, bytes]] = []
-
-
-def stats_proof(rows: list[tuple[bytes, os.stat_result]]) -> bytes:
-    """What proves that entries are unchanged: inode, size, mtime, ctime, mode of each, then their names."""
-    flat: list[int] = []
-    for _, st in rows:
-        flat += (st.st_ino, st.st_size, st.st_mtime_ns, st.st_ctime_ns, st.st_mode)
-    return struct.pack(f"<I{len(flat)}q", len(rows), *flat) + b"/".join([name for name, _ in rows])
-
-
-def split_proof(proof: bytes) -> list[bytes]:
-    """Per entry the 40 bytes of numbers and the name, as one comparable key."""
-    (count,) = struct.unpack_from("<I", proof)
-    names = proof[4 + 40 * count :].split(b"/")
-    return [proof[4 + 40 * n : 44 + 40 * n] + names[n] for n in range(count)]
-
-
-def recall(
-    cache: ScanCache, st_dir: os.stat_result, rows: list[tuple[bytes, os.stat_result]]
-) -> tuple[list[Entry] | None, dict[bytes, Entry]]:
-    """What the cache knows of a directory's small objects, given in name order.
-
-    Returns:
-        All their entries when nothing changed at all; else None and those known, by the proof of each
-        (`split_proof(stats_proof(rows))` has the proofs in order).
-    """
-    parts = cache.directory(st_dir.st_dev, st_dir.st_ino)
-    if not parts:
-        return None, {}
-    try:
-        if len(parts) == 1 and parts[0].stats == stats_proof(rows):
-            return decode_entries(parts[0].entries), {}
-        known: dict[bytes, Entry] = {}
-        for part in parts:
-            known.update(zip(split_proof(part.stats), decode_entries(part.entries), strict=True))
-        return None, known
-    except (msgspec.DecodeError, ValueError, struct.error):
-        return None, {}
 
 
 class Scanner:
@@ -242,12 +112,10 @@ class Scanner:
     ) -> None:
         self._selection = selection
         self._reader = reader
-        self._profile: Profile = reader.profile
-        self._cutter = Cutter(reader.profile)
         self._pool = pool
         self._cache = cache
         self._filters = filters or None
-        self._extra: Callable[[int | bytes, os.stat_result], bytes] | None = None
+        self._extra: ExtraReader | None = None
         if xattrs or owner:
             from flowengine.store.attributes import extra_reader
 
@@ -257,14 +125,23 @@ class Scanner:
         self._links: dict[tuple[int, int], tuple[bytes, int]] = {}
         self._named: set[bytes] = set()
         self._subset = _subset_tree(selection.files_from)
-        # Small objects of many directories lie one behind the other in one buffer.
-        self._shared: Buffer | None = None
-        self._filled = 0
+        self._small = SmallReader(reader, pool, self._extra, self._mode_bits)
+        self._least_chunk = reader.profile.minimum
         self.objects = 0
         self.size_bytes = 0
-        self.objects_read = 0
-        self.bytes_read = 0
+        self._large_read = 0
+        self._large_bytes = 0
         self.complete = True
+
+    @property
+    def objects_read(self) -> int:
+        """Objects that were opened and read."""
+        return self._large_read + self._small.objects_read
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes that were read of them."""
+        return self._large_bytes + self._small.bytes_read
 
     def events(self) -> Iterator[Event]:
         """All events, from the root's `DirectoryEntered` to its `DirectoryLeft`."""
@@ -286,15 +163,9 @@ class Scanner:
             else:
                 yield DirectoryLeft(0o755, 0, b"", root.complete, False)
         finally:
-            self._let_go()
+            self._small.let_go()
             for fd in extra_fds:
                 os.close(fd)
-
-    def _let_go(self) -> None:
-        """Leave the shared buffer to those who hold batches in it."""
-        if self._shared is not None:
-            self._shared.release()
-            self._shared = None
 
     def _renamed(self, events: Iterator[Event]) -> Iterator[Event]:
         """The root's own entries; a single file that gets another name was read under its own."""
@@ -314,7 +185,7 @@ class Scanner:
 
     def _root(self, root: _Frame, fds: list[int]) -> Iterator[Event]:
         """The root's own entries: those of one directory, or a union."""
-        files: list[tuple[bytes, os.stat_result, int, bytes]] = []
+        files: list[tuple[bytes, Stat, int, bytes]] = []
         names: dict[bytes, bytes] = {}
         subset = self._subset
         for item in self._selection.roots:
@@ -326,33 +197,35 @@ class Scanner:
                 yield self._failed(root, item.path, error)
                 continue
             fds.append(fd)
-            found_files: list[_Row] = []
-            found_dirs: list[_Row] = []
+            found_files: list[Row] = []
+            found_dirs: list[Row] = []
             if contents:
                 if self._selection.single_contents:
                     root.st = os.fstat(fd)
                     root.dirfd = fd
                     root.real = directory.rstrip(b"/") or b"/"
                 frame = _Frame(fd, b"", directory, None, False, subset)
-                found_files, found_dirs = yield from self._list(frame)
+                listing = yield from self._list(frame)
+                found_files = listing.smalls.pairs() + listing.larges.pairs()
+                found_dirs = listing.folders.pairs()
                 root.complete = root.complete and frame.complete
             else:
                 try:
-                    st = os.stat(
+                    named = os.stat(
                         item.path if os.path.isdir(item.path) else os.path.basename(item.path),
                         dir_fd=None if os.path.isdir(item.path) else fd,
                         follow_symlinks=False,
                     )
-                    if stat.S_ISLNK(st.st_mode) and os.path.isdir(item.path):
-                        st = os.lstat(item.path)
+                    if stat.S_ISLNK(named.st_mode) and os.path.isdir(item.path):
+                        named = os.lstat(item.path)
                 except OSError as error:
                     yield self._failed(root, item.path, error)
                     continue
-                if stat.S_ISDIR(st.st_mode):
-                    found_dirs.append((item.name, st))
+                if stat.S_ISDIR(named.st_mode):
+                    found_dirs.append((item.name, Stat.of(named)))
                     self._named.add(item.name)
                 else:
-                    found_files.append((os.path.basename(item.path), st))
+                    found_files.append((os.path.basename(item.path), Stat.of(named)))
             for name, st in found_files:
                 if name in names:
                     yield self._collision(root, name, names[name], directory)
@@ -377,7 +250,7 @@ class Scanner:
             frame = _Frame(files[start][2], b"", files[start][3], None, False, None)
             yield from self._entries(
                 frame,
-                [(n, st) for n, st, _, _ in files[start:end]],
+                listing_of([(n, st) for n, st, _, _ in files[start:end]], LARGE_OBJECT_BYTES),
                 whole=len(self._selection.roots) == 1 and self._selection.single_contents,
             )
             root.complete = root.complete and frame.complete
@@ -447,11 +320,9 @@ class Scanner:
                 below = _Frame(fd, path, real, os.fstat(fd), True, subset)
                 stack.append(below)
                 yield DirectoryEntered(name, path)
-                files, directories = yield from self._list(below)
-                directories.sort(reverse=True)
-                below.pending = [(n, fd, real) for n, _ in directories]
-                files.sort()
-                yield from self._entries(below, files, whole=True)
+                listing = yield from self._list(below)
+                below.pending = [(n, fd, real) for n in reversed(listing.folders.names)]
+                yield from self._entries(below, listing, whole=True)
         finally:
             for frame in stack:
                 if frame is not root:
@@ -462,55 +333,43 @@ class Scanner:
             return b""
         return self._extra(frame.dirfd, frame.st)
 
-    def _list(self, frame: _Frame) -> Generator[Event, None, tuple[list[_Row], list[_Row]]]:
-        """(files, directories) of one directory as (name, stat), unsorted; a generator for the failures it meets."""
-        files: list[tuple[bytes, os.stat_result]] = []
-        directories: list[tuple[bytes, os.stat_result]] = []
-        encoding = sys.getfilesystemencoding()  # os.fsencode does just this, three times slower
-        try:
-            with os.scandir(frame.dirfd) as listing:
-                for item in listing:
-                    name = item.name.encode(encoding, "surrogateescape")
-                    try:
-                        st = item.stat(follow_symlinks=False)
-                    except FileNotFoundError:
-                        continue  # gone between listing and stat: never seen
-                    kind = st.st_mode & 0o170000
-                    if name == STAGING_NAME:
-                        if kind != 0o040000:
-                            frame.complete = False
-                            yield ScanFailed(
-                                _join(frame.path, name), "reserved-name", "the name is reserved for staging"
-                            )
-                    elif kind == 0o100000 or kind == 0o120000:
-                        files.append((name, st))
-                    elif kind == 0o040000:
-                        directories.append((name, st))
-                    elif self._takes(frame, name):
-                        frame.complete = False
-                        yield ScanFailed(
-                            frame.path + b"/" + name if frame.path else name,
-                            "special-file",
-                            "sockets, pipes and devices are not moved",
-                        )
-        except OSError as error:
-            yield self._failed(frame, frame.path, error)
+    def _list(self, frame: _Frame) -> Generator[Event, None, Listing]:
+        """What is to be moved of one directory; a generator for the failures it meets."""
+        listing = list_folder(frame.dirfd, LARGE_OBJECT_BYTES)
+        if listing.error is not None:
+            yield self._failed(frame, frame.path, listing.error)
+        for name in listing.others.names if len(listing.others) else ():
+            if name != STAGING_NAME and self._takes(frame, name):
+                frame.complete = False
+                yield ScanFailed(
+                    _join(frame.path, name), "special-file", "sockets, pipes and devices are not moved"
+                )
+        staging = STAGING_NAME in listing.folders
+        if not staging and any(STAGING_NAME in rows for rows in listing[:4]):
+            frame.complete = False
+            yield ScanFailed(
+                _join(frame.path, STAGING_NAME), "reserved-name", "the name is reserved for staging"
+            )
+            staging = True
+        if not staging and frame.subset is None and self._filters is None:
+            return listing
+        rows = [
+            row
+            for kind in listing[:3]
+            for row in kind.pairs()
+            if row[0] != STAGING_NAME and (frame.subset is None or row[0] in frame.subset)
+        ]
         if frame.subset is not None:
-            subset = frame.subset
-            files = [row for row in files if row[0] in subset]
-            directories = [row for row in directories if row[0] in subset]
             frame.complete = False  # what is not listed is not known to be gone
             if frame.path or len(self._selection.roots) == 1:
-                found = {name for name, _ in files} | {name for name, _ in directories}
-                for name in sorted(subset.keys() - found):
+                for name in sorted(frame.subset.keys() - {name for name, _ in rows}):
                     self.complete = False
                     yield ScanFailed(_join(frame.path, name), "not-found", "listed, but not at the source")
         if self._filters is not None:
             allows = self._filters.allows
             prefix = frame.path + b"/" if frame.path else b""
-            files = [row for row in files if allows(prefix + row[0], False)]
-            directories = [row for row in directories if allows(prefix + row[0], True)]
-        return files, directories
+            rows = [row for row in rows if allows(prefix + row[0], stat.S_ISDIR(row[1].st_mode))]
+        return listing_of(rows, LARGE_OBJECT_BYTES)
 
     def _takes(self, frame: _Frame, name: bytes) -> bool:
         """Whether filters and the list of names let an object of a directory through."""
@@ -520,42 +379,48 @@ class Scanner:
 
     # --- entries of one directory -------------------------------------------------------------------------------
 
-    def _entries(
-        self, frame: _Frame, rows: list[tuple[bytes, os.stat_result]], *, whole: bool
-    ) -> Iterator[Event]:
-        """Events for the non-directories of one directory, given in name order."""
-        if not rows:
+    def _entries(self, frame: _Frame, listing: Listing, *, whole: bool) -> Iterator[Event]:
+        """Events for the non-directories of one directory."""
+        smalls, larges = listing.smalls, listing.larges
+        if not len(smalls) and not len(larges):
             return
-        self.objects += len(rows)
-        small = [row for row in rows if row[1].st_size < LARGE_OBJECT_BYTES]
-        self.size_bytes += sum([st.st_size for _, st in rows if st.st_mode & 0o170000 == 0o100000])
+        self.objects += len(smalls) + len(larges)
+        self.size_bytes += sum([st.st_size for st in larges.stats]) if len(larges) else 0
         known: dict[bytes, Entry] = {}
         hit: list[Entry] | None = None
         st_dir = os.fstat(frame.dirfd)
-        if self._cache is not None and small and self._extra is None:
-            hit, known = recall(self._cache, st_dir, small)
-        if hit is not None and len(small) == len(rows):
-            start = 0
-            while start < len(hit):
-                end = start
-                chunks = 0
-                while end < len(hit) and end - start < MAX_BATCH_ENTRIES and chunks < MAX_BATCH_CHUNKS:
-                    chunks += len(hit[end].chunks) // CHUNK_BYTES
-                    end += 1
-                entries = hit[start:end]
-                linked = self._mark_links(frame, entries, rows[start:end])
-                yield Batch(entries, None, [-1] * len(entries), frame.real, recalled=not linked)
-                start = end
-            return
+        if self._cache is not None and len(smalls) and self._extra is None:
+            hit, known = recall(self._cache, st_dir, listing.proof)
         if hit is not None:
-            known = dict(zip(split_proof(stats_proof(small)), hit, strict=True))
-        yield from self._fresh(
-            frame, rows, known, st_dir, remember=whole and self._cache is not None and self._extra is None
-        )
+            self.size_bytes += sum([entry.size for entry in hit])
+            if not len(larges):
+                yield from self._recalled(frame, hit, smalls.pairs() if listing.linked else [])
+                return
+            known = dict(zip(split_proof(listing.proof), hit, strict=True))
+        elif len(smalls):
+            self.size_bytes += sum([st.st_size for st in smalls.stats if st.st_mode & 0o170000 == 0o100000])
+        remember = whole and self._cache is not None and self._extra is None
+        yield from self._fresh(frame, listing, known, st_dir, remember=remember)
 
-    def _mark_links(
-        self, frame: _Frame, entries: list[Entry], rows: list[tuple[bytes, os.stat_result]]
-    ) -> bool:
+    def _recalled(self, frame: _Frame, hit: list[Entry], rows: list[Row]) -> Iterator[Event]:
+        """Batches of a directory's small objects, all of which the cache knows.
+
+        Args:
+            rows: names and stats of them, where some have other names as well.
+        """
+        start = 0
+        while start < len(hit):
+            end = start
+            chunks = 0
+            while end < len(hit) and end - start < MAX_BATCH_ENTRIES and chunks < MAX_BATCH_CHUNKS:
+                chunks += len(hit[end].chunks) // CHUNK_BYTES
+                end += 1
+            entries = hit[start:end]
+            linked = self._mark_links(frame, entries, rows[start:end])
+            yield Batch(entries, None, [-1] * len(entries), frame.real, recalled=not linked)
+            start = end
+
+    def _mark_links(self, frame: _Frame, entries: list[Entry], rows: list[Row]) -> bool:
         """Replace later names of one inode by hard links to the first; whether there were any."""
         linked = False
         for index, (name, st) in enumerate(rows):
@@ -568,7 +433,7 @@ class Scanner:
                     linked = True
         return linked
 
-    def _first_name(self, frame: _Frame, name: bytes, st: os.stat_result) -> bytes | None:
+    def _first_name(self, frame: _Frame, name: bytes, st: Stat) -> bytes | None:
         key = (st.st_dev, st.st_ino)
         found = self._links.get(key)
         if found is None:
@@ -584,185 +449,63 @@ class Scanner:
     def _fresh(
         self,
         frame: _Frame,
-        rows: list[tuple[bytes, os.stat_result]],
+        listing: Listing,
         known: dict[bytes, Entry],
         st_dir: os.stat_result,
         *,
         remember: bool,
     ) -> Iterator[Event]:
-        """Entries of a directory in which something is new."""
-        newest = max([st.st_ctime_ns for _, st in rows])
+        """Entries of a directory in which something is new, large ones at their place among the small ones."""
+        smalls, larges = listing.smalls.pairs(), listing.larges.pairs()
+        newest = max([st.st_ctime_ns for _, st in smalls + larges])
         age = time.time_ns() - newest
         if 0 <= age < RACY_NS:
             time.sleep((RACY_NS - age) / 1e9)
         racy_from = time.time_ns() - RACY_NS
-        keep: list[tuple[bytes, os.stat_result]] = []
+        proofs = split_proof(listing.proof) if known else [b""] * len(smalls)
+        found = [known.get(proof) for proof in proofs]
+        keep: list[Row] = []
         keep_entries: list[Entry] = []
-        part = 0
-        entries: list[Entry] = []
-        batch_rows: list[tuple[bytes, os.stat_result]] = []
-        starts: list[int] = []
-        buffer: Buffer | None = None
-        chunk_total = 0
-        proofs = iter(split_proof(stats_proof(rows))) if known else None
-        minimum = self._profile.minimum
-        for name, st in rows:
-            proof = next(proofs) if proofs is not None else b""
-            kind = st.st_mode & 0o170000
-            large = kind == 0o100000 and st.st_size >= LARGE_OBJECT_BYTES
-            if entries and (
-                large
-                or len(entries) >= MAX_BATCH_ENTRIES
-                or chunk_total >= MAX_BATCH_CHUNKS
-                or (buffer is not None and self._filled + st.st_size >= self._pool.size_bytes)
-            ):
-                if remember and not large:
+        parts = 0
+        start = 0
+        for large in [*larges, None]:
+            end = bisect_left(smalls, large) if large is not None else len(smalls)
+            sizes = [st.st_size for _, st in smalls[start:end]]
+            for first, last in pairwise([0, *batches(sizes, self._least_chunk, self._pool.size_bytes)]):
+                first, last = start + first, start + last
+                made = self._small.make(frame.dirfd, smalls[first:last], found[first:last], racy_from)
+                for name, error in made.failures:
+                    yield self._unread(frame, name, error)
+                if not made.entries:
+                    continue
+                if remember and last < len(smalls):
                     assert self._cache is not None
-                    part += 1
-                    self._cache.add_directory_part(
-                        st_dir.st_dev,
-                        st_dir.st_ino,
-                        part,
-                        DirectoryPart(stats_proof(batch_rows), encode_entries(entries)),
-                    )
-                keep += batch_rows
-                keep_entries += entries
-                shown = list(entries)
-                self._mark_links(frame, shown, batch_rows)
-                yield Batch(shown, buffer, starts, frame.real)
-                entries, batch_rows, starts, buffer, chunk_total = [], [], [], None, 0
-            if large:
-                self._let_go()
-                yield from self._large(frame, name, st, racy_from)
-                continue
-            entry = known.get(proof) if known else None
-            if entry is not None:
-                entries.append(entry)
-                batch_rows.append((name, st))
-                starts.append(-1)
-                chunk_total += len(entry.chunks) // CHUNK_BYTES
-                continue
-            if kind == 0o120000:
-                try:
-                    link = os.readlink(name, dir_fd=frame.dirfd)
-                except OSError as error:
-                    yield self._failed(frame, _join(frame.path, name), error)
-                    continue
-                made = Entry(name, SYMLINK, 0o777, st.st_mtime_ns, 0, b"", link)
-                start = -1
-            elif st.st_size == 0:
-                made = Entry(name, FILE, st.st_mode & self._mode_bits, st.st_mtime_ns, st.st_size)
-                start = -1
-            else:
-                if buffer is not None and self._filled + st.st_size >= self._pool.size_bytes:
-                    buffer.release()  # of this directory nothing lies in it
-                    buffer = None
-                if buffer is None:
-                    buffer = self._hold_shared(st.st_size)
-                filled = self._filled
-                try:
-                    self._reader.pace(st.st_size)
-                    st, size = self._read_small(frame.dirfd, name, st, buffer.view, filled)
-                except OSError as error:
-                    yield self._failed(frame, _join(frame.path, name), error)
-                    continue
-                except ObjectChanged as error:
-                    frame.complete = self.complete = False
-                    yield ScanFailed(_join(frame.path, name), "changed", error.message)
-                    continue
-                view = buffer.view[filled : filled + size]
-                if size <= minimum:
-                    chunks = size.to_bytes(4, "little") + chunk_id(view) if size else b""
-                else:
-                    chunks = self._cut(view)
-                made = Entry(name, FILE, st.st_mode & self._mode_bits, st.st_mtime_ns, size, chunks)
-                start = filled
-                self._filled += size
-                self.objects_read += 1
-                self.bytes_read += size
-            if self._extra is not None:
-                made = msgspec.structs.replace(made, extra=self._extra_of(frame.dirfd, name, st))
-            entries.append(made)
-            chunk_total += len(made.chunks) // CHUNK_BYTES
-            starts.append(start)
-            batch_rows.append(
-                (name, st) if st.st_ctime_ns < racy_from else (name, with_ctime(st, PROVISIONAL))
-            )
-        if entries:
-            keep += batch_rows
-            keep_entries += entries
-            shown = list(entries)
-            self._mark_links(frame, shown, batch_rows)
-            yield Batch(shown, buffer, starts, frame.real)
-        elif buffer is not None:
-            buffer.release()
+                    parts += 1
+                    part = DirectoryPart(stats_proof(made.rows), encode_entries(made.entries))
+                    self._cache.add_directory_part(st_dir.st_dev, st_dir.st_ino, parts, part)
+                keep += made.rows
+                keep_entries += made.entries
+                shown = made.entries
+                if listing.linked:
+                    shown = list(shown)
+                    self._mark_links(frame, shown, made.rows)
+                yield Batch(shown, made.buffer, made.starts, frame.real)
+            start = end
+            if large is not None:
+                self._small.let_go()
+                yield from self._large(frame, *large, racy_from)
         if remember and keep:
             assert self._cache is not None
-            self._cache.save_directory(
-                st_dir.st_dev, st_dir.st_ino, [DirectoryPart(stats_proof(keep), encode_entries(keep_entries))]
-            )
+            part = DirectoryPart(stats_proof(keep), encode_entries(keep_entries))
+            self._cache.save_directory(st_dir.st_dev, st_dir.st_ino, [part])
 
-    def _hold_shared(self, size_bytes: int) -> Buffer:
-        """A buffer with room behind `_filled`, held once more for a batch."""
-        if self._shared is not None and self._filled + size_bytes >= self._pool.size_bytes:
-            self._let_go()
-        if self._shared is None:
-            self._shared, self._filled = self._pool.acquire(), 0
-        self._shared.hold()
-        return self._shared
+    def _unread(self, frame: _Frame, name: bytes, error: OSError | ObjectChanged) -> ScanFailed:
+        if isinstance(error, OSError):
+            return self._failed(frame, _join(frame.path, name), error)
+        frame.complete = self.complete = False
+        return ScanFailed(_join(frame.path, name), "changed", error.message)
 
-    def _extra_of(self, dirfd: int, name: bytes, st: os.stat_result) -> bytes:
-        assert self._extra is not None
-        if stat.S_ISLNK(st.st_mode):
-            return b""
-        try:
-            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=dirfd)
-        except OSError:
-            return b""
-        try:
-            return self._extra(fd, st)
-        finally:
-            os.close(fd)
-
-    def _cut(self, view: memoryview) -> bytes:
-        chunks = []
-        at = 0
-        for length in self._cutter.lengths(view):
-            chunks.append((length, chunk_id(view[at : at + length])))
-            at += length
-        return pack_chunks(chunks)
-
-    @staticmethod
-    def _read_small(
-        dirfd: int, name: bytes, st: os.stat_result, view: memoryview, at: int
-    ) -> tuple[os.stat_result, int]:
-        """Read one small object whole to view[at:]: (its stat, its size).
-
-        Raises:
-            ObjectChanged: it never held still.
-        """
-        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=dirfd)
-        try:
-            for _ in range(READ_ATTEMPTS):
-                size = st.st_size
-                # One byte more than expected shows growth without another call.
-                got = os.preadv(fd, [view[at : at + size + 1]], 0)
-                after = os.fstat(fd)
-                if (
-                    got == size
-                    and after.st_size == size
-                    and after.st_mtime_ns == st.st_mtime_ns
-                    and after.st_ctime_ns == st.st_ctime_ns
-                ):
-                    return after, size
-                st = after
-                if st.st_size >= LARGE_OBJECT_BYTES or at + st.st_size >= len(view):
-                    break
-        finally:
-            os.close(fd)
-        raise ObjectChanged("changed while it was read; what was read of it was thrown away")
-
-    def _large(self, frame: _Frame, name: bytes, st: os.stat_result, racy_from: int) -> Iterator[Event]:
+    def _large(self, frame: _Frame, name: bytes, st: Stat, racy_from: int) -> Iterator[Event]:
         """Events of one large object, again from the start when it changes."""
         first = self._first_name(frame, name, st) if st.st_nlink > 1 else None
         if first is not None:
@@ -776,7 +519,7 @@ class Scanner:
                 begun = yield from self._large_once(frame, name, st, racy_from)
                 if begun:
                     return
-                st = os.stat(name, dir_fd=frame.dirfd, follow_symlinks=False)
+                st = Stat.of(os.stat(name, dir_fd=frame.dirfd, follow_symlinks=False))
                 if not stat.S_ISREG(st.st_mode):
                     break
             except OSError as error:
@@ -788,11 +531,11 @@ class Scanner:
         yield ScanFailed(path, "changed", f"changed while it was read, {READ_ATTEMPTS} times in a row")
 
     def _large_once(
-        self, frame: _Frame, name: bytes, st: os.stat_result, racy_from: int
+        self, frame: _Frame, name: bytes, st: Stat, racy_from: int
     ) -> Generator[Event, None, bool]:
         """One attempt; returns whether it held still."""
         flags = FLAG_SPARSE if st.st_blocks * 512 < st.st_size else 0
-        extra = self._extra_of(frame.dirfd, name, st) if self._extra is not None else b""
+        extra = read_extra(self._extra, frame.dirfd, name, st) if self._extra is not None else b""
         entry = Entry(
             name, FILE, st.st_mode & self._mode_bits, st.st_mtime_ns, st.st_size, b"", b"", flags, extra
         )
@@ -800,7 +543,7 @@ class Scanner:
         identity = Identity.of(st)
         done = 0
         cached = self._cache.pieces(identity) if self._cache is not None else []
-        for packed in _runs(cached, st.st_size):
+        for packed in known_runs(cached, st.st_size):
             lengths = _lengths(packed)
             yield LargePiece(Piece(done, lengths, packed, None, 0), True)
             done += sum(lengths)
@@ -817,19 +560,19 @@ class Scanner:
                 return False
             finally:
                 os.close(fd)
-            self.objects_read += 1
+            self._large_read += 1
         yield LargeEnded("", "")
         return True
 
     def _large_pieces(
-        self, fd: int, st: os.stat_result, identity: Identity, done: int, racy_from: int, *, fresh: bool
+        self, fd: int, st: Stat, identity: Identity, done: int, racy_from: int, *, fresh: bool
     ) -> Iterator[Event]:
         pieces = self._reader.pieces(fd, st.st_size, sparse=st.st_blocks * 512 < st.st_size, offset=done)
         remember = self._cache is not None and st.st_ctime_ns < racy_from
         try:
             for piece in pieces:
                 size = piece.size_bytes
-                self.bytes_read += size if piece.buffer is not None else 0
+                self._large_bytes += size if piece.buffer is not None else 0
                 # The cache must not learn a piece of an object that has changed since its stat.
                 if remember and Identity.of(os.fstat(fd)) == identity:
                     assert self._cache is not None
@@ -844,39 +587,8 @@ def _join(path: bytes, name: bytes) -> bytes:
     return path + b"/" + name if path else name
 
 
-def _runs(pieces: list[tuple[int, bytes]], size_bytes: int) -> Iterator[bytes]:
-    """What is known of an object from its start, in few runs: what is offered again is answered run by run."""
-    run: list[bytes] = []
-    count = done = 0
-    for offset, packed in pieces:
-        if offset != done or done >= size_bytes:
-            break
-        if run and count + len(packed) // CHUNK_BYTES > KNOWN_RUN_CHUNKS:
-            yield b"".join(run)
-            run, count = [], 0
-        run.append(packed)
-        count += len(packed) // CHUNK_BYTES
-        done += packed_size(packed)
-    if run:
-        yield b"".join(run)
-
-
 def _lengths(packed: bytes) -> list[int]:
     return [int.from_bytes(packed[at : at + 4], "little") for at in range(0, len(packed), CHUNK_BYTES)]
-
-
-class _OtherCtime:
-    """A stat with another ctime."""
-
-    def __init__(self, st: os.stat_result, ctime_ns: int) -> None:
-        self.st_dev, self.st_ino, self.st_nlink = st.st_dev, st.st_ino, st.st_nlink
-        self.st_mode, self.st_size, self.st_mtime_ns = st.st_mode, st.st_size, st.st_mtime_ns
-        self.st_ctime_ns = ctime_ns
-
-
-def with_ctime(st: os.stat_result, ctime_ns: int) -> os.stat_result:
-    """The stat as it would be with another ctime; one that no file has makes a proof that matches nothing."""
-    return _OtherCtime(st, ctime_ns)  # type: ignore[return-value]
 
 
 def _subset_tree(paths: list[bytes] | None) -> dict[bytes, object] | None:

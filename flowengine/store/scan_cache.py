@@ -13,12 +13,22 @@ import contextlib
 import os
 import sqlite3
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
+from flowengine.chunking import CHUNK_BYTES, packed_size
 from flowengine.errors import LocalError
+from flowengine.store.many import AnyStat
 
-__all__ = ["BLESSED", "PROVISIONAL", "DirectoryPart", "Identity", "ScanCache", "state_directory"]
+__all__ = [
+    "BLESSED",
+    "PROVISIONAL",
+    "DirectoryPart",
+    "Identity",
+    "ScanCache",
+    "known_runs",
+    "state_directory",
+]
 
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS directory (
@@ -37,6 +47,8 @@ BLESSED: Final = -2
 _COMMIT_S: Final = 0.25
 _COMMIT_BYTES: Final = 4 << 20
 """What is written waits at most so long, and is at most so much: a transaction per directory costs more than it."""
+_RUN_CHUNKS: Final = 4096
+"""Chunks of an object that are offered at once where they are known without reading; half of what an offer may hold."""
 _PARTIAL: Final = 1 << 32
 """Sequence numbers from here on are parts of a directory whose scan has not come to its end."""
 
@@ -51,7 +63,7 @@ class Identity(NamedTuple):
     ctime_ns: int
 
     @classmethod
-    def of(cls, st: os.stat_result) -> Identity:
+    def of(cls, st: AnyStat) -> Identity:
         """The identity that a stat shows."""
         return cls(st.st_dev, st.st_ino, st.st_size, st.st_mtime_ns, st.st_ctime_ns)
 
@@ -248,6 +260,23 @@ class ScanCache:
         self.flush()
         if not self._broken:
             self._db.close()
+
+
+def known_runs(pieces: list[tuple[int, bytes]], size_bytes: int) -> Iterator[bytes]:
+    """What is known of an object from its start, in few runs: what is offered again is answered run by run."""
+    run: list[bytes] = []
+    count = done = 0
+    for offset, packed in pieces:
+        if offset != done or done >= size_bytes:
+            break
+        if run and count + len(packed) // CHUNK_BYTES > _RUN_CHUNKS:
+            yield b"".join(run)
+            run, count = [], 0
+        run.append(packed)
+        count += len(packed) // CHUNK_BYTES
+        done += packed_size(packed)
+    if run:
+        yield b"".join(run)
 
 
 def _s(value: int) -> int:

@@ -26,10 +26,7 @@ from flowengine.store.attributes import extra_reader
 from flowengine.store.buffers import Buffer, BufferPool
 from flowengine.store.reading import SEGMENT_BYTES as READ_BYTES
 from flowengine.store.reading import ObjectChanged, Piece
-from flowengine.store.scan import (
-    MAX_BATCH_CHUNKS,
-    MAX_BATCH_ENTRIES,
-    READ_ATTEMPTS,
+from flowengine.store.scan_events import (
     Batch,
     DirectoryEntered,
     DirectoryLeft,
@@ -39,6 +36,7 @@ from flowengine.store.scan import (
     LargePiece,
     ScanFailed,
 )
+from flowengine.store.scan_small import MAX_BATCH_CHUNKS, MAX_BATCH_ENTRIES, READ_ATTEMPTS
 from flowengine.store.selection import Selection
 from flowengine.trust.sealed import SEGMENT_BYTES, ObjectSealer, SealingKey, object_name
 from flowengine.units import show_path

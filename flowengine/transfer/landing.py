@@ -24,11 +24,14 @@ from itertools import islice
 from time import perf_counter_ns
 from typing import Final
 
+from blake3 import blake3
+
 from flowengine.chunking import CHUNK_BYTES, ID_BYTES, chunk_id
 from flowengine.chunking.fine import FINE_BYTES, fine_id
 from flowengine.errors import IntegrityError, ProtocolError
 from flowengine.manifest import FILE, Entry
 from flowengine.store.filesystem import local_error
+from flowengine.store.many import write_files
 from flowengine.store.staging import Staging
 from flowengine.transfer.control import Control
 from flowengine.transfer.session import Counters
@@ -155,16 +158,17 @@ class Landing:
             self._open_objects += len(whole)
         return whole
 
-    def landed(self, objects: list[tuple[TargetDirectory, Entry]]) -> None:
-        """Objects that were open landed."""
+    def landed(self, objects: list[tuple[TargetDirectory, list[bytes]]]) -> None:
+        """Objects that were open landed: per directory their names."""
         with self.lock:
-            for directory, entry in objects:
-                if entry.name in directory.open_names:
-                    directory.open_names.discard(entry.name)
-                    self._open_objects -= 1
-                    if directory.end is not None and not directory.open_names:
-                        # Inside the lock: whoever sees that nothing is open finds this in the queue already.
-                        self.publishable.put(("directory", directory, _NO_ENTRY, None))
+            for directory, names in objects:
+                before = len(directory.open_names)
+                directory.open_names.difference_update(names)
+                done = before - len(directory.open_names)
+                self._open_objects -= done
+                if done and directory.end is not None and not directory.open_names:
+                    # Inside the lock: whoever sees that nothing is open finds this in the queue already.
+                    self.publishable.put(("directory", directory, _NO_ENTRY, None))
             idle = self.closing and self._open_objects == 0
             self._room.notify_all()
         if self.links and objects:
@@ -412,34 +416,57 @@ class Landing:
             begin = perf_counter_ns()
             parts = self._verify_small(offer, index, count, plain)
             begin = verify.since(begin)
-            directory, entries = offer.directory, offer.entries
+            directory, entries, sinks = offer.directory, offer.entries, offer.sinks
+            path, small_name = directory.path + b"/" if directory.path else b"", self.staging.small_name
             arrived: list[tuple[bytes, int, Location]] = []
-            complete: list[tuple[Entry, str]] = []
+            whole: list[tuple[Entry, str]] = []
+            what: list[tuple[int, int, int, int]] = []
             at = 0
             for owner, number, chunks, size in parts:
                 entry = entries[owner]
                 packed = entry.chunks
-                if chunks * CHUNK_BYTES == len(packed) and owner not in offer.sinks:
-                    staged = self.staging.small_name()
-                    refused = self._write_small(staged, entry, plain[at : at + size])
-                    arrived.append((packed, at, (directory.child(entry.name), staged, 0)))
-                    if refused:
-                        self.fail(directory, entry.name, "attributes", refused)
-                    else:
-                        complete.append((entry, staged))
-                else:
+                if chunks * CHUNK_BYTES != len(packed) or owner in sinks:
                     sink = self._small_sink(offer, owner)
                     before = sum(_lengths(packed[: number * CHUNK_BYTES]))
                     run = packed[number * CHUNK_BYTES : (number + chunks) * CHUNK_BYTES]
                     sink.put(before, plain[at : at + size], run)
-                    arrived.append((run, at, (directory.child(entry.name), sink.staged, before)))
+                    arrived.append((run, at, (path + entry.name, sink.staged, before)))
                     self.add(sink, size)
+                else:
+                    staged = small_name()
+                    whole.append((entry, staged))
+                    what.append((at, size, entry.mode, entry.mtime_ns))
+                    arrived.append((packed, at, (path + entry.name, staged, 0)))
                 at += size
+            complete = self._write_whole(directory, whole, what, plain)
             if complete:
                 self.publishable.put(("smalls", directory, _NO_ENTRY, complete))
             self._arrived(arrived, plain)
             write.since(begin)
         return at
+
+    def _write_whole(
+        self,
+        directory: TargetDirectory,
+        whole: list[tuple[Entry, str]],
+        what: list[tuple[int, int, int, int]],
+        plain: memoryview,
+    ) -> list[tuple[Entry, str]]:
+        """Write objects to their staging files; gives those that could be given their attributes."""
+        if not whole:
+            return whole
+        # The staging folder is this user's alone, so a file may have its own mode from the start.
+        if not [entry for entry, _ in whole if entry.mode & self._masked or entry.extra]:
+            write_files(self.staging.fd, [staged for _, staged in whole], what, plain)
+            return whole
+        complete: list[tuple[Entry, str]] = []
+        for (entry, staged), (at, size, _, _) in zip(whole, what, strict=True):
+            refused = self._write_small(staged, entry, plain[at : at + size])
+            if refused:
+                self.fail(directory, entry.name, "attributes", refused)
+            else:
+                complete.append((entry, staged))
+        return complete
 
     def _verify_small(
         self, offer: SmallOffer, index: int, count: int, plain: memoryview
@@ -455,7 +482,7 @@ class Landing:
             packed = entry.chunks
             if len(packed) == CHUNK_BYTES:
                 data = plain[at : at + entry.size]
-                if len(data) != entry.size or chunk_id(data) != packed[4:]:
+                if len(data) != entry.size or blake3(data).digest() != packed[4:]:
                     raise _wrong_chunk(directory, entry)
                 parts.append((owner, 0, 1, entry.size))
                 at += entry.size
@@ -556,17 +583,11 @@ class Landing:
 
     def _write_small(self, staged: str, entry: Entry, data: memoryview) -> str:
         """Write a whole small object to its staging file; what the system refused of its attributes."""
-        mode = entry.mode
-        # The staging folder is this user's alone, so the file may have its own mode from the start.
-        plain_mode = mode & self._masked == 0
-        fd = os.open(staged, _CREATE, mode if plain_mode else 0o600, dir_fd=self.staging.fd)
+        fd = os.open(staged, _CREATE, 0o600, dir_fd=self.staging.fd)
         try:
             done = os.write(fd, data)
             while done < len(data):
                 done += os.write(fd, data[done:])
-            if plain_mode and not entry.extra:
-                os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
-                return ""
             return self.dress(fd, entry)
         finally:
             os.close(fd)

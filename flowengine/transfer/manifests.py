@@ -13,7 +13,9 @@ from flowengine.errors import NotFound
 from flowengine.manifest import FLAG_SPARSE, Change, Header, ManifestBuilder, ManifestReader, Summary, diff
 from flowengine.store.buffers import BufferPool
 from flowengine.store.reading import SEGMENT_BYTES, ObjectReader
-from flowengine.store.scan import (
+from flowengine.store.scan import Scanner
+from flowengine.store.scan_cache import ScanCache
+from flowengine.store.scan_events import (
     Batch,
     DirectoryEntered,
     DirectoryLeft,
@@ -21,9 +23,7 @@ from flowengine.store.scan import (
     LargeEnded,
     LargePiece,
     ScanFailed,
-    Scanner,
 )
-from flowengine.store.scan_cache import ScanCache
 from flowengine.store.selection import Selection
 from flowengine.transfer.recorder import ManifestRecorder
 from flowengine.transfer.session import Counters

@@ -11,6 +11,7 @@ from flowengine.chunking import Profile
 from flowengine.errors import ProtocolError
 from flowengine.manifest import Entry
 from flowengine.store.attributes import apply_extra, extra_reader
+from flowengine.store.many import AnyStat
 from flowengine.store.scan_cache import ScanCache
 from flowengine.transfer.copying import Copier, CopyJob
 from flowengine.transfer.landing import Landing
@@ -171,7 +172,7 @@ class Placement:
         )
         return True
 
-    def must_not_touch(self, entry: Entry, st: os.stat_result) -> bool:
+    def must_not_touch(self, entry: Entry, st: AnyStat) -> bool:
         """Whether keeping this file would change an inode that the published tree has too."""
         return (
             self.atomic
@@ -191,7 +192,7 @@ class Placement:
         counters.objects_done += objects
         counters.bytes_done += size_bytes
 
-    def keep(self, directory: TargetDirectory, entry: Entry, st: os.stat_result) -> None:
+    def keep(self, directory: TargetDirectory, entry: Entry, st: AnyStat) -> None:
         """The content is right: see to mode and time, and leave it."""
         self.kept(1, entry.size)
         if self.dry:

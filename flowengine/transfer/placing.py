@@ -19,12 +19,12 @@ from __future__ import annotations
 
 import os
 import stat
-import sys
 from collections.abc import Callable
 
 from flowengine.errors import ProtocolError
 from flowengine.store.filesystem import local_error
-from flowengine.store.scan import recall, split_proof, stats_proof
+from flowengine.store.many import AnyStat, list_folder
+from flowengine.store.proofs import recall, split_proof
 from flowengine.transfer.placement import Placement
 from flowengine.transfer.placing_large import LargePlacer
 from flowengine.transfer.placing_small import SmallPlacer
@@ -197,40 +197,23 @@ class Placer:
 
     def _list(self, directory: TargetDirectory) -> None:
         """What stands in the directory now, and what the scan cache knows of it."""
-        existing = directory.existing
         directory.st = os.fstat(directory.fd)
-        encoding = sys.getfilesystemencoding()  # os.fsencode does just this, three times slower
-        try:
-            with os.scandir(directory.fd) as listing:
-                for item in listing:
-                    try:
-                        name = item.name.encode(encoding, "surrogateescape")
-                        existing[name] = item.stat(follow_symlinks=False)
-                    except FileNotFoundError:
-                        continue
-        except OSError as error:
-            raise local_error(error, "cannot list", directory.path or b".") from error
+        listing = directory.listing = list_folder(directory.fd, LARGE_OBJECT_BYTES)
+        if listing.error is not None:
+            raise local_error(listing.error, "cannot list", directory.path or b".") from listing.error
         if (
-            existing.pop(STAGING_NAME, None) is not None
-            and directory.parent is not None
+            directory.parent is not None
             and not self._placement.dry
+            and any(STAGING_NAME in rows for rows in listing[:4])
         ):
             self._placement.landing.staging.check_not_written(b"/proc/self/fd/%d" % directory.fd)
-        if self._placement.cache is None or not existing:
+        if self._placement.cache is None or not len(listing.smalls):
             return
-        rows = sorted(
-            (name, st)
-            for name, st in existing.items()
-            if st.st_mode & 0o170000 == 0o120000
-            or (st.st_mode & 0o170000 == 0o100000 and st.st_size < LARGE_OBJECT_BYTES)
-        )
-        if not rows:
-            return
-        hit, known = recall(self._placement.cache, directory.st, rows)
+        hit, known = recall(self._placement.cache, directory.st, listing.proof)
         if hit is not None:
-            directory.recall([(name, st, entry) for (name, st), entry in zip(rows, hit, strict=True)])
+            directory.recall(hit)
         elif known:
-            for (name, _), proof in zip(rows, split_proof(stats_proof(rows)), strict=True):
+            for name, proof in zip(listing.smalls.names, split_proof(listing.proof), strict=True):
                 entry = known.get(proof)
                 if entry is not None:
                     directory.known[name] = entry
@@ -266,5 +249,5 @@ class Placer:
         return self._filters.allows(directory.child(name), stat.S_ISDIR(st.st_mode))
 
 
-def _is_directory(st: os.stat_result | None) -> bool:
+def _is_directory(st: AnyStat | None) -> bool:
     return st is not None and stat.S_ISDIR(st.st_mode)

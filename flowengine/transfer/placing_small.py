@@ -11,6 +11,7 @@ from flowengine.errors import ProtocolError
 from flowengine.manifest import FILE, HARDLINK, SYMLINK, Entry, Header
 from flowengine.manifest.entries import check_entries
 from flowengine.store.filesystem import open_beneath
+from flowengine.store.many import AnyStat, Stat
 from flowengine.transfer.copying import CopyJob, append_copy
 from flowengine.transfer.lookalikes import Found
 from flowengine.transfer.placement import Placement
@@ -257,7 +258,7 @@ class SmallPlacer:
             else:
                 self._placement.reuse(sink, offset, identity, one, jobs)
 
-    def _same_content(self, directory: TargetDirectory, entry: Entry, st: os.stat_result) -> bool:
+    def _same_content(self, directory: TargetDirectory, entry: Entry, st: AnyStat) -> bool:
         known = directory.known.get(entry.name)
         if known is not None:
             return known.kind == FILE and known.chunks == entry.chunks
@@ -307,7 +308,7 @@ class SmallPlacer:
                         dir_fd=directory.fd,
                         follow_symlinks=False,
                     )
-                    st = os.stat(entry.name, dir_fd=directory.fd, follow_symlinks=False)
+                    st = Stat.of(os.stat(entry.name, dir_fd=directory.fd, follow_symlinks=False))
                     directory.unchanged_all = False
                 self._placement.counters.objects_unchanged += 1
                 self._placement.counters.objects_done += 1

@@ -16,14 +16,15 @@ import errno
 import os
 import queue
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import perf_counter_ns
 from typing import Final
 
 from flowengine.manifest import FILE, SYMLINK, Entry
 from flowengine.store.filesystem import local_error, open_beneath, sync_filesystem
 from flowengine.store.index_log import IndexLog
-from flowengine.store.scan import encode_entries, stats_proof
+from flowengine.store.many import AnyStat, Stat, place_files
+from flowengine.store.proofs import encode_entries, stats_proof
 from flowengine.store.scan_cache import DirectoryPart, Identity, ScanCache
 from flowengine.transfer.control import Control
 from flowengine.transfer.landing import Landing
@@ -43,6 +44,13 @@ _SYNC_EACH: Final = 8
 _INDEX_CHUNKS: Final = 150_000
 """So many chunks reach the index during a session; fewer than a landing remembers by itself."""
 _INDEX_LEAST: Final = 16
+_LEAST_PART: Final = 128
+"""So many objects of an unfinished directory are worth a row of the scan cache: a killed process reads fewer again."""
+
+_Run = tuple[TargetDirectory, list[tuple[Entry, str]]]
+"""Small objects of a directory that are written whole, each with the name of its staging file."""
+_Placed = tuple[TargetDirectory, list[Entry], Sequence[Stat | None]]
+"""Objects of a directory that have their names, each with its stat there."""
 
 
 class Publisher:
@@ -77,6 +85,7 @@ class Publisher:
         self._cache = cache
         self._index_log = index_log
         self._parts: dict[bytes, int] = {}
+        self._unkept: dict[bytes, list[tuple[bytes, AnyStat, Entry]]] = {}
         self._finished_directories = 0
         self.needs_final_sync = False
         self.make_way: Callable[[TargetDirectory, bytes], bool] | None = None
@@ -111,12 +120,7 @@ class Publisher:
                 return
 
     def _publish(self, batch: list[tuple[str, TargetDirectory, Entry, object]]) -> None:
-        smalls: list[tuple[TargetDirectory, Entry, str]] = []
-        for kind, directory, entry, what in batch:
-            if kind == "small" and isinstance(what, str):
-                smalls.append((directory, entry, what))
-            elif kind == "smalls" and isinstance(what, list):
-                smalls += [(directory, one, staged) for one, staged in what]
+        smalls = _smalls(batch)
         larges = [
             large
             for kind, _, _, large in batch
@@ -135,18 +139,9 @@ class Publisher:
                             error, "cannot sync", what.directory.child(what.entry.name)
                         ) from error
         self._sync_data(smalls, larges)
-        touched: dict[int, TargetDirectory] = {}
+        placed = self._place_smalls(smalls)
+        touched = {directory.fd: directory for directory, entries, _ in placed if entries}
         landed: list[tuple[TargetDirectory, Entry]] = []
-        staging_fd = self._staging.fd
-        with self._landing.in_turn():
-            for directory, entry, staged in smalls:
-                try:
-                    os.rename(staged, entry.name, src_dir_fd=staging_fd, dst_dir_fd=directory.fd)
-                except OSError:
-                    if not self._rename(staged, directory, entry):
-                        continue
-                landed.append((directory, entry))
-                touched[directory.fd] = directory
         for large in larges:
             assert large.staged is not None
             if self._rename(large.staged.name, large.directory, large.entry):
@@ -175,18 +170,53 @@ class Publisher:
                 large.staged.close()
                 self.let_go(large)
                 self._landing.disown(large)
-        self._remember(landed)
-        if self._tell is not None and landed:
-            self._tell([(directory.child(entry.name), entry.size) for directory, entry in landed])
-        self._counters.objects_done += len(landed)
-        self._counters.bytes_done += sum([entry.size for _, entry in landed])
+        placed += [(directory, [entry], [self._look(directory, entry)]) for directory, entry in landed]
+        self._remember(placed)
+        if self._tell is not None and placed:
+            self._tell([(d.child(entry.name), entry.size) for d, entries, _ in placed for entry in entries])
+        self._counters.objects_done += sum([len(entries) for _, entries, _ in placed])
+        self._counters.bytes_done += sum([entry.size for _, entries, _ in placed for entry in entries])
         self._control.post(Landed(self._counters.objects_done, self._counters.bytes_done))
-        self._landing.landed(landed)
+        self._landing.landed([(d, [entry.name for entry in entries]) for d, entries, _ in placed])
         for kind, directory, _, _ in batch:
             if kind == "directory" and self._landing.directories.get(directory.path) is directory:
                 self._finish_directory(directory)
-        if self._landing.links and not landed:
+        if self._landing.links and not placed:
             self._drop_links()
+
+    def _place_smalls(self, smalls: list[_Run]) -> list[_Placed]:
+        """Give small objects their names; those that have them now, by directory."""
+        moves = [(staged, d.fd, entry.name) for d, run in smalls for entry, staged in run]
+        with self._landing.in_turn():
+            stats, failed = place_files(self._staging.fd, moves)
+        lost = {at for at in failed if not self._rename_again(smalls, at)}
+        placed: list[_Placed] = []
+        at = 0
+        for directory, run in smalls:
+            here = range(at, at + len(run))
+            at += len(run)
+            if lost.isdisjoint(here):
+                placed.append((directory, [entry for entry, _ in run], stats[here.start : here.stop]))
+            else:
+                kept = [(entry, stats[n]) for n, (entry, _) in zip(here, run, strict=True) if n not in lost]
+                placed.append((directory, [entry for entry, _ in kept], [st for _, st in kept]))
+        return [one for one in placed if one[1]]
+
+    def _rename_again(self, smalls: list[_Run], number: int) -> bool:
+        """What was not renamed may stand behind a folder, or says why it cannot be."""
+        for directory, run in smalls:
+            if number < len(run):
+                entry, staged = run[number]
+                return self._rename(staged, directory, entry)
+            number -= len(run)
+        raise AssertionError("unreachable")
+
+    @staticmethod
+    def _look(directory: TargetDirectory, entry: Entry) -> Stat | None:
+        try:
+            return Stat.of(os.stat(entry.name, dir_fd=directory.fd, follow_symlinks=False))
+        except OSError:
+            return None
 
     def _drop_links(self) -> None:
         """Hard links whose first name is not on its way any more and never came: they fail."""
@@ -231,16 +261,17 @@ class Publisher:
         finally:
             os.close(fd)
 
-    def _sync_data(self, smalls: list[tuple[TargetDirectory, Entry, str]], larges: list[LargeObject]) -> None:
+    def _sync_data(self, smalls: list[_Run], larges: list[LargeObject]) -> None:
         try:
             for large in larges:
                 assert large.staged is not None
                 os.fsync(large.staged.fd)
-            if len(smalls) > _SYNC_EACH:
+            if sum([len(run) for _, run in smalls]) > _SYNC_EACH:
                 sync_filesystem(self._staging.fd)
             else:
-                for _, _, staged in smalls:
-                    self._sync_small(staged)
+                for _, run in smalls:
+                    for _, staged in run:
+                        self._sync_small(staged)
         except OSError as error:
             raise local_error(error, "cannot sync", b"the target") from error
 
@@ -336,9 +367,9 @@ class Publisher:
                 pass
         return placed
 
-    def _relinked(self, entry: Entry, before: os.stat_result, directory: TargetDirectory) -> None:
+    def _relinked(self, entry: Entry, before: AnyStat, directory: TargetDirectory) -> None:
         """Another name moved the inode's ctime: what the cache knows of it is still true."""
-        now = os.stat(entry.name, dir_fd=directory.fd, follow_symlinks=False)
+        now = Stat.of(os.stat(entry.name, dir_fd=directory.fd, follow_symlinks=False))
         if self._cache is not None and before.st_size >= LARGE_OBJECT_BYTES:
             self._cache.settle_pieces(Identity.of(now), before.st_ctime_ns)
         parent, _, name = entry.link.rpartition(b"/")
@@ -347,52 +378,58 @@ class Publisher:
             if row[0] == name and first is not None:
                 first.rows[index] = (name, now, row[2])
 
-    def _remember(self, landed: list[tuple[TargetDirectory, Entry]]) -> None:
-        """Tell the scan cache what now lies at the target."""
-        by_directory: dict[int, tuple[TargetDirectory, list[tuple[bytes, os.stat_result]], list[Entry]]] = {}
-        known: list[tuple[TargetDirectory, Entry, os.stat_result]] = []
-        with self._landing.in_turn():
-            for directory, entry in landed:
-                directory.unchanged_all = False
-                if entry.kind not in (FILE, SYMLINK) or entry.extra:
+    def _remember(self, placed: list[_Placed]) -> None:
+        """Tell the scan cache and the chunk index what now lies at the target."""
+        for directory, entries, stats in placed:
+            directory.unchanged_all = False
+            rows: list[tuple[bytes, AnyStat, Entry]] = []
+            for entry, st in zip(entries, stats, strict=True):
+                if st is None or entry.kind not in (FILE, SYMLINK) or entry.extra:
                     continue
-                try:
-                    st = os.stat(entry.name, dir_fd=directory.fd, follow_symlinks=False)
-                except OSError:
-                    continue
-                known.append((directory, entry, st))
-        for directory, entry, st in known:
-            if entry.size >= LARGE_OBJECT_BYTES:
-                if self._cache is not None:
-                    self._cache.settle_pieces(Identity.of(st))
-                    for offset, packed in self._cache.pieces(Identity.of(st)):
-                        self._index(directory.child(entry.name), st, offset, packed)
+                if entry.size >= LARGE_OBJECT_BYTES:
+                    self._remember_large(directory, entry, st)
+                else:
+                    rows.append((entry.name, st, entry))
+            if not rows:
                 continue
-            directory.rows.append((entry.name, st, entry))
-            self._index(directory.child(entry.name), st, 0, entry.chunks)
-            _, rows, entries = by_directory.setdefault(directory.fd, (directory, [], []))
-            rows.append((entry.name, st))
-            entries.append(entry)
+            directory.rows += rows
+            if self._index_log is not None:
+                self._index_log.add_small(directory.path, rows)
+                self._flush_full_index()
+            if self._cache is not None:
+                self._remember_part(directory, rows)
+
+    def _remember_large(self, directory: TargetDirectory, entry: Entry, st: Stat) -> None:
         if self._cache is None:
             return
-        for directory, rows, entries in by_directory.values():
-            if directory.end is not None and not (directory.open_names - {name for name, _ in rows}):
-                continue  # written whole when the directory is finished, in a moment
-            st_dir = os.fstat(directory.fd)
-            number = self._parts[directory.path] = self._parts.get(directory.path, 0) + 1
-            self._cache.add_directory_part(
-                st_dir.st_dev,
-                st_dir.st_ino,
-                number,
-                DirectoryPart(stats_proof(rows), encode_entries(entries)),
-            )
+        self._cache.settle_pieces(Identity.of(st))
+        for offset, packed in self._cache.pieces(Identity.of(st)):
+            if self._index_log is not None and packed:
+                self._index_log.add(directory.child(entry.name), st, offset, packed)
+                self._flush_full_index()
 
-    def _index(self, path: bytes, st: os.stat_result, offset: int, packed: bytes) -> None:
-        """Note where chunks lie now; they reach the index many at a time."""
-        if self._index_log is None or not packed:
+    def _remember_part(self, directory: TargetDirectory, rows: list[tuple[bytes, AnyStat, Entry]]) -> None:
+        """Keep what is known of a directory that is still being filled, once it is much."""
+        assert self._cache is not None
+        if directory.end is not None and not (directory.open_names - {name for name, _, _ in rows}):
+            self._unkept.pop(directory.path, None)
+            return  # written whole when the directory is finished, in a moment
+        waiting = self._unkept.setdefault(directory.path, [])
+        waiting += rows
+        if len(waiting) < _LEAST_PART:
             return
-        self._index_log.add(path, st, offset, packed)
-        if self._index_log.chunks >= _INDEX_CHUNKS:
+        del self._unkept[directory.path]
+        st_dir = os.fstat(directory.fd)
+        number = self._parts[directory.path] = self._parts.get(directory.path, 0) + 1
+        part = DirectoryPart(
+            stats_proof([(name, st) for name, st, _ in waiting]),
+            encode_entries([entry for _, _, entry in waiting]),
+        )
+        self._cache.add_directory_part(st_dir.st_dev, st_dir.st_ino, number, part)
+
+    def _flush_full_index(self) -> None:
+        """What is noted of chunks reaches the index many at a time."""
+        if self._index_log is not None and self._index_log.chunks >= _INDEX_CHUNKS:
             self.flush_index()
 
     def flush_index(self, *, last: bool = False) -> None:
@@ -448,6 +485,7 @@ class Publisher:
             self._landing.directory_closed(directory)
             os.close(directory.fd)
             directory.rows = []
+            self._unkept.pop(directory.path, None)
             parent = directory.parent
             if parent is not None:
                 with self._landing.lock:
@@ -455,6 +493,23 @@ class Publisher:
                     ready = parent.end is not None and not parent.open_names
                 if ready:
                     self._finish_directory(parent)
+
+
+def _smalls(batch: list[tuple[str, TargetDirectory, Entry, object]]) -> list[_Run]:
+    """The small objects of a batch, one run for those of a directory that come together."""
+    runs: list[_Run] = []
+    for kind, directory, entry, what in batch:
+        if kind == "smalls" and isinstance(what, list):
+            run = what
+        elif kind == "small" and isinstance(what, str):
+            run = [(entry, what)]
+        else:
+            continue
+        if runs and runs[-1][0] is directory:
+            runs[-1] = (directory, runs[-1][1] + run)
+        else:
+            runs.append((directory, run))
+    return runs
 
 
 def _measure(item: tuple[str, TargetDirectory, Entry, object]) -> tuple[int, int]:

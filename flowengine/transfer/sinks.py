@@ -14,10 +14,12 @@ from flowengine.chunking import CHUNK_BYTES
 from flowengine.chunking.fine import FINE_BYTES
 from flowengine.manifest import Entry
 from flowengine.store.filesystem import open_beneath
+from flowengine.store.many import AnyStat, Listing, Stat
 from flowengine.store.staging import StagedObject, Staging
 from flowengine.transfer.basis import Basis
 from flowengine.transfer.following import Follower
 from flowengine.wire.messages import DirectoryEnd
+from flowengine.wire.paths import STAGING_NAME
 
 __all__ = [
     "CLAIMED",
@@ -50,14 +52,14 @@ class TargetDirectory:
     """One directory at the target while objects of it are on their way.
 
     Attributes:
-        existing: what stood there when it was entered, by name.
-        recalled: where nothing changed since the scan cache saw it, all its small objects in name order, each with
-            its stat; those before `recalled_at` were offered.
+        listing: what stood there when it was entered.
+        recalled: where nothing changed since the scan cache saw it, all its small objects in name order; those
+            before `recalled_at` were offered.
         st: of the directory itself, before anything was done in it.
     """
 
     __slots__ = (
-        "_known", "created", "end", "entries", "existing", "fd", "keys", "last_name", "linked", "name", "offered",
+        "_existing", "_known", "created", "end", "entries", "fd", "keys", "last_name", "linked", "listing", "name", "offered",
         "open_names", "parent", "path", "recalled", "recalled_at", "rows", "st", "unchanged_all",
     )  # fmt: skip
 
@@ -69,14 +71,15 @@ class TargetDirectory:
         self.fd = fd
         self.parent = parent
         self.created = created
-        self.existing: dict[bytes, os.stat_result] = {}
+        self.listing: Listing | None = None
+        self._existing: dict[bytes, Stat] | None = None
         self._known: dict[bytes, Entry] | None = {}
-        self.recalled: list[tuple[bytes, os.stat_result, Entry]] = []
+        self.recalled: list[Entry] = []
         self.recalled_at = 0
         self.st: os.stat_result | None = None
         self.open_names: set[bytes] = set()
         self.end: DirectoryEnd | None = None
-        self.rows: list[tuple[bytes, os.stat_result, Entry]] = []
+        self.rows: list[tuple[bytes, AnyStat, Entry]] = []
         self.offered: set[bytes] | None = None
         self.keys: dict[bytes, bytes] | None = None
         self.linked = False
@@ -85,33 +88,40 @@ class TargetDirectory:
         self.entries = 0
 
     @property
+    def existing(self) -> dict[bytes, Stat]:
+        """What stood there when it was entered, by name; the staging folder is not counted."""
+        if self._existing is None:
+            kinds = self.listing[:4] if self.listing is not None else ()
+            self._existing = {name: st for rows in kinds for name, st in rows.pairs()}
+            self._existing.pop(STAGING_NAME, None)
+        return self._existing
+
+    @property
     def known(self) -> dict[bytes, Entry]:
         """What the scan cache knows of small objects, by name."""
         if self._known is None:
-            self._known = {name: entry for name, _, entry in self.recalled}
+            self._known = {entry.name: entry for entry in self.recalled}
         return self._known
 
-    def recall(self, rows: list[tuple[bytes, os.stat_result, Entry]]) -> None:
+    def recall(self, entries: list[Entry]) -> None:
         """Nothing changed since the scan cache saw these, which are all small objects."""
-        self.recalled, self._known = rows, None
+        self.recalled, self._known = entries, None
 
-    def are_next(self, entries: list[Entry]) -> list[tuple[bytes, os.stat_result, Entry]] | None:
+    def are_next(self, entries: list[Entry]) -> list[tuple[bytes, AnyStat, Entry]] | None:
         """The rows of objects that stand here just as they are offered, if they are the next ones recalled."""
-        at = self.recalled_at
-        rows = self.recalled[at : at + len(entries)]
-        if len(rows) != len(entries) or [entry for _, _, entry in rows] != entries:
+        start = self.recalled_at
+        end = start + len(entries)
+        if self.listing is None or self.recalled[start:end] != entries:
             return None
-        for _, st, entry in rows:
-            if (
-                st.st_mode != 0o100000 | entry.mode
-                or entry.mode & 0o6000
-                or st.st_mtime_ns != entry.mtime_ns
-                or entry.kind
-                or entry.extra
-            ):
-                return None
-        self.recalled_at = at + len(entries)
-        return rows
+        stats = self.listing.smalls.stats[start:end]
+        if (
+            [st.st_mode for st in stats] != [0o100000 | entry.mode for entry in entries]
+            or [st.st_mtime_ns for st in stats] != [entry.mtime_ns for entry in entries]
+            or [entry for entry in entries if entry.kind or entry.extra or entry.mode & 0o6000]
+        ):
+            return None
+        self.recalled_at = end
+        return [(entry.name, st, entry) for st, entry in zip(stats, entries, strict=True)]
 
     def is_as(self, end: DirectoryEnd) -> bool:
         """Whether nothing was done in it and it has the mode and time that it is to have."""

@@ -31,7 +31,9 @@ from flowengine.errors import ProtocolError, TemporaryError
 from flowengine.manifest import Header, ManifestBuilder, Summary
 from flowengine.store.buffers import BufferPool, PoolClosed
 from flowengine.store.reading import SEGMENT_BYTES, ObjectReader
-from flowengine.store.scan import (
+from flowengine.store.scan import Scanner
+from flowengine.store.scan_cache import ScanCache
+from flowengine.store.scan_events import (
     Batch,
     DirectoryEntered,
     DirectoryLeft,
@@ -40,9 +42,7 @@ from flowengine.store.scan import (
     LargeEnded,
     LargePiece,
     ScanFailed,
-    Scanner,
 )
-from flowengine.store.scan_cache import ScanCache
 from flowengine.store.selection import Selection
 from flowengine.transfer.compression import CompressionChooser
 from flowengine.transfer.control import wait_for_last_word

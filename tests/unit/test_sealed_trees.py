@@ -15,7 +15,7 @@ from flowengine.errors import IntegrityError, LocalError, NotFound
 from flowengine.store.buffers import BufferPool
 from flowengine.store.keyring import Keyring
 from flowengine.store.reading import SEGMENT_BYTES
-from flowengine.store.scan import ScanFailed
+from flowengine.store.scan_events import ScanFailed
 from flowengine.store.sealed_open import check_held, open_sealed
 from flowengine.store.sealed_scan import SealedScanner
 from flowengine.store.selection import select

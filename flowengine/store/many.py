@@ -1,0 +1,389 @@
+"""System calls on many small files at once: listing a folder, reading, making and placing files.
+
+Goal
+    A small file costs what the kernel takes for it: not an interpreter's way to each call, nor the interpreter handed
+    from thread to thread around each.
+Plan
+    A library of a few C functions (`_many.c`) that the build compiles where it can, called by ctypes, which lets the
+    interpreter go for the whole of a call. Where it is missing, the same in Python.
+Invariants
+    - Both ways give the same results; what went wrong with one file is said of that file.
+    - Names come in one block of bytes and leave in lists; nothing of the library's memory is kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import struct
+import sys
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from itertools import chain
+from typing import Final, NamedTuple, TypeAlias
+
+__all__ = [
+    "AnyStat",
+    "Listing",
+    "Row",
+    "Rows",
+    "Stat",
+    "is_compiled",
+    "list_folder",
+    "listing_of",
+    "place_files",
+    "read_files",
+    "stats_proof",
+    "write_files",
+]
+
+_INTERFACE: Final = 1
+_KINDS: Final = 4
+_SMALL, _LARGE, _FOLDER, _OTHER = range(_KINDS)
+_FORMAT: Final = struct.Struct("=10q")
+_ENCODING: Final = sys.getfilesystemencoding()  # os.fsencode does just this, three times slower
+_CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+
+
+class Stat(NamedTuple):
+    """What is looked at of a file's stat, under the names that `os.stat_result` has for it."""
+
+    st_ino: int
+    st_size: int
+    st_mtime_ns: int
+    st_ctime_ns: int
+    st_mode: int
+    st_nlink: int
+    st_blocks: int
+    st_dev: int
+    st_uid: int
+    st_gid: int
+
+    @classmethod
+    def of(cls, st: os.stat_result) -> Stat:
+        """The same of a stat of Python's."""
+        return cls(
+            st.st_ino,
+            st.st_size,
+            st.st_mtime_ns,
+            st.st_ctime_ns,
+            st.st_mode,
+            st.st_nlink,
+            st.st_blocks,
+            st.st_dev,
+            st.st_uid,
+            st.st_gid,
+        )
+
+
+AnyStat: TypeAlias = os.stat_result | Stat
+Row: TypeAlias = tuple[bytes, Stat]
+
+
+def stats_proof(rows: Sequence[tuple[bytes, AnyStat]]) -> bytes:
+    """What proves that entries are unchanged: inode, size, mtime, ctime, mode of each, then their names."""
+    flat: list[int] = []
+    for _, st in rows:
+        flat += (_signed(st.st_ino), st.st_size, st.st_mtime_ns, st.st_ctime_ns, st.st_mode)
+    return struct.pack(f"<I{len(flat)}q", len(rows), *flat) + b"/".join([name for name, _ in rows])
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+class Rows:
+    """Entries of one kind in order of their names; what they hold is unpacked when first asked for."""
+
+    def __init__(self, count: int, names: bytes, numbers: bytes) -> None:
+        self._count = count
+        self._names = names
+        self._numbers = numbers
+
+    def __len__(self) -> int:
+        return self._count
+
+    @cached_property
+    def names(self) -> list[bytes]:
+        return self._names.split(b"\0")[:-1]
+
+    @cached_property
+    def stats(self) -> list[Stat]:
+        return [*map(Stat._make, _FORMAT.iter_unpack(self._numbers))]
+
+    def __contains__(self, name: bytes) -> bool:
+        return name in self.names
+
+    def pairs(self) -> list[Row]:
+        """(name, stat) of each."""
+        return [*zip(self.names, self.stats, strict=True)] if self._count else []
+
+
+_NO_ROWS: Final = Rows(0, b"", b"")
+
+
+class Listing(NamedTuple):
+    """A folder's entries: small objects (files and symbolic links), large ones, folders, and what is neither.
+
+    Attributes:
+        proof: `stats_proof` the small objects; empty where there are none.
+        linked: whether a small file has more than one name.
+        error: what ended the listing early.
+    """
+
+    smalls: Rows
+    larges: Rows
+    folders: Rows
+    others: Rows
+    proof: bytes
+    linked: bool
+    error: OSError | None
+
+
+class _CListing(ctypes.Structure):
+    _fields_ = (
+        ("count", ctypes.c_int64 * _KINDS),
+        ("name_bytes", ctypes.c_int64 * _KINDS),
+        ("linked", ctypes.c_int64),
+        ("error", ctypes.c_int64),
+        ("proof_bytes", ctypes.c_int64),
+        ("names", ctypes.c_void_p * _KINDS),
+        ("rows", ctypes.c_void_p * _KINDS),
+        ("proof", ctypes.c_void_p),
+    )
+
+
+def _load() -> ctypes.CDLL | None:
+    """The compiled library, if there is one that fits this file."""
+    try:
+        library = ctypes.CDLL(os.path.join(os.path.dirname(__file__), "_many.so"))
+        interface = library.flow_many_interface
+    except (OSError, AttributeError):
+        return None
+    number, pointer, names = ctypes.c_int64, ctypes.c_void_p, ctypes.c_char_p
+    for name, result, arguments in (
+        ("flow_many_interface", number, []),
+        ("flow_list", number, [number, number, pointer]),
+        ("flow_free", None, [pointer]),
+        ("flow_read", number, [number, names, number, pointer, pointer]),
+        ("flow_write", number, [number, names, number, pointer, pointer]),
+        ("flow_place", None, [number, names, pointer, names, number, pointer, pointer]),
+    ):
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library if interface() == _INTERFACE else None
+
+
+_library = _load()
+
+
+def is_compiled() -> bool:
+    """Whether the compiled library is in use."""
+    return _library is not None
+
+
+# --- listing --------------------------------------------------------------------------------------------------------
+
+
+def list_folder(fd: int, large_bytes: int) -> Listing:
+    """What stands in an open folder; files of `large_bytes` and more are large. Its `error` is not raised."""
+    if _library is None:
+        return _list_folder(fd, large_bytes)
+    found = _CListing()
+    _library.flow_list(fd, large_bytes, ctypes.byref(found))
+    try:
+        rows = [
+            Rows(
+                count,
+                ctypes.string_at(found.names[kind], found.name_bytes[kind]),
+                ctypes.string_at(found.rows[kind], count * _FORMAT.size),
+            )
+            if (count := found.count[kind])
+            else _NO_ROWS
+            for kind in range(_KINDS)
+        ]
+        proof = ctypes.string_at(found.proof, found.proof_bytes) if found.proof_bytes else b""
+        error = OSError(found.error, os.strerror(found.error)) if found.error else None
+        return Listing(rows[0], rows[1], rows[2], rows[3], proof, bool(found.linked), error)
+    finally:
+        _library.flow_free(ctypes.byref(found))
+
+
+def _list_folder(fd: int, large_bytes: int) -> Listing:
+    found: list[Row] = []
+    failed: OSError | None = None
+    try:
+        with os.scandir(fd) as listing:
+            for item in listing:
+                try:
+                    st = Stat.of(item.stat(follow_symlinks=False))
+                except FileNotFoundError:
+                    continue  # gone between listing and stat: never seen
+                found.append((item.name.encode(_ENCODING, "surrogateescape"), st))
+    except OSError as error:
+        failed = error
+    return listing_of(found, large_bytes, failed)
+
+
+def listing_of(found: Iterable[Row], large_bytes: int, error: OSError | None = None) -> Listing:
+    """The listing of a folder that has these entries."""
+    kinds: list[list[Row]] = [[] for _ in range(_KINDS)]
+    for row in sorted(found):
+        st = row[1]
+        kind = st.st_mode & 0o170000
+        if kind == 0o100000:
+            kinds[_SMALL if st.st_size < large_bytes else _LARGE].append(row)
+        else:
+            kinds[_SMALL if kind == 0o120000 else _FOLDER if kind == 0o040000 else _OTHER].append(row)
+    smalls = kinds[_SMALL]
+    linked = any(st.st_nlink > 1 and st.st_mode & 0o170000 == 0o100000 for _, st in smalls)
+    packed = [_packed(rows) for rows in kinds]
+    return Listing(
+        packed[0],
+        packed[1],
+        packed[2],
+        packed[3],
+        stats_proof(smalls) if smalls else b"",
+        linked,
+        error,
+    )
+
+
+def _packed(rows: list[Row]) -> Rows:
+    made = Rows(len(rows), b"", b"")
+    made.names = [name for name, _ in rows]
+    made.stats = [st for _, st in rows]
+    return made
+
+
+# --- reading --------------------------------------------------------------------------------------------------------
+
+
+def read_files(folder: int, rows: Sequence[tuple[bytes, AnyStat]], buffer: memoryview, at: int) -> int:
+    """Read regular files whole to `buffer[at:]`, one behind the other, as long as each is as its stat says.
+
+    Args:
+        buffer: writable, with a byte to spare behind the last file.
+
+    Returns:
+        How many were read; the next one cannot be, or is not what it was (any more).
+    """
+    if _library is None:
+        return _read_files(folder, rows, buffer, at)
+    expected = struct.pack(
+        f"={3 * len(rows)}q",
+        *chain.from_iterable([(st.st_size, st.st_mtime_ns, st.st_ctime_ns) for _, st in rows]),
+    )
+    names = b"\0".join([name for name, _ in rows])
+    place = ctypes.addressof(ctypes.c_char.from_buffer(buffer, at))
+    return int(_library.flow_read(folder, names, len(rows), expected, place))
+
+
+def _read_files(folder: int, rows: Sequence[tuple[bytes, AnyStat]], buffer: memoryview, at: int) -> int:
+    for number, (name, st) in enumerate(rows):
+        size = st.st_size
+        try:
+            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=folder)
+            try:
+                # One byte more than expected shows growth without another call.
+                got = os.preadv(fd, [buffer[at : at + size + 1]], 0)
+                after = os.fstat(fd)
+            finally:
+                os.close(fd)
+        except OSError:
+            return number
+        if (got, after.st_size, after.st_mtime_ns, after.st_ctime_ns) != (
+            size,
+            size,
+            st.st_mtime_ns,
+            st.st_ctime_ns,
+        ):
+            return number
+        at += size
+    return len(rows)
+
+
+# --- making and placing ---------------------------------------------------------------------------------------------
+
+
+def write_files(
+    folder: int, names: Sequence[str], what: Sequence[tuple[int, int, int, int]], data: memoryview
+) -> None:
+    """Make files that must not be there.
+
+    Args:
+        what: for each, where its bytes begin in `data`, how many they are, its mode and mtime_ns.
+
+    Raises:
+        OSError: of the first that could not be made; those before it are there.
+    """
+    if _library is None:
+        for name, (at, size, mode, mtime_ns) in zip(names, what, strict=True):
+            _write_file(folder, name, data[at : at + size], mode, mtime_ns)
+        return
+    numbers = struct.pack(f"={4 * len(what)}q", *chain.from_iterable(what))
+    # ctypes finds the address of writable memory, and of bytes (which unpacked records are).
+    place = bytes(data) if data.readonly else ctypes.addressof(ctypes.c_char.from_buffer(data))
+    error = _library.flow_write(folder, "\0".join(names).encode(), len(names), numbers, place)
+    if error:
+        raise OSError(error, os.strerror(error))
+
+
+def _write_file(folder: int, name: str, data: memoryview, mode: int, mtime_ns: int) -> None:
+    fd = os.open(name, _CREATE, mode, dir_fd=folder)
+    try:
+        done = os.write(fd, data)
+        while done < len(data):
+            done += os.write(fd, data[done:])
+        os.utime(fd, ns=(mtime_ns, mtime_ns))
+    finally:
+        os.close(fd)
+
+
+def place_files(folder: int, moves: Sequence[tuple[str, int, bytes]]) -> tuple[list[Stat | None], list[int]]:
+    """Rename files, each to a name in a folder that is open, and look at it there.
+
+    Args:
+        moves: for each, its name in `folder`, the folder that it comes to, and its name there.
+
+    Returns:
+        For each its stat where it stands now (None where it cannot be looked at), and which were not renamed.
+    """
+    if _library is None or not moves:
+        return _place_files(folder, moves)
+    count = len(moves)
+    rows = ctypes.create_string_buffer(count * _FORMAT.size)
+    errors = (ctypes.c_int64 * count)()
+    names, folders, places = zip(*moves, strict=True)
+    _library.flow_place(
+        folder,
+        "\0".join(names).encode(),
+        struct.pack(f"={count}q", *folders),
+        b"\0".join(places),
+        count,
+        rows,
+        errors,
+    )
+    stats: list[Stat | None] = [*map(Stat._make, _FORMAT.iter_unpack(rows.raw))]
+    failed: list[int] = []
+    if any(errors):
+        stats = [None if error else st for error, st in zip(errors, stats, strict=True)]
+        failed = [number for number, error in enumerate(errors) if error > 0]
+    return stats, failed
+
+
+def _place_files(folder: int, moves: Sequence[tuple[str, int, bytes]]) -> tuple[list[Stat | None], list[int]]:
+    stats: list[Stat | None] = []
+    failed: list[int] = []
+    for number, (staged, to, name) in enumerate(moves):
+        st: Stat | None = None
+        try:
+            os.rename(staged, name, src_dir_fd=folder, dst_dir_fd=to)
+        except OSError:
+            failed.append(number)
+        else:
+            with contextlib.suppress(OSError):
+                st = Stat.of(os.stat(name, dir_fd=to, follow_symlinks=False))
+        stats.append(st)
+    return stats, failed

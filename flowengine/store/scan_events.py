@@ -1,0 +1,100 @@
+"""What a scan tells, in the manifest's order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flowengine.manifest import Entry
+from flowengine.store.buffers import Buffer
+from flowengine.store.reading import Piece
+
+__all__ = [
+    "Batch",
+    "DirectoryEntered",
+    "DirectoryLeft",
+    "Event",
+    "LargeBegun",
+    "LargeEnded",
+    "LargePiece",
+    "ScanFailed",
+]
+
+
+@dataclass(slots=True)
+class DirectoryEntered:
+    """What follows is in directory `name` of the current one (empty: the root)."""
+
+    name: bytes
+    path: bytes
+
+
+@dataclass(slots=True)
+class DirectoryLeft:
+    """The current directory is done; `complete` is False where its listing failed or a filter hid entries."""
+
+    mode: int
+    mtime_ns: int
+    extra: bytes
+    complete: bool
+    apply: bool
+
+
+@dataclass(slots=True)
+class Batch:
+    """Consecutive entries of the current directory.
+
+    Attributes:
+        entries: in name order.
+        buffer: bytes of the entries that were read now; one holder, to be released by the consumer.
+        starts: per entry, where its bytes begin in the buffer; -1: not read now (cached, empty or a link).
+        path: the directory's real path.
+        renamed: what its one entry is called there, where that differs.
+        recalled: all of it is as the scan cache had it.
+    """
+
+    entries: list[Entry]
+    buffer: Buffer | None
+    starts: list[int]
+    path: bytes
+    renamed: bytes = b""
+    recalled: bool = False
+
+    def path_of(self, entry: Entry) -> bytes:
+        """Where an entry of the batch can be read again."""
+        return self.path.rstrip(b"/") + b"/" + (self.renamed or entry.name)
+
+
+@dataclass(slots=True)
+class LargeBegun:
+    """A large object's pieces follow; `path` is where it can be read again."""
+
+    entry: Entry
+    path: bytes
+
+
+@dataclass(slots=True)
+class LargePiece:
+    """The next piece; `cached`: known without reading, `piece.buffer` is None."""
+
+    piece: Piece
+    cached: bool
+
+
+@dataclass(slots=True)
+class LargeEnded:
+    """The large object is complete, or (with a reason) must be forgotten."""
+
+    reason: str
+    message: str
+
+
+@dataclass(slots=True)
+class ScanFailed:
+    """Something could not be read; it is not part of what follows."""
+
+    path: bytes
+    reason: str
+    message: str
+
+
+Event = DirectoryEntered | DirectoryLeft | Batch | LargeBegun | LargePiece | LargeEnded | ScanFailed

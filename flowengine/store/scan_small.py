@@ -1,0 +1,243 @@
+"""Small objects of one directory: read many at a time, cut, hashed and made entries of.
+
+Invariants
+    - An object whose stat differs before and after its read is read again, up to `READ_ATTEMPTS`, then reported.
+    - Objects that were read for one batch lie in its buffer one behind the other, in order.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import msgspec
+from blake3 import blake3
+
+from flowengine.chunking import Cutter, chunk_id, pack_chunks
+from flowengine.manifest import FILE, SYMLINK, Entry
+from flowengine.store.buffers import Buffer, BufferPool
+from flowengine.store.many import AnyStat, Row, Stat, read_files
+from flowengine.store.proofs import with_ctime
+from flowengine.store.reading import ObjectChanged, ObjectReader
+from flowengine.store.scan_cache import PROVISIONAL
+from flowengine.wire.messages import LARGE_OBJECT_BYTES
+
+__all__ = [
+    "MAX_BATCH_CHUNKS",
+    "MAX_BATCH_ENTRIES",
+    "READ_ATTEMPTS",
+    "ExtraReader",
+    "Made",
+    "SmallReader",
+    "batches",
+    "read_extra",
+]
+
+READ_ATTEMPTS: Final = 3
+MAX_BATCH_ENTRIES: Final = 512
+MAX_BATCH_CHUNKS: Final = 4096
+"""A batch is closed at so many chunks; one more object may take it over. Well below what an offer may hold."""
+
+ExtraReader = Callable[[int | bytes, AnyStat], bytes]
+
+
+@dataclass(slots=True)
+class Made:
+    """Some consecutive small objects of a directory, as far as they could be read.
+
+    Attributes:
+        rows: name and stat of each, the stat such that it proves nothing where the object changed too lately.
+        entries, starts, buffer: as in `Batch`; whoever gets them releases the buffer.
+        failures: (name, error) of what could not be read.
+    """
+
+    rows: list[Row] = field(default_factory=list)
+    entries: list[Entry] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)
+    buffer: Buffer | None = None
+    failures: list[tuple[bytes, OSError | ObjectChanged]] = field(default_factory=list)
+
+
+def batches(sizes: Sequence[int], minimum: int, most_bytes: int) -> list[int]:
+    """Where batches of objects of these sizes end, which are cut to chunks of at least `minimum` bytes."""
+    ends: list[int] = []
+    count = chunks = total = 0
+    for at, size in enumerate(sizes):
+        if count and (count >= MAX_BATCH_ENTRIES or chunks >= MAX_BATCH_CHUNKS or total + size >= most_bytes):
+            ends.append(at)
+            count = chunks = total = 0
+        count += 1
+        chunks += size // minimum + 1
+        total += size
+    ends.append(len(sizes))
+    return ends
+
+
+class SmallReader:
+    """Reads small objects into pooled buffers. For use by one thread.
+
+    Args:
+        reader: what reads the large objects: its profile and pace hold here too.
+        extra: reads what is kept of objects on request.
+        mode_bits: those of a mode that are kept.
+    """
+
+    def __init__(
+        self, reader: ObjectReader, pool: BufferPool, extra: ExtraReader | None, mode_bits: int
+    ) -> None:
+        self._pool = pool
+        self._pace = reader.pace
+        self._cutter = Cutter(reader.profile)
+        self._minimum = reader.profile.minimum
+        self._extra = extra
+        self._mode_bits = mode_bits
+        # Small objects of many directories lie one behind the other in one buffer.
+        self._shared: Buffer | None = None
+        self._filled = 0
+        self.objects_read = 0
+        self.bytes_read = 0
+
+    def let_go(self) -> None:
+        """Leave the shared buffer to those who hold batches in it."""
+        if self._shared is not None:
+            self._shared.release()
+            self._shared = None
+
+    def make(self, folder: int, rows: list[Row], known: list[Entry | None], racy_from: int) -> Made:
+        """Entries of objects of an open folder; those that are known are not looked at."""
+        made = Made()
+        fresh = [
+            row
+            for row, entry in zip(rows, known, strict=True)
+            if entry is None and row[1].st_size and row[1].st_mode & 0o170000 == 0o100000
+        ]
+        size = sum([st.st_size for _, st in fresh])
+        if fresh:
+            self._pace(size)
+            made.buffer = self._hold_shared(size)
+        filled = self._filled
+        read = self._read(folder, fresh, made)
+        for (name, st), entry in zip(rows, known, strict=True):
+            start = -1
+            if entry is None:
+                kind = st.st_mode & 0o170000
+                if kind == 0o120000:
+                    try:
+                        link = os.readlink(name, dir_fd=folder)
+                    except OSError as error:
+                        made.failures.append((name, error))
+                        continue
+                    entry = Entry(name, SYMLINK, 0o777, st.st_mtime_ns, 0, b"", link)
+                elif not st.st_size:
+                    entry = Entry(name, FILE, st.st_mode & self._mode_bits, st.st_mtime_ns)
+                else:
+                    if name not in read:
+                        continue
+                    st = read[name]
+                    start, filled = filled, filled + st.st_size
+                    chunks = self._chunks(made.buffer, start, st.st_size)
+                    entry = Entry(
+                        name, FILE, st.st_mode & self._mode_bits, st.st_mtime_ns, st.st_size, chunks
+                    )
+                if self._extra is not None:
+                    entry = msgspec.structs.replace(entry, extra=self._extra_of(folder, name, st))
+                if st.st_ctime_ns >= racy_from:
+                    st = with_ctime(st, PROVISIONAL)
+            made.entries.append(entry)
+            made.rows.append((name, st))
+            made.starts.append(start)
+        if made.buffer is not None and not made.entries:
+            made.buffer.release()
+            made.buffer = None
+        return made
+
+    def _read(self, folder: int, fresh: list[Row], made: Made) -> dict[bytes, Stat]:
+        """Read objects to the shared buffer: the stat of each that could be read."""
+        read: dict[bytes, Stat] = {}
+        at = 0
+        while at < len(fresh):
+            assert made.buffer is not None
+            view = made.buffer.view
+            done = at + read_files(folder, fresh[at:], view, self._filled)
+            read.update(fresh[at:done])
+            self._filled += sum([st.st_size for _, st in fresh[at:done]])
+            at = done
+            if at < len(fresh):  # it changed, or cannot be read
+                name, st = fresh[at]
+                at += 1
+                room = len(view) - sum([st.st_size for _, st in fresh[at:]]) - 1
+                try:
+                    read[name] = self._read_again(folder, name, st, view[:room])
+                    self._filled += read[name].st_size
+                except (OSError, ObjectChanged) as error:
+                    made.failures.append((name, error))
+        self.objects_read += len(read)
+        self.bytes_read += sum([st.st_size for st in read.values()])
+        return read
+
+    def _chunks(self, buffer: Buffer | None, start: int, size: int) -> bytes:
+        assert buffer is not None
+        view = buffer.view[start : start + size]
+        if size <= self._minimum:
+            return size.to_bytes(4, "little") + blake3(view).digest() if size else b""
+        lengths = self._cutter.lengths(view)
+        if len(lengths) == 1:
+            return size.to_bytes(4, "little") + blake3(view).digest()
+        chunks = []
+        at = 0
+        for length in lengths:
+            chunks.append((length, chunk_id(view[at : at + length])))
+            at += length
+        return pack_chunks(chunks)
+
+    def _hold_shared(self, size_bytes: int) -> Buffer:
+        """A buffer with room behind `_filled`, held once more for a batch."""
+        if self._shared is not None and self._filled + size_bytes >= self._pool.size_bytes:
+            self.let_go()
+        if self._shared is None:
+            self._shared, self._filled = self._pool.acquire(), 0
+        self._shared.hold()
+        return self._shared
+
+    def _extra_of(self, folder: int, name: bytes, st: Stat) -> bytes:
+        assert self._extra is not None
+        return read_extra(self._extra, folder, name, st)
+
+    def _read_again(self, folder: int, name: bytes, st: Stat, view: memoryview) -> Stat:
+        """Read one object to view[_filled:] once it holds still; its stat.
+
+        Raises:
+            ObjectChanged: it never held still.
+        """
+        at = self._filled
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=folder)
+        try:
+            for _ in range(READ_ATTEMPTS):
+                # One byte more than expected shows growth without another call.
+                got = os.preadv(fd, [view[at : at + st.st_size + 1]], 0)
+                after = Stat.of(os.fstat(fd))
+                if got == st.st_size and after[1:4] == st[1:4]:
+                    return after
+                st = after
+                if st.st_size >= LARGE_OBJECT_BYTES or at + st.st_size >= len(view):
+                    break
+        finally:
+            os.close(fd)
+        raise ObjectChanged("changed while it was read; what was read of it was thrown away")
+
+
+def read_extra(extra: ExtraReader, folder: int, name: bytes, st: AnyStat) -> bytes:
+    """What is kept on request of an object in an open folder; nothing of a link, or where it cannot be opened."""
+    if stat.S_ISLNK(st.st_mode):
+        return b""
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=folder)
+    except OSError:
+        return b""
+    try:
+        return extra(fd, st)
+    finally:
+        os.close(fd)
