@@ -14,7 +14,16 @@ from flowengine.errors import PeerError, ProtocolError, TemporaryError
 from flowengine.wire import messages
 from flowengine.wire.control import ControlDecoder
 from flowengine.wire.control import encode as frame
-from flowengine.wire.messages import Message, Refuse
+from flowengine.wire.messages import (
+    DirectoryBegin,
+    DirectoryEnd,
+    Landed,
+    Message,
+    Offer,
+    Refuse,
+    Totals,
+    Want,
+)
 
 __all__ = ["STALL_S", "Control", "wait_for_last_word"]
 
@@ -30,6 +39,11 @@ MAX_WAITING_MESSAGES: Final = 8192
 _REST_S: Final = 0.005
 """Least time between two sends: many small messages then go as one, and wake both ends' loops once. A wake-up costs
 more than what is done by it; the credit window covers many times this."""
+_LONG_REST_S: Final = 0.02
+_BUSY_SENDS: Final = 8
+"""After so many sends without a pause there is a longer rest, while nothing waits that is in a hurry."""
+_PATIENT: Final = frozenset({Offer, Want, DirectoryBegin, DirectoryEnd, Landed, Totals})
+"""What comes by the hundred where many small objects move, with others of its kind on their way."""
 _REST_MESSAGES: Final = 1024
 """With so many waiting there is no rest."""
 _RECEIVE_BYTES: Final = 256 * 1024
@@ -59,6 +73,7 @@ class Control:
         self._loop_thread = threading.get_ident()
         self._closing = False
         self._signalled = False
+        self._hurried = False
         self._room = threading.Event()
         self._ended = False
         self._elsewhere: Callable[[bytes], None] | None = None
@@ -80,17 +95,18 @@ class Control:
 
     def post(self, message: Message) -> None:
         """Queue a message for sending."""
-        self.post_encoded(frame(messages.encode(message)))
+        self.post_encoded(frame(messages.encode(message)), hurried=type(message) not in _PATIENT)
 
-    def post_encoded(self, framed: bytes) -> None:
+    def post_encoded(self, framed: bytes, *, hurried: bool = True) -> None:
         """The same, of one that is encoded and framed."""
         if self._elsewhere is not None:
             self._elsewhere(framed)
             return
         self._outgoing.append(framed)
-        if self._signalled:
+        if self._signalled and (self._hurried or not hurried):
             return  # the writer was woken and has not looked yet: waking costs two system calls
         self._signalled = True
+        self._hurried = self._hurried or hurried
         if threading.get_ident() == self._loop_thread:
             self._wake.set()
         else:
@@ -110,13 +126,13 @@ class Control:
     async def run_writer(self) -> None:
         """Send what is posted until `finish_writing`; the one task that writes to the stream."""
         sent_at = -_REST_S
+        in_a_row = 0
         try:
             while True:
-                rest = sent_at + _REST_S - trio.current_time()
-                if rest > 0 and not self._closing and len(self._outgoing) < _REST_MESSAGES:
-                    await trio.sleep(rest)
+                in_a_row = in_a_row + 1 if trio.current_time() < sent_at + _REST_S else 0
+                await self._rest(sent_at, long=in_a_row > _BUSY_SENDS)
                 # Cleared before looking: what is posted from here on wakes again.
-                self._signalled = False
+                self._signalled = self._hurried = False
                 while self._outgoing:
                     parts: list[bytes] = []
                     size = 0
@@ -143,6 +159,21 @@ class Control:
         finally:
             self._ended = True
             self._room.set()
+
+    async def _rest(self, sent_at: float, *, long: bool) -> None:
+        """Let messages come together, since the last ones went only just now."""
+        while not self._closing and len(self._outgoing) < _REST_MESSAGES:
+            patient = long and not self._hurried
+            rest = sent_at + (_LONG_REST_S if patient else _REST_S) - trio.current_time()
+            if rest <= 0:
+                return
+            if not patient:
+                await trio.sleep(rest)
+                return
+            self._wake = trio.Event()
+            if not self._hurried:
+                with trio.move_on_after(rest):
+                    await self._wake.wait()
 
     def finish_writing(self) -> None:
         """Let `run_writer` end once the queue is empty."""
