@@ -50,7 +50,7 @@ class Finding:
 def doctor(as_json: bool) -> int:
     """Look at this machine and, where one is known, at the coordinator and its sites.
 
-    Clock, ports, certificates, disk, versions, compiled chunker. Exit code 1 when something is broken; warnings
+    Clock, ports, certificates, disk, versions, what is compiled. Exit code 1 when something is broken; warnings
     leave it 0.
     """
     from flowengine.cli.output import print_json
@@ -80,6 +80,7 @@ def look_here() -> Iterator[Finding]:
             "tls", "failed", "this Python speaks no TLS 1.3", "use a Python with OpenSSL 1.1.1 or newer"
         )
     yield _chunker()
+    yield _small_files()
     yield _cipher()
     yield _open_files()
     yield from _disks()
@@ -96,6 +97,19 @@ def _chunker() -> Finding:
             "install a pyfastcdc wheel that fits this platform, or a C compiler and reinstall it",
         )
     return Finding("chunker", "ok", "compiled")
+
+
+def _small_files() -> Finding:
+    from flowengine.store.many import is_compiled
+
+    if not is_compiled():
+        return Finding(
+            "small files",
+            "warning",
+            "system calls are made one by one: many small files take longer",
+            "install a C compiler and then this package again",
+        )
+    return Finding("small files", "ok", "compiled")
 
 
 def _cipher() -> Finding:

@@ -1,0 +1,148 @@
+"""Many small files at once: compiled and in Python, which must not differ."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flowengine.store import many
+from flowengine.store.many import Stat, list_folder, place_files, read_files, write_files
+from flowengine.store.scan_small import batches
+
+LARGE = 1000
+
+
+@pytest.fixture(params=["compiled", "python"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "python":
+        monkeypatch.setattr(many, "_library", None)
+    elif not many.is_compiled():
+        pytest.fail("the library was not compiled: is there a C compiler where the package was installed?")
+    return str(request.param)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[int]:
+    fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    yield fd
+    os.close(fd)
+
+
+def stat_of(path: Path) -> Stat:
+    return Stat.of(path.lstat())
+
+
+@pytest.mark.usefixtures("way")
+def test_list_sorts_by_kind_and_name(tmp_path: Path, folder: int) -> None:
+    for name in (b"b", b"a", b"ab", b"\xff\n", b"A"):
+        Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), name))).write_bytes(name)
+    (tmp_path / "large").write_bytes(bytes(LARGE))
+    (tmp_path / "link").symlink_to("nowhere")
+    (tmp_path / "below").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for _ in range(2):  # where a listing ended the next one begins anew
+        listing = list_folder(folder, LARGE)
+        assert listing.error is None
+        assert not listing.linked
+        assert listing.smalls.names == [b"A", b"a", b"ab", b"b", b"link", b"\xff\n"]
+        assert [rows.names for rows in listing[1:4]] == [[b"large"], [b"below"], [b"pipe"]]
+    for name, st in listing.smalls.pairs() + listing.larges.pairs() + listing.folders.pairs():
+        assert st == stat_of(tmp_path / os.fsdecode(name))
+    assert listing.proof == many.stats_proof(listing.smalls.pairs())
+
+
+@pytest.mark.usefixtures("way")
+def test_list_of_nothing_and_of_no_folder(tmp_path: Path, folder: int) -> None:
+    listing = list_folder(folder, LARGE)
+    assert [len(rows) for rows in listing[:4]] == [0, 0, 0, 0]
+    assert listing.proof == b""
+    (tmp_path / "file").write_bytes(b"x")
+    fd = os.open(tmp_path / "file", os.O_RDONLY)
+    try:
+        error = list_folder(fd, LARGE).error
+    finally:
+        os.close(fd)
+    assert isinstance(error, NotADirectoryError)
+
+
+@pytest.mark.usefixtures("way")
+def test_list_sees_other_names(tmp_path: Path, folder: int) -> None:
+    (tmp_path / "one").write_bytes(b"x")
+    os.link(tmp_path / "one", tmp_path / "two")
+    assert list_folder(folder, LARGE).linked
+
+
+@pytest.mark.usefixtures("way")
+def test_read_stops_at_what_is_not_as_expected(tmp_path: Path, folder: int) -> None:
+    for name in "abcd":
+        (tmp_path / name).write_bytes(name.encode() * 3)
+    rows = list_folder(folder, LARGE).smalls.pairs()
+    buffer = memoryview(bytearray(32))
+    assert read_files(folder, rows, buffer, 2) == 4
+    assert bytes(buffer[2:14]) == b"aaabbbcccddd"
+    name, st = rows[2]
+    assert read_files(folder, [*rows[:2], (name, st._replace(st_mtime_ns=1)), rows[3]], buffer, 0) == 2
+    assert read_files(folder, [*rows[:2], (name, st._replace(st_ctime_ns=1)), rows[3]], buffer, 0) == 2
+    (tmp_path / "c").write_bytes(b"grown")
+    assert read_files(folder, rows, buffer, 0) == 2
+    (tmp_path / "b").unlink()
+    assert read_files(folder, rows, buffer, 0) == 1
+    (tmp_path / "a").unlink()
+    (tmp_path / "a").symlink_to("d")
+    assert read_files(folder, rows, buffer, 0) == 0
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("kind", ["writable", "bytes"])
+def test_write_makes_files_with_mode_and_time(tmp_path: Path, folder: int, kind: str) -> None:
+    data = memoryview(b"..onetwo..") if kind == "bytes" else memoryview(bytearray(b"..onetwo.."))
+    before = os.umask(0o022)
+    try:
+        write_files(folder, ["a", "b"], [(2, 3, 0o640, 1_000_000_001), (5, 3, 0o400, -1)], data)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a").read_bytes() == b"one"
+    a, b = stat_of(tmp_path / "a"), stat_of(tmp_path / "b")
+    assert (a.st_mode, a.st_mtime_ns) == (0o100640, 1_000_000_001)
+    assert (b.st_mode, b.st_mtime_ns) == (0o100400, -1)
+    with pytest.raises(FileExistsError):
+        write_files(folder, ["c", "a"], [(2, 3, 0o600, 0)] * 2, data)
+    assert (tmp_path / "c").exists()
+
+
+@pytest.mark.usefixtures("way")
+def test_place_says_what_stands_where_and_what_failed(tmp_path: Path, folder: int) -> None:
+    below = tmp_path / "below"
+    (below / "taken").mkdir(parents=True)
+    for name in "abc":
+        (tmp_path / name).write_bytes(name.encode())
+    to = os.open(below, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        stats, failed = place_files(
+            folder, [("a", to, b"x"), ("b", to, b"taken"), ("none", to, b"y"), ("c", folder, b"z")]
+        )
+    finally:
+        os.close(to)
+    assert failed == [1, 2]
+    assert stats == [stat_of(below / "x"), None, None, stat_of(tmp_path / "z")]
+    assert place_files(folder, []) == ([], [])
+
+
+def test_a_proof_is_the_same_for_both_kinds_of_stat(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"x")
+    st = (tmp_path / "a").stat()
+    proof = many.stats_proof([(b"a", st), (b"b", st)])
+    assert proof == many.stats_proof([(b"a", Stat.of(st)), (b"b", Stat.of(st))])
+    assert struct.unpack_from("<I", proof) == (2,)
+    assert proof.endswith(b"a/b")
+
+
+def test_batches_are_bounded_by_number_chunks_and_bytes() -> None:
+    assert batches([], 10, 100) == [0]
+    assert batches([1] * 1100, 10, 10_000) == [512, 1024, 1100]
+    assert batches([60, 60, 60, 20], 10, 100) == [1, 2, 4]
+    assert batches([10_000] * 8, 10, 10**9) == [5, 8]
