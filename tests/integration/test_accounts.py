@@ -134,7 +134,9 @@ UNPRIVILEGED = [
 def start_mapped(made: Federation, site: str, base: Path, *, as_unit: bool, idle: str = "60s") -> SiteAgent:
     prefix = readable_by_all(base) + (UNPRIVILEGED if as_unit else [])
     folder(base / site, 0, 0o755)
-    agent = made.make(site, lines=accounts_table(base / site, idle), prefix=prefix)
+    # The second only dials out: what it sends it pushes, so that each of the four ends of a session is at work here.
+    port = {"listen": ""} if as_unit else {}
+    agent = made.make(site, lines=accounts_table(base / site, idle), prefix=prefix, **port)
     folder(agent.data, 0, 0o755)
     folder(agent.state, OWN)
     if as_unit:
@@ -183,6 +185,23 @@ def test_files_are_read_and_written_as_the_requesters_account(lab: Lab) -> None:
     lab.copy("pat", "a:/data/physics/run/", "b:/data/physics/new/deep")
     for made in ("new", "new/deep", "new/deep/x"):
         assert (lab.data("b") / "physics" / made).stat().st_uid == PHYSICS
+
+
+def test_a_site_that_dials_out_pushes_with_the_accounts_rights(lab: Lab) -> None:
+    folder(lab.data("b") / "alice/set/deep", ALICE)
+    write(lab.data("b") / "alice/set/deep/x", random.Random(4).randbytes(2_000_000), ALICE)
+    write(lab.data("b") / "alice/set/y", b"small", ALICE, 0o640)
+    lab.copy("alice", "b:/data/alice/set", "a:/data/alice/pushed")
+    for name in ("set", "set/deep", "set/deep/x", "set/y"):
+        there = (lab.data("a") / "alice/pushed" / name).stat()
+        assert (there.st_uid, there.st_mode) == (ALICE, (lab.data("b") / "alice" / name).stat().st_mode)
+    lab.copy("alice", "b:/data/alice/set/y", "a:/data/alice/renamed")
+    assert (lab.data("a") / "alice/renamed").read_bytes() == b"small"
+    error = refused(lambda: lab.copy("bob", "b:/data/alice/set", "a:/data/bob/set"))
+    assert "Permission denied" in error.message
+    error = refused(lambda: lab.copy("alice", "b:/data/alice/set", "a:/data/bob/set"))
+    assert "Permission denied" in error.message
+    assert lab.users["alice"].verify("b:/data/alice/set", "a:/data/alice/pushed").wait().state == "completed"
 
 
 def test_what_the_account_may_not_read_or_write_is_refused_by_the_kernel(lab: Lab) -> None:
