@@ -133,13 +133,13 @@ class Holdings:
         row = (
             holding.task, holding.transfer, holding.source, holding.path, holding.root, holding.folder,
             _json(holding.labels), _json(dump_duties(holding.duties)), holding.policy_digest, holding.begun,
-            holding.proof,
+            holding.proof, holding.account,
         )  # fmt: skip
         with self._file.write() as db:
             db.execute(
                 "INSERT INTO holding (task, transfer, source, path, root, folder, labels, duties, policy_digest, begun,"
-                " proof) VALUES (?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT (task) DO UPDATE SET labels=excluded.labels,"
-                " duties=excluded.duties, policy_digest=excluded.policy_digest, proof=excluded.proof,"
+                " proof, account) VALUES (?,?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT (task) DO UPDATE SET labels=excluded.labels,"
+                " duties=excluded.duties, policy_digest=excluded.policy_digest, proof=excluded.proof, account=excluded.account,"
                 " state=CASE WHEN state IN ('open','kept','purged') THEN 'open' ELSE state END,"
                 " told=CASE WHEN state='purged' THEN '' ELSE told END",
                 row,

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from liars import evidence_of
 from sites import Federation, SiteAgent, federation
 from support import wait_until
 
@@ -26,6 +28,7 @@ import flowengine
 from flowengine.api import resources as api
 from flowengine.client.synchronous import Client, connect
 from flowengine.errors import FlowError
+from flowengine.policy.bundle import build, sign
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
@@ -63,11 +66,35 @@ def readable_by_all(base: Path) -> list[str]:
     return ["unshare", "--mount", "sh", "-c", "; ".join([*script, 'exec "$@"']), "sh"] if closed else []
 
 
+KEYS = {"policy-owner": Ed25519PrivateKey.generate(), "security": Ed25519PrivateKey.generate()}
+POLICY = b"""
+[policy]
+id = "study"
+version = "1"
+title = "A study"
+owner = "dac@example.org"
+applies_to = ["data.labels includes 'study'"]
+effective = 2020-01-01
+review_by = 2099-01-01
+[[rule]]
+id = "members"
+effect = "permit"
+on = ["release", "relay", "hold", "land", "process"]
+when = []
+then = [{delete_after = "1 second", proof = "certificate"}]
+why = "Members of the study, for a second"
+"""
+
+
 def accounts_table(base: Path, idle: str = "60s") -> list[str]:
     text = _ACCOUNTS.format(
         own=OWN, alice=ALICE, bob=BOB, physics=PHYSICS, state=base / "accounts", idle=idle
     )
-    return text.splitlines()
+    keys = [
+        f"{name} = ['{key.public_key().public_bytes_raw().hex()}']"
+        for name, key in (("policy_owner", KEYS["policy-owner"]), ("security", KEYS["security"]))
+    ]
+    return [*text.splitlines(), "[policy]", *keys]
 
 
 def write(path: Path, data: bytes, uid: int, mode: int = 0o600) -> None:
@@ -100,7 +127,11 @@ def lab() -> Iterator[Lab]:
     base = Path(tempfile.mkdtemp(prefix="flow-accounts-"))
     base.chmod(0o755)
     try:
-        with federation(base) as made:
+        options = []
+        for role, key in KEYS.items():
+            (base / f"{role}.pub").write_text(key.public_key().public_bytes_raw().hex() + "\n")
+            options += [f"--{role}-key", str(base / f"{role}.pub")]
+        with federation(base, options=options) as made:
             users = {}
             made.client.add_tenant(api.TenantRequest(name="physics"))
             for name, tenant in (
@@ -361,3 +392,25 @@ def test_without_the_capabilities_nothing_starts(lab: Lab) -> None:
         [*command, "check", "--config", config], capture_output=True, text=True, timeout=60
     )
     assert "lacks CAP_SETUID" in found.stdout
+
+
+def test_what_policy_takes_away_is_taken_by_the_account_and_the_record_names_it(lab: Lab) -> None:
+    content = build({"study.toml": POLICY}, 1, int(time.time()) + 86_400)
+    for role, key in KEYS.items():
+        content = sign(content, role, key)
+    lab.made.client.activate_bundle(content)
+    for site in ("a", "b"):
+        wait_until(lambda at=site: lab.made.client.site(at).policy.version == 1, f"the bundle at {site}")
+    folder(lab.data("a") / "alice/study/deep", ALICE)
+    write(lab.data("a") / "alice/study/deep/x", b"for a while", ALICE)
+    running = lab.users["alice"].copy("a:/data/alice/study/", "b:/data/alice/due", labels=["study"])
+    wait_until(lambda: running.refresh().ended, "the end")
+    wait_until(lambda: running.refresh().state == "purged", "the purge", 30)
+    assert list((lab.data("b") / "alice/due").iterdir()) == []
+    disposal = running.record.tasks[0].disposal
+    assert disposal is not None
+    assert (disposal.objects, disposal.size_bytes, disposal.missing) == (1, len(b"for a while"), 0)
+    assert disposal.name.startswith("/data/alice/due/.flow-staging/quarantine/")
+    (left,) = (row for row in evidence_of(lab.made["a"]) if row.get("direction") == "left")
+    (landed,) = (row for row in evidence_of(lab.made["b"]) if row.get("direction") == "landed")
+    assert left["account"] == landed["counted"]["account"] == f"{ALICE}:{ALICE}"
