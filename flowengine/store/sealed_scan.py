@@ -372,7 +372,7 @@ class SealedScanner:
         self._note(f"{show_path(path)} is left out: {why}")
         yield ScanFailed(shown, "changed", why)
 
-    def _sealed(self, fd: int, st: os.stat_result, path: bytes, extra: bytes) -> Iterator[bytes]:
+    def _sealed(self, fd: int, st: os.stat_result, path: bytes, extra: bytes) -> Iterator[bytes | bytearray]:
         """The parts of a sealed object."""
         sealer = ObjectSealer(self._key, path)
         yield sealer.header
@@ -388,9 +388,9 @@ class SealedScanner:
             yield sealer.segment(content)
         yield sealer.finish("file", st.st_mode & self._mode_bits, st.st_mtime_ns, extra=extra)
 
-    def _pieces(self, parts: Iterator[bytes]) -> Iterator[Event]:
+    def _pieces(self, parts: Iterator[bytes | bytearray]) -> Iterator[Event]:
         """What parts make, cut into chunks."""
-        part: bytes | None = next(parts)
+        part: bytes | bytearray | None = next(parts)
         carry = b""
         offset = 0
         while part is not None:

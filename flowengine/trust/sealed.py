@@ -229,16 +229,25 @@ class _Object:
 
     def __init__(self, key: SealingKey, object_id: bytes) -> None:
         self._header = _HEADER.pack(MAGIC, VERSION, _SUITE_NUMBER, 0, 0, key.id, object_id)
-        self._hashing, self._encrypting = key._object_keys(object_id)
+        hashing, self._encrypting = key._object_keys(object_id)
+        self._hashing = hmac.new(hashing, digestmod="sha256")
         self._hashes = sha256()
 
     def _cipher(self, siv: bytes) -> AESGCM:
         return AESGCM(hmac.digest(self._encrypting, siv, "sha256"))
 
-    def _seal(self, index: int, plaintext: bytes | memoryview) -> bytes:
+    def _seal(self, index: int, plaintext: bytes | memoryview) -> bytes | bytearray:
         place = index.to_bytes(8, "little")
-        siv = hmac.digest(self._hashing, place + plaintext, "sha256")
-        return siv + self._cipher(siv).encrypt(_NONCE, plaintext, self._header + place)
+        hashed = self._hashing.copy()
+        hashed.update(place)
+        hashed.update(plaintext)
+        siv = hashed.digest()
+        sealed = bytearray(OVERHEAD_BYTES + len(plaintext))
+        sealed[:_SIV_BYTES] = siv
+        self._cipher(siv).encrypt_into(
+            _NONCE, plaintext, self._header + place, memoryview(sealed)[_SIV_BYTES:]
+        )
+        return sealed
 
     def _open(self, index: int, sealed: bytes | memoryview) -> bytes:
         siv = bytes(sealed[:_SIV_BYTES])
@@ -266,7 +275,7 @@ class ObjectSealer(_Object):
         """What the object begins with."""
         return self._header
 
-    def segment(self, plaintext: bytes | memoryview) -> bytes:
+    def segment(self, plaintext: bytes | memoryview) -> bytes | bytearray:
         """The next segment, sealed. All but the last have `SEGMENT_BYTES`; none is empty."""
         assert 0 < len(plaintext) <= SEGMENT_BYTES
         assert self._size == self._index * SEGMENT_BYTES, "only the last segment is shorter"
@@ -276,12 +285,14 @@ class ObjectSealer(_Object):
         self._size += len(plaintext)
         return sealed
 
-    def finish(self, kind: Kind, mode: int, mtime_ns: int, link: bytes = b"", extra: bytes = b"") -> bytes:
+    def finish(
+        self, kind: Kind, mode: int, mtime_ns: int, link: bytes = b"", extra: bytes = b""
+    ) -> bytes | bytearray:
         """What stands behind the segments."""
         meta = ObjectMeta(self._path, kind, self._size, self._hashes.digest(), mode, mtime_ns, link, extra)
         return self._description(meta)
 
-    def _description(self, meta: ObjectMeta) -> bytes:
+    def _description(self, meta: ObjectMeta) -> bytes | bytearray:
         encoded = _encode(meta)
         data = len(encoded).to_bytes(4, "little") + encoded
         room = _description_bytes(meta.path, meta.link, meta.extra)
@@ -298,7 +309,7 @@ class ObjectSealer(_Object):
     ) -> bytes:
         """A whole small object."""
         view = memoryview(plaintext)
-        parts = [self.header]
+        parts: list[bytes | bytearray] = [self.header]
         parts += [self.segment(view[at : at + SEGMENT_BYTES]) for at in range(0, len(view), SEGMENT_BYTES)]
         parts.append(self.finish(kind, mode, mtime_ns, link, extra))
         return b"".join(parts)

@@ -8,6 +8,7 @@ import re
 import pytest
 
 from flowengine.policy.cases import read_test_file
+from flowengine.policy.duties import AGENT_CAN, NOT_AT
 from flowengine.policy.evaluate import Engine
 from flowengine.policy.model import PolicySet
 from flowengine.policy.outcomes import where
@@ -113,3 +114,21 @@ def test_the_tests_run_at_another_date_show_what_expires(policies: PolicySet) ->
     assert file is not None
     later = run(policies, [file], at=AT + 365 * 86400)
     assert [result.name for result in later.failed] == ["US with clauses and TIA"]
+
+
+def test_what_agents_can_do_permits_sealed_copies_under_clauses_and_nothing_in_the_clear(
+    policies: PolicySet,
+) -> None:
+    """The rules that ask for sealing at rest: an agent can hold and relay so; where data land they lie as they are."""
+    engine = Engine(policies, enforce=["eu-personal"])
+    facts = {
+        "data.labels": frozenset(["personal.eu"]), "data.contracts": frozenset[str](), "time.now": AT,
+        "agreement.mechanism": "scc-2021", "agreement.tia_done": True, "agreement.expires": AT + 86400,
+        "recipient.certifications": frozenset[str](), **policies.sites["virginia"].facts,
+    }  # fmt: skip
+    verdicts = {}
+    for use in ("hold", "land"):
+        decision = engine.decide(use, facts, AGENT_CAN - NOT_AT[use])
+        verdicts[use] = decision.permit
+    assert verdicts == {"hold": True, "land": False}
+    assert "encrypt.rest" in AGENT_CAN - NOT_AT.get("relay", frozenset())
