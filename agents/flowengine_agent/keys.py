@@ -40,6 +40,29 @@ def keys() -> None:
     """Keys of what this site sealed, or may open."""
 
 
+def _load(config_path: str) -> SiteConfig:
+    """The configuration, where whoever runs this may make files that the agent can read.
+
+    Raises:
+        UsageError: the state folder is another account's.
+    """
+    config = load_config(config_path)
+    try:
+        owner = os.stat(config.state).st_uid
+    except OSError as error:
+        raise LocalError(
+            f"the state folder {config.state} cannot be looked at: {error.strerror}",
+            hint="run this at the site, as the account that runs the agent",
+        ) from None
+    if owner != os.geteuid():
+        raise UsageError(
+            f"the state folder {config.state} belongs to uid {owner}, and this runs as uid {os.geteuid()}: the agent "
+            "could not read what it would write",
+            hint=f"run it as that account: setpriv --reuid={owner} --clear-groups flowengine-agent keys ...",
+        )
+    return config
+
+
 def _keyring(config: SiteConfig) -> Keyring:
     return Keyring(os.path.join(config.state, "sealing"))
 
@@ -57,7 +80,7 @@ def ls(config_path: str, as_json: bool) -> int:
             "tenant": kept.tenant,
             "created": datetime.fromtimestamp(kept.created, UTC).isoformat(),
         }
-        for kept in _keyring(load_config(config_path)).kept()
+        for kept in _keyring(_load(config_path)).kept()
     ]
     if as_json:
         print(msgspec.json.encode(rows).decode())
@@ -73,7 +96,7 @@ def ls(config_path: str, as_json: bool) -> int:
 @_config_option
 def show(config_path: str) -> int:
     """Print this site's opening key, to which others wrap theirs; it is no secret."""
-    print(_keyring(load_config(config_path)).opening_key().public)
+    print(_keyring(_load(config_path)).opening_key().public)
     return 0
 
 
@@ -89,7 +112,7 @@ def give(key: str, config_path: str, site: str, public: str) -> int:
 
     What it prints is no secret, but for that site: send it by any way, and have it taken with `keys take`.
     """
-    config = load_config(config_path)
+    config = _load(config_path)
     try:
         key_id = bytes.fromhex(key)
     except ValueError:
@@ -164,7 +187,7 @@ def take(document: str, config_path: str) -> int:
         raise NotFound(f"there is no file {document}") from None
     except OSError as error:
         raise LocalError(f"{document} cannot be read: {error.strerror}") from None
-    config = load_config(config_path)
+    config = _load(config_path)
     ring = _keyring(config)
     kept = unwrap_key(data, ring.opening_key(), document)
     if kept.site == config.site:
