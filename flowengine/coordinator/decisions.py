@@ -27,6 +27,7 @@ from flowengine.policy import Engine, PolicySet, Statement, load, reasons, resol
 from flowengine.policy.agreements import Agreement, agreement_statements
 from flowengine.policy.asking import Judged, Matter, Place, ask
 from flowengine.policy.bundle import build, open_bundle
+from flowengine.policy.duties import Terms
 from flowengine.policy.explain import explain
 from flowengine.policy.labels import data_statements, overlaps, relevant
 from flowengine.policy.model import Value
@@ -161,11 +162,12 @@ class Decider:
                 )
             found, on, may_be_approved = self._decide(rules, use, rows[site], about[recipient], int(now))
             if use == "land" and found.verdict != "permit" and not may_be_approved:
-                # Where it may not be read it may yet be kept, sealed: what is permitted then is that and no more.
+                # Where it may not be read it may yet be kept, if a rule asks for just that: sealed where it rests.
                 held, held_on, held_approvable = self._decide(
                     rules, "hold", rows[site], about[recipient], int(now)
                 )
-                if held.verdict == "permit" or held_approvable:
+                asks = held_on is not None and Terms.of(held_on.decision.duties).at_rest
+                if asks and (held.verdict == "permit" or held_approvable):
                     use, found, on, may_be_approved = "hold", held, held_on, held_approvable
             judged.append((use, site, on))
             requestable = requestable and (found.verdict == "permit" or may_be_approved)
