@@ -9,22 +9,26 @@ from __future__ import annotations
 import base64
 import contextlib
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import trio
 
-from flowengine.errors import AuthenticationError, FlowError
+from flowengine.errors import AuthenticationError, FlowError, IntegrityError
 from flowengine.evidence.bodies import checkpoint_body
 from flowengine.evidence.chain import Head, Record
 from flowengine.evidence.checkpoint import Checkpoint, verify_checkpoint
+from flowengine.evidence.heads import contradiction
 from flowengine.store.chain_files import ChainFiles, Signer
 
 __all__ = ["CHECKPOINT_EVERY_S", "CHECKPOINT_RECORDS", "EvidenceLog"]
 
 CHECKPOINT_EVERY_S: Final = 60.0
 CHECKPOINT_RECORDS: Final = 1000
+_MOST_SHOWN: Final = 1000
+"""Heads of peers that wait to be handed on."""
 
 
 @dataclass(eq=False)
@@ -63,6 +67,8 @@ class EvidenceLog:
         self._limiter = trio.CapacityLimiter(1)
         self._waiting: list[_Entry] = []
         self._due = trio.Event()
+        self._peers: dict[str, Checkpoint] = {}
+        self._shown: deque[bytes] = deque(maxlen=_MOST_SHOWN)
 
     @property
     def head(self) -> Head:
@@ -170,7 +176,8 @@ class EvidenceLog:
 
         Raises:
             AuthenticationError: it is not that site's.
-            IntegrityError: it was changed, or is not understood.
+            IntegrityError: it was changed, is not understood, or contradicts one that was shown before; that one is on
+                record all the same.
             Denied: it cannot be recorded.
         """
         found, facts = verify_checkpoint(document, anchors_pem)
@@ -179,6 +186,17 @@ class EvidenceLog:
                 f"site {site} showed a checkpoint of {found.agent[:80]}", reason="evidence"
             )
         await self.record("checkpoint", checkpoint_body(found, base64.b64encode(document).decode("ascii")))
+        before = self._peers.get(found.agent)
+        if before is None or before.chain != found.chain or before.seq < found.seq:
+            self._peers[found.agent] = found
+        self._shown.append(document)
+        self._due.set()
+        if before is not None and (why := contradiction(before, found)):
+            raise IntegrityError(
+                f"the history of site {site} forks: {why}",
+                hint="both heads are in this site's evidence: flow evidence verify names them",
+                reason="evidence",
+            )
         return found
 
     async def run(
@@ -186,7 +204,8 @@ class EvidenceLog:
     ) -> None:
         """Make a checkpoint every minute or every thousand records, and hand out each new one; until cancelled.
 
-        The last one of an earlier life is handed out again: it may not have arrived.
+        The last one of an earlier life is handed out again: it may not have arrived. So are the heads that peers showed, for
+        whoever holds others of theirs to compare.
 
         Args:
             failed: told why none can be made; it is tried again a minute later.
@@ -196,6 +215,8 @@ class EvidenceLog:
             if handed != self.last_checkpoint:
                 handed = self.last_checkpoint
                 hand_out(handed)
+            while self._shown:
+                hand_out(self._shown.popleft())
             with trio.move_on_after(CHECKPOINT_EVERY_S) as minute:
                 await self._due.wait()
             self._due = trio.Event()

@@ -42,9 +42,7 @@ async def note_head(site: Site, grant: Grant, end: Literal["source", "target"], 
     try:
         await site.evidence.note_peer(session.peer_checkpoint, site.identity.ca_pem, site=peer)
     except FlowError as error:
-        site.log.warning(
-            "a peer's checkpoint is not on the record", peer=peer, reason=error.reason, why=error.message
-        )
+        site.log.warning("a peer's checkpoint is wrong", peer=peer, reason=error.reason, why=error.message)
 
 
 async def record_left(

@@ -449,7 +449,9 @@ class Disposed(Told):
 
 
 class Checkpointed(Told):
-    """The newest checkpoint of the site's chain of evidence, by POST /v1/agent/checkpoints; `document` is base64."""
+    """The newest checkpoint of the site's chain of evidence, or one that a peer showed, by POST /v1/agent/checkpoints;
+    `document` is base64.
+    """
 
     document: Annotated[str, Meta(max_length=8192)]
 

@@ -63,15 +63,26 @@ def verify(
 ) -> int:
     """Replay a chain: order, hashes, signatures, and each decision by its facts and its bundle.
 
-    WHERE may also be a signed receipt, or `receipts/N` of an exported file. Exit code 6 where anything is wrong.
+    WHERE may also be a signed receipt, or `receipts/N` of an exported file; or the name of a site: then the signed heads
+    of its chain that the coordinator and other sites hold are compared, for its records stay there. Exit code 6 where
+    anything is wrong.
     """
-    from flowengine.cli.evidence_source import chosen_by, find_anchors, find_elsewhere, load, receipt_in
+    from flowengine.cli.evidence_source import (
+        chosen_by,
+        find_anchors,
+        find_elsewhere,
+        is_site,
+        load,
+        receipt_in,
+    )
     from flowengine.evidence.replay import Replayer
     from flowengine.evidence.verify import verify_chain, verify_proofs
 
     receipt = receipt_in(where)
     if receipt is not None:
         return _verify_receipt(where, receipt, ca, as_json)
+    if is_site(where):
+        return _verify_site(where, ca, as_json)
     found = load(where)
     anchors, trusted = find_anchors(found, where, ca)
     replayer = Replayer(found.evidence.bundles, found.evidence.key, found.evidence.kept)
@@ -94,6 +105,39 @@ def verify(
         print_json({**said, **verdict.as_dict(), "ok": not verdict.findings})
     else:
         _print_verdict(said, verdict.as_dict())
+    return Exit.INTEGRITY if verdict.findings else Exit.DONE
+
+
+def _verify_site(site: str, ca: Path | None, as_json: bool) -> int:
+    """Compare what others hold of a site's chain."""
+    import base64
+
+    from flowengine.cli.evidence_source import ca_for_receipt, fingerprint
+    from flowengine.cli.federation import open_client
+    from flowengine.errors import NotFound
+    from flowengine.evidence.heads import verify_heads
+
+    anchors = ca_for_receipt(ca)
+    with open_client() as client:
+        held = [base64.b64decode(one.document) for one in client.checkpoints(site)]
+    if not held:
+        raise NotFound(
+            f"nobody has handed in a head of the evidence of site {site}",
+            hint="flow site ls lists sites; one without policies keeps none",
+        )
+    verdict = verify_heads(f"site:{site}", held, anchors)
+    if as_json:
+        print_json(
+            {"where": site, "ca": fingerprint(anchors), **verdict.as_dict(), "ok": not verdict.findings}
+        )
+    else:
+        click.echo(f"{verdict.agent}: {verdict.heads} heads that the coordinator and other sites hold")
+        click.echo(f"  CA          {fingerprint(anchors)}")
+        click.echo(f"  signed      up to record {verdict.signed_to}, at {verdict.time}")
+        click.echo("  records     stay at the site; there the same command evaluates each decision anew")
+        for finding in verdict.findings:
+            click.echo(f"  WRONG       {finding.what}: {finding.text}")
+        click.echo(f"{len(verdict.findings)} findings" if verdict.findings else "they are of one history")
     return Exit.INTEGRITY if verdict.findings else Exit.DONE
 
 

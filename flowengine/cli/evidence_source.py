@@ -15,9 +15,11 @@ from flowengine.evidence.archive import Evidence, unpack
 from flowengine.evidence.chain import Record, read_record
 from flowengine.evidence.suites import DEFAULT_SUITE, find_suite
 from flowengine.store.evidence_folder import read_evidence_folder
+from flowengine.units import is_name
 
 __all__ = [
-    "Found", "ca_for_receipt", "chosen_by", "find_anchors", "find_elsewhere", "fingerprint", "load", "needed_bundles",
+    "Found", "ca_for_receipt", "chosen_by", "find_anchors", "find_elsewhere", "fingerprint", "is_site", "load",
+    "needed_bundles",
     "receipt_in", "records_of",
 ]  # fmt: skip
 
@@ -49,6 +51,11 @@ def load(where: str) -> Found:
         f"there is no evidence at {where}",
         hint="name STATE/evidence of an agent, or a file that flow evidence export wrote",
     )
+
+
+def is_site(where: str) -> bool:
+    """Whether a name is meant for a site: nothing of that name lies here."""
+    return where != COORDINATOR and is_name(where) and not Path(where).exists()
 
 
 def _of_coordinator() -> Evidence:

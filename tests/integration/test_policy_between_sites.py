@@ -375,6 +375,7 @@ def test_the_target_refuses_what_a_lying_source_sends(
     assert error.reason == reason
     assert before.proxy.passed < CHATTER
     assert world.landed() == []
+    assert not (world["berlin"].data / "in").exists(), "what is denied makes no folder"
     assert [line["refused"] for line in denials(world["berlin"], grant.task)] == [reason]
 
 
@@ -494,3 +495,37 @@ def test_bundles_and_labels_from_the_command_line(world: World, tmp_path: Path) 
     )  # public by its owner's word
     kinds = [line["kind"] for line in evidence_of(world["paris"])]
     assert kinds.count("policy.activate") == 2
+
+
+def test_a_site_that_cuts_its_chain_is_told_of_when_its_next_head_arrives(
+    world: World, tmp_path: Path
+) -> None:
+    """Berlin drops what it recorded last and goes on: whoever holds its heads notices, not only an auditor later."""
+    flow, client = flow_of(world, tmp_path), world.federation.client
+    client.copy("paris:/data/maps", "berlin:/data/maps", labels=["public"]).wait(60)
+
+    def held() -> int:
+        return max(one.seq for one in client.checkpoints("berlin"))
+
+    (segment,) = sorted((world["berlin"].state / "evidence" / "chain").glob("*.jsonl"))
+    own = [line for line in evidence_of(world["berlin"]) if line["kind"] == "checkpoint"]
+    own = [line for line in own if line["of"]["agent"] == "site:berlin"]
+    wait_until(lambda: held() >= own[-1]["of"]["seq"], "the heads at the coordinator")
+    assert flow("evidence", "verify", "berlin", "--json").data["findings"] == []
+    world["berlin"].kill()
+    lines = segment.read_bytes().splitlines(keepends=True)
+    segment.write_bytes(b"".join(lines[: own[-2]["seq"]]))
+    world["berlin"].start()
+    for number in range(3):  # until the new history is as long as the old one was
+        client.copy("paris:/data/maps", f"berlin:/data/maps-{number}", labels=["public"]).wait(60)
+    said = wait_until(
+        lambda: [one for one in client.checkpoints("berlin") if one.seq > own[-1]["of"]["seq"]],
+        "a later head",
+    )
+    assert said
+    found = flow("evidence", "verify", "berlin", "--json", code=6).data
+    assert "forked" in {finding["what"] for finding in found["findings"]}
+    for event in client.events(after=0, types=["evidence.contradicted"]):
+        assert (event.site, event.data["chain"]) == ("berlin", own[-1]["of"]["chain"])
+        break
+    assert flow("evidence", "verify", "nowhere", code=3)

@@ -21,6 +21,7 @@ from flowengine.evidence.bodies import (
 from flowengine.evidence.canonical import canonical
 from flowengine.evidence.chain import begin_chain, next_record, read_record
 from flowengine.evidence.checkpoint import sign_checkpoint
+from flowengine.evidence.heads import verify_heads
 from flowengine.evidence.replay import Replayer
 from flowengine.evidence.suites import DEFAULT_SUITE, find_suite
 from flowengine.evidence.verify import Verdict, verify_proofs
@@ -321,3 +322,31 @@ def test_what_is_no_file_of_evidence_is_refused(data: bytes) -> None:
     with pytest.raises(IntegrityError) as refused:
         unpack(data)
     assert refused.value.reason == "evidence"
+
+
+def test_heads_that_cannot_be_of_one_history_are_told_apart() -> None:
+    _, head = begin_chain("site:beta", b"b" * 16, NOW)
+    heads, hashes = [head], [head.hash]
+    for number in range(8):
+        record, head = next_record(head, "stop", {"number": number}, NOW)
+        heads.append(head)
+        hashes.append(record.hash)
+
+    def signed(first: int, last: int, at: int, chain: list[str] = hashes) -> bytes:
+        """A checkpoint over records, counted from 1."""
+        of = replace(heads[last - 1], hash=chain[last - 1])
+        return sign_checkpoint(of, chain[first - 1 : last], NOW + at, *pki().signer("beta"))
+
+    def wrong(*documents: bytes) -> list[tuple[str, int | None]]:
+        return [(one.what, one.seq) for one in verify_heads("site:beta", documents, pki().anchors).findings]
+
+    side_by_side = [signed(1, 3, 0), signed(4, 6, 1), signed(7, 8, 2)]
+    assert wrong(*side_by_side) == wrong(*reversed(side_by_side)) == []
+    assert wrong(side_by_side[0], side_by_side[2]) == [], "one that nobody holds is no contradiction"
+    assert wrong(*side_by_side, signed(4, 7, 3)) == [("forked", 7), ("forked", 8)]
+    other = [*hashes[:5], "sha256:" + "0" * 64, *hashes[6:]]
+    assert wrong(side_by_side[1], signed(4, 6, 1, other)) == [("forked", 6)]
+    assert wrong(side_by_side[0], side_by_side[0][:-1]) == [("checkpoint", None)]
+    theirs = begin_chain("site:beta", b"c" * 16, NOW)[1]
+    again = sign_checkpoint(theirs, [theirs.hash], NOW, *pki().signer("beta"))
+    assert wrong(*side_by_side, again) == [("checkpoint", None)]

@@ -27,6 +27,7 @@ from flowengine.errors import AuthenticationError
 from flowengine.evidence.bodies import check_body, checkpoint_body
 from flowengine.evidence.chain import Head, Record, begin_chain, next_record, read_record
 from flowengine.evidence.checkpoint import Checkpoint, read_checkpoint, sign_checkpoint, verify_checkpoint
+from flowengine.evidence.heads import contradiction
 from flowengine.evidence.private import conceal
 from flowengine.evidence.suites import DEFAULT_SUITE, find_suite
 from flowengine.policy.bundle import open_bundle
@@ -173,14 +174,17 @@ def find_values(connection: Connection) -> list[tuple[str, str, object]]:
 
 
 def take_checkpoint(writing: Writing, site: str, document: bytes, anchors_pem: str) -> Checkpoint:
-    """Keep a checkpoint of a site's chain.
+    """Keep a checkpoint of a site's chain, and compare it with those that are here.
+
+    Args:
+        site: who hands it in: the site itself, or one that it was shown to.
 
     Raises:
-        AuthenticationError: it is another site's.
+        AuthenticationError: it is of no site of this federation.
         IntegrityError: it was changed (reason "evidence").
     """
     found, facts = verify_checkpoint(document, anchors_pem)
-    if facts.site != site:
+    if found.agent != f"site:{facts.site}":
         raise AuthenticationError(
             f"site {site} handed in a checkpoint of {found.agent[:80]}", reason="evidence"
         )
@@ -189,17 +193,24 @@ def take_checkpoint(writing: Writing, site: str, document: bytes, anchors_pem: s
     newest = writing.connection.execute(
         select(checkpoints).where(*mine).order_by(columns.seq.desc()).limit(1)
     ).first()
-    same = writing.connection.execute(select(checkpoints).where(*mine, columns.seq == found.seq)).first()
-    if same is not None and same.hash == found.hash:
+    near = _near(writing.connection, found)
+    if any(head.seq == found.seq and head.hash == found.hash for head in near):
         return found
-    later = newest is not None and _time(newest.document) < found.time and newest.seq > found.seq
-    if same is not None or later:
+    why = next((why for head in near if (why := contradiction(head, found))), "")
+    if not why and newest is not None and _time(newest.document) < found.time and newest.seq > found.seq:
+        why = f"a later checkpoint signs for record {found.seq}, an earlier one had signed for {newest.seq}"
+    if why:
         text = base64.b64encode(document).decode("ascii")
         writing.emit(
-            "evidence.contradicted", site=site, chain=found.chain, seq=found.seq, document=text
+            "evidence.contradicted",
+            site=facts.site,
+            chain=found.chain,
+            seq=found.seq,
+            why=why,
+            shown_to=site,
+            document=text,
         )  # both documents together prove it
-        return found
-    if newest is None and _has_other(writing.connection, found):
+    elif newest is None and facts.site == site and _has_other(writing.connection, found):
         writing.emit("evidence.new-chain", site=site, chain=found.chain)
     writing.connection.execute(
         checkpoints.insert().values(
@@ -213,6 +224,16 @@ def take_checkpoint(writing: Writing, site: str, document: bytes, anchors_pem: s
     )
     _forget_old(writing, found)
     return found
+
+
+def _near(connection: Connection, found: Checkpoint) -> list[Checkpoint]:
+    """The checkpoints of a chain just before and behind one, and that on the same record."""
+    columns = checkpoints.c
+    query = select(checkpoints.c.document).where(columns.agent == found.agent, columns.chain == found.chain)
+    before = query.where(columns.seq <= found.seq).order_by(columns.seq.desc()).limit(2)
+    behind = query.where(columns.seq > found.seq).order_by(columns.seq).limit(1)
+    texts = [*connection.execute(before).scalars(), *connection.execute(behind).scalars()]
+    return [read_checkpoint(base64.b64decode(text))[0] for text in texts]
 
 
 def _time(document: str) -> str:

@@ -519,7 +519,7 @@ checkpoints: Final = Table(
     Column("agent", Text, primary_key=True),
     Column("chain", Text, primary_key=True),
     Column("seq", BigInteger, primary_key=True, autoincrement=False),
-    Column("hash", Text, nullable=False),
+    Column("hash", Text, primary_key=True),  # two of one record are kept: together they prove a fork
     Column("document", Text, nullable=False),
     _time("at"),
 )

@@ -24,7 +24,7 @@ def upgrade() -> None:
         sa.Column("hash", sa.Text(), nullable=False),
         sa.Column("document", sa.Text(), nullable=False),
         sa.Column("at", sa.Double(), server_default=sa.text("0"), nullable=False),
-        sa.PrimaryKeyConstraint("agent", "chain", "seq", name=op.f("pk_checkpoints")),
+        sa.PrimaryKeyConstraint("agent", "chain", "seq", "hash", name=op.f("pk_checkpoints")),
     )
     op.create_table(
         "evidence",
