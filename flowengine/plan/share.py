@@ -309,8 +309,25 @@ def _halfway(work: Work, promises: Promises, shares: Shares) -> FloatArray:
     for point in points:
         rates = np.append(point, np.zeros(len(work.columns) - len(point)))
         fitted = greedy.press(work.columns, work.capacity, work.ceiling, [promised, *others], rates)
-        found.append(_greedily(work, promises, fitted))
+        found.append(_greedily(work, promises, _affordable(work, fitted)))
     return max(found, key=lambda rates: _worth(work, bins, rates))
+
+
+def _affordable(work: Work, rates: FloatArray) -> FloatArray:
+    """The rates, less of dear routes where a group's money would not last for all that remains."""
+    group, price, count = work.columns.group(), work.columns.price(), len(work.groups)
+    mean = np.array(
+        [
+            math.inf if g.cost_limit_usd is None else g.cost_limit_usd / max(g.gigabits, 1e-9)
+            for g in work.groups
+        ]
+    )
+    over = np.where(np.isfinite(mean[group]), price - mean[group], 0.0) * rates
+    dear = sum_by(group, np.maximum(over, 0.0), count)
+    spared = sum_by(group, np.maximum(-over, 0.0), count)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        part = np.where(dear > spared, spared / dear, 1.0)
+    return np.where(over > 0, rates * part[group], rates)
 
 
 def _worth(work: Work, bins: Bins, rates: FloatArray) -> float:

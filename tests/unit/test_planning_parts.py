@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import Connection, create_engine, select, text
 
 from flowengine.api.agents import HopTraffic
+from flowengine.api.resources import Counters
 from flowengine.coordinator.database.tables import (
     leases,
     limits,
@@ -21,7 +22,7 @@ from flowengine.coordinator.database.tables import (
     tenants,
     transfers,
 )
-from flowengine.coordinator.database.transactions import Writing
+from flowengine.coordinator.database.transactions import Writing, json_text
 from flowengine.coordinator.decisions import Decider
 from flowengine.coordinator.planning.outcome import HeldLease, TaskPlan, Told, leases_of, plans_of
 from flowengine.coordinator.planning.picture import Picture, demands_of, overlay_of, read_picture
@@ -251,6 +252,19 @@ def test_what_a_limit_lets_through_says_nothing_of_the_link(connection: Connecti
         watch.look(picture)
         believed = picture.known["s", "t"].rate_bits_per_s / MBIT
         assert (believed == 1000) == (carries == 1000), f"second {second}: {believed}"
+
+
+def test_many_small_objects_say_nothing_of_the_link(connection: Connection) -> None:
+    know(connection, "s", "t", 1000 * MBIT)
+    flow = HopTraffic(sender="s", receiver="t", size_bytes=1, rate_bits_per_s=80 * MBIT)
+    small = Counters(objects=4000, objects_done=2000, bytes_done=10_000_000)  # 2,000 of them a second
+    add_task(connection, 1, link_bound=True, flows=json.dumps([_plain(flow)]), counters=json_text(small))
+    picture = read_picture(connection, NOW, Decider())
+    assert Watch().look(picture) == []
+    large = json_text(Counters(objects=4, objects_done=2, bytes_done=10_000_000))
+    connection.execute(tasks.update().values(counters=large))
+    picture = read_picture(connection, NOW, Decider())
+    assert [look.at_least for look in Watch().look(picture)] == [False]
 
 
 def test_what_a_way_carries_is_known_without_a_plan(connection: Connection) -> None:

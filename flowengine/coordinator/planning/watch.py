@@ -2,7 +2,8 @@
 
 A link's rate is the sum over all transfers and relays that report of it. It is exact where some transfer on it was
 held back by links only; else the link carries this or more. What comes near a limit is held back by that, whatever a
-sender felt: a limit that is held elsewhere feels like a full link to it. A planned way over which nothing comes while its task
+sender felt: a limit that is held elsewhere feels like a full link to it, and so does a target that has many small
+objects to make. A planned way over which nothing comes while its task
 moves elsewhere, or does not move at all, is taken for dead for a while.
 """
 
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from flowengine.coordinator.planning.outcome import TaskPlan
-from flowengine.coordinator.planning.picture import Picture, meets
+from flowengine.coordinator.planning.picture import Picture, TaskFacts, meets
 from flowengine.plan.links import PRIOR, LinkState, observe
 
 __all__ = ["DEAD_FOR_S", "Watch"]
@@ -27,6 +28,8 @@ NEAR: Final = 0.7
 """What moves with so much of a limit's rate may be held back by it."""
 FADES_S: Final = 5.0
 """For so long after a limit was lifted what is reported may still be what it let through."""
+MANY_PER_S: Final = 500.0
+"""Who moves so many objects a second is held back by them, or soon will be."""
 DIFFERENT: Final = 0.1
 """A link that is believed to carry so much more or less than at the last plan asks for another."""
 
@@ -40,6 +43,13 @@ class Look:
     state: LinkState
     rate_bits_per_s: float
     at_least: bool
+
+
+def _by_objects(task: TaskFacts, rate_bits_per_s: float) -> bool:
+    """Whether a task moves so many objects that their making, at the target, may be what holds it back."""
+    done = task.counters.objects_done - task.counters.objects_unchanged
+    size = task.counters.bytes_done - task.counters.bytes_unchanged
+    return done > 0 and rate_bits_per_s / 8 * done >= MANY_PER_S * max(size, 1)
 
 
 @dataclass(slots=True)
@@ -65,7 +75,8 @@ class Watch:
                 key = (source, target)
                 sums[key] = sums.get(key, 0.0) + rate
                 own = (f"tenant:{task.tenant}", f"transfer:{task.transfer}")
-                free = task.link_bound and not self._held_back(picture, own, rate)
+                free = task.link_bound and not _by_objects(task, rate)
+                free = free and not self._held_back(picture, own, rate)
                 bound[key] = bound.get(key, False) or free
                 reported[key] = max(reported.get(key, 0.0), task.reported)
         for site in picture.sites.values():
