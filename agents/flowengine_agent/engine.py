@@ -117,7 +117,7 @@ async def _pull(
     source_path = wire_path(grant.source_path)
     place = site.roots.find(grant.target_path, "write")
     options = settings.options
-    hands = site.acting.hands(grant.requester, grant.tenant)
+    hands = _hands(site, grant)
     if (
         place.path
         and not place.contents
@@ -184,7 +184,7 @@ async def _push(
     place = site.roots.find(grant.source_path, "read")
     target_path = wire_path(grant.target_path)
     name = target_path.rpartition(b"/")[2]
-    hands = site.acting.hands(grant.requester, grant.tenant)
+    hands = _hands(site, grant)
     await hands.check_source(place)
     mode = await hands.mode(place)
     seal = await trio.to_thread.run_sync(site.seals.sealing, grant)
@@ -226,6 +226,14 @@ async def _push(
     meter.finish(report.counters, report.bottleneck)
     check_ended(report)
     return Finished(report.version_id, b"")
+
+
+def _hands(site: Site, grant: Grant) -> Hands:
+    """Whoever acts for the requester; the log names the account."""
+    hands = site.acting.hands(grant.requester, grant.tenant)
+    if hands.account:
+        site.log.info("acts for the requester", task=grant.task, account=hands.account)
+    return hands
 
 
 def _renamed(options: Options, name: bytes) -> Options:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from flowengine.client import Client
     from flowengine.client.access import Access
 
-__all__ = ["Finding", "doctor", "look_here"]
+__all__ = ["Finding", "doctor", "look_at_accounts", "look_here"]
 
 _LEAST_FREE_BYTES: Final = 1 << 30
 _LEAST_FILES: Final = 4096
@@ -33,6 +33,8 @@ _SKEW_FAILS_S: Final = 60.0
 """Grants are believed this far from their time."""
 _EXPIRES_SOON_S: Final = 2 * 86400.0
 _PORT_TIMEOUT_S: Final = 3.0
+_AGENT_CONFIG: Final = "/etc/flowengine-agent/site.toml"
+_MAY_CHANGE_ACCOUNT: Final = 1 << 6 | 1 << 7  # CAP_SETGID, CAP_SETUID
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ def look_here() -> Iterator[Finding]:
     yield _cipher()
     yield _open_files()
     yield from _disks()
+    yield from look_at_accounts()
 
 
 def _chunker() -> Finding:
@@ -130,6 +133,43 @@ def _cipher() -> Finding:
             "sealing may bound transfers: this processor has no AES instructions, or hides them",
         )
     return Finding("cipher", "ok", f"AES-GCM {rate / 1e9:.1f} GB/s in one thread")
+
+
+def look_at_accounts(config: str = _AGENT_CONFIG, proc: str = "/proc") -> Iterator[Finding]:
+    """Whether an agent of this host that maps accounts can act as them: whether its spawner runs, with its two rights.
+
+    Args:
+        config: the agent's; nothing is told where it maps no accounts, or cannot be read.
+        proc: what the kernel tells of processes.
+    """
+    import tomllib
+
+    try:
+        with open(config, "rb") as file:
+            mapped = tomllib.load(file).get("accounts")
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
+        return
+    if not isinstance(mapped, dict):
+        return
+    for pid in filter(str.isdigit, os.listdir(proc)):
+        with contextlib.suppress(OSError):
+            status = dict(line.partition(":")[::2] for line in _lines(f"{proc}/{pid}/status"))
+            able = int(status.get("CapEff", "0"), 16) & _MAY_CHANGE_ACCOUNT == _MAY_CHANGE_ACCOUNT
+            if status.get("Name", "").strip() == "flow-spawner" and able:
+                yield Finding("accounts", "ok", "the agent of this host acts as its requesters' accounts")
+                return
+    yield Finding(
+        "accounts",
+        "warning",
+        f"{config} maps accounts, and nothing runs here that may act as them",
+        "flowengine-agent check and the agent's log tell why; it needs CAP_SETUID and CAP_SETGID: "
+        "AmbientCapabilities= in the unit, as in agents/deploy/accounts.conf",
+    )
+
+
+def _lines(path: str) -> list[str]:
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return file.read().splitlines()
 
 
 def _open_files() -> Finding:

@@ -9,6 +9,7 @@ import pytest
 from support import Flow
 
 from flowengine.api import resources as api
+from flowengine.cli.doctor import look_at_accounts
 from flowengine.cli.federation import parse_deadline
 from flowengine.cli.federation_file import read_federation
 from flowengine.cli.limit import parse_rate, parse_window, show_rate
@@ -182,3 +183,20 @@ def test_completion_knows_sites_without_asking(flow: Flow, tmp_path: Path) -> No
     assert "plain,hpc-a:/scratch" in flow(code=None).stdout.split()
     flow.env |= {"COMP_WORDS": "flow site show h", "COMP_CWORD": "3"}
     assert flow(code=None).stdout.split() == ["plain,hpc-a"]
+
+
+def test_doctor_says_when_accounts_are_mapped_and_nobody_can_act_as_them(tmp_path: Path) -> None:
+    config, status = tmp_path / "site.toml", tmp_path / "proc/123/status"
+    status.parent.mkdir(parents=True)
+
+    def said(text: str) -> list[str]:
+        config.write_text(text)
+        return [found.verdict for found in look_at_accounts(str(config), str(tmp_path / "proc"))]
+
+    assert said('site = "a"') == []
+    assert said("[accounts.map]\nalice = 'alice'") == ["warning"]
+    status.write_text("Name:\tflow-spawner\nCapEff:\t0000000000000040\n")
+    assert said("[accounts.map]\nalice = 'alice'") == ["warning"]
+    status.write_text("Name:\tflow-spawner\nCapEff:\t00000000000000c0\n")
+    assert said("[accounts.map]\nalice = 'alice'") == ["ok"]
+    assert list(look_at_accounts(str(tmp_path / "none"))) == []
