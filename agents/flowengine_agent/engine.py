@@ -13,6 +13,7 @@ import trio
 from flowengine.api.agents import TaskGrant
 from flowengine.api.resources import TransferOptions
 from flowengine.errors import Denied, FlowError, IntegrityError
+from flowengine.evidence.private import Private
 from flowengine.transfer.handing import Landed
 from flowengine.transfer.passes import PassResult, Report, TransferSettings, run_passes
 from flowengine.transfer.run import peer_session, stat_remote
@@ -368,7 +369,7 @@ def what_landed(counters: Counters, outcome: TargetOutcome, account: str) -> dic
         account: by which it was written; empty for the agent's own.
     """
     return {
-        **({"account": account} if account else {}),
+        **({"account": Private("account", account)} if account else {}),
         "state": outcome.state,
         "version_id": outcome.version_id.hex(),
         "objects": counters.objects_done,

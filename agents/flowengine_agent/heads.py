@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from flowengine.errors import FlowError
+from flowengine.evidence.private import Private
 from flowengine.transfer.session import Counters, Session
 from flowengine.transfer.source import SourceOutcome
 from flowengine.trust.grant import Grant
@@ -76,7 +77,7 @@ async def record_left(
         bytes_sent=counters.bytes_payload,
         **shown_sealed(permit.sealed),
         **({"stopped": stopped} if stopped else {}),
-        **({"account": account} if account else {}),
+        **({"account": Private("account", account)} if account else {}),
     )
     await note_head(site, grant, "target", session)
 

@@ -13,6 +13,7 @@ from typing import Final
 from flowengine.api.agents import Answer, LookCommand, MeasureCommand
 from flowengine.errors import Denied, FlowError
 from flowengine.evidence.decisions import Asked, decision_body
+from flowengine.evidence.private import Private
 from flowengine.policy.asking import Matter, Place, ask
 from flowengine.policy.explain import explain
 from flowengine.policy.labels import data_statements, uncovered
@@ -73,7 +74,9 @@ async def _decide(site: Site, path: str, account: str) -> None:
         bundle=found.bundle.digest, recipient=ASKER,
     )  # fmt: skip
     body = decision_body(found.engine, judged.decision, asked, decision_id=decision_id, resolved=judged.known)
-    await site.gate.recorder.keep(("decision", body | ({"account": account} if account else {})))
+    await site.gate.recorder.keep(
+        ("decision", body | ({"account": Private("account", account)} if account else {}))
+    )
     if not judged.decision.permit:
         raise Denied(
             f"policy at {site.name} does not permit to tell what lies at {path}: "

@@ -29,6 +29,7 @@ from flowengine.api import resources as api
 from flowengine.client.synchronous import Client, connect
 from flowengine.errors import FlowError
 from flowengine.policy.bundle import build, sign
+from flowengine.store.evidence_folder import read_evidence_folder
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
@@ -294,6 +295,7 @@ def test_no_process_has_a_right_that_it_does_not_need(lab: Lab, site: str) -> No
     assert agent["Uid"].split() == [str(OWN)] * 4
     spawner = [status for status in others if status["Uid"].split() == [str(OWN)] * 4]
     assert [status["CapEff"] for status in spawner] == [f"{1 << 6 | 1 << 7:016x}"]
+    assert [status["Threads"] for status in spawner] == ["1"]  # to fork is safe for such a one alone
     moving = [status for status in others if status not in spawner]
     assert str(ALICE) in {status["Uid"].split()[0] for status in moving}
     for status in [agent, *moving]:
@@ -413,4 +415,6 @@ def test_what_policy_takes_away_is_taken_by_the_account_and_the_record_names_it(
     assert disposal.name.startswith("/data/alice/due/.flow-staging/quarantine/")
     (left,) = (row for row in evidence_of(lab.made["a"]) if row.get("direction") == "left")
     (landed,) = (row for row in evidence_of(lab.made["b"]) if row.get("direction") == "landed")
-    assert left["account"] == landed["counted"]["account"] == f"{ALICE}:{ALICE}"
+    for site, said in (("a", left["account"]), ("b", landed["counted"]["account"])):
+        found, _ = read_evidence_folder(str(lab.made[site].state / "evidence"))
+        assert found.kept[said["digest"]].value == f"{ALICE}:{ALICE}"  # a name of a person: beside the chain
