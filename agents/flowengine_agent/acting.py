@@ -17,6 +17,7 @@ import math
 import os
 import socket
 import stat
+import threading
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
@@ -181,7 +182,19 @@ class OwnHands:
         return await trio.to_thread.run_sync(count, self._roots, path, within_s)
 
     async def unseal(self, place: Place, secrets: list[bytes]) -> Opened:
-        return await trio.to_thread.run_sync(unseal, place, secrets)
+        stop = threading.Event()
+        failed: FlowError | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_set_when_cancelled, stop)
+            try:
+                opened = await trio.to_thread.run_sync(unseal, place, secrets, stop.is_set)
+            except FlowError as error:
+                await trio.lowlevel.checkpoint_if_cancelled()  # then it was stopped, and that is all
+                failed = error
+            nursery.cancel_scope.cancel()
+        if failed is not None:
+            raise failed
+        return opened
 
     async def objects(self, place: Place) -> list[tuple[bytes, int]]:
         return await trio.to_thread.run_sync(objects_of, place.real_path)
@@ -197,6 +210,14 @@ class OwnHands:
     async def purge(self, place: Place, task: str) -> int:
         gone = await trio.to_thread.run_sync(Quarantine(place.root.fd, task).purge)
         return gone.staged_bytes
+
+
+async def _set_when_cancelled(stop: threading.Event) -> None:
+    """Tell a thread, which cannot be cancelled, that nobody waits for it any more."""
+    try:
+        await trio.sleep_forever()
+    finally:
+        stop.set()
 
 
 @dataclass(eq=False)

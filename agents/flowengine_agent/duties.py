@@ -159,6 +159,22 @@ class Duties:
                 self.failed(grant.task, error)
             raise
 
+    @contextlib.contextmanager
+    def opening(self, grant: Grant, permit: Permit) -> Iterator[None]:
+        """Watch on while what landed sealed is opened; what a stop leaves behind goes to quarantine.
+
+        Args:
+            permit: as of `landing`.
+        """
+        route = list(permit.route) or [grant.source, grant.target]
+        review = self._review("land", grant, route, permit.release)
+        try:
+            with self._watched(grant, "target", review, permit, grant.source.site):
+                yield
+        except FlowError as error:
+            self.failed(grant.task, error)
+            raise
+
     def _check_kept(self, task: str, place: Place) -> None:
         """Refuse to write where something must be kept as it is."""
         now = self.keeper.time().early

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final, Literal
 
 from flowengine.errors import Denied, IntegrityError
@@ -112,11 +112,12 @@ def _root(path: bytes, way: Way, landed: Landed) -> TargetRoot:
     return TargetRoot(path, LandedManifest(path), landed=look if way == "hold" else landed)
 
 
-def unseal(place: Place, secrets: list[bytes]) -> Opened:
+def unseal(place: Place, secrets: list[bytes], stopped: Callable[[], bool] = lambda: False) -> Opened:
     """Open what landed out of sight at a place; for a thread.
 
     Args:
         secrets: of the keys.
+        stopped: asked again and again whether to leave off.
 
     Raises:
         FlowError: it cannot be written.
@@ -129,9 +130,10 @@ def unseal(place: Place, secrets: list[bytes]) -> Opened:
         return keys[key_id]
 
     with place.target(make=False) as path:
-        if path is None:
+        incoming = b"" if path is None else os.path.join(path, _INCOMING)
+        if path is None or not os.path.isdir(incoming):
             return Opened()
-        return open_sealed(os.path.join(path, _INCOMING), path, find, consume=True)
+        return open_sealed(incoming, path, find, consume=True, stopped=stopped)
 
 
 def objects_of(path: bytes) -> list[tuple[bytes, int]]:

@@ -20,6 +20,7 @@ import signal
 import socket
 import stat
 import sys
+import threading
 import traceback
 from typing import Final, NoReturn, TypeAlias
 
@@ -29,6 +30,7 @@ import trio
 import flowengine
 import flowengine_agent
 from flowengine.errors import LocalError
+from flowengine.store.sealed_open import Opened
 from flowengine.transfer.handing import Ended, Handed, Landed, told_error, work_on_session
 from flowengine.transfer.line import Line
 from flowengine.transfer.session import Counters, Observer, Session
@@ -264,7 +266,10 @@ async def _operate(sock: socket.socket, roots: Roots) -> None:
             control = socket.socket(fileno=descriptors.pop())
             await _carry(operation, line, control, roots)
             return
-        value = await trio.to_thread.run_sync(_answer, operation, roots)
+        if isinstance(operation, Unseal):
+            value: object = await _unseal(operation, line, roots)
+        else:
+            value = await trio.to_thread.run_sync(_answer, operation, roots)
         line.post(_encode(Ended(_encode(value), b"")))
     except Exception as error:
         line.post(_encode(told_error(error)))
@@ -273,6 +278,22 @@ async def _operate(sock: socket.socket, roots: Roots) -> None:
             os.close(fd)
         await line.flush()
         line.close()
+
+
+async def _unseal(operation: Unseal, line: Line, roots: Roots) -> Opened:
+    """Open for as long as the agent waits for it."""
+    stop = threading.Event()
+
+    async def watch() -> None:
+        await line.receive()  # the agent says nothing more: it has left off
+        stop.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watch)
+        place = _place(roots, operation.where)
+        opened = await trio.to_thread.run_sync(unseal, place, operation.secrets, stop.is_set)
+        nursery.cancel_scope.cancel()
+    return opened
 
 
 def _answer(operation: Operation, roots: Roots) -> object:
@@ -288,8 +309,6 @@ def _answer(operation: Operation, roots: Roots) -> object:
         case Reach(where):
             with _place(roots, where).selection():
                 return None
-        case Unseal(where, secrets):
-            return unseal(_place(roots, where), secrets)
         case Objects(where):
             with _place(roots, where).target(make=False) as folder:
                 return objects_of(folder) if folder is not None else []

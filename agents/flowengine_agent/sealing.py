@@ -15,8 +15,10 @@ Invariants
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from flowengine.errors import Denied, FlowError, IntegrityError, NotFound, UsageError
@@ -144,7 +146,8 @@ class Seals:
         )
         self._refuse(options.delete, "opened into a mirror: copy without deleting")
         self._refuse(options.publish == "atomic", "published at once: it is opened object by object")
-        return Arrival("open", tuple(self._find(one, grant).secret_bytes() for one in sealed))
+        secrets = tuple(self._find(one, grant).secret_bytes() for one in sealed)
+        return Arrival("open", secrets, partial(self._site.duties.opening, grant, permit))
 
     @staticmethod
     def _refuse(asked: bool, why: str) -> None:
@@ -173,10 +176,12 @@ class Arrival:
     Attributes:
         way: as they are, looked at (hold), or out of sight first (open).
         secrets: of the keys that open them.
+        watched: policy's eye on them while they are opened.
     """
 
     way: Way = "plain"
     secrets: tuple[bytes, ...] = field(default=(), repr=False)
+    watched: Callable[[], AbstractContextManager[None]] = nullcontext
 
     async def open(
         self, hands: Hands, place: Place, reporter: TaskReporter
@@ -190,7 +195,8 @@ class Arrival:
             return None
         reporter.standing.wait = "what was sealed is being opened"
         reporter.changed()
-        opened = await hands.unseal(place, list(self.secrets))
+        with self.watched():
+            opened = await hands.unseal(place, list(self.secrets))
         reporter.standing.wait = ""
         reporter.landed([(show_path(name), size) for name, size in opened.rows])
         if opened.failures:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from flowengine.errors import FlowError, IntegrityError, LocalError, ProtocolError
+from flowengine.errors import FlowError, IntegrityError, LocalError, ProtocolError, TemporaryError
 from flowengine.store.attributes import apply_extra
 from flowengine.store.filesystem import local_error, open_beneath, sync_filesystem
 from flowengine.trust.sealed import (
@@ -79,7 +79,14 @@ def check_held(folder: bytes, path: bytes) -> ObjectHeader:
     return header
 
 
-def open_sealed(source: bytes, target: bytes, find_key: FindKey, *, consume: bool = False) -> Opened:
+def open_sealed(
+    source: bytes,
+    target: bytes,
+    find_key: FindKey,
+    *,
+    consume: bool = False,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Opened:
     """Open what lies in a folder of sealed objects.
 
     Args:
@@ -87,8 +94,10 @@ def open_sealed(source: bytes, target: bytes, find_key: FindKey, *, consume: boo
         target: where to; must exist.
         find_key: gives the key of an id, or raises.
         consume: whether the sealed folder is removed once all of it is open.
+        stopped: asked again and again whether to leave off; what was not opened then can be opened later.
 
     Raises:
+        TemporaryError: it was stopped (reason "interrupted").
         FlowError: a key is missing or damaged, or the target cannot be written; what was opened until then stays.
     """
     found = Opened()
@@ -99,7 +108,9 @@ def open_sealed(source: bytes, target: bytes, find_key: FindKey, *, consume: boo
         for path in _files(source, b""):
             shown = path
             try:
-                meta = _open_one(root, os.path.join(source, path), show_path(path), keys, find_key, folders)
+                meta = _open_one(
+                    root, os.path.join(source, path), show_path(path), keys, find_key, folders, stopped
+                )
                 shown = meta.path
             except (IntegrityError, ProtocolError) as error:
                 _fail(found, shown, error)
@@ -125,6 +136,13 @@ def open_sealed(source: bytes, target: bytes, find_key: FindKey, *, consume: boo
     finally:
         os.close(root)
     return found
+
+
+def _go_on(stopped: Callable[[], bool]) -> None:
+    if stopped():
+        raise TemporaryError(
+            "opening was stopped", hint="the same transfer goes on with what is left", reason="interrupted"
+        )
 
 
 def _fail(found: Opened, path: bytes, error: FlowError) -> None:
@@ -154,7 +172,9 @@ def _open_one(
     keys: dict[bytes, SealingKey],
     find_key: FindKey,
     folders: list[ObjectMeta],
+    stopped: Callable[[], bool],
 ) -> ObjectMeta:
+    _go_on(stopped)
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
@@ -183,7 +203,7 @@ def _open_one(
             check_link_target(meta.path, meta.link)
             _land(root, meta, lambda name, parent: os.symlink(meta.link, name, dir_fd=parent))
         else:
-            _land(root, meta, lambda name, parent: _write(fd, opener, meta, name, parent))
+            _land(root, meta, lambda name, parent: _write(fd, opener, meta, name, parent, stopped))
     finally:
         os.close(fd)
     return meta
@@ -228,13 +248,21 @@ def _land(root: int, meta: ObjectMeta, make: Callable[[bytes, int], object]) -> 
             os.close(parent)
 
 
-def _write(source: int, opener: ObjectOpener, meta: ObjectMeta, name: bytes, parent: int) -> None:
+def _write(
+    source: int,
+    opener: ObjectOpener,
+    meta: ObjectMeta,
+    name: bytes,
+    parent: int,
+    stopped: Callable[[], bool],
+) -> None:
     """Write and verify the plaintext of one file."""
     fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=parent)
     try:
         at = HEADER_BYTES
         with open(fd, "wb", buffering=0, closefd=False) as file:
             while length := opener.segment_bytes():
+                _go_on(stopped)
                 plaintext = opener.open_segment(os.pread(source, length, at))
                 at += length
                 done = 0

@@ -11,7 +11,7 @@ import pytest
 from sealing import chunks_of, events_of, seal_into
 
 from flowengine.chunking import DEFAULT_PROFILE
-from flowengine.errors import IntegrityError, LocalError, NotFound
+from flowengine.errors import IntegrityError, LocalError, NotFound, TemporaryError
 from flowengine.store.buffers import BufferPool
 from flowengine.store.keyring import Keyring
 from flowengine.store.reading import SEGMENT_BYTES
@@ -192,6 +192,21 @@ def test_nothing_is_opened_out_of_the_target(places: tuple[Path, Path, Path], tm
     assert {reason for _, reason, _ in failures} == {"unsafe-path", "in-the-way"}
     assert not (tmp_path / "er").exists()
     assert not (opened / "out").is_symlink()
+
+
+def test_opening_leaves_off_when_told_to_and_goes_on_later(places: tuple[Path, Path, Path]) -> None:
+    source, held, opened = places
+    seal_into(f"{source}/", held, KEY)
+    asked = iter(range(100))
+    with pytest.raises(TemporaryError) as stopped:
+        open_sealed(os.fsencode(held), os.fsencode(opened), lambda _: KEY, stopped=lambda: next(asked) > 20)
+    assert stopped.value.reason == "interrupted"
+    right = picture(source)
+    there = picture(opened)
+    assert 0 < sum(row[2] is not None for row in there.values()) < 6
+    assert all(right[name][2] == row[2] for name, row in there.items() if ".flow-staging" not in name)
+    assert opened_with(held, opened) == []
+    assert picture(opened) == right
 
 
 def test_keys_are_made_once_kept_and_missed_by_name(tmp_path: Path) -> None:
