@@ -348,6 +348,7 @@ class _Agent:
         if site.listening is not None and not advertised:
             host, port = site.listening
             advertised = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}"]
+        sent = time.time()
         reply = await site.link.post(
             "/v1/agent/heartbeat",
             Heartbeat(
@@ -366,15 +367,15 @@ class _Agent:
             ),
             HeartbeatReply,
         )
-        await self._heard(reply)
+        await self._heard(reply, sent)
 
-    async def _heard(self, reply: HeartbeatReply) -> None:
+    async def _heard(self, reply: HeartbeatReply, sent: float) -> None:
         site = self._site
         site.use(keep_grant_keys(site.identity, reply.grant_keys))
         self._revoke(reply.revoked)
         site.limits.set(reply.limits, datetime.now(UTC))
         self._drained = reply.draining
-        site.duties.keeper.confirm_time(reply.now.timestamp())
+        site.duties.keeper.confirm_time(reply.now.timestamp(), sent)
         self._follower.told(reply.bundle, reply.labels)
         skew = abs((datetime.now(UTC) - reply.now).total_seconds())
         if skew > CLOCK_SKEW_S:

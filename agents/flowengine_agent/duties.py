@@ -79,10 +79,11 @@ class Duties:
             owed=owed_for,
         )
         self.running = Running(
-            silent_s=site.link.silent_s, now=lambda: self.keeper.time().late, stopped=self._stopped
+            silent_s=site.link.silent_s, now=lambda: self.keeper.possible(), stopped=self._stopped
         )
         self._again = trio.Event()
         site.gate.landed = self._landed_at
+        site.gate.clock_error_ms = self.keeper.clock_error_ms
 
     def _landed_at(self, site_path: str) -> list[Holding]:
         """What lies at a site path and came under duties."""

@@ -87,6 +87,8 @@ class Gate:
         """What else is known here of a transfer: counters, approvals."""
         self.other_names: Callable[[str], Sequence[str]] = lambda path: ()
         """Other site paths under which the same data are offered here."""
+        self.clock_error_ms: Callable[[], int] = lambda: 0
+        """How far the clock may be off."""
         self.landed: Callable[[str], Sequence[Holding]] = lambda path: ()
         """What lies at a path here and came under duties."""
         self.sealed: Callable[[Carried], Sequence[Sealed]] = lambda carried: ()
@@ -461,7 +463,7 @@ class Gate:
         judged = self._judge(bundle, carried, route, matter, asked)
         ids = [os.urandom(8).hex() for _ in judged]
         entries = [
-            self.recorder.decided(bundle, point, carried, route, one, name)
+            self.recorder.decided(bundle, point, carried, route, one, name, self.clock_error_ms())
             for one, name in zip(judged, ids, strict=True)
         ]
         for one, name in zip(judged, ids, strict=True):
@@ -577,7 +579,8 @@ class Gate:
             place = Place(party.site, party.key_sha256, said, self.can if own else None)
             before = route[hop - 1] if hop else None
             sender = None if before is None else Place(before.site, before.key_sha256)
-            judged.append(ask(bundle.engine, use, place, matter, now, before=sender))
+            error_ms = self.clock_error_ms()
+            judged.append(ask(bundle.engine, use, place, matter, now, before=sender, clock_error_ms=error_ms))
         return judged
 
     def _denied(self, bundle: InForce, point: str, carried: Carried, one: Judged, name: str) -> Denied:

@@ -28,7 +28,7 @@ from flowengine.api.agents import Disposed, Taken
 from flowengine.api.resources import Disposal
 from flowengine.errors import FlowError
 from flowengine.evidence.bodies import delete_certificate_body, quarantine_body
-from flowengine.policy.duties import Clock, Instant, deletion
+from flowengine.policy.duties import Clock, Instant, deletion, disagreement
 from flowengine.store.filesystem import boot_id
 from flowengine.store.quarantine import name_digest
 from flowengine.trust.deletion import DeleteCertificate
@@ -77,6 +77,7 @@ class Keeper:
         self._gone_none: dict[str, str] = {}
         self._hiding: set[str] = set()
         self._owed = owed
+        self._ahead_s = 0.0
         self._failed: set[str] = set()
 
     def wake(self) -> None:
@@ -123,7 +124,7 @@ class Keeper:
                 self._hiding.add(holding.task)
                 nursery.start_soon(self._hide_one, holding)
         for holding in self.holdings.in_state("hidden"):
-            if self._may_purge(holding, now):
+            if self._may_purge(holding, self.possible()):
                 await self._purge(holding, now)
         await self._tell()
 
@@ -142,9 +143,27 @@ class Keeper:
             self.holdings.set_clock(clock.agree(max(wall, clock.wall), steady, boot))
         return found
 
-    def confirm_time(self, theirs: float) -> None:
-        """The coordinator told the time, over an authenticated connection: where this clock agrees, it is right."""
+    def possible(self) -> Instant:
+        """The same with what the coordinator's clock says besides: a window has to be open, and something due, by either.
+
+        What landed when, and what goes out of sight, is not for the coordinator to say.
+        """
+        found = self.time()
+        return Instant(found.early + min(0.0, self._ahead_s), found.late + max(0.0, self._ahead_s))
+
+    def clock_error_ms(self) -> int:
+        """How far this clock may be off: by how much it surely disagrees with the coordinator's, or jumped."""
+        found = self.possible()
+        return int(1000 * (found.late - found.early))
+
+    def confirm_time(self, theirs: float, sent: float) -> None:
+        """The coordinator told the time, over an authenticated connection: where this clock agrees, it is right.
+
+        Args:
+            sent: this clock when it was asked.
+        """
         wall = time.time()
+        self._ahead_s = disagreement(theirs, sent, wall)
         if abs(wall - theirs) <= 5.0:
             self.holdings.set_clock(Clock(wall, time.clock_gettime(time.CLOCK_BOOTTIME), boot_id().hex()))
 

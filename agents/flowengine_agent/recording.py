@@ -143,7 +143,14 @@ class Recorder:
             self._log.info(kind, **{name: body[name] for name in names if name in body})
 
     def decided(
-        self, bundle: InForce, point: str, carried: Carried, route: Sequence[Party], one: Judged, name: str
+        self,
+        bundle: InForce,
+        point: str,
+        carried: Carried,
+        route: Sequence[Party],
+        one: Judged,
+        name: str,
+        clock_error_ms: int = 0,
     ) -> Entry:
         """The record of a decision: everything that it takes to decide again."""
         hop = route.index(next(party for party in route if party.site == one.place.name))
@@ -160,7 +167,14 @@ class Recorder:
             purpose=carried.purpose,
             requester=carried.requester,
         )
-        body = decision_body(bundle.engine, one.decision, asked, decision_id=name, resolved=one.known)
+        body = decision_body(
+            bundle.engine,
+            one.decision,
+            asked,
+            decision_id=name,
+            resolved=one.known,
+            clock_error_ms=clock_error_ms,
+        )
         # By whose key the site was known, and by which policies the coordinator says that it planned.
         return "decision", body | {
             "key": one.place.key_sha256, "plan_policies": carried.policy_digest.hex(),

@@ -25,7 +25,7 @@ import trio
 
 from flowengine.errors import Denied, FlowError, TemporaryError
 from flowengine.policy.asking import Judged
-from flowengine.policy.duties import StopMode, Terms, stop_mode, window_at
+from flowengine.policy.duties import Instant, StopMode, Terms, stop_mode, window_at
 from flowengine.policy.merge import merge
 from flowengine.policy.reasons import reasons
 from flowengine.policy.zones import system_zone
@@ -101,7 +101,7 @@ class Running:
 
     Args:
         silent_s: for how long the coordinator was not heard.
-        now: Unix seconds.
+        now: between which Unix seconds it is.
         stopped: told of a session that was stopped, and which change led to it.
     """
 
@@ -109,7 +109,7 @@ class Running:
         self,
         *,
         silent_s: Callable[[], float],
-        now: Callable[[], float],
+        now: Callable[[], Instant],
         stopped: Callable[[Watch, str], Awaitable[None]],
     ) -> None:
         self._silent_s = silent_s
@@ -220,8 +220,12 @@ class Running:
             )
         names = {window.rpartition(" ")[0] for window in watch.terms.windows}
         zones = {name: zone for name in names if (zone := system_zone(name)) is not None}
-        window = window_at(watch.terms.windows, int(self._now()), zones)
-        return None if window.open else window_closed(watch.terms.windows, window.until)
+        now = self._now()
+        for at in dict.fromkeys((int(now.early), int(now.late))):  # whichever it is
+            window = window_at(watch.terms.windows, at, zones)
+            if not window.open:
+                return window_closed(watch.terms.windows, window.until)
+        return None
 
 
 def _is_ours(raised: BaseException) -> bool:

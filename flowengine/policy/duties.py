@@ -32,6 +32,7 @@ __all__ = [
     "Terms",
     "Window",
     "deletion",
+    "disagreement",
     "dump_duties",
     "load_duties",
     "stop_mode",
@@ -297,6 +298,21 @@ class Clock:
     def agree(self, wall: float, steady: float, boot: str) -> Clock:
         """The clock after somebody trusted confirmed the wall clock, or it ran on without a jump."""
         return Clock(wall, steady, boot)
+
+
+def disagreement(theirs: float, sent: float, received: float) -> float:
+    """By how much another clock is surely ahead of this one (negative: behind), from one exchange; 0 where they may agree.
+
+    Args:
+        theirs: what the other clock said when it answered.
+        sent, received: what this one said when it asked and when the answer came.
+
+    >>> disagreement(100.0, 99.0, 101.0), disagreement(110.0, 99.0, 101.0), disagreement(90.0, 99.0, 101.0)
+    (0.0, 9.0, -9.0)
+    """
+    if theirs > received:
+        return theirs - received
+    return min(0.0, theirs - sent)
 
 
 # --- deletion ---------------------------------------------------------------------------------------------------

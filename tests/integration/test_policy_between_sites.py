@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -377,6 +378,20 @@ def test_the_target_refuses_what_a_lying_source_sends(
     assert world.landed() == []
     assert not (world["berlin"].data / "in").exists(), "what is denied makes no folder"
     assert [line["refused"] for line in denials(world["berlin"], grant.task)] == [reason]
+
+
+def test_a_look_tells_whether_it_is_a_folder_and_no_more(
+    world: World, wire: Callable[[SiteAgent], Wire]
+) -> None:
+    """Size and times of labelled data are data too: nobody has decided on them when a peer asks where to land."""
+    for path, kind in (("/data/maps", stat.S_IFREG), ("/data/cohort", stat.S_IFDIR)):
+        grant = world.liar.grant(
+            world.party("paris"), world.party("berlin"), source_path=path, labels=["public"]
+        )
+        other = peer(world, identity_of(world["berlin"]), grant, wire(world["paris"]).address)
+        found = trio.run(stat_remote, other, path[1:].encode())
+        assert found is not None
+        assert found[1:] == (kind, 0, 0)
 
 
 @pytest.mark.parametrize("lie", LIES)

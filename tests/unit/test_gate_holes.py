@@ -166,3 +166,22 @@ async def test_a_stop_leaves_the_decision_that_it_rests_on(tmp_path: Path) -> No
     assert recheck["decision_id"] == stop["decision_id"] == decision["decision_id"]
     verdict = verified(evidence)
     assert (verdict.findings, verdict.evaluated) == ([], 1)
+
+
+@pytest.mark.trio
+async def test_a_clock_that_may_be_off_says_no_time(tmp_path: Path) -> None:
+    """What policies ask of the time is unknown then, and the record says by how much it may be off."""
+    timed = POLICY.replace('"data.persons < 50_000"', '"time.now before 2099-01-01"')
+    content = build({"home.toml": timed.encode(), "labels.toml": b"[label.secret]\n"}, 1, int(NOW) + 86_400)
+    for role, key in KEYS.items():
+        content = sign(content, role, key)
+    async with gate_in(tmp_path) as gate:
+        gate.policies.take(content, NOW)
+        for error_ms, known in ((0, True), (1000, True), (1001, False)):
+            gate.clock_error_ms = lambda error_ms=error_ms: error_ms  # type: ignore[misc]
+            with pytest.raises(Denied) as refused:
+                await gate.release(grant())
+            assert ("time.now" in refused.value.context["missing"]) is not known  # type: ignore[operator]
+    records = [json.loads(line) for line in read_evidence_folder(str(tmp_path / "evidence"))[0].lines]
+    errors = [one["clock"]["error_ms"] for one in records if one["kind"] == "decision"]
+    assert sorted(set(errors)) == [0, 1000, 1001]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import trio
 
+from flowengine.errors import TemporaryError
 from flowengine.policy import Engine, load
 from flowengine.policy.asking import Judged, Matter, Place, ask
+from flowengine.policy.duties import Instant
 from flowengine_agent.running import Running, Watch
 
 POLICY = """
@@ -59,7 +61,7 @@ def test_a_mild_stop_that_comes_as_a_session_ends_leaves_what_landed(
         stopped.append(watch.mode)
 
     async def main() -> Watch:
-        running = Running(silent_s=lambda: 0.0, now=lambda: NOW, stopped=note)
+        running = Running(silent_s=lambda: 0.0, now=lambda: Instant(NOW, NOW), stopped=note)
         with running.watch("t.1", "t", "target", lambda: known, permitted) as watch:
             await running.look_at_end(watch)
             await running.look_at_end(watch)  # once is enough
@@ -68,3 +70,34 @@ def test_a_mild_stop_that_comes_as_a_session_ends_leaves_what_landed(
     watch = trio.run(main)
     assert (watch.mode, len(stopped)) == (mode, told)
     assert (watch.error is None) == (mode == "")
+
+
+NIGHT = """
+[[rule]]
+id = "night"
+effect = "require"
+on = ["land"]
+when = []
+then = [{window = {tz = "UTC", from = "20:00", to = "06:00"}}]
+why = "At night"
+"""
+
+
+@pytest.mark.parametrize(("early", "late", "runs"), [(-60, -60, True), (-60, 60, False), (60, 60, False)])
+def test_a_window_has_to_be_open_whichever_time_it_is(early: int, late: int, runs: bool) -> None:
+    six = NOW // 86_400 * 86_400 + 6 * 3600
+
+    async def note(watch: Watch, cause: str) -> None:
+        """Nobody is told."""
+
+    async def main() -> str:
+        now = Instant(six + early, six + late)
+        running = Running(silent_s=lambda: 0.0, now=lambda: now, stopped=note)
+        permitted = judged(NIGHT)
+        try:
+            with running.watch("t.1", "t", "target", lambda: permitted, permitted):
+                return ""
+        except TemporaryError as error:
+            return error.reason
+
+    assert trio.run(main) == ("" if runs else "policy-window")
