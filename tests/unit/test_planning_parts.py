@@ -231,6 +231,29 @@ def test_a_way_that_carries_nothing_is_taken_for_dead(connection: Connection) ->
     assert set(ways(plans[task])) == {("s", "t")}
 
 
+def test_two_ends_that_did_not_meet_at_a_relay_are_led_to_another(connection: Connection) -> None:
+    connection.execute(sites.update().where(sites.c.name != "r").values(addresses="[]", last_seen=NOW))
+    task = add_task(connection, 1, state="waiting", size_bytes=10**6)
+    watch = Watch()
+
+    def led(attempts: int) -> set[tuple[str, ...]]:
+        connection.execute(tasks.update().values(attempts=attempts))
+        picture = read_picture(connection, NOW, Decider())
+        watch.bury(picture, plans)
+        picture.shut = frozenset(watch.dead)
+        plans.update(solve(picture)[0])
+        return set(ways(plans[task]))
+
+    plans: dict[str, TaskPlan] = {}
+    assert led(0) == {("s", "r", "t")}
+    assert led(1) == {("s", "r", "t")}  # there is no other
+    row = {"name": "q", "state": "online", "since": 0.0, "created": 0.0, "addresses": '["h:2"]'}
+    connection.execute(sites.insert().values(**row, relay=RELAY, key_sha256="q", last_seen=NOW))
+    (first,) = led(1)
+    (second,) = led(2)
+    assert {first, second} == {("s", "r", "t"), ("s", "q", "t")}
+
+
 def _plain(hop: HopTraffic) -> Any:
     import msgspec
 

@@ -123,6 +123,7 @@ class TaskFacts:
     plan: str
     user: str = ""
     request: str = ""
+    attempts: int = 0
     source_path: str = "/"
     target_path: str = "/"
 
@@ -287,6 +288,7 @@ def _task(row: AnyRow) -> TaskFacts:
         plan=row.plan,
         user=row.user,
         request=row.request,
+        attempts=row.attempts,
         source_path=row.source_path,
         target_path=row.target_path,
     )

@@ -4,7 +4,8 @@ A link's rate is the sum over all transfers and relays that report of it. It is 
 held back by links only; else the link carries this or more. What comes near a limit is held back by that, whatever a
 sender felt: a limit that is held elsewhere feels like a full link to it, and so does a target that has many small
 objects to make. A planned way over which nothing comes while its task
-moves elsewhere, or does not move at all, is taken for dead for a while.
+moves elsewhere, or does not move at all, is taken for dead for a while; so is one over a relay at which two ends that cannot
+be dialled did not meet, where they have another.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ class Watch:
     kept: dict[tuple[str, str], float] = field(default_factory=dict)
     told_since: dict[tuple[str, tuple[str, ...]], float] = field(default_factory=dict)
     dead: dict[tuple[str, str], float] = field(default_factory=dict)
+    attempts: dict[str, int] = field(default_factory=dict)
     planned_with: dict[tuple[str, str], float] = field(default_factory=dict)
     limited: dict[tuple[str, ...], tuple[float, float]] = field(default_factory=dict)
     """The lowest limit that bore on a link or a task of late, and until when that counts."""
@@ -159,6 +161,32 @@ class Watch:
                         if hop not in self.dead:
                             found.append(hop)
                         self.dead[hop] = now + DEAD_FOR_S
+        found += self._missed(picture, plans)
         self.told_since = used
         self.dead = {key: until for key, until in self.dead.items() if until > now}
+        return found
+
+    def _missed(self, picture: Picture, plans: Mapping[str, TaskPlan]) -> list[tuple[str, str]]:
+        """Links to the relays of ways by which an attempt has failed to bring two ends together."""
+        before, self.attempts = self.attempts, {task.id: task.attempts for task in picture.tasks}
+        found = []
+        for task in picture.tasks:
+            plan = plans.get(task.id)
+            if plan is None or task.attempts <= before.get(task.id, task.attempts):
+                continue
+            if not meets(picture, task.source, task.target):
+                continue
+            used = {route.sites[1] for route in plan.routes}
+            permitted = picture.permitted.get(task.transfer, frozenset())
+            others = {
+                relay
+                for relay in permitted - used
+                if (task.source, relay) not in self.dead and (relay, task.target) not in self.dead
+            }
+            if not others:
+                continue
+            for relay in used:
+                hops = [(task.source, relay), (relay, task.target)]
+                found += hops
+                self.dead |= dict.fromkeys(hops, picture.now + DEAD_FOR_S)
         return found
