@@ -13,6 +13,7 @@ from flowengine.errors import FlowError, LocalError, TemporaryError
 from flowengine.units import show_path
 
 __all__ = [
+    "READ_FILE",
     "boot_id",
     "copy_range",
     "exchange",
@@ -21,6 +22,9 @@ __all__ = [
     "raise_descriptor_limit",
     "sync_filesystem",
 ]
+
+READ_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+"""How a file is opened that was one when it was listed: no link is followed, and a pipe in its place holds nobody up."""
 
 _RENAME_EXCHANGE: Final = 2
 _COPY_BYTES: Final = 1 << 20

@@ -23,6 +23,8 @@ from functools import cached_property
 from itertools import chain
 from typing import Final, NamedTuple, TypeAlias
 
+from flowengine.store.filesystem import READ_FILE
+
 __all__ = [
     "AnyStat",
     "Listing",
@@ -284,7 +286,7 @@ def _read_files(folder: int, rows: Sequence[tuple[bytes, AnyStat]], buffer: memo
     for number, (name, st) in enumerate(rows):
         size = st.st_size
         try:
-            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=folder)
+            fd = os.open(name, READ_FILE, dir_fd=folder)
             try:
                 # One byte more than expected shows growth without another call.
                 got = os.preadv(fd, [buffer[at : at + size + 1]], 0)

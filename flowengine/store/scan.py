@@ -28,6 +28,7 @@ import msgspec
 from flowengine.chunking import CHUNK_BYTES
 from flowengine.manifest import FILE, FLAG_SPARSE, HARDLINK, Entry
 from flowengine.store.buffers import BufferPool
+from flowengine.store.filesystem import READ_FILE
 from flowengine.store.many import Listing, Row, Stat, list_folder, listing_of
 from flowengine.store.proofs import encode_entries, recall, split_proof, stats_proof
 from flowengine.store.reading import ObjectChanged, ObjectReader, Piece
@@ -548,7 +549,7 @@ class Scanner:
             yield LargePiece(Piece(done, lengths, packed, None, 0), True)
             done += sum(lengths)
         if done < st.st_size:
-            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=frame.dirfd)
+            fd = os.open(name, READ_FILE, dir_fd=frame.dirfd)
             try:
                 yield from self._large_pieces(fd, st, identity, done, racy_from, fresh=not cached)
                 if Identity.of(os.fstat(fd)) != identity:

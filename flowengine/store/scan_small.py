@@ -19,6 +19,7 @@ from blake3 import blake3
 from flowengine.chunking import Cutter, chunk_id, pack_chunks
 from flowengine.manifest import FILE, SYMLINK, Entry
 from flowengine.store.buffers import Buffer, BufferPool
+from flowengine.store.filesystem import READ_FILE
 from flowengine.store.many import AnyStat, Row, Stat, read_files
 from flowengine.store.proofs import with_ctime
 from flowengine.store.reading import ObjectChanged, ObjectReader
@@ -213,7 +214,7 @@ class SmallReader:
             ObjectChanged: it never held still.
         """
         at = self._filled
-        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=folder)
+        fd = os.open(name, READ_FILE, dir_fd=folder)
         try:
             for _ in range(READ_ATTEMPTS):
                 # One byte more than expected shows growth without another call.
@@ -234,7 +235,7 @@ def read_extra(extra: ExtraReader, folder: int, name: bytes, st: AnyStat) -> byt
     if stat.S_ISLNK(st.st_mode):
         return b""
     try:
-        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=folder)
+        fd = os.open(name, READ_FILE, dir_fd=folder)
     except OSError:
         return b""
     try:

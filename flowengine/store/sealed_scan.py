@@ -24,6 +24,7 @@ from flowengine.errors import UsageError
 from flowengine.manifest import FILE, Entry
 from flowengine.store.attributes import extra_reader
 from flowengine.store.buffers import Buffer, BufferPool
+from flowengine.store.filesystem import READ_FILE
 from flowengine.store.reading import SEGMENT_BYTES as READ_BYTES
 from flowengine.store.reading import ObjectChanged, Piece
 from flowengine.store.scan_events import (
@@ -310,7 +311,7 @@ class SealedScanner:
             )
         if stat.S_ISLNK(st.st_mode):
             return sealer.seal(b"", "symlink", 0o777, st.st_mtime_ns, os.readlink(name, dir_fd=folder.fd))
-        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=folder.fd)
+        fd = os.open(name, READ_FILE, dir_fd=folder.fd)
         try:
             for _ in range(READ_ATTEMPTS):
                 before = os.fstat(fd)
@@ -332,7 +333,7 @@ class SealedScanner:
     def _extra_of(self, folder_fd: int, name: bytes, st: os.stat_result) -> bytes:
         if self._extra is None:
             return b""
-        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=folder_fd)
+        fd = os.open(name, READ_FILE, dir_fd=folder_fd)
         try:
             return self._extra(fd, st)
         finally:
@@ -342,7 +343,7 @@ class SealedScanner:
         """Events of one large object, again from the start when it changes."""
         shown = _join(folder.sealed, sealed)
         for _ in range(READ_ATTEMPTS):
-            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=folder.fd)
+            fd = os.open(name, READ_FILE, dir_fd=folder.fd)
             try:
                 st = os.fstat(fd)
                 extra = self._extra(fd, st) if self._extra is not None else b""

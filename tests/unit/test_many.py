@@ -56,6 +56,18 @@ def test_list_sorts_by_kind_and_name(tmp_path: Path, folder: int) -> None:
 
 
 @pytest.mark.usefixtures("way")
+def test_a_pipe_in_a_files_place_holds_nobody_up(tmp_path: Path, folder: int) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    (tmp_path / "b").write_bytes(b"def")
+    rows = list_folder(folder, LARGE).smalls.pairs()
+    (tmp_path / "b").unlink()
+    os.mkfifo(tmp_path / "b")
+    buffer = memoryview(bytearray(16))
+    assert read_files(folder, rows, buffer, 0) == 1
+    assert bytes(buffer[:3]) == b"abc"
+
+
+@pytest.mark.usefixtures("way")
 def test_list_of_nothing_and_of_no_folder(tmp_path: Path, folder: int) -> None:
     listing = list_folder(folder, LARGE)
     assert [len(rows) for rows in listing[:4]] == [0, 0, 0, 0]
