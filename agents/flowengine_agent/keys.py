@@ -14,13 +14,15 @@ from datetime import UTC, datetime
 import click
 import msgspec
 
-from flowengine.errors import AuthenticationError, Denied, LocalError, NotFound, UsageError
+from flowengine.errors import AuthenticationError, Denied, Exit, LocalError, NotFound, UsageError
 from flowengine.policy.explain import explain
 from flowengine.store.grants import GrantLedger
 from flowengine.store.keyring import Keyring
+from flowengine.store.sealed_open import open_sealed
 from flowengine.transfer.sites import SiteTrust
 from flowengine.trust.grant import Grant, Party
 from flowengine.trust.sealing_keys import KeptKey, unwrap_key, wrap_key
+from flowengine.units import format_bytes, format_count, show_path
 from flowengine_agent.config import SiteConfig, load_config
 from flowengine_agent.gate import Gate
 from flowengine_agent.identity import load_identity
@@ -170,6 +172,29 @@ def _check_policy(config: SiteConfig, kept: KeptKey, site: str) -> None:
                 hint="whoever has the key can read the data: nothing was given",
                 reason="policy-denied",
             )
+
+
+@keys.command(name="open")
+@click.argument("folder", type=click.Path())
+@click.argument("target", type=click.Path())
+@_config_option
+def open_folder(folder: str, target: str, config_path: str) -> int:
+    """Open a FOLDER of sealed objects on this host into TARGET: for when there is no federation to copy with.
+
+    Uses the keys of this site, and asks no policy: whoever may read its keys can read what they open.
+    """
+    ring = _keyring(_load(config_path))
+    try:
+        os.makedirs(target, exist_ok=True)
+        found = open_sealed(os.fsencode(folder), os.fsencode(target), lambda key_id: ring.find(key_id).key)
+    except FileNotFoundError:
+        raise NotFound(f"there is no folder {folder}") from None
+    except OSError as error:
+        raise LocalError(f"{folder} cannot be opened into {target}: {error.strerror}") from None
+    print(f"opened {format_count(found.objects, 'object')}, {format_bytes(found.size_bytes)}, into {target}")
+    for path, reason, message in found.failures:
+        print(f"  {show_path(path)}: {message} ({reason})", file=sys.stderr)
+    return Exit.SOME_OBJECTS_FAILED if found.failures else Exit.DONE
 
 
 @keys.command()

@@ -219,11 +219,13 @@ def summary(record: api.Transfer) -> str:
         verdict = "all as it should be" if done else "NOT all as it should be"
         return f"verified {format_count(counters.objects, 'object')}: {verdict}{failed}; {took}"
     moved = counters.objects_done - counters.objects_unchanged
+    holders = sorted({one.site for one in record.decisions if one.use == "hold"})
+    sealed = f"; sealed, for {', '.join(holders)} may hold and not read them" if holders else ""
     deleted = f", {counters.objects_deleted} deleted" if counters.objects_deleted else ""
     return (
         f"{'done' if done else record.state.upper()}: {format_count(moved, 'object')} landed, "
         f"{counters.objects_unchanged} unchanged{deleted}{failed}; {took}, "
-        f"{format_bytes(counters.bytes_sent)} sent, {format_bytes(counters.bytes_reused)} reused"
+        f"{format_bytes(counters.bytes_sent)} sent, {format_bytes(counters.bytes_reused)} reused{sealed}"
     )
 
 

@@ -17,6 +17,8 @@ from liars import LyingCoordinator, LyingGate, PolicyKeys, evidence_of, identity
 from sites import Federation, SiteAgent, federation
 from support import wait_until
 
+from flowengine.api.resources import Transfer
+from flowengine.cli.third_party import summary
 from flowengine.errors import FlowError
 from flowengine.store.selection import Root, Selection
 from flowengine.transfer.passes import TransferSettings
@@ -73,7 +75,7 @@ class World:
     def __getitem__(self, site: str) -> SiteAgent:
         return self.federation[site]
 
-    def copy(self, source: str, target: str, **options: object) -> object:
+    def copy(self, source: str, target: str, **options: object) -> Transfer:
         done = self.federation.client.copy(source, target, **options).wait(90)  # type: ignore[arg-type]
         assert done.state == "completed", done.message
         return done
@@ -153,7 +155,7 @@ def keys_command(agent: SiteAgent, *arguments: str, stdin: str = "") -> subproce
     return subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
 
 
-def test_what_is_held_is_sealed_everywhere_and_comes_back_equal(world: World) -> None:
+def test_what_is_held_is_sealed_everywhere_and_comes_back_equal(world: World, tmp_path: Path) -> None:
     paris, boston = world["paris"], world["boston"]
     original = content(paris.data / "cohort")
     done = world.copy("paris:/data/cohort/", "boston:/data/held")
@@ -179,7 +181,17 @@ def test_what_is_held_is_sealed_everywhere_and_comes_back_equal(world: World) ->
     assert (paris.data / "restored/wards/empty").is_dir()
     assert (paris.data / "restored/genomes").stat().st_mtime_ns == 1_700_000_000_123_000_000
     assert not list((paris.data / "restored").rglob(".flow-staging"))
-    assert done.counters.objects == len(held)  # type: ignore[attr-defined]
+    assert done.counters.objects == len(held)
+    assert "sealed, for boston may hold and not read them" in summary(done)
+    there = boston.data / "held"
+    opened = keys_command(paris, "open", str(there), str(tmp_path / "by-hand"))
+    assert opened.returncode == 0, opened.stderr
+    assert content(tmp_path / "by-hand") == original
+    (there / "readme").write_text("in the clear")
+    opened = keys_command(paris, "open", str(there), str(tmp_path / "again"))
+    (there / "readme").unlink()
+    assert (opened.returncode, content(tmp_path / "again")) == (7, original)
+    assert "readme is no sealed object" in opened.stderr
 
 
 def test_a_second_copy_sends_what_changed_and_verifies(world: World) -> None:
@@ -187,7 +199,7 @@ def test_a_second_copy_sends_what_changed_and_verifies(world: World) -> None:
         file.seek(3 * MIB)
         file.write(b"edited")
     again = world.copy("paris:/data/cohort/", "boston:/data/held")
-    assert 0 < again.counters.bytes_sent < MIB  # type: ignore[attr-defined]
+    assert 0 < again.counters.bytes_sent < MIB
     client = world.federation.client
     assert client.verify("paris:/data/cohort/", "boston:/data/held").wait(90).state == "completed"
     path = max((world["boston"].data / "held").iterdir(), key=lambda one: one.stat().st_size)
