@@ -169,8 +169,14 @@ def _serve(line: socket.socket, config: SiteConfig, rules: AccountRules) -> None
         if not asked:
             return
         account = accounts.get(int(asked)) if asked.isdigit() else None
-        if account is not None and descriptors and os.fork() == 0:
-            line.close()
-            run_mover(socket.socket(fileno=descriptors[0]), config, rules, account, me)
+        if account is not None and descriptors:
+            try:
+                child = os.fork()
+            except OSError as error:  # too many processes: the agent sees its line end, and tries again later
+                print(f"flow-spawner: no mover can be started: {error.strerror}", file=sys.stderr, flush=True)
+                child = -1
+            if child == 0:
+                line.close()
+                run_mover(socket.socket(fileno=descriptors[0]), config, rules, account, me)
         for fd in descriptors:
             os.close(fd)
