@@ -88,7 +88,7 @@ def approvals_used(carried: Carried, given: Sequence[tuple[bytes, Approval]]) ->
                 "used",
                 group=", ".join(sorted(yes.groups)),
                 by=yes.who,
-                binds=_binds(yes),
+                binds=yes.binds,
                 until=yes.until,
                 transfer=carried.transfer,
             )
@@ -96,11 +96,6 @@ def approvals_used(carried: Carried, given: Sequence[tuple[bytes, Approval]]) ->
         )
         for document, yes in given
     ]
-
-
-def _binds(yes: Approval) -> str:
-    said = "\0".join((yes.dataset_digest, yes.recipient, yes.purpose, yes.duties_digest))
-    return "sha256:" + sha256(said.encode()).hexdigest()
 
 
 class Recorder:

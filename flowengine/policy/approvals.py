@@ -41,6 +41,12 @@ class Approval:
     given: int
     until: int
 
+    @property
+    def binds(self) -> str:
+        """Digest of what exactly it is about, as records have it."""
+        said = "\0".join((self.dataset_digest, self.recipient, self.purpose, self.duties_digest))
+        return "sha256:" + hashlib.sha256(said.encode()).hexdigest()
+
 
 def duties_digest(duties: Sequence[Duty]) -> str:
     """Digest of duties as approvers saw them, without who asked for them and without the approval itself."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import json
 import shutil
 import sqlite3
 import time
@@ -506,6 +507,10 @@ def test_every_duty_is_on_the_record_of_who_carried_it_out(made: Federation) -> 
     assert done["c", "count"] == both
     used = [record for record in evidence_of(made["a"]) if record["kind"] == "approval"]
     assert {(record["state"], record["group"]) for record in used} == {("used", "lead"), ("used", "privacy")}
+    ids = {record["id"] for record in used}
+    lines = [json.loads(one.line) for one in made.client.evidence()]
+    told = {(one["state"], one["group"]) for one in lines if one["kind"] == "approval" and one["id"] in ids}
+    assert told == {("given", "lead"), ("given", "privacy"), ("withdrawn", "lead")}
     stopped = [
         record["stopped"] for record in evidence_of(made["b"])
         if record["kind"] == "chunk-root" and "stopped" in record

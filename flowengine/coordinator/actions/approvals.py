@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
+from hashlib import sha256
+from typing import Literal
 
 import msgspec
 from sqlalchemy import Connection, delete, select, update
 
 from flowengine.api.resources import ApprovalRequest, GivenApproval, TransferRequest
+from flowengine.coordinator.database.evidence import Chain
 from flowengine.coordinator.database.people import moment
 from flowengine.coordinator.database.tables import (
     AnyRow,
@@ -20,7 +24,9 @@ from flowengine.coordinator.database.transactions import Writing, json_text
 from flowengine.coordinator.database.transfers import settle
 from flowengine.coordinator.decisions import Verdict
 from flowengine.coordinator.knowledge import handle_of
-from flowengine.errors import Denied, FlowError, NotFound
+from flowengine.errors import AuthenticationError, Denied, FlowError, NotFound
+from flowengine.evidence.bodies import approval_body
+from flowengine.policy.approvals import Approval
 from flowengine.policy.duties import dump_duties, load_duties
 from flowengine.policy.explain import duty_record
 from flowengine.policy.model import Approver, Duty
@@ -137,7 +143,7 @@ def list_requests(connection: Connection, tenant: str | None, limit: int) -> lis
 
 
 def give(
-    writing: Writing, handle: str, document: bytes, approvers: Mapping[str, Approver], user: str
+    writing: Writing, chain: Chain, handle: str, document: bytes, approvers: Mapping[str, Approver], user: str
 ) -> ApprovalRequest:
     """Take a signed yes.
 
@@ -168,6 +174,7 @@ def give(
             added_by=user,
         )
     )  # fmt: skip
+    chain.append(writing, "approval", _record(document, approval, "given"))
     writing.emit(
         "approval.given", user=user, tenant=row.tenant, site=row.recipient, handle=handle, who=said.who,
         groups=sorted(approval.groups),
@@ -175,18 +182,39 @@ def give(
     return show_request(writing.connection, row)
 
 
-def withdraw(writing: Writing, handle: str, who: str, user: str) -> ApprovalRequest:
+def _record(document: bytes, approval: Approval, state: Literal["given", "withdrawn"]) -> dict[str, object]:
+    """The body of a record of a yes, by the name that agents give it too."""
+    return approval_body(
+        sha256(document).hexdigest()[:16],
+        state,
+        group=", ".join(sorted(approval.groups)),
+        by=approval.who,
+        binds=approval.binds,
+        until=approval.until,
+    )
+
+
+def withdraw(
+    writing: Writing, chain: Chain, handle: str, who: str, approvers: Mapping[str, Approver], user: str
+) -> ApprovalRequest:
     """Take a yes back: what runs on it is stopped, and asked for anew it is decided anew.
 
     Raises:
         NotFound: there is no such yes.
     """
     row = _row(writing.connection, handle, None)
-    gone = writing.connection.execute(
-        delete(approvals).where(approvals.c.handle == handle, approvals.c.who == who)
-    )
-    if not gone.rowcount:
+    there = (approvals.c.handle == handle) & (approvals.c.who == who)
+    text = writing.connection.execute(select(approvals.c.document).where(there)).scalar()
+    if text is None:
         raise NotFound(f"{who} has not approved {handle}", hint="flow approval ls tells who has")
+    writing.connection.execute(delete(approvals).where(there))
+    document = bytes.fromhex(text)
+    with contextlib.suppress(
+        AuthenticationError
+    ):  # of somebody who may not approve any more: it did not count
+        chain.append(
+            writing, "approval", _record(document, verify_approval(document, approvers)[1], "withdrawn")
+        )
     writing.emit(
         "approval.withdrawn", user=user, tenant=row.tenant, site=row.recipient, handle=handle, who=who
     )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from flowengine.api.resources import ApprovalRequest, Page
 from flowengine.coordinator.actions import approvals as actions
 from flowengine.coordinator.database.transactions import Writing
 from flowengine.coordinator.service import Service
 from flowengine.coordinator.web.calls import Call
+from flowengine.policy.model import Approver
 
 __all__ = ["Approvals"]
 
@@ -24,14 +27,22 @@ class Approvals:
         return Page(items=found)
 
     async def approve(self, call: Call) -> ApprovalRequest:
+        chain = self._service.chain
+
         def work(writing: Writing) -> ApprovalRequest:
-            engine = self._service.decider.at(writing.connection).engine
-            approvers = {} if engine is None else engine.policies.approvers
-            return actions.give(writing, call.path["handle"], call.body.document, approvers, call.user.name)
+            approvers = self._approvers(writing)
+            return actions.give(
+                writing, chain, call.path["handle"], call.body.document, approvers, call.user.name
+            )
 
         return await self._db.write(work)
 
+    def _approvers(self, writing: Writing) -> Mapping[str, Approver]:
+        engine = self._service.decider.at(writing.connection).engine
+        return {} if engine is None else engine.policies.approvers
+
     async def withdraw_approval(self, call: Call) -> ApprovalRequest:
+        chain, path, user = self._service.chain, call.path, call.user.name
         return await self._db.write(
-            lambda w: actions.withdraw(w, call.path["handle"], call.path["approver"], call.user.name)
+            lambda w: actions.withdraw(w, chain, path["handle"], path["approver"], self._approvers(w), user)
         )
