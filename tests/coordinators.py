@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-from support import environment, free_port
+from support import environment, free_port, is_listening, until
 
 from flowengine.trust.certificates import make_key, make_request
 from flowengine.trust.tokens import Login
@@ -159,12 +159,30 @@ class Http:
             except (aiohttp.ClientError, OSError):
                 if time.monotonic() > deadline:
                     raise
-            self._urls.append(self._urls.pop(0))
-            await asyncio.sleep(0.05)
+            await self.elsewhere()
         answer = json.loads(content) if content else None
         good = status == expect if expect is not None else 200 <= status < 300
         assert good, f"{method} {path}: {status} {answer}"
         return answer
+
+    async def elsewhere(self) -> None:
+        """Go on at the next coordinator that listens."""
+
+        async def found() -> bool:
+            self._urls.append(self._urls.pop(0))
+            return await is_listening(int(self._urls[0].rpartition(":")[2]))
+
+        await until(found, "a coordinator that listens")
+
+    async def follow(self, path: str) -> AsyncIterator[dict[str, Any]]:
+        """All events from the first on, each once, whatever happens to a coordinator meanwhile."""
+        last = "0"
+        while True:
+            with contextlib.suppress(aiohttp.ClientError, OSError):
+                async for event in self.stream(path, last):
+                    last = str(event["seq"])
+                    yield event
+            await self.elsewhere()
 
     async def stream(self, path: str, last: str = "") -> AsyncIterator[dict[str, Any]]:
         """Events of a stream until it ends."""
@@ -250,12 +268,30 @@ def counters(size: int, done: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+class Log:
+    """What simulated agents did: (moment, site, task, fence, what) of every task that was begun and ended."""
+
+    def __init__(self) -> None:
+        self.entries: list[tuple[float, str, str, int, str]] = []
+        self._grown = asyncio.Event()
+
+    def add(self, site: str, task: str, fence: int, what: str) -> None:
+        self.entries.append((time.monotonic(), site, task, fence, what))
+        self._grown.set()
+
+    async def wait_for(self, count: int) -> None:
+        """Until so many things were done."""
+        while len(self.entries) < count:
+            self._grown.clear()
+            await self._grown.wait()
+
+
 class Agent:
     """A site's agent without a data path: heartbeats, claims, reports, and keeps a log of what it held.
 
     Args:
-        log: (moment, site, task, fence, what) of every task that was begun and ended.
-        seconds: how long a task takes, from a function of its grant.
+        log: where it writes what it does.
+        step_s: what a step of a task takes; each ends with a report.
     """
 
     def __init__(
@@ -263,7 +299,7 @@ class Agent:
         site: str,
         http: Http,
         *,
-        log: list[tuple[float, str, str, int, str]] | None = None,
+        log: Log | None = None,
         slots: int = 4,
         size: int = 1 << 20,
         step_s: float = 0.05,
@@ -272,7 +308,7 @@ class Agent:
         fail_one_in: int = 0,
     ) -> None:
         self.site, self.http = site, http
-        self.log = log if log is not None else []
+        self.log = log or Log()
         self.boot = uuid.uuid4().hex
         self.holding: dict[str, int] = {}
         self.seen_fence = 0
@@ -306,7 +342,7 @@ class Agent:
                     group.create_task(self._move(task))
 
     def _note(self, task: dict[str, Any], what: str) -> None:
-        self.log.append((time.monotonic(), self.site, task["task"], task["fence"], what))
+        self.log.add(self.site, task["task"], task["fence"], what)
 
     async def _listen(self) -> None:
         while True:
@@ -316,8 +352,7 @@ class Agent:
                         self._work.set()
             except (aiohttp.ClientError, OSError, AssertionError):
                 pass
-            self.http._urls.append(self.http._urls.pop(0))
-            await asyncio.sleep(0.1)
+            await self.http.elsewhere()
 
     async def _beat(self) -> None:
         while True:
@@ -362,8 +397,7 @@ class Agent:
         try:
             return await self.http.raw("POST", path, json=said)
         except (aiohttp.ClientError, OSError):
-            self.http._urls.append(self.http._urls.pop(0))
-            await asyncio.sleep(0.1)
+            await self.http.elsewhere()
             return 503, {}, b""
 
 

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import tempfile
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,18 +16,11 @@ from support import GIB, MIB, Flow, assert_journals_are_true, assert_same, journ
 
 from flowengine.trust.tokens import Login
 
-__all__ = ["LOST_PER_KILL", "everybody_dies", "logged_in", "pause", "roomy_folder"]
+__all__ = ["LOST_PER_KILL", "everybody_dies", "logged_in", "roomy_folder"]
 
-AWAY_S = 3.0
-"""How long each stays dead."""
 LOST_PER_KILL = 24 * MIB
 """What a killed end may lose of what was on its way: the credit window and what sockets hold. A small transfer needs
 this beside its 3 %; a large one does not."""
-
-
-def pause() -> None:
-    """For as long as the killed party stays dead; the others work on meanwhile."""
-    threading.Event().wait(AWAY_S)
 
 
 @contextmanager
@@ -65,6 +57,8 @@ def everybody_dies(
 ) -> None:
     """Copy /data/large from one site to another, killing all on the way, and check what is left.
 
+    Each is dead for as long as it takes to start again, a second or so, and the others work on meanwhile.
+
     Args:
         flow: of who asks.
         kept: where the target's journal is kept, on the same file system.
@@ -86,14 +80,12 @@ def everybody_dies(
 
     reached(0.4)
     source.kill()
-    pause()
     source.start()
     with flow.started("transfer", "watch", record["id"], "--progress", "lines") as watching:
         reached(0.6)
         target.kill()
         before = journalled(kept)
         assert_journals_are_true(target.data)
-        pause()
         target.start()
 
         reached(0.8)

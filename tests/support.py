@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import contextlib
 import ctypes
 import functools
 import hashlib
+import inspect
 import json
 import os
 import random
@@ -23,6 +25,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import anyio
 
 from flowengine.chunking import chunk_id
 from flowengine.wire.ticket import Ticket
@@ -42,6 +46,31 @@ def wait_until(condition: Callable[[], Any], what: str, seconds: float = 90.0) -
             return value
         assert time.monotonic() < deadline, f"waited {seconds:.0f} s in vain: {what}"
         pause.wait(0.005)
+
+
+async def until(condition: Callable[[], Any], what: str, seconds: float = 90.0) -> Any:
+    """`wait_until` for asyncio and trio, where the condition may be something to ask; asked less and less often."""
+    deadline = time.monotonic() + seconds
+    pause_s = 0.005
+    while True:
+        value = condition()
+        if inspect.isawaitable(value):
+            value = await value
+        if value:
+            return value
+        assert time.monotonic() < deadline, f"waited {seconds:.0f} s in vain: {what}"
+        await anyio.sleep(pause_s)
+        pause_s = min(2 * pause_s, 0.1)
+
+
+async def is_listening(port: int) -> bool:
+    """Whether somebody takes connections at a port of this machine."""
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return False
+    writer.close()
+    return True
 
 
 _FIRST_PORT, _LAST_PORT = 10_240, 32_766

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from deaths import LOST_PER_KILL, everybody_dies, logged_in, pause, roomy_folder
+from deaths import LOST_PER_KILL, everybody_dies, logged_in, roomy_folder
 from gate import gated
 from sites import Coordinator, SiteAgent, federation
 from support import GIB, MIB, bytes_on, loopback_namespace, random_file, wait_until
@@ -33,7 +33,6 @@ def test_a_transfer_survives_the_death_of_everybody(place: Path, size: int) -> N
         def coordinator_dies() -> None:
             sites.coordinator.kill()
             gate.open()
-            pause()
             sites.coordinator.start()
 
         everybody_dies(
@@ -71,7 +70,6 @@ def test_bytes_on_the_interface_when_everybody_dies(place: Path) -> None:
 
             def coordinator_dies() -> None:
                 coordinator.kill()
-                pause()
                 coordinator.start()
 
             everybody_dies(flow, a, b, place / "journal", reached, coordinator_dies)

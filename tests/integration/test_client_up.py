@@ -102,7 +102,7 @@ def test_a_process_that_cannot_start_is_shown_with_its_words(flow: Flow, tmp_pat
     assert "log" in said.stderr
 
 
-@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
+@pytest.mark.parametrize("database", ["sqlite", pytest.param("postgresql", marks=pytest.mark.full)])
 def test_the_demo(flow: Flow, tmp_path: Path, database: str, request: pytest.FixtureRequest) -> None:
     more = [] if database == "sqlite" else ["--postgresql", request.getfixturevalue("postgres_server")()]
     done = flow("demo", "--dir", tmp_path / "demo", *more)

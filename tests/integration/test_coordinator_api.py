@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from coordinators import Coordinator, Http, Lab, beat, copy_request, counters, running
+from support import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio]
 
@@ -92,9 +93,7 @@ async def test_a_lease_that_ends_gives_the_task_to_the_next_with_a_higher_fence(
     target = await site(lab, admin, "b")
     made = await admin("POST", "/v1/transfers", copy_request("a:/d/x", "b:/d/y"))
     (first,) = await claim(target)
-    async with asyncio.timeout(60):
-        while not (again := await claim(target)):
-            await asyncio.sleep(0.2)
+    again = await until(lambda: claim(target), "the task to be given again")
     assert again[0]["fence"] > first["fence"]
     refused = await report(target, first, 1, "running", expect=409)
     assert refused["reason"] == "fence-superseded"
@@ -113,9 +112,7 @@ async def test_failures_are_tried_again_and_then_end_the_transfer(lab: Lab) -> N
     (task,) = await claim(target)
     await report(target, task, 1, "failed", reason="disconnected", message="the link broke", retryable=True)
     assert await claim(target) == []  # a pause before the next attempt
-    async with asyncio.timeout(60):
-        while not (again := await claim(target)):
-            await asyncio.sleep(0.2)
+    again = await until(lambda: claim(target), "the task to be given again")
     await report(target, again[0], 1, "failed", reason="integrity", message="a chunk is rotten")
     ended = await admin("GET", f"/v1/transfers/{made['id']}?wait_s=5")
     assert (ended["state"], ended["reason"], ended["message"]) == (
@@ -165,9 +162,11 @@ async def test_one_writer_per_overlapping_target_path(lab: Lab) -> None:
     third = await admin("POST", "/v1/transfers", copy_request("a:/d/z", "b:/d/yy"))
     given = await claim(target)
     assert [task["transfer"] for task in given] == [first["id"], third["id"]]
-    async with asyncio.timeout(60):
-        while not (waits := (await admin("GET", f"/v1/transfers/{second['id']}/why"))["waits"]):
-            await asyncio.sleep(0.2)
+
+    async def waits_of_second() -> Any:
+        return (await admin("GET", f"/v1/transfers/{second['id']}/why"))["waits"]
+
+    waits = await until(waits_of_second, "the wait to have a name")
     assert waits[0]["name"] == "target-path"
     assert first["id"] in waits[0]["text"]
     await report(target, given[0], 1, "done")
@@ -352,7 +351,7 @@ async def test_users_follow_events_without_a_gap(lab: Lab) -> None:
     admin = lab.admin()
     await site(lab, admin, "a")
     target = await site(lab, admin, "b")
-    stream = admin.stream("/v1/events?types=transfer.,task.")
+    stream = admin.stream("/v1/events?after=0&types=transfer.,task.")
     seen: list[dict[str, Any]] = []
 
     async def follow() -> None:
@@ -363,9 +362,7 @@ async def test_users_follow_events_without_a_gap(lab: Lab) -> None:
 
     following = asyncio.create_task(follow())
     async with asyncio.timeout(60):
-        while not following.done() and not seen:
-            await asyncio.sleep(0.05)
-            made = await admin("POST", "/v1/transfers", copy_request("a:/d/x", "b:/d/y"), key="one")
+        made = await admin("POST", "/v1/transfers", copy_request("a:/d/x", "b:/d/y"), key="one")
         (task,) = await claim(target)
         await report(target, task, 1, "done")
         await following

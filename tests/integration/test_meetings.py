@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from support import until
 
 from flowengine.errors import AuthenticationError, FlowError
 from flowengine.store.selection import Root, Selection
@@ -90,8 +91,7 @@ def test_both_sites_dial_again_when_what_stood_between_them_broke(tmp_path: Path
             assert relay is not None
 
             async def cut() -> None:
-                while hosts["r"].passed_bytes() < SIZE // 4:
-                    await trio.sleep(0.01)
+                await until(lambda: hosts["r"].passed_bytes() >= SIZE // 4, "bytes on the relay")
                 for passage in relay._passages.values():
                     passage.end("for this test")
                 hosts["r"].limits.set_rate("link:r>t", None)

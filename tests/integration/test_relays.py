@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from support import until
 
 from flowengine.errors import AuthenticationError, FlowError, TemporaryError
 from flowengine.store.reading import ObjectReader
@@ -99,8 +100,7 @@ def test_a_relay_that_dies_costs_a_pass_and_no_landed_chunk(tmp_path: Path) -> N
             peer = hosts.peer(hosts.way("t", "r", "s"), hosts.way("t", "q", "s"))
 
             async def kill() -> None:
-                while hosts["r"].passed_bytes() < 4 << 20:
-                    await trio.sleep(0.01)
+                await until(lambda: hosts["r"].passed_bytes() >= 4 << 20, "bytes on the relay")
                 hosts["r"].scope.cancel()
                 hosts["q"].limits.set_rate("link:q>t", None)
 
@@ -170,11 +170,11 @@ def test_routes_come_and_go_while_a_session_runs(tmp_path: Path) -> None:
             left_at: list[int] = []
 
             async def change() -> None:
-                while hosts["r"].passed_bytes() < 1 << 20:
-                    await trio.sleep(0.01)
+                await until(lambda: hosts["r"].passed_bytes() >= 1 << 20, "bytes on the relay")
                 peer.use([direct, two])
-                while hosts["r"].relay and hosts["r"].relay.streams:
-                    await trio.sleep(0.01)
+                relay = hosts["r"].relay
+                assert relay is not None
+                await until(lambda: not relay.streams, "the relay's streams to end")
                 left_at.append(hosts["r"].passed_bytes())
 
             hosts.nursery.start_soon(change)
@@ -249,8 +249,7 @@ def test_a_revoked_neighbour_ends_what_passes(tmp_path: Path) -> None:
             assert relay is not None
 
             async def revoke() -> None:
-                while hosts["r"].passed_bytes() < 1 << 20:
-                    await trio.sleep(0.01)
+                await until(lambda: hosts["r"].passed_bytes() >= 1 << 20, "bytes on the relay")
                 hosts["r"].trust.revoked = frozenset({hosts["t"].trust.identity.facts.serial})
                 relay.drop_revoked()
 

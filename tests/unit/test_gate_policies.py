@@ -11,6 +11,7 @@ import structlog
 import trio
 from liars import PolicyKeys
 from parties import Federation, party_of
+from support import until
 
 from flowengine.api.agents import AgentLabels
 from flowengine.errors import AuthenticationError, Denied, FlowError, PolicyInvalid, UsageError
@@ -370,9 +371,7 @@ def test_a_statement_that_is_told_while_another_is_fetched_is_not_passed_over(tm
         follower.told(1, 1)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(follower.run)
-            with trio.fail_after(10):
-                while agent.labels_heard < 2:
-                    await trio.sleep(0.01)
+            await until(lambda: agent.labels_heard >= 2, "the second label")
             nursery.cancel_scope.cancel()
 
     gate, log = SimpleNamespace(policies=agent), structlog.get_logger()
