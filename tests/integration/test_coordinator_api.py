@@ -17,6 +17,8 @@ from coordinators import Coordinator, Http, Lab, beat, copy_request, counters, r
 from support import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio]
+NO_DATABASE = pytest.mark.parametrize("state", ["sqlite"], indirect=True)
+"""For tests of what happens before the database is asked: the other one would show nothing more."""
 
 
 @pytest_asyncio.fixture
@@ -273,6 +275,7 @@ async def test_join_tokens_work_once(lab: Lab) -> None:
     await nobody("POST", "/v1/agent/join", body | {"token": "flowj_x"}, expect=401)
 
 
+@NO_DATABASE
 async def test_a_folder_is_asked_for_live(lab: Lab) -> None:
     admin = lab.admin()
     agent = await site(lab, admin, "a")
@@ -312,6 +315,7 @@ async def test_limits_reach_agents_and_links_give_estimates(lab: Lab) -> None:
     await admin("DELETE", "/v1/limits/site:a", expect=404)
 
 
+@NO_DATABASE
 async def test_a_user_cannot_take_all_streams(lab: Lab) -> None:
     admin = lab.admin()
     bob = await lab.user(admin, "bob", "physics")
@@ -407,6 +411,7 @@ async def test_every_error_is_a_problem(lab: Lab) -> None:
         assert headers["Content-Type"].startswith("application/problem+json")
 
 
+@NO_DATABASE
 async def test_what_is_no_http_is_answered_as_a_problem(lab: Lab) -> None:
     import ssl
 
@@ -420,6 +425,7 @@ async def test_what_is_no_http_is_answered_as_a_problem(lab: Lab) -> None:
     assert json.loads(body)["reason"] == "usage"
 
 
+@NO_DATABASE
 async def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_fault(lab: Lab) -> None:
     """The fixture finds no traceback in the log."""
     import ssl

@@ -16,6 +16,8 @@ import pytest
 from coordinators import Coordinator, Lab, beat, copy_request, running
 
 CHECKS = "status_code_conformance,content_type_conformance,response_schema_conformance"
+MANY = 60
+"""Requests to each operation, in the long form."""
 AT_MOST_S = 900
 """For one of two runs."""
 
@@ -116,9 +118,9 @@ def test_many_requests_made_from_the_document(state: str, tmp_path: Path) -> Non
     begin = time.monotonic()
     with running(coordinator):
         names = names_that_are_there(asyncio.run(populate(coordinator, tmp_path)))
-        told("made-up names", fuzz(coordinator, tmp_path, 100, *WITHOUT, values=NO_WAIT), 100)
+        told("made-up names", fuzz(coordinator, tmp_path, MANY, *WITHOUT, values=NO_WAIT), MANY)
         known = "/transfers/|/users/|/tenants/|/agent/(claim|heartbeat|tasks|answers|renew)|/sites/{site}$"
         options = ("--include-path-regex", known, "--exclude-method", "DELETE")
         options += ("--request-cert", str(tmp_path / "b.pem"))
-        told("names that are there", fuzz(coordinator, tmp_path, 100, *options, values=names), 100)
+        told("names that are there", fuzz(coordinator, tmp_path, MANY, *options, values=names), MANY)
     print(f"{time.monotonic() - begin:.0f} s")
