@@ -210,6 +210,23 @@ def test_a_second_copy_sends_what_changed_and_verifies(world: World) -> None:
     path.write_bytes(good)
 
 
+def test_what_is_half_here_is_sealed_too_and_goes_on_after_a_kill(world: World) -> None:
+    client, boston = world.federation.client, world["boston"]
+    client.set_limit("link:paris>boston", 16_000_000)
+    try:
+        asked = client.copy("paris:/data/cohort/", "boston:/data/half")
+        wait_until(lambda: asked.refresh().tasks[0].counters.bytes_sent > 3 * MIB, "half of it")
+        boston.kill()
+        assert max(path.stat().st_size for path in (boston.data / "half/.flow-staging").iterdir()) > MIB
+        assert traces(boston.folder) == []
+        boston.start()
+        done = asked.wait(90)
+    finally:
+        client.remove_limit("link:paris>boston")
+    assert done.state == "completed", done.message
+    assert done.counters.bytes_reused > MIB  # sealed again, the same bytes
+
+
 def test_held_copies_move_on_sealed_and_open_only_where_the_key_is(world: World) -> None:
     berlin, denver = world["berlin"], world["denver"]
     client = world.federation.client
