@@ -328,6 +328,16 @@ class MoverHands:
         return await keep_session(session, line, ours, counters=counters, observe=observe, landed=landed)
 
     async def _ask(self, operation: Operation, kind: type[T], within_s: float = _ANSWER_S) -> T:
+        """What a mover answers; asked once more where it had died, perhaps long ago: all of it may be done twice."""
+        got, line = await self._asked(operation, within_s)
+        if got is None:
+            got, line = await self._asked(operation, within_s)
+        found: T = _value(got, line, kind)
+        return found
+
+    async def _asked(
+        self, operation: Operation, within_s: float
+    ) -> tuple[tuple[bytes, list[int]] | None, Line]:
         async with self._acting.at_work(self._account) as mover:
             line = self._acting.operation(mover)
             try:
@@ -343,8 +353,9 @@ class MoverHands:
                 ) from None
             finally:
                 line.close()
-        found: T = _value(got, line, kind)
-        return found
+            if got is None:
+                mover.alive = False  # its own end may not have been heard of yet
+        return got, line
 
 
 def _value(got: tuple[bytes, list[int]] | None, line: Line, kind: Any) -> Any:

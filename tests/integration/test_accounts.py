@@ -207,6 +207,28 @@ def refused(call: Callable[[], object]) -> FlowError:
     return raised.value
 
 
+_BECOME = """
+import os
+from flowengine_agent.privileges import become, keep_only, lock_down
+
+become(31001, 31001, [31001, 31005])
+keep_only(())
+lock_down("flow-test")
+assert os.getresuid() == os.getresgid() == (31001,) * 3
+assert sorted(os.getgroups()) == [31001, 31005]
+for back in (lambda: os.setuid(0), lambda: os.setgid(0), lambda: os.setgroups([0]), lambda: os.setuid(31002)):
+    try:
+        back()
+    except PermissionError:
+        continue
+    raise AssertionError("there is a way back")
+"""
+
+
+def test_an_account_has_its_groups_and_no_way_back(tmp_path: Path) -> None:
+    subprocess.run([*readable_by_all(tmp_path), sys.executable, "-c", _BECOME], check=True, timeout=60)
+
+
 def test_files_are_read_and_written_as_the_requesters_account(lab: Lab) -> None:
     write(lab.data("a") / "alice/secret", b"of alice" * 1000, ALICE)
     assert lab.copy("alice", "a:/data/alice/secret", "b:/data/alice/got").state == "completed"
@@ -217,6 +239,7 @@ def test_files_are_read_and_written_as_the_requesters_account(lab: Lab) -> None:
     lab.copy("pat", "a:/data/physics/run/", "b:/data/physics/new/deep")
     for made in ("new", "new/deep", "new/deep/x"):
         assert (lab.data("b") / "physics" / made).stat().st_uid == PHYSICS
+    assert (lab.data("b") / "physics/new").stat().st_mode & 0o777 == 0o750  # by the umask: no source has it
 
 
 def test_a_site_that_dials_out_pushes_with_the_accounts_rights(lab: Lab) -> None:
@@ -371,14 +394,18 @@ def test_a_mover_that_does_not_answer_is_cut_off(lab: Lab) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def test_a_killed_agent_leaves_nothing(lab: Lab) -> None:
+def test_a_killed_agent_leaves_nothing_and_idle_movers_end(lab: Lab) -> None:
     agent = lab.made["a"]
     lab.users["alice"].ls("a:/data/alice")
     pids = set(family(agent))
     assert len(pids) >= 3
     agent.kill()
     wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "the end of all")
+    agent.lines = [line.replace('idle = "60s"', 'idle = "1s"') for line in agent.lines]
     agent.start()
+    lab.users["alice"].ls("a:/data/alice")
+    wait_until(lambda: "why=idle" in agent.log, "the end of its mover")
+    assert movers(agent, ALICE) == []
 
 
 def test_without_the_capabilities_nothing_starts(lab: Lab) -> None:
