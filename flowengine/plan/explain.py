@@ -141,12 +141,17 @@ def describe_obstacle(obstacle: Obstacle, entry: DemandPlan, clock: Callable[[fl
     return text
 
 
+def _storage(obstacle: Obstacle) -> str:
+    """A storage endpoint by site and name, as site:/path where its name is a path."""
+    return obstacle.name.replace("//", ":/", 1)
+
+
 def _limit(obstacle: Obstacle) -> str:
     return {
         "link": f"link {obstacle.name}",
         "out": f"what may leave site {obstacle.name}",
         "in": f"what may enter site {obstacle.name}",
-        "read": f"reading from {obstacle.name}",
-        "write": f"writing to {obstacle.name}",
+        "read": f"reading from {_storage(obstacle)}",
+        "write": f"writing to {_storage(obstacle)}",
         "tenant": f"the cap of tenant {obstacle.name}",
     }.get(obstacle.kind, obstacle.name)

@@ -165,6 +165,10 @@ def test_limits(flow: Flow) -> None:
         "link:a>c  50 Mbit/s  200 Mbit/s  mon,tue,wed,thu,fri,sat,sun 00:00-24:00 Asia/Shanghai=50 Mbit/s"
         in shown
     )
+    flow("limit", "set", "write:c:/data", "1Gbit/s")
+    assert "write:c:/data  1 Gbit/s" in flow("limit", "ls").stdout
+    assert "offers no root /else" in flow("limit", "set", "read:c:/else", "1Gbit/s", code=3).stderr
+    flow("limit", "rm", "write:c:/data")
     flow("limit", "set", "site:a", "none")
     assert "'link:A>B'" in flow("limit", "set", "a>c", "1Gbit/s", code=2).stderr
     flow("limit", "rm", "link:a>c")

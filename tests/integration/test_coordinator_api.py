@@ -313,6 +313,15 @@ async def test_limits_reach_agents_and_links_give_estimates(lab: Lab) -> None:
     assert await admin("GET", f"/v1/plans/{plan['id']}") == plan
     await admin("DELETE", "/v1/limits/site:a", expect=204)
     await admin("DELETE", "/v1/limits/site:a", expect=404)
+    # Storage is limited by what holds it; of a site that has not come yet nobody knows what it offers.
+    await admin("PUT", "/v1/limits/write:b:%2Fd", {"rate_bits_per_s": 2000000})
+    plan = await admin(
+        "POST", "/v1/plans", {"request": copy_request("a:/d/x", "b:/d/y"), "size_bytes": 5000000}
+    )
+    assert plan["binds"][0].startswith("writing to b:/d is full")
+    await admin("PUT", "/v1/limits/read:b:%2Fe", {"rate_bits_per_s": 2000000}, expect=404)
+    await admin("POST", "/v1/join-tokens", {"site": "c"}, expect=201)
+    await admin("PUT", "/v1/limits/read:c:%2Fe", {"rate_bits_per_s": 2000000})
 
 
 @NO_DATABASE

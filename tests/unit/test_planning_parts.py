@@ -127,7 +127,7 @@ def test_storage_that_is_shared_divides_its_rate_and_is_named(connection: Connec
     alone = add_task(connection, 1)
     plans, held = solve(read_picture(connection, NOW, Decider()))
     assert (ways(plans[alone]), held) == ({("s", "t"): 40}, [])
-    assert "writing to t//" in plans[alone].binds
+    assert "writing to t:/" in plans[alone].binds
     other, fast = add_task(connection, 2), add_task(connection, 3, target_path="/fast/x")
     plans, held = solve(read_picture(connection, NOW, Decider()))
     rates = [sum(ways(plans[one]).values()) for one in (alone, other, fast)]

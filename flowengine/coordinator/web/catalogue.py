@@ -154,11 +154,13 @@ def _check_storage(connection: Connection, scope: str) -> None:
     if kind not in ("read", "write"):
         return
     site, _, root = name.partition(":")
-    row = connection.execute(select(sites.c.roots).where(sites.c.name == site)).first()
+    row = connection.execute(select(sites.c.roots, sites.c.last_seen).where(sites.c.name == site)).first()
     if row is None:
         raise NotFound(f"there is no site {site}", hint="flow site ls lists them")
     offered = [one.name for one in stored.decode_roots(row.roots)]
-    if root not in offered:
+    if (
+        root not in offered and row.last_seen is not None
+    ):  # what a site that has not come yet offers nobody knows
         raise NotFound(
             f"site {site} offers no root {root}",
             hint=f"it offers {', '.join(offered) or 'nothing'}: name one of these exactly",
