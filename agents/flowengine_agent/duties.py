@@ -52,6 +52,8 @@ ENDS_A_TRANSFER: Final = frozenset(
 )
 """Reasons with which a transfer that began is over, and what arrived of it may not stay as it is."""
 _ROWS: Final = 10_000
+_BY_HOLDING: Final = ("hold",)
+"""Where a duty is from that no rule asked for: what is held is sealed."""
 
 
 class _Proof(msgspec.Struct, array_like=True):
@@ -318,9 +320,10 @@ def owed_for(holding: Holding, *kinds: str) -> list[Owed]:
         decision = msgspec.msgpack.decode(holding.proof, type=_Proof).decision
     except msgspec.MsgspecError:
         return []
+    decided = [duty for duty in holding.duties if duty.origins != _BY_HOLDING]  # as the decision counts them
     return [
         Owed(duty_id(index), decision, duty, holding.transfer, holding.task)
-        for index, duty in enumerate(holding.duties)
+        for index, duty in enumerate(decided)
         if duty.type in kinds
     ]
 
@@ -338,7 +341,7 @@ def _owed(grant: Grant, permit: Permit) -> tuple[Duty, ...]:
     terms = terms_of(permit.judged)
     if arrival_use(grant.required) != "hold" or terms.at_rest:
         return terms.duties
-    return merge([*terms.duties, Duty("encrypt", (("at", ("rest",)),), ("hold",))]).duties
+    return merge([*terms.duties, Duty("encrypt", (("at", ("rest",)),), _BY_HOLDING)]).duties
 
 
 def _holding(grant: Grant, place: Place, permit: Permit, account: str) -> Holding:

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from flowengine.policy.duties import Clock
 from flowengine.policy.ledger import Movement
 from flowengine.policy.model import Duty
+from flowengine.trust.grant import Grant, Party
+from flowengine_agent.duties import _Proof, owed_for
 from flowengine_agent.exports import RESERVED_S, Exports
 from flowengine_agent.holdings import Holding, Holdings
 
+GRANT = Grant(
+    id=bytes(16), transfer="t-1", task="t-1.1", fence=1, epoch=1, issued=1, expires=2, source=Party("a", "a" * 64),
+    target=Party("b", "b" * 64), dial="target", route=["a", "b"], source_path="/x", target_path="/y", mode="copy",
+    secret=bytes(32),
+)  # fmt: skip
 DELETE = Duty("delete_after", (("value", 60),), ("p/r",))
 
 
@@ -109,3 +118,15 @@ def test_exports_count_reservations_until_they_end_and_sessions_for_good(tmp_pat
     entries = {entry.movement.transfer: entry.expires for entry in again._ledger.entries}
     assert entries == {"t-1.1": 1000 + RESERVED_S, "t-2.1": None}
     again.close()
+
+
+def test_what_is_done_later_is_recorded_under_the_name_that_the_decision_gave_it() -> None:
+    """What is held is sealed though no rule says so: that duty stands in no decision and takes no name in it."""
+    asked = (Duty("delete_by", (("value", 7),), ("p/r",)), Duty("quarantine", (("value", True),), ("p/r",)))
+    sealed = (asked[0], Duty("encrypt", (("at", ("rest",)),), ("hold",)), asked[1])
+    proof = msgspec.msgpack.encode(_Proof(GRANT, None, [], "d-1"))
+    for duties in (asked, sealed):
+        found = owed_for(replace(holding("t-1.1", 100, *duties), proof=proof), "quarantine", "delete_by")
+        assert [(one.id, one.duty.type, one.decision) for one in found] == [
+            ("o1", "delete_by", "d-1"), ("o2", "quarantine", "d-1"),
+        ]  # fmt: skip
