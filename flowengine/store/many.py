@@ -271,6 +271,8 @@ def read_files(folder: int, rows: Sequence[tuple[bytes, AnyStat]], buffer: memor
     Returns:
         How many were read; the next one cannot be, or is not what it was (any more).
     """
+    if sum([st.st_size for _, st in rows]) >= len(buffer) - at:
+        raise ValueError("the files do not fit into the buffer")
     if _library is None:
         return _read_files(folder, rows, buffer, at)
     expected = struct.pack(
@@ -320,6 +322,8 @@ def write_files(
     Raises:
         OSError: of the first that could not be made; those before it are there.
     """
+    if not all(0 <= at <= at + size <= len(data) for at, size, _, _ in what):
+        raise ValueError("a file's bytes lie outside the data")
     if _library is None:
         for name, (at, size, mode, mtime_ns) in zip(names, what, strict=True):
             _write_file(folder, name, data[at : at + size], mode, mtime_ns)

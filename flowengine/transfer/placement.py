@@ -111,6 +111,10 @@ class Placement:
                 hint="update the source; with --owner these bits are kept",
             )
 
+    def has_index(self) -> bool:
+        """Whether anything is remembered of what lies elsewhere below the root. The first call loads it."""
+        return self._open_index() is not None
+
     def remembered(self, packed: bytes) -> dict[int, tuple[bytes, int]]:
         """What the index knows of chunks: position → (path below the root, offset). The first call loads it."""
         index = self._open_index() if packed else None

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import stat
+from itertools import islice, takewhile
 from typing import Final
+
+from blake3 import blake3
 
 from flowengine.chunking import CHUNK_BYTES, Cutter, chunk_id, pack_chunks
 from flowengine.errors import ProtocolError
 from flowengine.manifest import FILE, HARDLINK, SYMLINK, Entry, Header
 from flowengine.manifest.entries import check_entries
+from flowengine.store.buffers import fresh_memory
 from flowengine.store.filesystem import open_beneath
-from flowengine.store.many import AnyStat, Stat
+from flowengine.store.many import AnyStat, Row, Stat, read_files
 from flowengine.transfer.copying import CopyJob, append_copy
 from flowengine.transfer.lookalikes import Found
 from flowengine.transfer.placement import Placement
@@ -24,6 +28,8 @@ from flowengine.wire.paths import STAGING_NAME, check_link_target, check_name, c
 __all__ = ["SmallPlacer"]
 
 _LEAST_OLD_BYTES: Final = 512
+_COMPARE_BYTES: Final = 2 * MIB
+"""Of what stands in place, so much is read at once; more than the largest small object."""
 _MOST_OLD_BYTES: Final = 2 * MIB
 """Of a larger file that becomes a small one, the beginning is looked at."""
 
@@ -37,6 +43,7 @@ class SmallPlacer:
         self._refiner = refiner
         self._header = Header(placement.profile, xattrs=options.xattrs, owner=options.owner)
         self._cutter = Cutter(placement.profile)
+        self._room: memoryview | None = None
 
     def offer(self, directory: TargetDirectory, message: Offer) -> None:
         """Answer an offer of entries of a directory."""
@@ -64,6 +71,7 @@ class SmallPlacer:
         forbidden_mode = self._placement.forbidden_mode
         jobs: list[CopyJob] = []
         new: list[int] = []
+        compared = self._compare(directory, entries)
         for index, entry in enumerate(entries):
             if entry.name == STAGING_NAME:
                 check_name(entry.name, reserved=(STAGING_NAME,))
@@ -77,7 +85,7 @@ class SmallPlacer:
             if entry.mode & forbidden_mode:
                 self._placement.check_mode(entry.mode)
             if entry.kind == FILE:
-                if not self._is_in_place(directory, entry):
+                if not self._is_in_place(directory, entry, compared.get(index)):
                     new.append(index)
             elif entry.kind == SYMLINK:
                 self._symlink(directory, entry)
@@ -186,6 +194,8 @@ class SmallPlacer:
 
     def _hints(self, offer: SmallOffer, new: list[int]) -> dict[int, tuple[bytes, int]]:
         """What the index knows of the chunks of those entries, by chunk of the offer; one look-up for all."""
+        if not self._placement.has_index():
+            return {}
         packed = b"".join([offer.entries[index].chunks for index in new])
         chunks = [
             offer.first[index] + number
@@ -194,19 +204,60 @@ class SmallPlacer:
         ]
         return {chunks[position]: place for position, place in self._placement.remembered(packed).items()}
 
-    def _is_in_place(self, directory: TargetDirectory, entry: Entry) -> bool:
-        """Whether a small object is right where it stands; if so, its mode and time are seen to."""
+    def _may_be_in_place(self, directory: TargetDirectory, entry: Entry) -> Stat | None:
+        """The stat of what stands there, where it may be left as it is."""
         st = directory.existing.get(entry.name) if directory.existing else None
         if (
             st is not None
             and st.st_size == entry.size
             and st.st_mode & 0o170000 == 0o100000
             and not self._placement.must_not_touch(entry, st)
-            and self._same_content(directory, entry, st)
         ):
-            self._placement.keep(directory, entry, st)
-            return True
-        return False
+            return st
+        return None
+
+    def _is_in_place(self, directory: TargetDirectory, entry: Entry, compared: bool | None) -> bool:
+        """Whether a small object is right where it stands; if so, its mode and time are seen to.
+
+        Args:
+            compared: what a comparison with its bytes said, if there was one.
+        """
+        st = self._may_be_in_place(directory, entry)
+        if st is None:
+            return False
+        if not (self._same_content(directory, entry, st) if compared is None else compared):
+            return False
+        self._placement.keep(directory, entry, st)
+        return True
+
+    def _compare(self, directory: TargetDirectory, entries: list[Entry]) -> dict[int, bool]:
+        """Read what stands in place and nothing is known of, many at a time: by index, whether it is what is offered."""
+        if not directory.existing:
+            return {}
+        known = directory.known
+        asked: list[tuple[int, Row]] = []
+        for index, entry in enumerate(entries):
+            if entry.kind == FILE and 0 < entry.size < LARGE_OBJECT_BYTES and entry.name not in known:
+                st = self._may_be_in_place(directory, entry)
+                if st is not None:
+                    asked.append((index, (entry.name, st)))
+        compared: dict[int, bool] = {}
+        while asked:
+            some = list(islice(takewhile(_Within(_COMPARE_BYTES), asked), MAX_OFFER_ENTRIES))
+            if self._room is None:
+                self._room = fresh_memory(_COMPARE_BYTES + 1)
+            done = read_files(directory.fd, [row for _, row in some], self._room, 0)
+            at = 0
+            for index, (_, st) in some[:done]:
+                compared[index] = _holds(self._room, at, entries[index].chunks)
+                at += st.st_size
+            if done:
+                self._placement.counters.objects_read += done
+                self._placement.counters.bytes_read += at
+                directory.unchanged_all = False  # what was just learned is worth keeping
+            # One that could not be read so is looked at by itself.
+            asked = asked[done + 1 :] if done < len(some) else asked[done:]
+        return compared
 
     def _small_file(
         self,
@@ -340,6 +391,27 @@ class SmallPlacer:
         if not self._placement.dry:
             self._placement.landing.opened(directory, entry.name)
             self._placement.landing.ready("hardlink", directory, entry, None)
+
+
+class _Within:
+    """Takes rows as long as their sizes add up to no more than a bound."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._left = most_bytes
+
+    def __call__(self, item: tuple[int, Row]) -> bool:
+        self._left -= item[1][1].st_size
+        return self._left >= 0
+
+
+def _holds(data: memoryview, at: int, packed: bytes) -> bool:
+    """Whether the bytes from `at` on are these chunks."""
+    for start in range(0, len(packed), CHUNK_BYTES):
+        end = at + int.from_bytes(packed[start : start + 4], "little")
+        if blake3(data[at:end]).digest() != packed[start + 4 : start + CHUNK_BYTES]:
+            return False
+        at = end
+    return True
 
 
 def _link_hint(path: bytes, link: bytes) -> str:

@@ -109,6 +109,17 @@ def test_read_stops_at_what_is_not_as_expected(tmp_path: Path, folder: int) -> N
 
 
 @pytest.mark.usefixtures("way")
+def test_no_memory_is_touched_but_what_was_given(tmp_path: Path, folder: int) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    rows = list_folder(folder, LARGE).smalls.pairs()
+    with pytest.raises(ValueError, match="fit"):
+        read_files(folder, rows, memoryview(bytearray(5)), 2)
+    for what in ((2, 3, 0o600, 0), (-1, 1, 0o600, 0), (2, -1, 0o600, 0)):
+        with pytest.raises(ValueError, match="outside"):
+            write_files(folder, ["b"], [what], memoryview(bytearray(4)))
+
+
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("kind", ["writable", "bytes"])
 def test_write_makes_files_with_mode_and_time(tmp_path: Path, folder: int, kind: str) -> None:
     data = memoryview(b"..onetwo..") if kind == "bytes" else memoryview(bytearray(b"..onetwo.."))
