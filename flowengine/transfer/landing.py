@@ -110,7 +110,10 @@ class Landing:
         self.directories: dict[bytes, TargetDirectory] = {}
         self.failures: list[tuple[bytes, str, str]] = []
         self.failed_paths: set[bytes] = set()
-        self.publishable: queue.Queue[tuple[str, TargetDirectory, Entry, object] | None] = queue.Queue()
+        # One thread takes from it: with several, a SimpleQueue's `get` with a timeout may wait for ever (see SendingLane).
+        self.publishable: queue.SimpleQueue[tuple[str, TargetDirectory, Entry, object] | None] = (
+            queue.SimpleQueue()
+        )
         self.links: list[tuple[TargetDirectory, Entry]] = []
         self.closing = False
         self.settled: Callable[[], None] = lambda: None

@@ -67,9 +67,36 @@ class SmallPlacer:
         if directory.offered is not None:
             directory.offered.update([entry.name for entry in entries])
         landing = self._placement.landing
+        jobs: list[CopyJob] = []
+        new = self._new(directory, entries)
+        hints = self._hints(offer, new)
+        alike = self._alike(directory, offer, new, hints)
+        whole = [] if self._placement.dry else landing.open_whole(offer, new, hints)
+        if len(whole) != len(new):
+            for index in sorted(set(new).difference(whole)):
+                self._small_file(directory, offer, index, entries[index], jobs, hints)
+        total = offer.wanted.count(WANTED)
+        if total:
+            offer.open = total
+            landing.offers[number] = offer
+            self._ask_finer(directory, number, offer, new, alike)
+        self._placement.answer(offer.wanted)
+        for job in jobs:
+            self._placement.copier.jobs.put(job)
+
+    def _new(self, directory: TargetDirectory, entries: list[Entry]) -> list[int]:
+        """The files of an offer that do not stand in place; what is no file is seen to."""
+        landing = self._placement.landing
         usable = directory.fd >= 0
         forbidden_mode = self._placement.forbidden_mode
-        jobs: list[CopyJob] = []
+        if (
+            usable
+            and directory.keys is None
+            and not directory.existing
+            and not [e for e in entries if e.kind or e.mode & forbidden_mode or e.name == STAGING_NAME]
+        ):
+            directory.entries += len(entries)
+            return [*range(len(entries))]
         new: list[int] = []
         compared = self._compare(directory, entries)
         for index, entry in enumerate(entries):
@@ -93,20 +120,7 @@ class SmallPlacer:
                 self._hard_link(directory, entry)
             else:
                 raise ProtocolError(f"an entry of kind {entry.kind} was offered among objects")
-        hints = self._hints(offer, new)
-        alike = self._alike(directory, offer, new, hints)
-        whole = [] if self._placement.dry else landing.open_whole(offer, new, hints)
-        if len(whole) != len(new):
-            for index in sorted(set(new).difference(whole)):
-                self._small_file(directory, offer, index, entries[index], jobs, hints)
-        total = offer.wanted.count(WANTED)
-        if total:
-            offer.open = total
-            landing.offers[number] = offer
-            self._ask_finer(directory, number, offer, new, alike)
-        self._placement.answer(offer.wanted)
-        for job in jobs:
-            self._placement.copier.jobs.put(job)
+        return new
 
     def _all_in_place(self, directory: TargetDirectory, entries: list[Entry]) -> bool:
         """Whether the scan cache knows that all of an offer stands there just so; then that is taken note of."""
