@@ -38,6 +38,10 @@ __all__ = ["Publisher"]
 _BATCH_OBJECTS: Final = 2048
 _BATCH_BYTES: Final = 8 * 1024 * 1024
 """What is written and not published when the process dies is sent again: keep it little."""
+_FULL_BATCH_OBJECTS: Final = 8192
+_FULL_BATCH_BYTES: Final = 64 * 1024 * 1024
+"""Nor does it get more by taking, without waiting, what came while the last batch was synced: so a slow disk syncs less
+often."""
 _BATCH_WAIT_S: Final = 0.05
 _SYNC_EACH: Final = 8
 """Up to so many files of a batch are synced one by one; more of them with one syncfs."""
@@ -102,9 +106,10 @@ class Publisher:
             batch = [first]
             count, size = _measure(first)
             ended = False
-            while count < _BATCH_OBJECTS and size < _BATCH_BYTES:
+            while count < _FULL_BATCH_OBJECTS and size < _FULL_BATCH_BYTES:
+                waits = count < _BATCH_OBJECTS and size < _BATCH_BYTES and not self._landing.closing
                 try:
-                    item = self._ready.get(timeout=_BATCH_WAIT_S if not self._landing.closing else 0)
+                    item = self._ready.get(timeout=_BATCH_WAIT_S if waits else 0)
                 except queue.Empty:
                     break
                 if item is None:
