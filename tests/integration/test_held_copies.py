@@ -20,6 +20,9 @@ from support import wait_until
 from flowengine.api.resources import Transfer
 from flowengine.cli.third_party import summary
 from flowengine.errors import FlowError
+from flowengine.evidence.replay import Replayer
+from flowengine.evidence.verify import verify_chain
+from flowengine.store.evidence_folder import read_evidence_folder
 from flowengine.store.selection import Root, Selection
 from flowengine.transfer.passes import TransferSettings
 from flowengine.transfer.routes import RoutedPeer, Way
@@ -334,3 +337,12 @@ def test_a_coordinator_that_says_land_where_only_hold_is_permitted_gets_nothing(
         )
     assert reason_of(refused.value) == "policy-denied"
     assert traces(tmp_path) == []
+
+
+def test_what_became_of_sealing_is_on_the_record_without_a_gap(world: World) -> None:
+    """After all that went on above: the chain of every site verifies, each duty is said to be taken on and done."""
+    anchors = (world.federation.coordinator.folder / "secrets/ca.pem").read_text()
+    for site, agent in world.federation.sites.items():
+        found, _ = read_evidence_folder(str(agent.state / "evidence"))
+        verdict = verify_chain(found.lines, anchors, Replayer(found.bundles, found.key, found.kept))
+        assert verdict.findings == [], site
