@@ -129,7 +129,7 @@ class Control:
         in_a_row = 0
         try:
             while True:
-                in_a_row = in_a_row + 1 if trio.current_time() < sent_at + _REST_S else 0
+                in_a_row = in_a_row + 1 if trio.current_time() < sent_at + _LONG_REST_S else 0
                 await self._rest(sent_at, long=in_a_row > _BUSY_SENDS)
                 # Cleared before looking: what is posted from here on wakes again.
                 self._signalled = self._hurried = False
