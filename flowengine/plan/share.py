@@ -46,6 +46,8 @@ STARVING_WORTH = 1.1
 WARM_ROUNDS = 1
 WARM_POLISH = 700
 """So often, and with so many iterations, a warm plan that reached its optimum over known routes looks for better ones."""
+MANY_UNITS = 1000
+"""Of so many units each has so few routes that better ones are worth little, and looking for them doubles the time."""
 LEAST_LEVEL = 0.01
 COMPLETION_WORTH = 0.01
 PRICE_WORTH = 0.01
@@ -197,7 +199,7 @@ def _binned(work: Work, promises: Promises, shares: Shares) -> None:
         value=values * COMPLETION_WORTH, shortfall=cost, price_weight=PRICE_WORTH, hop_weight=HOP_WORTH,
         extra=loyalty, method="dual" if warm else "interior",
         first_basis=restore(work, program) if warm else None,
-        rounds=WARM_ROUNDS if warm else MAX_PRICING_ROUNDS,
+        rounds=(WARM_ROUNDS if len(work.units) <= MANY_UNITS else 0) if warm else MAX_PRICING_ROUNDS,
         at_most=work.limits.warm_effort if warm else None, polish=WARM_POLISH if warm else None,
     )  # fmt: skip
     shares.program = program
