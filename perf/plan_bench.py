@@ -288,7 +288,7 @@ def warm_of_fresh(made, fresh, demands):
         slope = 1.6 ** np.arange(len(width) - 1, -1, -1.0)
         worth = []
         for one in (made, fresh):
-            totals = {}
+            totals: dict[str, float] = {}
             for entry, demand in zip(one.demands, demands, strict=True):
                 if demand.priority == name:
                     totals[demand.tenant] = totals.get(demand.tenant, 0.0) + entry.rate_bits_per_s / 1e9

@@ -52,6 +52,9 @@ class _NoPolicy:
     async def land(self, grant: RelayGrant, ticket: bytes) -> Consent:
         return _Yes()
 
+    async def passed(self, grant: RelayGrant, consent: Consent, size_bytes: int) -> None:
+        pass
+
     @contextlib.contextmanager
     def held(self, grant: RelayGrant, consent: Consent) -> Iterator[None]:
         yield
