@@ -196,6 +196,7 @@ EXIT_CODES: Final[dict[str, Exit]] = {
     "approval-forged": Exit.AUTHENTICATION,
     "deletion-forged": Exit.INTEGRITY,
     "evidence": Exit.INTEGRITY,
+    "feed-differs": Exit.INTEGRITY,
     "integrity": Exit.INTEGRITY,
     "protocol": Exit.INTEGRITY,
     "unsafe-path": Exit.INTEGRITY,

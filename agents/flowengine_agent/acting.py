@@ -92,6 +92,7 @@ class Hands(Protocol):
         counters: Counters,
         observe: Observer | None,
         seal: bytes = b"",
+        version: bytes = b"",
     ) -> SourceOutcome:
         """As `hands.give`."""
 
@@ -154,10 +155,11 @@ class OwnHands:
         counters: Counters,
         observe: Observer | None,
         seal: bytes = b"",
+        version: bytes = b"",
     ) -> SourceOutcome:
         return await give(
             session, place, rename,
-            cached=cached, threads=threads, counters=counters, observe=observe, seal=seal,
+            cached=cached, threads=threads, counters=counters, observe=observe, seal=seal, version=version,
         )  # fmt: skip
 
     async def take(
@@ -285,9 +287,10 @@ class MoverHands:
         counters: Counters,
         observe: Observer | None,
         seal: bytes = b"",
+        version: bytes = b"",
     ) -> SourceOutcome:
         async with self._acting.at_work(self._account) as mover:
-            operation = Give(Where.of(place), rename, handed(session), cached, threads, seal)
+            operation = Give(Where.of(place), rename, handed(session), cached, threads, seal, version)
             outcome = await self._carry(mover, operation, session, counters, observe, None)
         return msgspec.msgpack.decode(outcome, type=SourceOutcome)
 

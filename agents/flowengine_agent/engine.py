@@ -40,6 +40,8 @@ __all__ = ["Finished", "drive", "make_receipt"]
 
 _RETRY_FOR_S = 30.0
 """How long a broken link is dialled again before the coordinator may decide anew."""
+_FEEDER_RETRY_FOR_S = 3.0
+"""The same where another target is the source: the transfer's own source can take over."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ async def drive(
         streams=granted.options.streams,
         threads=site.reader_threads,
         use_cache=not granted.options.reread and granted.mode != "verify",
-        retry_for_s=_RETRY_FOR_S,
+        retry_for_s=_FEEDER_RETRY_FOR_S if grant.version else _RETRY_FOR_S,
     )
     if granted.role == "target":
         return await _pull(site, granted, grant, peer, settings, reporter)
@@ -162,6 +164,7 @@ async def _pull(
         report = await run_passes(one_pass, settings, note)
         meter.finish(report.counters, report.bottleneck)
         check_ended(report)
+        check_fed(grant, report.version_id)
         opened = await arrival.open(hands, place, reporter)
     if granted.mode == "verify":
         check_same(report.counters, report.extras)
@@ -215,6 +218,7 @@ async def _push(
                     counters=counters,
                     observe=meter.observe,
                     seal=seal,
+                    version=grant.version,
                 )
                 log_left_out(site, grant, done)
             await record_left(site, grant, permit, session, counters, done, watch.mode, hands.account)
@@ -378,6 +382,21 @@ def what_landed(counters: Counters, outcome: TargetOutcome, account: str) -> dic
         "bytes_reused": counters.bytes_reused,
         "bytes_unchanged": counters.bytes_unchanged,
     }
+
+
+def check_fed(grant: Grant, version_id: bytes) -> None:
+    """Raise where another target served it, and what came is not the version that landed there.
+
+    Raises:
+        IntegrityError: somebody changed it there while it was read (reason "feed-differs").
+    """
+    if grant.version and version_id != grant.version:
+        raise IntegrityError(
+            f"{grant.source.site}:{grant.source_path} was changed while it was read: expected version "
+            f"{grant.version.hex()}, got {version_id.hex()}",
+            hint="nothing is to be done: the source itself mends what differs",
+            reason="feed-differs",
+        )
 
 
 def check_same(counters: Counters, extras: list[bytes]) -> None:

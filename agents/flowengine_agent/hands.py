@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import stat
 from collections.abc import Callable, Iterator
 from typing import Final, Literal
+
+import trio
 
 from flowengine.errors import Denied, IntegrityError
 from flowengine.manifest import DIRECTORY, ManifestReader
@@ -14,7 +17,9 @@ from flowengine.store.landed import LandedManifest
 from flowengine.store.quarantine import Quarantine, next_name
 from flowengine.store.scan_cache import ScanCache
 from flowengine.store.sealed_open import Opened, check_held, open_sealed
+from flowengine.store.selection import Selection
 from flowengine.transfer.handing import Landed
+from flowengine.transfer.manifests import make_manifest
 from flowengine.transfer.session import Counters, Observer, Session
 from flowengine.transfer.source import SourceOutcome, run_source
 from flowengine.transfer.target import NOWHERE, TargetOutcome, TargetRoot, run_target
@@ -39,13 +44,22 @@ async def give(
     counters: Counters,
     observe: Observer | None,
     seal: bytes = b"",
+    version: bytes = b"",
 ) -> SourceOutcome:
     """Serve a session from a place; arguments and errors as of `run_source` and `Place.selection`.
 
     Args:
         seal: secret of the key to seal it with; empty: it leaves as it is.
+        version: give this version, whether it is a file or what is in a folder, or nothing; empty: whatever is there.
+
+    Raises:
+        IntegrityError: another version is there (reason "feed-differs"); nothing of it was offered.
     """
+    if version:
+        place = await trio.to_thread.run_sync(_what_came, place, rename)
     with place.selection(rename) as selection:
+        if version:
+            await trio.to_thread.run_sync(_check_version, session, selection, version, cached, threads)
         return await run_source(
             session,
             selection,
@@ -55,6 +69,52 @@ async def give(
             observe=observe,
             seal=SealingKey(seal) if seal else None,
         )
+
+
+def _what_came(place: Place, rename: bytes) -> Place:
+    """What landed at a place, as the source had named it: what is in a folder, a folder by its name, or a file.
+
+    Raises:
+        IntegrityError: it cannot be told (reason "feed-differs").
+    """
+    if place.contents:
+        return place
+    if not _is_there(place):
+        if rename:
+            return place
+        raise _differs("the file may be called otherwise elsewhere")
+    with place.opened() as fd:
+        names = [os.fsencode(name) for name in os.listdir(fd)]
+    names = [name for name in names if name != STAGING_NAME]
+    found = dataclasses.replace(place, path=b"/".join(filter(None, (place.path, names[0] if names else b""))))
+    if len(names) != 1 or not _is_there(found):
+        raise _differs("a lone folder was expected")
+    return found
+
+
+def _check_version(
+    session: Session, selection: Selection, version: bytes, cached: bool, threads: int
+) -> None:
+    """Read what is there, mostly from the scan cache, and refuse it where it is not the version that landed."""
+    found, failures = make_manifest(
+        selection,
+        None,
+        profile=session.profile.name,
+        options=session.options,
+        cache=ScanCache(session.profile.name) if cached else None,
+        threads=threads,
+        counters=Counters(),
+    )
+    if found.version_id != version or failures:
+        raise _differs(f"expected version {version.hex()}, found {found.version_id.hex()}")
+
+
+def _differs(why: str) -> IntegrityError:
+    return IntegrityError(
+        f"what stands at this site is not what the transfer brought here: {why}",
+        hint="nothing is to be done: the source itself serves the other target",
+        reason="feed-differs",
+    )
 
 
 async def take(

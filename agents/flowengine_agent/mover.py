@@ -122,6 +122,7 @@ class Give(_Operation, frozen=True, tag="give"):
     cached: bool
     threads: int
     seal: bytes = b""
+    version: bytes = b""
 
 
 class TakeIn(_Operation, frozen=True, tag="take"):
@@ -354,6 +355,7 @@ async def _carry(operation: Give | TakeIn, line: Line, control: socket.socket, r
                 counters=counters,
                 observe=observe,
                 seal=operation.seal,
+                version=operation.version,
             )
         )
 

@@ -24,6 +24,7 @@ from flowengine.trust.grant import Grant
 from flowengine.wire.messages import Listed, Opened, Options
 from flowengine_agent.acting import Hands, is_folder
 from flowengine_agent.engine import (
+    check_fed,
     check_permitted,
     check_same,
     landed_so,
@@ -260,6 +261,7 @@ class DataPort:
                     counters=counters,
                     observe=_bounded(grant),
                     seal=seal,
+                    version=grant.version,
                 )
                 log_left_out(site, grant, outcome)
             await record_left(site, grant, permit, session, counters, outcome, watch.mode, hands.account)
@@ -321,6 +323,7 @@ class DataPort:
                 )
                 if outcome.state == "completed":
                     try:
+                        check_fed(grant, outcome.version_id)
                         opened = await arrival.open(hands, place, reporter)
                         if grant.mode == "verify":
                             check_same(counters, outcome.extras)

@@ -483,7 +483,11 @@ class Way(_Resource):
 
 
 class Task(_Resource):
-    """One range of a transfer's work: from the source to one target. `fence` grows with every claim."""
+    """One range of a transfer's work: from the source to one target. `fence` grows with every claim.
+
+    `source` is from where the target is served: the transfer's source, or what landed at another target, by the task that
+    `fed_by` names.
+    """
 
     id: str
     transfer: str
@@ -510,6 +514,7 @@ class Task(_Resource):
     hint: str = ""
     version_id: str = ""
     disposal: Disposal | None = None
+    fed_by: str = ""
 
 
 class Transfer(_Resource):
@@ -553,6 +558,14 @@ class PlanRequest(_Request):
     objects: Size | None = None
 
 
+class Feed(_Resource):
+    """A target that another target serves, once that has everything; `source` would serve it otherwise."""
+
+    target: Name
+    feeder: Name
+    source: Name
+
+
 class Plan(_Resource):
     """What a transfer would be: verdict of policy, ways, time, money, and what binds. A plan that is permitted is kept
     until `expires`; a transfer that names its `id` goes exactly these ways.
@@ -580,6 +593,7 @@ class Plan(_Resource):
     earliest_possible: datetime | None = None
     binds: list[str] = []
     text: str = ""
+    feeds: list[Feed] = []
 
 
 class LandedObject(_Resource):

@@ -185,6 +185,8 @@ def _show_task(task: api.Task) -> None:
     if task.attempts > 1:
         facts.append(f"attempt {task.attempts}")
     print(f"  task      {task.target.site}:{task.target.path}  {task.state}  {', '.join(facts)}")
+    if task.fed_by:
+        print(f"  from      {task.source.site}:{task.source.path}, once it is complete there")
     for way in task.ways:
         print(f"  way       {' > '.join(way.sites)}, planned at {format_rate(way.rate_bits_per_s / 8)}")
     if task.binds:

@@ -29,6 +29,7 @@ from flowengine.errors import UsageError
 from flowengine.trust.certificates import Rng
 from flowengine.trust.envelope import MAX_DOCUMENT_BYTES, Envelope, seal_envelope, signed_bytes
 from flowengine.trust.grant_checks import (
+    FED,
     HOLD,
     MAX_LABELS,
     MAX_VALID_S,
@@ -48,6 +49,7 @@ __all__ = [
     "MAX_LABELS",
     "MAX_ROUTE",
     "MAX_VALID_S",
+    "VERSION_BYTES",
     "Grant",
     "GrantKey",
     "Party",
@@ -64,7 +66,8 @@ MAX_ROUTE: Final = 16
 SECRET_BYTES: Final = 32
 
 End = Literal["source", "target"]
-_KNOWN_REQUIREMENTS: Final = frozenset({HOLD})
+_KNOWN_REQUIREMENTS: Final = frozenset({HOLD, FED})
+VERSION_BYTES: Final = 32
 
 
 class Party(msgspec.Struct, frozen=True):
@@ -96,7 +99,8 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         counts: what the coordinator's counters come to with this transfer, by their names in policies.
         tenant: for whom it is, so that its bandwidth limit can be held.
         required: conditions that whoever checks must know; unknown ones refuse the grant. "hold": the target holds the
-            data sealed and has no key.
+            data sealed and has no key. "fed": the source gives `version` or nothing.
+        version: id of the version that the source has to have at its path, where it was a target itself; else empty.
     """
 
     id: bytes
@@ -126,6 +130,7 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     requester: str = ""
     approvals: list[bytes] = []
     counts: dict[str, int] = {}
+    version: bytes = b""
 
     def party(self, end: End) -> Party:
         """Who is at an end."""
@@ -295,4 +300,6 @@ def _problem(grant: Grant) -> str:
         return "its route is no list of sites"
     if (grant.route[0], grant.route[-1]) != (grant.source.site, grant.target.site):
         return "its route does not lead from its source to its target"
+    if len(grant.version) not in (0, VERSION_BYTES) or bool(grant.version) != (FED in grant.required):
+        return "it does not say which version its source has to give, or does not require it"
     return problem_of_permit(grant)

@@ -15,6 +15,7 @@ from flowengine.trust.envelope import open_envelope, signed_bytes
 from flowengine.wire.paths import check_relative_path
 
 __all__ = [
+    "FED",
     "HOLD",
     "MAX_VALID_S",
     "arrival_use",
@@ -32,6 +33,8 @@ MAX_VALID_S: Final = 86_400
 MAX_LABELS: Final = 100
 HOLD: Final = "hold"
 """Condition of a grant by which the target holds: whatever lands there is sealed, and it has no key."""
+FED: Final = "fed"
+"""Condition of a grant by which the source, itself a target of the transfer, gives the grant's `version` and nothing else."""
 
 
 def arrival_use(required: Sequence[str]) -> Literal["hold", "land"]:

@@ -14,6 +14,7 @@ from sqlalchemy import create_engine
 from flowengine.coordinator.database.migrate import HEAD, alembic_config
 from flowengine.coordinator.database.tables import metadata
 from flowengine.coordinator.database.transactions import open_database
+from flowengine.coordinator.rules.feeding import Feeder, falls_back, lost
 from flowengine.coordinator.rules.paths import clean, overlap
 from flowengine.coordinator.rules.queue import Board, Place, Share, Work, choose, hindrance
 from flowengine.coordinator.rules.reports import Held, take
@@ -48,6 +49,40 @@ def test_priority_comes_first_then_the_tenant_served_least_then_age() -> None:
     assert ids(choose(board(queue, **shares), "b", 3)) == [5, 3, 4]
     assert ids(choose(board(queue), "b", 10)) == [5, 3, 1, 4, 2]  # x was charged for the urgent one
     assert choose(board(queue), "a", 10) == []
+
+
+def test_a_fed_task_waits_for_its_feeder_by_name() -> None:
+    fed = work(2, source_site="b", source_path="/out1", target_site="c", driver="c", transfer="t-1", fed_by="t-1.1")
+    now = board([work(1), fed])
+    now.feeders = {"t-1.1": Feeder("t-1.1", "b", "/out1", "running")}
+    waits = hindrance(now, fed)
+    assert waits is not None
+    assert (waits.name, waits.text) == ("feed", "c is served by b, whose own copy is not complete yet")
+    now.feeders = {}
+    assert hindrance(now, fed) is None
+
+
+def test_nothing_that_lasts_keeps_a_fed_target_waiting() -> None:
+    def why(feeder: Feeder | None, site: str = "online", waits: str = "", since: float = 0.0) -> str:
+        return lost(feeder, site, waits, since, 100.0)
+
+    def feeder(state: str, attempts: int = 0, wait: str = "", since: float = 0.0) -> Feeder:
+        return Feeder("t-1.1", "b", "/x", state, attempts, wait, since)
+
+    assert {why(feeder(state)) for state in ("running", "waiting")} == {""}
+    assert why(None) == why(feeder("waiting", wait="slots", since=95.0)) == ""
+    for site in ("offline", "draining", "revoked"):
+        assert why(feeder("running"), site) == f"its site is {site}"
+    assert why(feeder("failed")) == "its own copy failed"
+    assert why(feeder("waiting", attempts=1)) == "an attempt at its own copy failed"
+    assert why(feeder("waiting", wait="slots", since=80.0)) == "its own copy waits (slots)"
+    assert why(None, waits="source-path", since=80.0) == "somebody else writes there"
+    assert falls_back("failed", "feed-differs", False)
+    assert falls_back("waiting", "disconnected", True)
+    assert falls_back("failed", "policy-denied", False)
+    assert not falls_back("failed", "policy-stopped", True)  # what had arrived may not stay
+    assert not falls_back("waiting", "draining", True)
+    assert not falls_back("done", "", True)
 
 
 def test_what_only_a_relay_can_carry_waits_until_a_way_is_planned() -> None:

@@ -94,6 +94,7 @@ def test_a_good_grant_is_what_was_signed() -> None:
         ({}, {"highest_fence": 8}, "grant-superseded"),
         ({}, {"spent": True}, "grant-replayed"),
         ({"required": ["moon-phase"]}, {}, "incompatible"),
+        ({"required": ["fed"], "version": b"v" * 32}, {"spent": True}, "grant-replayed"),
         # What is wrong first is the reason.
         ({}, {"now": NOW + 361, "me": C, "highest_fence": 8}, "grant-expired"),
         ({}, {"peer": C, "highest_fence": 8, "spent": True}, "grant-other-party"),

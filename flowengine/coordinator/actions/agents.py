@@ -12,6 +12,7 @@ from sqlalchemy import Connection, bindparam, func, select, update
 from flowengine.api.agents import Claim, Claimed, Heartbeat, HeartbeatReply, Report, ReportReply, TaskGrant
 from flowengine.api.resources import PRIORITIES, Counters, LandedObject, SitePolicy
 from flowengine.coordinator.actions.duties import quarantines_of
+from flowengine.coordinator.actions.feeding import serve_directly, version_of
 from flowengine.coordinator.actions.grants import Terms, task_grant, task_routes
 from flowengine.coordinator.actions.transfers import redrive
 from flowengine.coordinator.database.catalogue import decode_addresses, limits_of_site, revoked_serials
@@ -47,6 +48,7 @@ from flowengine.coordinator.planning.stored import (
     way_of,
 )
 from flowengine.coordinator.rules.commands import AgentView, Asked, Directive
+from flowengine.coordinator.rules.feeding import falls_back, source_of
 from flowengine.coordinator.rules.queue import choose, hindrance
 from flowengine.coordinator.rules.reports import Effect, Held, take
 from flowengine.errors import FlowError, NotFound
@@ -256,7 +258,7 @@ def _give(
         fence=fence,
         role=role,
         mode=row.mode,
-        source=request.source,
+        source=source_of(row.fed_by, request),
         target=target,
         peer_address=addresses[row.attempts % len(addresses)] if addresses else "",
         grant=base64.b64encode(document).decode(),
@@ -350,6 +352,10 @@ def _record(
     if ended:
         values |= _end_values(said, effect)
     writing.connection.execute(update(tasks).where(tasks.c.id == row.id).values(**values))
+    moved = bool(said.landed) or said.counters.bytes_done > said.counters.bytes_unchanged
+    if ended and row.fed_by and falls_back(effect.state, said.reason, moved):
+        serve_directly(writing, row, transfer, said.message or said.reason)
+        effect = replace(effect, state="waiting")
     if ended and effect.state == "done" and row.claimed is not None:
         _learn_pace(writing, row, transfer, decode_counters(values.get("counters", row.counters)))
     if ended:
@@ -447,11 +453,12 @@ def _grant_of(
     terms: Terms,
 ) -> Grant:
     """A task's grant, with what people approved and what the counters come to."""
-    path = decode_request(transfer.request).source.path
+    path = source_of(row.fed_by, decode_request(transfer.request)).path
     return task_grant(
         row, transfer, known, fence, epoch, writing.now, terms,
         approvals=approvals_for(writing.connection, (row.source_site, path), row.target_site, transfer.user),
         counts=counts_of(writing.connection, row.id),
+        version=version_of(writing.connection, row.fed_by),
     )  # fmt: skip
 
 

@@ -10,9 +10,10 @@ from flowengine.api.agents import TaskRoute
 from flowengine.coordinator.database.catalogue import decode_addresses
 from flowengine.coordinator.database.tables import AnyRow
 from flowengine.coordinator.database.transfers import decode_decisions, decode_request
+from flowengine.coordinator.rules.feeding import source_of
 from flowengine.errors import UsageError
 from flowengine.trust.grant import Grant, Party
-from flowengine.trust.grant_checks import HOLD
+from flowengine.trust.grant_checks import FED, HOLD
 from flowengine.trust.relay_grant import RelayGrant, Stop
 
 __all__ = ["Terms", "task_grant", "task_routes"]
@@ -51,6 +52,7 @@ def task_grant(
     *,
     approvals: Sequence[bytes] = (),
     counts: Mapping[str, int] | None = None,
+    version: bytes = b"",
 ) -> Grant:
     """The grant of a task under a fence.
 
@@ -59,6 +61,7 @@ def task_grant(
         known: rows of the sites, by name; both ends must be among them.
         approvals: signed, that were given for it.
         counts: what the counters come to with it.
+        version: that the task's feeder landed, and that it may give; empty where the transfer's source serves it.
     """
     request = decode_request(transfer.request)
     target = request.targets[int(row.id.rpartition(".")[2]) - 1]
@@ -74,7 +77,7 @@ def task_grant(
         target=Party(row.target_site, known[row.target_site].key_sha256 or ""),
         dial="target" if row.driver == row.target_site else "source",
         route=[row.source_site, row.target_site],
-        source_path=request.source.path,
+        source_path=source_of(row.fed_by, request).path,
         target_path=target.path,
         mode=row.mode,
         secret=terms.rng(32),
@@ -88,7 +91,8 @@ def task_grant(
         requester=transfer.user,
         approvals=list(approvals),
         counts=dict(counts or {}),
-        required=_conditions(row, transfer),
+        version=version,
+        required=[*_conditions(row, transfer), *([FED] if row.fed_by else [])],
     )
 
 
@@ -138,7 +142,7 @@ def task_routes(
                 expires=int(now) + terms.grant_s,
                 stops=[stop for stop in stops if stop],
                 dial="target" if row.driver == row.target_site else "source",
-                source_path=request.source.path,
+                source_path=source_of(row.fed_by, request).path,
                 target_path=target.path,
                 labels=request.labels,
                 contracts=request.contracts,

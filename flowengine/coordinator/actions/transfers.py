@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sqlalchemy import Connection, func, select, update
@@ -11,7 +11,8 @@ from sqlalchemy import Connection, func, select, update
 from flowengine.api.resources import PRIORITIES, Decision, Endpoint, Transfer, TransferRequest
 from flowengine.coordinator.actions.approvals import ask_for_approval
 from flowengine.coordinator.actions.evidence import record_verdict
-from flowengine.coordinator.database.catalogue import decode_addresses, decode_roots
+from flowengine.coordinator.actions.feeding import addresses_of, hop_request, permits, serve_directly
+from flowengine.coordinator.database.catalogue import decode_roots
 from flowengine.coordinator.database.evidence import Chain
 from flowengine.coordinator.database.ledger import renew_counts
 from flowengine.coordinator.database.policies import inherit
@@ -21,6 +22,7 @@ from flowengine.coordinator.database.transfers import find_transfer, lock_transf
 from flowengine.coordinator.database.work import wake_beside
 from flowengine.coordinator.decisions import Verdict
 from flowengine.coordinator.knowledge import reserve
+from flowengine.coordinator.rules.feeding import waits_for
 from flowengine.coordinator.rules.paths import clean, offering_root
 from flowengine.coordinator.rules.queue import first_overlap
 from flowengine.coordinator.rules.states import ENDED, dialer
@@ -100,7 +102,7 @@ def _drivers(request: TransferRequest, rows: Mapping[str, AnyRow]) -> tuple[list
     source = rows[request.source.site]
     for place in request.targets:
         target = rows[place.site]
-        end = dialer(source.name, _addresses(source), target.name, _addresses(target))
+        end = dialer(source.name, addresses_of(source), target.name, addresses_of(target))
         if end is None:
             meeting.append(target.name)
         found.append(source.name if end == "source" else target.name)
@@ -144,10 +146,6 @@ def _check_meeting(
     )
 
 
-def _addresses(row: AnyRow) -> list[str] | None:
-    return None if row.last_seen is None else decode_addresses(row.addresses)
-
-
 @dataclass(frozen=True, slots=True)
 class Admitted:
     """What the planner says to a request before it is taken on.
@@ -156,12 +154,14 @@ class Admitted:
         size_bytes, objects: what is expected to move to each target; None where nobody knows.
         promised: its deadline can be kept beside all that is promised already.
         promises: the counter of promises when that was found out; another value means: find out anew.
+        feeds: targets that other targets should serve, each with its feeder, by position.
     """
 
     size_bytes: int | None = None
     objects: int | None = None
     promised: bool = False
     promises: int = 0
+    feeds: Mapping[int, int] = field(default_factory=dict)
 
 
 class PromisesChanged(Exception):
@@ -244,7 +244,8 @@ def create(
     if request.mode != "verify" and not request.options.dry_run and (verdict.labels or verdict.contracts):
         for target in request.targets:  # a copy has the labels of what it came from
             inherit(writing, target.site, target.path, verdict.labels, verdict.contracts)
-    _insert_tasks(writing, transfer, request, tenant, drivers)
+    feeds = _permitted_feeds(writing, transfer, request, rows, user, decide, chain, verdict, admitted.feeds)
+    _insert_tasks(writing, transfer, request, tenant, drivers, feeds)
     if not request.options.dry_run and request.mode != "verify":
         for index, place in enumerate(request.targets, 1):
             if place.site in verdict.about:
@@ -261,12 +262,68 @@ def create(
         mode=request.mode,
         priority=request.priority,
     )
+    for index, (feeder, _) in feeds.items():
+        writing.emit(
+            "task.fed",
+            transfer=transfer,
+            site=request.targets[index].site,
+            user=user,
+            tenant=tenant,
+            task=f"{transfer}.{index + 1}",
+            feeder=f"{transfer}.{feeder + 1}",
+            source=f"{request.targets[feeder].site}:{request.targets[feeder].path}",
+        )
     return find_transfer(writing.connection, transfer, None)
 
 
+def _permitted_feeds(
+    writing: Writing,
+    transfer: str,
+    request: TransferRequest,
+    rows: Mapping[str, AnyRow],
+    user: str,
+    decide: Decide,
+    chain: Chain,
+    verdict: Verdict,
+    wanted: Mapping[int, int],
+) -> dict[int, tuple[int, str]]:
+    """Which targets are served by another one, by position: the feeder's position, and the site that dials.
+
+    Left out is what policy does not permit between the two, and what the feeder does not offer to be read; the source
+    serves it. Decisions that permit a hop are on the record.
+    """
+    found: dict[int, tuple[int, str]] = {}
+    if not permits(verdict):
+        return found
+    for index, feeder in wanted.items():
+        hop = hop_request(request, verdict, feeder, index)
+        ends = rows[hop.source.site], rows[hop.targets[0].site]
+        end = dialer(ends[0].name, addresses_of(ends[0]), ends[1].name, addresses_of(ends[1]))
+        path = clean(hop.source.path)
+        root = offering_root(decode_roots(ends[0].roots), path, False)
+        if end is None or root is None:
+            continue
+        if clean(root.name) == path and not request.source.path.endswith("/"):
+            continue  # what stands there cannot tell whether it was a folder that came, or a file into the root
+        said = decide(writing.connection, hop, rows, user, writing.now)
+        if permits(said):
+            record_verdict(writing, chain, said, hop, transfer, user)
+            found[index] = feeder, ends[0].name if end == "source" else ends[1].name
+    return found
+
+
 def _insert_tasks(
-    writing: Writing, transfer: str, request: TransferRequest, tenant: str, drivers: list[str]
+    writing: Writing,
+    transfer: str,
+    request: TransferRequest,
+    tenant: str,
+    drivers: list[str],
+    feeds: Mapping[int, tuple[int, str]],
 ) -> None:
+    sources = [
+        request.targets[feeds[index][0]] if index in feeds else request.source
+        for index in range(len(request.targets))
+    ]
     writing.connection.execute(
         tasks.insert(),
         [
@@ -276,17 +333,28 @@ def _insert_tasks(
                 "tenant": tenant,
                 "priority": PRIORITIES.index(request.priority),
                 "mode": request.mode,
-                "source_site": request.source.site,
-                "source_path": clean(request.source.path),
+                "source_site": sources[index - 1].site,
+                "source_path": clean(sources[index - 1].path),
                 "target_site": place.site,
                 "target_path": clean(place.path),
-                "driver": driver,
+                "driver": feeds[index - 1][1] if index - 1 in feeds else driver,
+                "fed_by": f"{transfer}.{feeds[index - 1][0] + 1}" if index - 1 in feeds else "",
                 "state": "waiting",
                 "wait_since": writing.now,
+                **_first_wait(place.site, request, feeds.get(index - 1)),
             }
             for index, (place, driver) in enumerate(zip(request.targets, drivers, strict=True), 1)
         ],
     )
+
+
+def _first_wait(target: str, request: TransferRequest, feed: tuple[int, str] | None) -> dict[str, str]:
+    """What a task waits for from the beginning."""
+    if feed is None:
+        return {"wait_name": "", "wait_text": "", "wait_ends": ""}
+    feeder = request.targets[feed[0]]
+    name, words, ends = waits_for(target, feeder.site, clean(feeder.path))
+    return {"wait_name": name, "wait_text": words, "wait_ends": ends}
 
 
 def _decision_data(decision: Decision) -> dict[str, object]:
@@ -353,7 +421,11 @@ def steer(
         values |= {"reason": "", "message": "", "hint": "", "wait_name": "", "wait_since": writing.now}
         values |= {"disposal": "", "disposed": "{}"}
         renew_counts(writing, transfer)
-        _set(writing, transfer, values, mine & tasks.c.state.in_(["failed", "cancelled"]))
+        ended_so = tasks.c.state.in_(["failed", "cancelled"])
+        fed = writing.connection.execute(select(tasks).where(mine, ended_so, tasks.c.fed_by != "")).all()
+        _set(writing, transfer, values, mine & ended_so)
+        for task in fed:
+            serve_directly(writing, task, row, "the transfer is retried")
     writing.emit(f"transfer.{_past(verb)}", transfer=transfer, user=user, tenant=row.tenant, by=user)
     here = writing.connection.execute(
         select(tasks.c.source_site, tasks.c.target_site, tasks.c.driver, tasks.c.holder).where(mine)
@@ -392,7 +464,7 @@ def redrive(writing: Writing, site: str) -> None:
         if row.source_site not in rows or row.target_site not in rows:
             continue
         source, target = rows[row.source_site], rows[row.target_site]
-        end = dialer(source.name, _addresses(source), target.name, _addresses(target))
+        end = dialer(source.name, addresses_of(source), target.name, addresses_of(target))
         driver = {"source": source.name, "target": target.name, None: row.driver}[end]
         if driver != row.driver:
             writing.connection.execute(update(tasks).where(tasks.c.id == row.id).values(driver=driver))

@@ -300,6 +300,7 @@ tasks: Final = Table(
     _flag("link_bound"),  # whether nothing but links kept it from more
     _text("disposal"),  # what became at the target of data that may not stay: a state of `Disposal`
     _text("disposed", "{}"),
+    _text("fed_by"),  # the task whose target serves this one; empty: the transfer's source does
     _one_of("state", "waiting", "running", "done", "failed", "cancelled"),
     Index("ix_tasks_state_driver", "state", "driver"),
 )

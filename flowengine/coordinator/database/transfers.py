@@ -26,6 +26,7 @@ from flowengine.coordinator.database.people import moment, optional_moment
 from flowengine.coordinator.database.tables import AnyRow, landed, task_plans, tasks, transfers
 from flowengine.coordinator.database.transactions import Writing
 from flowengine.coordinator.planning.outcome import TaskPlan, Told
+from flowengine.coordinator.rules.feeding import source_of
 from flowengine.coordinator.rules.states import TaskFacts, Verdict, derive
 from flowengine.errors import NotFound
 
@@ -76,7 +77,7 @@ def show_task(row: AnyRow, request: TransferRequest, planned: TaskPlan | None = 
     return Task(
         id=row.id,
         transfer=row.transfer,
-        source=request.source,
+        source=source_of(row.fed_by, request),
         target=request.targets[index],
         state=row.state,
         holder=row.holder if row.state == "running" else "",
@@ -102,6 +103,7 @@ def show_task(row: AnyRow, request: TransferRequest, planned: TaskPlan | None = 
         hint=row.hint,
         version_id=row.version_id,
         disposal=_disposal.decode(row.disposed) if row.disposal else None,
+        fed_by=row.fed_by,
     )
 
 

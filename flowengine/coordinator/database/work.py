@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, Final
 
 from sqlalchemy import BindParameter, Connection, Select, bindparam, case, func, or_, select, text
@@ -12,6 +12,7 @@ from flowengine.coordinator.database.people import day_minute
 from flowengine.coordinator.database.tables import AnyRow, sites, tasks, tenants, transfers, usage
 from flowengine.coordinator.database.transactions import Writing
 from flowengine.coordinator.planning.stored import read_task_plans
+from flowengine.coordinator.rules.feeding import Feeder
 from flowengine.coordinator.rules.queue import Board, Place, Share, Work
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "add_usage",
     "claim_rows",
     "lock_for_claims",
+    "read_feeders",
     "read_board",
     "wake_beside",
 ]
@@ -48,6 +50,7 @@ def task_work(row: AnyRow) -> Work:
         paused=row.paused,
         ready_at=row.ready_at,
         last_reason=row.reason,
+        fed_by=row.fed_by,
     )
 
 
@@ -67,6 +70,7 @@ _WORK_COLUMNS: Final = (
     tasks.c.ready_at,
     tasks.c.reason,
     tasks.c.state,
+    tasks.c.fed_by,
 )
 
 
@@ -121,6 +125,15 @@ _USED: Final = (
     .where(usage.c.tenant.in_(_NAMES), usage.c.minute >= bindparam("first"))
     .group_by(usage.c.tenant)
 )
+_FEEDERS: Final = select(
+    tasks.c.id,
+    tasks.c.target_site,
+    tasks.c.target_path,
+    tasks.c.state,
+    tasks.c.attempts,
+    tasks.c.wait_name,
+    tasks.c.wait_since,
+).where(tasks.c.id.in_(_NAMES), tasks.c.state != "done")
 _TENANTS: Final = select(tenants).where(tenants.c.name.in_(_NAMES))
 
 
@@ -148,12 +161,32 @@ def read_board(connection: Connection, now: float, driver: str | None) -> Board:
         running=running,
         places=_places(connection, names, running),
         shares=_shares(connection, now, sorted({work.tenant for work in waiting})),
+        feeders=read_feeders(connection, {work.fed_by for work in waiting if work.fed_by}),
     )
     meeting = [work.id for work in waiting if board.meets(work)]
     if meeting:
         planned = read_task_plans(connection, meeting)
         board.routed = frozenset(task for task, told in planned.items() if told.plan.routes)
     return board
+
+
+def read_feeders(connection: Connection, names: Collection[str]) -> dict[str, Feeder]:
+    """Those of some tasks that are not done."""
+    if not names:
+        return {}
+    rows = connection.execute(_FEEDERS, {"names": sorted(names)})
+    return {
+        row.id: Feeder(
+            row.id,
+            row.target_site,
+            row.target_path,
+            row.state,
+            row.attempts,
+            row.wait_name,
+            row.wait_since,
+        )
+        for row in rows
+    }
 
 
 def _places(connection: Connection, names: list[str], running: list[Work]) -> dict[str, Place]:

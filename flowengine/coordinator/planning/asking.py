@@ -12,7 +12,7 @@ Invariants
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,12 +20,14 @@ import msgspec
 from sqlalchemy import Connection, select
 
 from flowengine.api.agents import Answer
-from flowengine.api.resources import Decision, Plan, PlanRequest, TransferRequest, Way
+from flowengine.api.resources import Decision, Feed, Plan, PlanRequest, TransferRequest, Way
+from flowengine.coordinator.actions.feeding import hop_request, permits
 from flowengine.coordinator.actions.transfers import Admitted, no_meeting, site_rows_of
 from flowengine.coordinator.database.people import moment, optional_moment
 from flowengine.coordinator.database.tables import AnyRow, counters, plans
 from flowengine.coordinator.database.transactions import Writing, json_text
 from flowengine.coordinator.planning import stored
+from flowengine.coordinator.planning.feeding import better_fed, possible_pairs
 from flowengine.coordinator.planning.outcome import (
     by_group,
     clock,
@@ -45,11 +47,14 @@ from flowengine.coordinator.planning.picture import (
     overlay_of,
     place_of,
     read_picture,
+    read_world,
     relays_for,
     sighted_links,
 )
+from flowengine.coordinator.rules.feeding import may_be_fed
 from flowengine.coordinator.service import Service
 from flowengine.coordinator.web.answers import ask_agent, for_whom
+from flowengine.coordinator.web.calls import log
 from flowengine.errors import Denied, FlowError, NotFound
 from flowengine.plan import Allowed, Demand, Overlay, describe
 from flowengine.plan.explain import describe_obstacle
@@ -58,7 +63,7 @@ from flowengine.plan.model import Plan as Solved
 from flowengine.plan.pace import UNLEARNED, Pace, Seen, expect_s
 from flowengine.units import format_bytes, format_duration
 
-__all__ = ["Asking"]
+__all__ = ["Asking", "chosen_feeds"]
 
 COUNT_S: Final = 10.0
 """How long a site's agent may count what is to be moved."""
@@ -76,6 +81,8 @@ class _Solved:
     plan: Solved
     paces: dict[str, Pace]
     promises: int
+    feeds: Mapping[int, int]
+    """Targets that other targets serve, each with its feeder, by position."""
 
 
 class Asking:
@@ -109,6 +116,43 @@ class Asking:
             return None, None
         return answer.size_bytes, answer.objects
 
+    # --- who serves whom --------------------------------------------------------------------------------------------
+
+    async def feeds(self, request: TransferRequest, user: str) -> dict[int, int]:
+        """Targets that other targets should serve, each with its feeder, by position; see `better_fed`.
+
+        Where the planner cannot be asked the source serves all of them: nothing waits for this.
+        """
+        if not may_be_fed(request):
+            return {}
+        now, decider = self._service.clock(), self._service.decider
+
+        def read(connection: Connection) -> tuple[Picture, list[tuple[int, int]], frozenset[str]]:
+            picture = read_world(connection, now)
+            pairs = possible_pairs(picture, request)
+            ends = {request.source.site, *(target.site for target in request.targets)}
+            if not pairs or not ends <= picture.rows.keys():
+                return picture, [], frozenset()
+            verdict = decider.decide(connection, request, picture.rows, user, now)
+            if not permits(verdict):
+                return picture, [], frozenset()
+            hops = {pair: hop_request(request, verdict, *pair) for pair in pairs}
+            permitted = [
+                pair
+                for pair, hop in hops.items()
+                if permits(decider.decide(connection, hop, picture.rows, user, now))
+            ]
+            return picture, permitted, relays_for(connection, picture, decider, request, user)
+
+        picture, pairs, relays = await self._db.read(read)
+        if not pairs:
+            return {}
+        try:
+            return await better_fed(self._service.solver, picture, request, pairs, relays)
+        except FlowError as error:
+            log.warning("who could serve whom was not found out: %s", error.message)
+            return {}
+
     # --- plans ------------------------------------------------------------------------------------------------------
 
     async def plan(self, asked: PlanRequest, user: str, tenant: str, id_: str) -> Plan:
@@ -138,8 +182,13 @@ class Asking:
         size, objects = asked.size_bytes, asked.objects
         if size is None:
             size, objects = await self.size_of(request, user, tenant)
-        solved = await self._solve(request, user, tenant, size, objects)
+        feeds = await self.feeds(request, user)
+        solved = await self._solve(request, user, tenant, size, objects, feeds)
         made = self._shown(solved, request, decisions, size, objects)
+        made.feeds = [
+            Feed(target=request.targets[one].site, feeder=request.targets[other].site, source=request.source.site)
+            for one, other in sorted(feeds.items())
+        ]
         made.id, made.made = id_, moment(solved.picture.now)
         made.expires = moment(solved.picture.now + KEPT_S)
 
@@ -160,16 +209,28 @@ class Asking:
         return made
 
     async def _solve(
-        self, request: TransferRequest, user: str, tenant: str, size: int | None, objects: int | None
+        self,
+        request: TransferRequest,
+        user: str,
+        tenant: str,
+        size: int | None,
+        objects: int | None,
+        feeds: Mapping[int, int] | None = None,
     ) -> _Solved:
         now = self._service.clock()
-        targets = list(dict.fromkeys(target.site for target in request.targets))
+        feeds = feeds or {}
+        pairs_asked = [
+            ((request.targets[feeds[number]] if number in feeds else request.source).site, target.site)
+            for number, target in enumerate(request.targets)
+        ]
+        source_of = {target: source for source, target in pairs_asked}
+        targets = list(source_of)
 
         decider = self._service.decider
 
         def read(connection: Connection) -> tuple[Picture, list[list[Seen]], int, frozenset[str]]:
             found = [
-                seen for name in targets for seen in stored.ended_tasks(connection, request.source.site, name)
+                seen for name in targets for seen in stored.ended_tasks(connection, source_of[name], name)
             ]
             promises = connection.execute(
                 select(counters.c.value).where(counters.c.name == "promise")
@@ -185,7 +246,7 @@ class Asking:
             for name, here, anywhere in zip(targets, learned[::2], learned[1::2], strict=True)
         }
         pairs = [(task.source, task.target) for task in picture.tasks]
-        pairs += [(request.source.site, name) for name in targets]
+        pairs += pairs_asked
         overlay = overlay_of(picture, pairs)
         sighted = sighted_links(picture, overlay, pairs)
         mine = tuple(
@@ -193,18 +254,19 @@ class Asking:
                 request,
                 number,
                 picture,
-                allowed_of(picture, (request.source.site, name), permitted, request.plan or "", sighted),
+                allowed_of(picture, pairs_asked[number], permitted, request.plan or "", sighted),
                 tenant,
                 size,
                 objects,
                 paces.get(name, UNLEARNED),
+                feeds.get(number, -1),
             )
             for number, name in enumerate(target.site for target in request.targets)
         )
         others = demands_of(picture, sighted)
         demands = (*others, *mine)
         made = await self._service.solver.plan(overlay, demands, None, now)
-        return _Solved(picture, overlay, demands, mine, made, paces, promises)
+        return _Solved(picture, overlay, demands, mine, made, paces, promises, feeds)
 
     def _shown(
         self,
@@ -219,13 +281,13 @@ class Asking:
         price = {(link.source, link.target): link.usd_per_gb for link in solved.overlay.links}
         ways_carry = ways_of(solved.overlay, solved.mine, made, {})
         ways: list[Way] = []
-        times: list[tuple[float, float, float]] = []
+        times: dict[int, tuple[float, float, float]] = {}
         binds: list[str] = []
         words: list[str] = []
         usd: float | None = 0.0
         guessed = guessed_links(solved.overlay)
         entries = {entry.id: known_obstacles(entry, guessed) for entry in made.demands}
-        for demand in solved.mine:
+        for number, demand in enumerate(solved.mine):
             entry = entries[demand.id]
             source, target = demand.sources[0].site, demand.targets[0].site
             found = routes_of(groups.get(entry.group, []), entry)
@@ -238,7 +300,7 @@ class Asking:
                     usd += cost * size / 1e9 * way.rate_bits_per_s / max(total, 1)
             pace = solved.paces.get(target, UNLEARNED)
             if size is not None:
-                times.append(_span(entry, pace, objects or 1, size, ways_carry[demand.id], solved, now))
+                times[number] = _span(entry, pace, objects or 1, size, ways_carry[demand.id], solved, now)
             binds += [
                 describe_obstacle(obstacle, entry, clock)
                 for obstacle in entry.obstacles
@@ -249,7 +311,8 @@ class Asking:
             if not found and meets(solved.picture, source, target):
                 words.append(prefix + no_meeting(source, target))
                 continue
-            words.append(prefix + _line(entry, lines, source, target, ways_carry[demand.id], found))
+            line = _line(entry, lines, source, target, ways_carry[demand.id], found)
+            words.append(prefix + (f"from {source} once it is complete there, " * (number in solved.feeds)) + line)
         promise = _promise([entries[demand.id].promise for demand in solved.mine])
         possible = [entries[demand.id].earliest_s for demand in solved.mine]
         plan = Plan(
@@ -270,8 +333,9 @@ class Asking:
         )
         carried = [ways_carry[demand.id] for demand in solved.mine]
         plan.rate_bits_per_s = min(carried) or None
-        if times and all(time[1] < float("inf") for time in times):
-            earliest, expected, latest = (max(time[at] for time in times) for at in range(3))
+        if times and all(time[1] < float("inf") for time in times.values()):
+            ends = [_end(times, solved.feeds, number, now) for number in times]
+            earliest, expected, latest = (max(end[at] for end in ends) for at in range(3))
             plan.duration_s = round(expected - now, 3)
             plan.earliest, plan.expected = moment(earliest), moment(expected)
             plan.latest = optional_moment(latest if latest < float("inf") else None)
@@ -340,7 +404,9 @@ def _demand(
     size: int | None,
     objects: int | None,
     pace: Pace,
+    feeder: int = -1,
 ) -> Demand:
+    begin = request.source if feeder < 0 else request.targets[feeder]
     priority, weight = CLASSES[("low", "normal", "high", "urgent").index(request.priority)]
     deadline = None
     if request.deadline is not None:
@@ -349,7 +415,7 @@ def _demand(
         deadline = max(request.deadline.timestamp() - beside, picture.now + 1.0)
     return Demand(
         id=f"new.{number + 1}",
-        sources=(place_of(picture, request.source.site, request.source.path, writing=False),),
+        sources=(place_of(picture, begin.site, begin.path, writing=False),),
         targets=(
             place_of(picture, request.targets[number].site, request.targets[number].path, writing=True),
         ),
@@ -404,7 +470,8 @@ def check_chosen(
                 hint="plan again",
                 site=site,
             )
-    there = {link.label for link in overlay_of(picture, _pairs(request)).links}
+    pairs = _pairs(request) + [(feed.feeder, feed.target) for feed in plan.feeds]
+    there = {link.label for link in overlay_of(picture, pairs).links}
     gone = sorted(links_of_plan(plan) - there)
     if gone:
         raise FlowError(
@@ -413,6 +480,14 @@ def check_chosen(
             reason="conflict",
         )
     return plan
+
+
+def chosen_feeds(request: TransferRequest, plan: Plan) -> dict[int, int]:
+    """Targets of a request that others serve by a stored plan, each with its feeder, by position."""
+    if not may_be_fed(request):
+        return {}
+    at = {target.site: index for index, target in enumerate(request.targets)}
+    return {at[feed.target]: at[feed.feeder] for feed in plan.feeds}
 
 
 def _pairs(request: TransferRequest) -> list[tuple[str, str]]:
@@ -449,6 +524,17 @@ def _span(
     near = SPREADS * min((pace.spread**2 + (link * min(on_way, 1.0)) ** 2) ** 0.5, 2.0)
     length = expected - now
     return now + length / (1 + near), expected, now + length * (1 + near)
+
+
+def _end(
+    times: Mapping[int, tuple[float, float, float]], feeds: Mapping[int, int], number: int, now: float
+) -> tuple[float, float, float]:
+    """Earliest, expected and latest end of a target, which begins when its feeder is done."""
+    earliest, expected, latest = times[number]
+    if number not in feeds:
+        return earliest, expected, latest
+    before = _end(times, feeds, feeds[number], now)
+    return earliest + before[0] - now, expected + before[1] - now, latest + before[2] - now
 
 
 def entry_source(solved: _Solved, entry: DemandPlan) -> str:

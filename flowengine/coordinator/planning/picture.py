@@ -53,6 +53,7 @@ __all__ = [
     "TaskFacts",
     "allowed_of",
     "demands_of",
+    "is_sighted",
     "meets",
     "overlay_of",
     "place_of",
@@ -126,6 +127,7 @@ class TaskFacts:
     attempts: int = 0
     source_path: str = "/"
     target_path: str = "/"
+    fed_by: str = ""
 
     @property
     def left_bytes(self) -> int:
@@ -259,9 +261,9 @@ def relays_for(
 
 def links_of_plan(plan: StoredPlan) -> frozenset[str]:
     """The links that a stored plan uses, as the planner names them."""
-    return frozenset(
-        f"{one}→{other}" for way in plan.ways for one, other in zip(way.sites, way.sites[1:], strict=False)
-    )
+    ways = [way.sites for way in plan.ways]
+    ways += [[feed.source, feed.target] for feed in plan.feeds]  # where its feeder cannot serve it
+    return frozenset(f"{one}→{other}" for way in ways for one, other in zip(way, way[1:], strict=False))
 
 
 def _task(row: AnyRow) -> TaskFacts:
@@ -291,6 +293,7 @@ def _task(row: AnyRow) -> TaskFacts:
         attempts=row.attempts,
         source_path=row.source_path,
         target_path=row.target_path,
+        fed_by=row.fed_by,
     )
 
 
@@ -458,6 +461,11 @@ def meets(picture: Picture, source: str, target: str) -> bool:
     return source != target and all(end is not None and end.outbound for end in ends)
 
 
+def is_sighted(picture: Picture, source: str, target: str) -> bool:
+    """Whether somebody measured or declared what the link between two sites carries."""
+    return (source, target) in picture.known or _capacity(picture, (source, target)) is not None
+
+
 def _blind_hops(picture: Picture, pairs: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:
     """Links to and from relays that are planned on unseen, since some pair has no other way."""
     relays = [site.name for site in picture.sites.values() if site.relays]
@@ -527,8 +535,9 @@ def demands_of(picture: Picture, sighted: frozenset[str] | None = None) -> tuple
     """
     by_scope = {limit.scope: limit for limit in picture.limits}
     found = []
+    under_way = {task.id for task in picture.tasks}
     for task in picture.tasks:
-        if task.paused:
+        if task.paused or task.fed_by in under_way:  # it can begin when the other one is done
             continue
         priority, weight = CLASSES[task.priority]
         limit = by_scope.get(f"transfer:{task.transfer}")

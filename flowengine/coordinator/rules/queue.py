@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final
 
+from flowengine.coordinator.rules.feeding import Feeder, waits_for
 from flowengine.coordinator.rules.paths import overlap
 
 __all__ = [
@@ -56,6 +57,7 @@ class Work:
     paused: bool = False
     ready_at: float = 0.0
     last_reason: str = ""
+    fed_by: str = ""
 
 
 @dataclass(slots=True)
@@ -145,6 +147,7 @@ class Board:
         waiting: tasks that wait, those in question and all older ones that write where they read or write.
         running: tasks that run at the sites in question.
         routed: waiting tasks between sites that cannot be dialled, for which a way over a relay is planned.
+        feeders: tasks that are not done and whose targets are to serve one of `waiting`, by id.
     """
 
     now: float
@@ -153,6 +156,7 @@ class Board:
     places: Mapping[str, Place]
     shares: Mapping[str, Share]
     routed: frozenset[str] = frozenset()
+    feeders: Mapping[str, Feeder] = field(default_factory=dict)
     _running_writers: Writers = field(default_factory=Writers, init=False)
     _waiting_writers: Writers = field(default_factory=Writers, init=False)
 
@@ -197,6 +201,9 @@ def hindrance(board: Board, work: Work) -> Hindrance | None:
         found = _place_hindrance(board.places.get(site), site)
         if found is not None:
             return found
+    feeder = board.feeders.get(work.fed_by)
+    if feeder is not None:
+        return Hindrance(*waits_for(work.target_site, feeder.target_site, feeder.target_path))
     if work.ready_at > board.now:
         if work.last_reason == "policy-window":
             opens = datetime.fromtimestamp(work.ready_at, UTC).strftime("%Y-%m-%d %H:%M UTC")

@@ -72,10 +72,18 @@ def _line(
             return f"{len(running)} of {len(transfer.tasks)} tasks have begun; no report on their speed yet"
         slow = "; ".join(f"to {site} the bottleneck is {what}" for site, what in sorted(bottlenecks.items()))
         held = "; ".join(f"to {site} {what}" for site, what in sorted(binding.items()))
-        said = [f"it moves at {format_rate(rate / 8)}", held, slow]
+        behind = "; ".join(
+            f"{task.target.site} waits, for {_ago(task.wait, now)}: {task.wait.text}"
+            for task in transfer.tasks
+            if task.state == "waiting" and task.wait is not None and task.wait.name == "feed"
+        )
+        said = [f"it moves at {format_rate(rate / 8)}", held, slow, behind]
         return "; ".join(part for part in said if part)
     if not waits:
         return "it waits for an agent to claim it"
     longest = min(waits, key=lambda wait: wait.since)
-    since = format_duration(max(0.0, (now - longest.since).total_seconds()))
-    return f"it waits ({longest.name}, for {since}): {longest.text}; ends when {longest.ends_when}"
+    return f"it waits ({longest.name}, for {_ago(longest, now)}): {longest.text}; ends when {longest.ends_when}"
+
+
+def _ago(wait: Wait, now: datetime) -> str:
+    return format_duration(max(0.0, (now - wait.since).total_seconds()))

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 from typing import Final, Literal, TypeVar
 
@@ -34,7 +35,7 @@ from flowengine.coordinator.database import people as stored_people
 from flowengine.coordinator.database import transfers as stored
 from flowengine.coordinator.database.tables import plans, tokens
 from flowengine.coordinator.database.transactions import Writing
-from flowengine.coordinator.planning.asking import Asking
+from flowengine.coordinator.planning.asking import Asking, chosen_feeds
 from flowengine.coordinator.planning.stored import read_task_plans
 from flowengine.coordinator.rules.why import explain
 from flowengine.coordinator.service import Service
@@ -101,6 +102,11 @@ class Transfers:
         for _ in range(MAX_ADMISSIONS):
             async with self._admitting if request.deadline is not None else contextlib.nullcontext():
                 admitted = await self._asking.admit(request, user.name, user.tenant)
+                if plan is None:
+                    feeds = await self._asking.feeds(request, user.name)
+                else:
+                    feeds = chosen_feeds(request, plan)
+                admitted = replace(admitted, feeds=feeds)
                 work = partial(
                     actions.create,
                     transfer=transfer,
