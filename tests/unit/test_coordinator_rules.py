@@ -52,7 +52,9 @@ def test_priority_comes_first_then_the_tenant_served_least_then_age() -> None:
 
 
 def test_a_fed_task_waits_for_its_feeder_by_name() -> None:
-    fed = work(2, source_site="b", source_path="/out1", target_site="c", driver="c", transfer="t-1", fed_by="t-1.1")
+    fed = work(
+        2, source_site="b", source_path="/out1", target_site="c", driver="c", transfer="t-1", fed_by="t-1.1"
+    )
     now = board([work(1), fed])
     now.feeders = {"t-1.1": Feeder("t-1.1", "b", "/out1", "running")}
     waits = hindrance(now, fed)
@@ -66,15 +68,15 @@ def test_nothing_that_lasts_keeps_a_fed_target_waiting() -> None:
     def why(feeder: Feeder | None, site: str = "online", waits: str = "", since: float = 0.0) -> str:
         return lost(feeder, site, waits, since, 100.0)
 
-    def feeder(state: str, attempts: int = 0, wait: str = "", since: float = 0.0) -> Feeder:
-        return Feeder("t-1.1", "b", "/x", state, attempts, wait, since)
+    def feeder(state: str, begun: bool = False, wait: str = "", since: float = 0.0) -> Feeder:
+        return Feeder("t-1.1", "b", "/x", state, begun, wait, since)
 
     assert {why(feeder(state)) for state in ("running", "waiting")} == {""}
     assert why(None) == why(feeder("waiting", wait="slots", since=95.0)) == ""
     for site in ("offline", "draining", "revoked"):
         assert why(feeder("running"), site) == f"its site is {site}"
     assert why(feeder("failed")) == "its own copy failed"
-    assert why(feeder("waiting", attempts=1)) == "an attempt at its own copy failed"
+    assert why(feeder("waiting", begun=True)) == "its own copy was begun and given up"
     assert why(feeder("waiting", wait="slots", since=80.0)) == "its own copy waits (slots)"
     assert why(None, waits="source-path", since=80.0) == "somebody else writes there"
     assert falls_back("failed", "feed-differs", False)

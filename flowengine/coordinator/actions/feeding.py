@@ -120,9 +120,7 @@ def end_feeds(writing: Writing) -> None:
     ).all()
     feeders = read_feeders(writing.connection, {row.fed_by for row in rows})
     for row in rows:
-        why = lost(
-            feeders.get(row.fed_by), row.site_state, row.wait_name, row.wait_since, writing.now
-        )
+        why = lost(feeders.get(row.fed_by), row.site_state, row.wait_name, row.wait_since, writing.now)
         if not why:
             continue
         transfer = lock_transfer(writing, row.transfer)

@@ -20,8 +20,8 @@ __all__ = [
     "add_usage",
     "claim_rows",
     "lock_for_claims",
-    "read_feeders",
     "read_board",
+    "read_feeders",
     "wake_beside",
 ]
 
@@ -130,7 +130,7 @@ _FEEDERS: Final = select(
     tasks.c.target_site,
     tasks.c.target_path,
     tasks.c.state,
-    tasks.c.attempts,
+    tasks.c.fence,
     tasks.c.wait_name,
     tasks.c.wait_since,
 ).where(tasks.c.id.in_(_NAMES), tasks.c.state != "done")
@@ -181,7 +181,7 @@ def read_feeders(connection: Connection, names: Collection[str]) -> dict[str, Fe
             row.target_site,
             row.target_path,
             row.state,
-            row.attempts,
+            row.fence > 0,
             row.wait_name,
             row.wait_since,
         )

@@ -186,7 +186,11 @@ class Asking:
         solved = await self._solve(request, user, tenant, size, objects, feeds)
         made = self._shown(solved, request, decisions, size, objects)
         made.feeds = [
-            Feed(target=request.targets[one].site, feeder=request.targets[other].site, source=request.source.site)
+            Feed(
+                target=request.targets[one].site,
+                feeder=request.targets[other].site,
+                source=request.source.site,
+            )
             for one, other in sorted(feeds.items())
         ]
         made.id, made.made = id_, moment(solved.picture.now)
@@ -312,7 +316,9 @@ class Asking:
                 words.append(prefix + no_meeting(source, target))
                 continue
             line = _line(entry, lines, source, target, ways_carry[demand.id], found)
-            words.append(prefix + (f"from {source} once it is complete there, " * (number in solved.feeds)) + line)
+            words.append(
+                prefix + (f"from {source} once it is complete there, " * (number in solved.feeds)) + line
+            )
         promise = _promise([entries[demand.id].promise for demand in solved.mine])
         possible = [entries[demand.id].earliest_s for demand in solved.mine]
         plan = Plan(

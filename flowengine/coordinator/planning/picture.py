@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Final
 from zoneinfo import ZoneInfo
 
@@ -263,7 +264,7 @@ def links_of_plan(plan: StoredPlan) -> frozenset[str]:
     """The links that a stored plan uses, as the planner names them."""
     ways = [way.sites for way in plan.ways]
     ways += [[feed.source, feed.target] for feed in plan.feeds]  # where its feeder cannot serve it
-    return frozenset(f"{one}→{other}" for way in ways for one, other in zip(way, way[1:], strict=False))
+    return frozenset(f"{one}→{other}" for way in ways for one, other in pairwise(way))
 
 
 def _task(row: AnyRow) -> TaskFacts:

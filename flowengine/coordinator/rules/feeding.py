@@ -27,13 +27,16 @@ _SOON: Final = frozenset({"", "no-agent-claimed-yet", "feed", "paused"})
 
 @dataclass(frozen=True, slots=True)
 class Feeder:
-    """The task that brings to its target what another one then gets from there, while it is not done."""
+    """The task that brings to its target what another one then gets from there, while it is not done.
+
+    `begun` is whether an agent ever took it.
+    """
 
     task: str
     target_site: str
     target_path: str
     state: str
-    attempts: int = 0
+    begun: bool = False
     wait_name: str = ""
     wait_since: float = 0.0
 
@@ -110,8 +113,8 @@ def lost(feeder: Feeder | None, site_state: str, wait_name: str, wait_since: flo
         return "somebody else writes there" if held else ""
     if feeder.state in ("failed", "cancelled"):
         return f"its own copy {feeder.state}"
-    if feeder.state == "waiting" and feeder.attempts:
-        return "an attempt at its own copy failed"
+    if feeder.state == "waiting" and feeder.begun:
+        return "its own copy was begun and given up"
     if feeder.state == "waiting" and feeder.wait_name not in _SOON and now - feeder.wait_since > PATIENCE_S:
         return f"its own copy waits ({feeder.wait_name})"
     return ""

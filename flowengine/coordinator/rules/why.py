@@ -82,7 +82,9 @@ def _line(
     if not waits:
         return "it waits for an agent to claim it"
     longest = min(waits, key=lambda wait: wait.since)
-    return f"it waits ({longest.name}, for {_ago(longest, now)}): {longest.text}; ends when {longest.ends_when}"
+    return (
+        f"it waits ({longest.name}, for {_ago(longest, now)}): {longest.text}; ends when {longest.ends_when}"
+    )
 
 
 def _ago(wait: Wait, now: datetime) -> str:
