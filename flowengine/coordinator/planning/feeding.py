@@ -154,5 +154,5 @@ def _usd(plan: Plan, overlay: Overlay) -> float:
         whole = sum(one.rate_bits_per_s for one in parts)
         for one in parts:
             hops = [hop for route in one.routes for hop in zip(route.sites, route.sites[1:], strict=False)]
-            total += sum(price.get(hop, 0.0) for hop in hops) * one.rate_bits_per_s / max(whole, 1)
+            total += sum(price.get(hop) or 0.0 for hop in hops) * one.rate_bits_per_s / max(whole, 1)
     return total
