@@ -148,7 +148,7 @@ class Asking:
         if not pairs:
             return {}
         try:
-            return await better_fed(self._service.solver, picture, request, pairs, relays)
+            return await better_fed(self._service.solver.plan, picture, request, pairs, relays)
         except FlowError as error:
             log.warning("who could serve whom was not found out: %s", error.message)
             return {}

@@ -15,8 +15,10 @@ Invariants
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Final
+
+import msgspec
 
 from flowengine.api.resources import TransferRequest
 from flowengine.coordinator.planning.outcome import guessed_links
@@ -29,15 +31,18 @@ from flowengine.coordinator.planning.picture import (
     overlay_of,
     place_of,
 )
-from flowengine.coordinator.planning.solver import Solver
-from flowengine.plan import Allowed, Demand, Overlay, Plan, feeds_of
+from flowengine.plan import Allowed, Demand, Overlay, Plan, Tenant, feeds_of
 
 __all__ = ["better_fed", "possible_pairs"]
 
+TREE: Final = "-1"
+"""Name of the demand for all targets at once; that for one target has its position."""
 SOONER: Final = 0.9
 """A tree has to end in this part of the time that the source would need, or to be cheaper."""
 
 Pair = tuple[str, str]
+Solve = Callable[[Overlay, tuple[Demand, ...], Plan | None, float], Awaitable[Plan]]
+"""See `flowengine.plan.plan`."""
 
 
 def possible_pairs(picture: Picture, request: TransferRequest) -> list[tuple[int, int]]:
@@ -57,7 +62,7 @@ def possible_pairs(picture: Picture, request: TransferRequest) -> list[tuple[int
 
 
 async def better_fed(
-    solver: Solver,
+    solve: Solve,
     picture: Picture,
     request: TransferRequest,
     pairs: Collection[tuple[int, int]],
@@ -66,6 +71,7 @@ async def better_fed(
     """Targets that others should serve, each with its feeder, by position; empty where the source serves all.
 
     Args:
+        solve: the planner.
         pairs: of `possible_pairs`, those that policy permits.
         relays: sites that may pass the data on.
 
@@ -76,11 +82,14 @@ async def better_fed(
     source = request.source.site
     between = [(sites[one], sites[other]) for one, other in pairs]
     overlay = overlay_of(picture, [*((source, site) for site in sites), *between])
-    tree = _demand(picture, request, "tree", -1, range(len(sites)), relays, frozenset(between))
-    made = await solver.plan(overlay, (tree,), None, picture.now)
+    # Each demand is a tenant's own: they share evenly, where one tenant's would follow each other.
+    own = tuple(Tenant(name=str(index)) for index in range(-1, len(sites)))
+    overlay = msgspec.structs.replace(overlay, tenants=own)
+    tree = _demand(picture, request, TREE, -1, range(len(sites)), relays, frozenset(between))
+    made = await solve(overlay, (tree,), None, picture.now)
     feeder_of = {
         sites.index(feed.target.site): sites.index(feed.feeder.site)
-        for feed in feeds_of(made, "tree")
+        for feed in feeds_of(made, TREE)
         if feed.feeder.site != source
     }
     if not feeder_of:
@@ -88,7 +97,7 @@ async def better_fed(
     straight = tuple(
         _demand(picture, request, str(index), -1, [index], relays) for index in range(len(sites))
     )
-    direct = await solver.plan(overlay, straight, None, picture.now)
+    direct = await solve(overlay, straight, None, picture.now)
     feeder_of = {
         target: feeder for target, feeder in feeder_of.items() if not _is_guess(direct, overlay, target)
     }
@@ -96,7 +105,7 @@ async def better_fed(
         _demand(picture, request, str(index), feeder_of.get(index, -1), [index], relays)
         for index in range(len(sites))
     )
-    fed = await solver.plan(overlay, followed, None, picture.now)
+    fed = await solve(overlay, followed, None, picture.now)
     direct_s, fed_s = _seconds(direct, {}, len(sites)), _seconds(fed, feeder_of, len(sites))
     if fed_s < direct_s * SOONER or (fed_s <= direct_s and _usd(fed, overlay) < _usd(direct, overlay)):
         return feeder_of
@@ -123,7 +132,8 @@ def _demand(
         remaining_bytes=UNKNOWN_BYTES,
         priority=priority,
         weight=weight,
-        dataset="asked",
+        tenant=name,
+        dataset=name,
         allowed=Allowed(relays=relays, feeds=feeds),
     )
 
