@@ -354,13 +354,14 @@ def test_a_killed_mover_is_started_again_and_limits_hold_meanwhile(lab: Lab) -> 
 
 @pytest.mark.parametrize("scope", ["read:a:/data", "write:b:/data"])
 def test_limits_of_storage_hold_for_what_movers_read_and_write(lab: Lab, scope: str) -> None:
-    size, rate, name = 3_000_000, 12_000_000, scope.partition(":")[0]
+    size, rate, name = 6_000_000, 12_000_000, scope.partition(":")[0]
     write(lab.data("a") / f"alice/{name}", random.Random(name).randbytes(size), ALICE)
     lab.made.client.set_limit(scope, rate)
     try:
         began = time.monotonic()
         assert lab.copy("alice", f"a:/data/alice/{name}", f"b:/data/alice/{name}").state == "completed"
-        assert time.monotonic() - began > 0.8 * 8 * size / rate
+        # The agent hears of the limit a moment later, and what is counted may be a window ahead.
+        assert time.monotonic() - began + 1 > 8 * (size - (1 << 20)) / rate
     finally:
         lab.made.client.remove_limit(scope)
 
@@ -405,7 +406,7 @@ def test_a_killed_agent_leaves_nothing_and_idle_movers_end(lab: Lab) -> None:
     agent.start()
     lab.users["alice"].ls("a:/data/alice")
     wait_until(lambda: "why=idle" in agent.log, "the end of its mover")
-    assert movers(agent, ALICE) == []
+    wait_until(lambda: not movers(agent, ALICE), "the end of its process")
 
 
 def test_without_the_capabilities_nothing_starts(lab: Lab) -> None:
