@@ -26,6 +26,15 @@ from tests.parties import Federation, party_of
 __all__ = ["Host", "Hosts", "Say"]
 
 
+def fill(folder: Path, size: int) -> bytes:
+    """Bytes that nothing can compress, in two files."""
+    data = os.urandom(size)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "big").write_bytes(data)
+    (folder / "small").write_bytes(data[:1000])
+    return data
+
+
 @dataclass(frozen=True)
 class Say:
     """What a site's gate said: a ticket."""

@@ -16,7 +16,7 @@ from flowengine.transfer.passes import TransferSettings
 from flowengine.transfer.routes import Way
 from flowengine.transfer.run import pull, push
 from flowengine.trust.relay_grant import sign_relay_grant
-from tests.routes import Hosts
+from tests.routes import Hosts, fill
 
 pytestmark = pytest.mark.slow
 SIZE = 16 << 20
@@ -26,15 +26,6 @@ SETTINGS = TransferSettings(retry_for_s=10.0, streams=6)
 @pytest.fixture(autouse=True)
 def _own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLOW_STATE_DIR", str(tmp_path / "state"))
-
-
-def fill(folder: Path, size: int = SIZE) -> bytes:
-    """Bytes that nothing can compress, in two files."""
-    data = os.urandom(size)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "big").write_bytes(data)
-    (folder / "small").write_bytes(data[:1000])
-    return data
 
 
 def outbound_only(hosts: Hosts) -> None:
@@ -47,7 +38,7 @@ def test_a_pull_from_a_site_that_waits(tmp_path: Path, relays: tuple[str, ...]) 
     async def main() -> None:
         async with Hosts.running(tmp_path, *relays, relays=relays) as hosts:
             outbound_only(hosts)
-            data = fill(hosts["s"].folder / "data")
+            data = fill(hosts["s"].folder / "data", SIZE)
             way = hosts.way("t", *relays, "s")
             hosts.meet(way)
             report = await pull(hosts.peer(way), b"data/", os.fsencode(hosts["t"].folder / "in"), SETTINGS)
@@ -67,7 +58,7 @@ def test_a_push_to_a_site_that_waits(tmp_path: Path) -> None:
     async def main() -> None:
         async with Hosts.running(tmp_path, "r", relays=["r"]) as hosts:
             outbound_only(hosts)
-            data = fill(hosts["s"].folder / "data")
+            data = fill(hosts["s"].folder / "data", SIZE)
             way = hosts.way("s", "r", "t", dial="source")
             hosts.meet(way)
             selection = Selection([Root(os.fsencode(hosts["s"].folder / "data"), b"")])
@@ -83,7 +74,7 @@ def test_both_sites_dial_again_when_what_stood_between_them_broke(tmp_path: Path
     async def main() -> None:
         async with Hosts.running(tmp_path, "r", relays=["r"]) as hosts:
             outbound_only(hosts)
-            data = fill(hosts["s"].folder / "data")
+            data = fill(hosts["s"].folder / "data", SIZE)
             hosts["r"].limits.set_rate("link:r>t", 200e6)
             way = hosts.way("t", "r", "s")
             hosts.meet(way)

@@ -15,7 +15,7 @@ from flowengine.store.selection import Root, Selection
 from flowengine.transfer.passes import Report, TransferSettings
 from flowengine.transfer.routes import RoutedPeer
 from flowengine.transfer.run import pull, push, stat_remote
-from tests.routes import Hosts
+from tests.routes import Hosts, fill
 
 pytestmark = pytest.mark.slow
 SIZE = 24 << 20
@@ -27,15 +27,6 @@ def _own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLOW_STATE_DIR", str(tmp_path / "state"))
 
 
-def fill(folder: Path, size: int = SIZE) -> bytes:
-    """Bytes that nothing can compress, in two files."""
-    data = os.urandom(size)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "big").write_bytes(data)
-    (folder / "small").write_bytes(data[:1000])
-    return data
-
-
 async def pulled(hosts: Hosts, peer: RoutedPeer, settings: TransferSettings = SETTINGS) -> Report:
     return await pull(peer, b"data/", os.fsencode(hosts["t"].folder / "in"), settings)
 
@@ -44,7 +35,7 @@ async def pulled(hosts: Hosts, peer: RoutedPeer, settings: TransferSettings = SE
 def test_a_pull_over_relays(tmp_path: Path, relays: tuple[str, ...]) -> None:
     async def main() -> None:
         async with Hosts.running(tmp_path, "s", "t", *relays, relays=relays) as hosts:
-            data = fill(hosts["s"].folder / "data")
+            data = fill(hosts["s"].folder / "data", SIZE)
             report = await pulled(hosts, hosts.peer(hosts.way("t", *relays, "s")))
             assert report.state == "completed"
             assert (hosts["t"].folder / "in/big").read_bytes() == data
@@ -62,7 +53,7 @@ def test_a_pull_over_relays(tmp_path: Path, relays: tuple[str, ...]) -> None:
 def test_a_push_over_a_relay(tmp_path: Path) -> None:
     async def main() -> None:
         async with Hosts.running(tmp_path, "s", "t", "r", relays=["r"]) as hosts:
-            data = fill(hosts["s"].folder / "data")
+            data = fill(hosts["s"].folder / "data", SIZE)
             way = hosts.way("s", "r", "t", dial="source")
             selection = Selection([Root(os.fsencode(hosts["s"].folder / "data"), b"")])
             report = await push(selection, hosts.peer(way, push=True), b"in", SETTINGS)
@@ -243,7 +234,7 @@ def test_a_site_that_does_not_relay_says_so(tmp_path: Path) -> None:
 def test_a_revoked_neighbour_ends_what_passes(tmp_path: Path) -> None:
     async def main() -> None:
         async with Hosts.running(tmp_path, "s", "t", "r", relays=["r"]) as hosts:
-            fill(hosts["s"].folder / "data")
+            fill(hosts["s"].folder / "data", SIZE)
             hosts["r"].limits.set_rate("link:r>t", 40e6)
             relay = hosts["r"].relay
             assert relay is not None
@@ -267,7 +258,7 @@ def test_a_relay_takes_no_more_streams_than_it_may(tmp_path: Path) -> None:
         async with Hosts.running(tmp_path, "s", "t") as hosts:
             relay = hosts.add("r", relays=True, max_streams=3).relay
             assert relay is not None
-            data = fill(hosts["s"].folder / "data")
+            data = fill(hosts["s"].folder / "data", SIZE)
             report = await pulled(hosts, hosts.peer(hosts.way("t", "r", "s")))  # four are asked for
             assert report.state == "completed"
             assert report.streams <= 3
