@@ -6,6 +6,7 @@ import asyncio
 import atexit
 import contextlib
 import ctypes
+import fcntl
 import functools
 import hashlib
 import inspect
@@ -46,6 +47,22 @@ def wait_until(condition: Callable[[], Any], what: str, seconds: float = 90.0) -
             return value
         assert time.monotonic() < deadline, f"waited {seconds:.0f} s in vain: {what}"
         pause.wait(0.005)
+
+
+def wait_until_nobody_writes(target: Path) -> None:
+    """Wait until no session holds a staging folder below `target`: a server clears up behind its last word."""
+
+    def nobody() -> bool:
+        for folder, below, _ in os.walk(target):  # which leaves out what goes meanwhile
+            if ".flow-staging" in below:
+                try:
+                    with open(os.path.join(folder, ".flow-staging", "lock"), "rb") as lock:
+                        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except (FileNotFoundError, BlockingIOError):
+                    return False
+        return True
+
+    wait_until(nobody, f"the end of every session that writes to {target}")
 
 
 async def until(condition: Callable[[], Any], what: str, seconds: float = 90.0) -> Any:

@@ -10,7 +10,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support import MIB, Flow, Result, assert_same, random_file, small_tree, snapshot, stats_of, wait_until
+from support import (
+    MIB,
+    Flow,
+    Result,
+    assert_same,
+    random_file,
+    small_tree,
+    snapshot,
+    stats_of,
+    wait_until,
+    wait_until_nobody_writes,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -55,8 +66,7 @@ def move(request: pytest.FixtureRequest, flow: Flow, source: Path, target: Path)
         def push(command: str, sources: list[str], to: str, *options: object, code: int | None = 0) -> Result:
             names = [f"{source}/{name}" for name in sources]
             done = flow(command, *names, f"{base}/{to}#{secret}", *options, code=code)
-            if done.code == 0:  # the receipt comes before the server clears up
-                wait_until(lambda: not list(target.rglob(".flow-staging")), "staging to be removed")
+            wait_until_nobody_writes(target)
             return done
 
         def pull(command: str, sources: list[str], to: str, *options: object, code: int | None = 0) -> Result:
