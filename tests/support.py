@@ -435,7 +435,8 @@ def snapshot(root: Path | str) -> dict[bytes, Item]:
 
 
 def assert_same(source: Path | str, target: Path | str, *, root_itself: bool = True) -> None:
-    """Two trees are equal in names, kinds, content, modes, times, links and hard link groups."""
+    """Two trees are equal in names, kinds, content, modes, times, links and hard link groups, once nobody writes."""
+    wait_until_nobody_writes(Path(target))
     a, b = snapshot(source), snapshot(target)
     if not root_itself:
         del a[b""], b[b""]
