@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import msgspec
 
 from flowengine.api.problems import STATUSES, TITLES
-from flowengine.coordinator.routes import ROUTES, Route, statuses
+from flowengine.coordinator.routes import ROUTES
+from flowengine.coordinator.routes.route import Route, statuses
 
 HEAD = """\
 # HTTP interface

@@ -10,7 +10,8 @@ from liars import PolicyKeys, evidence_of
 from sites import Federation, SiteAgent
 from support import wait_until
 
-from flowengine.api.resources import LinkRequest, Transfer
+from flowengine.api.links import LinkRequest
+from flowengine.api.transfers import Transfer
 
 __all__ = ["decided", "enact", "passed_bytes", "say_links", "start"]
 

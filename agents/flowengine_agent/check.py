@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Final, Literal
 
-from flowengine.api.resources import Health
+from flowengine.api.events import Health
 from flowengine.client.access import Access
 from flowengine.client.tls import client_context
 from flowengine.client.transport import Transport

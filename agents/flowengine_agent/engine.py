@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import trio
 
 from flowengine.api.agents import TaskGrant
-from flowengine.api.resources import TransferOptions
+from flowengine.api.transfers import TransferOptions
 from flowengine.errors import Denied, FlowError, IntegrityError
 from flowengine.evidence.private import Private
 from flowengine.transfer.handing import Landed

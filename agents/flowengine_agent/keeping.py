@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from flowengine.api.agents import Disposed, Taken
-from flowengine.api.resources import Disposal
+from flowengine.api.transfers import Disposal
 from flowengine.errors import FlowError
 from flowengine.evidence.bodies import delete_certificate_body, quarantine_body
 from flowengine.policy.duties import Clock, Instant, deletion, disagreement

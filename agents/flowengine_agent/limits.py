@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Final
 
 from flowengine.api.agents import Lease
-from flowengine.api.resources import Limit
+from flowengine.api.links import Limit
 from flowengine.coordinator.rules.windows import rate_now
 from flowengine.errors import UsageError
 from flowengine.transfer.pacing import Limits, Pacer

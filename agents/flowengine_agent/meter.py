@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 
 from flowengine.api.agents import HopTraffic
-from flowengine.api.resources import Counters
+from flowengine.api.transfers import Counters
 from flowengine.errors import Denied
 from flowengine.transfer.session import Counters as EngineCounters
 from flowengine.transfer.session import Session

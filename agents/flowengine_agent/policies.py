@@ -24,7 +24,7 @@ from typing import Final
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from flowengine.api.resources import SitePolicy
+from flowengine.api.sites import SitePolicy
 from flowengine.errors import AuthenticationError, Denied, FlowError, LocalError, NotFound
 from flowengine.policy import Engine, PolicySet, Statement, load
 from flowengine.policy.agreements import Agreement, agreement_statements

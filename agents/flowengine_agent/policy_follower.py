@@ -13,7 +13,7 @@ from typing import Final
 import trio
 
 from flowengine.api.agents import AgentLabels
-from flowengine.api.resources import PolicyBundleContent
+from flowengine.api.policies import PolicyBundleContent
 from flowengine.errors import FlowError
 from flowengine.policy.bundle import MAX_BUNDLE_BYTES
 from flowengine_agent.coordinator_link import CoordinatorLink

@@ -22,7 +22,7 @@ import msgspec
 import trio
 
 from flowengine.api.agents import HopTraffic, Report, ReportReply
-from flowengine.api.resources import Counters, LandedObject
+from flowengine.api.transfers import Counters, LandedObject
 from flowengine.errors import FlowError
 from flowengine_agent.coordinator_link import CoordinatorLink
 from flowengine_agent.journal import Journal, Pending

@@ -17,7 +17,7 @@ from typing import Final, Literal
 import msgspec
 
 from flowengine.api.agents import Answer
-from flowengine.api.resources import Root
+from flowengine.api.sites import Root
 from flowengine.errors import Denied, FlowError, LocalError, NotFound
 from flowengine.store.filesystem import open_beneath
 from flowengine.store.selection import Root as SelectedRoot

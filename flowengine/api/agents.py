@@ -14,17 +14,10 @@ from typing import Annotated, Literal, TypeAlias
 import msgspec
 from msgspec import Meta
 
-from flowengine.api.resources import (
-    Counters,
-    Disposal,
-    Endpoint,
-    LandedObject,
-    Limit,
-    Name,
-    Root,
-    SitePolicy,
-    TransferOptions,
-)
+from flowengine.api.links import Limit
+from flowengine.api.schema import Name
+from flowengine.api.sites import Root, SitePolicy
+from flowengine.api.transfers import Counters, Disposal, Endpoint, LandedObject, TransferOptions
 from flowengine.errors import ProtocolError
 
 __all__ = [

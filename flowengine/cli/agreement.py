@@ -13,7 +13,7 @@ from flowengine.cli.federation import json_option, note, open_client, plain, pri
 from flowengine.errors import Exit, NotFound, UsageError
 
 if TYPE_CHECKING:
-    from flowengine.api import resources as api
+    from flowengine.api.policies import AgreementInfo
 
 __all__ = ["agreement"]
 
@@ -168,7 +168,7 @@ def set_(file: Path, as_json: bool) -> int:
     return Exit.DONE
 
 
-def _words(info: api.AgreementInfo) -> str:
+def _words(info: AgreementInfo) -> str:
     if info.withdrawn:
         return "withdrawn"
     return ", ".join(f"{name}={value}" for name, value in sorted(info.facts.items())) or "nothing"

@@ -20,7 +20,7 @@ from flowengine.errors import Exit, FlowError
 from flowengine.units import format_bytes, format_duration
 
 if TYPE_CHECKING:
-    from flowengine.api import resources as api
+    from flowengine.api.sites import Site
     from flowengine.client import Client
     from flowengine.client.access import Access
 
@@ -351,7 +351,7 @@ def _sites(client: Client) -> Iterator[Finding]:
             yield from _site_details(check, site)
 
 
-def _site_details(check: str, site: api.Site) -> Iterator[Finding]:
+def _site_details(check: str, site: Site) -> Iterator[Finding]:
     if site.certificate is not None:
         found = _expiry(
             check,

@@ -11,7 +11,7 @@ from flowengine.cli.federation import complete_site, json_option, open_client, p
 from flowengine.errors import Exit
 
 if TYPE_CHECKING:
-    from flowengine.api import resources as api
+    from flowengine.api.events import Event
 
 __all__ = ["events"]
 
@@ -48,7 +48,7 @@ def events(
     return Exit.DONE
 
 
-def _line(event: api.Event) -> str:
+def _line(event: Event) -> str:
     about = [word for word in (event.transfer, event.site, event.user) if word]
     data = " ".join(f"{key}={value}" for key, value in event.data.items() if value not in ("", None, [], {}))
     return f"{event.seq:>7} {show_time(event.at)} {event.type:<22} {' '.join([*about, data])}".rstrip()

@@ -16,7 +16,7 @@ from flowengine.errors import UsageError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from flowengine.api import resources as api
+    from flowengine.api.sites import Site
     from flowengine.client import Client
 
 __all__ = [
@@ -111,7 +111,7 @@ def _names_path() -> Path:
     return config_dir() / _NAMES_FILE
 
 
-def remember_sites(sites: Iterable[api.Site]) -> None:
+def remember_sites(sites: Iterable[Site]) -> None:
     """Keep the names and roots for completion; failing to is no reason to disturb."""
     import json
 

@@ -11,7 +11,10 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from flowengine.api import resources as api
+from flowengine.api.links import LimitWindow, LinkRequest
+from flowengine.api.people import TenantRequest
+from flowengine.api.schema import Name, SitePath
+from flowengine.api.sites import Fact, SiteRequest
 from flowengine.cli.limit import parse_rate, parse_window
 from flowengine.errors import NotFound, UsageError
 
@@ -35,7 +38,7 @@ class RootEntry(_Strict):
     """A folder that a site offers."""
 
     path: str
-    name: api.SitePath = "/data"
+    name: SitePath = "/data"
     access: Literal["read", "write", "read-write"] = "read-write"
     budget: str = ""
 
@@ -43,7 +46,7 @@ class RootEntry(_Strict):
 class SiteEntry(_Strict):
     """A site: what it offers, where its agent listens (empty: it only dials out), its facts."""
 
-    name: api.Name
+    name: Name
     root: Annotated[list[RootEntry], Meta(min_length=1)]
     listen: str = "127.0.0.1:0"
     max_tasks: Annotated[int, Meta(ge=1, le=1000)] = 4
@@ -51,8 +54,8 @@ class SiteEntry(_Strict):
 
 
 class _LinkEntry(_Strict):
-    source: api.Name
-    target: api.Name
+    source: Name
+    target: Name
     capacity: str = ""
     rtt_ms: float | None = None
     cost_per_gb: float = 0.0
@@ -65,7 +68,7 @@ class _LimitEntry(_Strict):
 
 
 class _TenantEntry(_Strict):
-    name: api.Name
+    name: Name
     weight: float = 1.0
     max_running: int | None = None
 
@@ -90,18 +93,17 @@ class Federation:
     path: Path
     coordinator: CoordinatorEntry
     sites: list[SiteEntry]
-    links: list[tuple[str, str, api.LinkRequest]] = field(default_factory=list)
-    limits: list[tuple[str, int | None, list[api.LimitWindow]]] = field(default_factory=list)
-    tenants: list[api.TenantRequest] = field(default_factory=list)
+    links: list[tuple[str, str, LinkRequest]] = field(default_factory=list)
+    limits: list[tuple[str, int | None, list[LimitWindow]]] = field(default_factory=list)
+    tenants: list[TenantRequest] = field(default_factory=list)
 
-    def site_request(self, site: SiteEntry) -> api.SiteRequest:
+    def site_request(self, site: SiteEntry) -> SiteRequest:
         """What the coordinator is told about a site; the file is the source of its facts."""
         now = datetime.now(UTC)
-        facts: dict[str, api.Fact | None] = {
-            name: api.Fact(value=value, source=self.path.name, as_of=now)
-            for name, value in site.facts.items()
+        facts: dict[str, Fact | None] = {
+            name: Fact(value=value, source=self.path.name, as_of=now) for name, value in site.facts.items()
         }
-        return api.SiteRequest(facts=facts, max_tasks=site.max_tasks)
+        return SiteRequest(facts=facts, max_tasks=site.max_tasks)
 
 
 def read_federation(path: Path) -> Federation:
@@ -149,15 +151,15 @@ def read_federation(path: Path) -> Federation:
             for entry in found.limit
         ],
         tenants=[
-            api.TenantRequest(name=entry.name, weight=entry.weight, max_running=entry.max_running)
+            TenantRequest(name=entry.name, weight=entry.weight, max_running=entry.max_running)
             for entry in found.tenant
         ],
     )
 
 
-def _link(entry: _LinkEntry) -> api.LinkRequest:
+def _link(entry: _LinkEntry) -> LinkRequest:
     capacity = parse_rate(entry.capacity) if entry.capacity else None
-    return api.LinkRequest(capacity_bits_per_s=capacity, rtt_ms=entry.rtt_ms, cost_per_gb=entry.cost_per_gb)
+    return LinkRequest(capacity_bits_per_s=capacity, rtt_ms=entry.rtt_ms, cost_per_gb=entry.cost_per_gb)
 
 
 def _refuse_twice(path: Path, what: str, names: list[Any]) -> None:

@@ -13,7 +13,7 @@ from flowengine.cli.federation import json_option, note, open_client, plain, pri
 from flowengine.errors import Exit, NotFound, UsageError
 
 if TYPE_CHECKING:
-    from flowengine.api import resources as api
+    from flowengine.api.policies import LabelInfo
 
 __all__ = ["label"]
 
@@ -143,7 +143,7 @@ def set_(file: Path, as_json: bool) -> int:
     return Exit.DONE
 
 
-def _words(info: api.LabelInfo) -> str:
+def _words(info: LabelInfo) -> str:
     if info.withdrawn:
         return "withdrawn"
     words = [*info.labels, *(f"under {contract}" for contract in info.contracts)]

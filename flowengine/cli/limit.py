@@ -11,7 +11,7 @@ from flowengine.cli.federation import json_option, note, open_client, plain, pri
 from flowengine.errors import Exit, UsageError
 
 if TYPE_CHECKING:
-    from flowengine.api import resources as api
+    from flowengine.api.links import LimitWindow
 
 __all__ = ["limit", "parse_window"]
 
@@ -61,7 +61,7 @@ def parse_rate(text: str) -> int | None:
     return round(parse_rate_bits_per_s(text))
 
 
-def parse_window(text: str) -> api.LimitWindow:
+def parse_window(text: str) -> LimitWindow:
     """A window from "mon-fri 08:00-18:00 Europe/Berlin=50Mbit/s"; days and zone may be left out.
 
     >>> window = parse_window("mon-fri 08:00-18:00 Europe/Berlin=50Mbit/s")
@@ -70,7 +70,7 @@ def parse_window(text: str) -> api.LimitWindow:
     """
     from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-    from flowengine.api import resources as api
+    from flowengine.api.links import LimitWindow
 
     when, mark, rate = text.rpartition("=")
     bits = parse_rate(rate.strip()) if mark else None
@@ -92,7 +92,7 @@ def parse_window(text: str) -> api.LimitWindow:
                 raise _bad_window(text, f"{word!r} is neither days, hours nor a time zone") from None
     if hours is None:
         raise _bad_window(text, "it names no hours")
-    return api.LimitWindow(rate_bits_per_s=bits, start=hours[0], end=hours[1], days=days, zone=zone)
+    return LimitWindow(rate_bits_per_s=bits, start=hours[0], end=hours[1], days=days, zone=zone)
 
 
 def _bad_window(text: str, why: str) -> UsageError:
@@ -146,7 +146,7 @@ def ls(as_json: bool) -> int:
     return Exit.DONE
 
 
-def _show_window(window: api.LimitWindow) -> str:
+def _show_window(window: LimitWindow) -> str:
     days = ",".join(window.days)
     return f"{f'{days} ' if days else ''}{window.start}-{window.end} {window.zone}={show_rate(window.rate_bits_per_s)}"
 

@@ -21,7 +21,7 @@ from flowengine.errors import Exit, UsageError
 from flowengine.plan.explain import format_bits
 
 if TYPE_CHECKING:
-    from flowengine.api import resources as api
+    from flowengine.api.links import Link
 
 __all__ = ["link"]
 
@@ -38,7 +38,7 @@ def link() -> None:
     """
 
 
-def _carries(found: api.Link) -> str:
+def _carries(found: Link) -> str:
     if found.rate_bits_per_s is None:
         return "?"
     return f"{format_bits(found.rate_bits_per_s)} ±{100 * (found.spread or 0):.0f} %"
@@ -105,7 +105,7 @@ def show(source: str, target: str, limit: int, as_json: bool) -> int:
     return Exit.DONE
 
 
-def _print(found: api.Link) -> None:
+def _print(found: Link) -> None:
     print(f"  carries   {_carries(found)}, measured {ago(found.measured)}")
     if found.rtt_ms is not None:
         print(f"  rtt       {found.rtt_ms:g} ms")
@@ -133,12 +133,12 @@ def probe(source: str, target: str, size: str, seconds: float, as_json: bool) ->
 
     Refused while a transfer uses the link: that measures it anyway.
     """
-    from flowengine.api import resources as api
+    from flowengine.api.links import ProbeRequest
     from flowengine.cli.output import print_json
     from flowengine.units import parse_bytes
 
     with open_client() as client:
-        request = api.ProbeRequest(size_bytes=parse_bytes(size), seconds=seconds)
+        request = ProbeRequest(size_bytes=parse_bytes(size), seconds=seconds)
         found = client.probe_link(source, target, request)
     if as_json:
         print_json(plain(found))
@@ -164,13 +164,13 @@ def set_(
 
     What is measured beats a declared capacity; a bound that must hold is a limit (flow limit set).
     """
-    from flowengine.api import resources as api
+    from flowengine.api.links import LinkRequest
     from flowengine.cli.output import print_json
 
     bits = parse_rate(capacity) if capacity else None
     if capacity and not bits:
         raise UsageError(f"--capacity {capacity!r} is no rate", hint="write one like 10Gbit/s")
-    request = api.LinkRequest(capacity_bits_per_s=bits, rtt_ms=rtt_ms, cost_per_gb=usd_per_gb)
+    request = LinkRequest(capacity_bits_per_s=bits, rtt_ms=rtt_ms, cost_per_gb=usd_per_gb)
     with open_client() as client:
         found = client.set_link(source, target, request)
     if as_json:

@@ -64,7 +64,7 @@ def ls(as_json: bool) -> int:
 @json_option
 def add(scope: str, starts: str | None, ends: str, drain: str, comment: str, as_json: bool) -> int:
     """Keep transfers off SCOPE, which is site:A or link:A>B, for a time."""
-    from flowengine.api import resources as api
+    from flowengine.api.links import MaintenanceRequest
     from flowengine.cli.output import print_json
     from flowengine.units import parse_duration_s
 
@@ -76,7 +76,7 @@ def add(scope: str, starts: str | None, ends: str, drain: str, comment: str, as_
         when = parse_deadline(text)
         return now if when is None else now + when if isinstance(when, timedelta) else when
 
-    request = api.MaintenanceRequest(
+    request = MaintenanceRequest(
         scope=scope,
         starts=instant(starts),
         ends=instant(ends),

@@ -12,7 +12,7 @@ from flowengine.errors import Exit, NotFound
 from flowengine.units import format_bytes
 
 if TYPE_CHECKING:
-    from flowengine.api import resources as api
+    from flowengine.api.people import Token
     from flowengine.client import Client
 
 __all__ = ["tenant", "token", "user"]
@@ -56,10 +56,10 @@ def user_ls(as_json: bool) -> int:
 )
 def user_add(name: str, role: Any, tenant: str, valid: str) -> int:
     """Enter user NAME and print a login string: the user gives it to `flow login`."""
-    from flowengine.api import resources as api
+    from flowengine.api.people import UserRequest
 
     with open_client() as client:
-        client.add_user(api.UserRequest(name=name, role=role, tenant=tenant))
+        client.add_user(UserRequest(name=name, role=role, tenant=tenant))
         print(_login_string(client, _new_token(client, name, valid, "first login")))
     note(f"{name} logs in by pasting this into: flow login -")
     return Exit.DONE
@@ -74,13 +74,13 @@ def user_add(name: str, role: Any, tenant: str, valid: str) -> int:
 @click.option("--disable/--enable", "disabled", default=None, help="Whether the user may come in.")
 def user_set(name: str, role: Any, tenant: str | None, disabled: bool | None) -> int:
     """Change what is given; the rest stays."""
-    from flowengine.api import resources as api
+    from flowengine.api.people import UserRequest
 
     with open_client() as client:
         found = next((one for one in client.users() if one.name == name), None)
         if found is None:
             raise NotFound(f"there is no user {name}", hint="flow user ls lists them")
-        request = api.UserRequest(
+        request = UserRequest(
             role=role or found.role,
             tenant=tenant or found.tenant,
             disabled=found.disabled if disabled is None else disabled,
@@ -139,16 +139,14 @@ def token_rm(token_id: str) -> int:
     return Exit.DONE
 
 
-def _new_token(client: Client, name: str | None, valid: str, comment: str) -> api.Token:
-    from flowengine.api import resources as api
+def _new_token(client: Client, name: str | None, valid: str, comment: str) -> Token:
+    from flowengine.api.people import TokenRequest
     from flowengine.units import parse_duration_s
 
-    return client.add_token(
-        api.TokenRequest(user=name, valid_s=round(parse_duration_s(valid)), comment=comment)
-    )
+    return client.add_token(TokenRequest(user=name, valid_s=round(parse_duration_s(valid)), comment=comment))
 
 
-def _login_string(client: Client, made: api.Token) -> str:
+def _login_string(client: Client, made: Token) -> str:
     """Address, the CA's fingerprint as this client knows it, and the token."""
     import ssl
     from hashlib import sha256
@@ -211,14 +209,14 @@ def tenant_set(
     as_json: bool,
 ) -> int:
     """Change a tenant's share and bounds; a new one is entered. What is not given stays."""
-    from flowengine.api import resources as api
+    from flowengine.api.people import TenantRequest
     from flowengine.cli.output import print_json
     from flowengine.units import parse_bytes
 
     per_day = None if max_per_day is None else parse_bytes(max_per_day)
     with open_client() as client:
         found = next((one for one in client.tenants() if one.name == name), None)
-        request = api.TenantRequest(
+        request = TenantRequest(
             weight=weight or (found.weight if found else 1.0),
             max_running=max_running or (found.max_running if found else None),
             max_queued=max_queued or (found.max_queued if found else None),

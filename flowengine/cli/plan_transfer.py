@@ -19,7 +19,8 @@ from flowengine.errors import Exit, UsageError
 from flowengine.units import format_bytes, format_rate
 
 if TYPE_CHECKING:
-    from flowengine.api import resources as api
+    from flowengine.api.plans import Plan
+    from flowengine.api.transfers import Priority
     from flowengine.client import Client
 
 __all__ = ["show"]
@@ -72,7 +73,7 @@ def show(
     labels: tuple[str, ...],
     contracts: tuple[str, ...],
     purpose: str,
-    priority: api.Priority,
+    priority: Priority,
     deadline: str | None,
     cost_limit: float | None,
     size: str | None,
@@ -127,7 +128,7 @@ def _dry_run(
     purpose: str,
 ) -> tuple[int, int]:
     """Bytes and objects that a target lacks; of several targets the one that lacks most."""
-    from flowengine.api import resources as api
+    from flowengine.api.transfers import TransferOptions
 
     note("the agents compare what is there; nothing is written")
     transfer = client.copy(
@@ -136,7 +137,7 @@ def _dry_run(
         labels=labels,
         contracts=contracts,
         purpose=purpose,
-        options=api.TransferOptions(dry_run=True),
+        options=TransferOptions(dry_run=True),
     )
     record = transfer.wait()
     lacks = [_lacking(task.counters) for task in record.tasks]
@@ -148,7 +149,7 @@ def _lacking(counters: Any) -> tuple[int, int]:
     return max(0, size), max(1, counters.objects - counters.objects_unchanged)
 
 
-def _print(plan: api.Plan) -> None:
+def _print(plan: Plan) -> None:
     print(plan.text)
     if plan.id:
         print(f"  plan      {plan.id}, kept until {show_time(plan.expires)}")

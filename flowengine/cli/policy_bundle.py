@@ -11,7 +11,7 @@ from flowengine.cli.policy_options import at_option, directory_option, json_opti
 from flowengine.errors import Exit
 
 if TYPE_CHECKING:
-    from flowengine.api.resources import SitePolicy
+    from flowengine.api.sites import SitePolicy
 
 __all__ = ["bundle"]
 

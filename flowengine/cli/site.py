@@ -22,7 +22,7 @@ from flowengine.errors import Exit, NotFound, UsageError
 from flowengine.units import format_bytes
 
 if TYPE_CHECKING:
-    from flowengine.api import resources as api
+    from flowengine.api.sites import Root
 
 __all__ = ["site"]
 
@@ -98,7 +98,7 @@ def show(name: str, as_json: bool) -> int:
     return Exit.DONE
 
 
-def _space(root: api.Root) -> str:
+def _space(root: Root) -> str:
     parts = []
     if root.free_bytes is not None:
         parts.append(f"{format_bytes(root.free_bytes)} free")
@@ -120,7 +120,7 @@ def token(name: str, valid: str, as_json: bool) -> int:
 
     Prints the token on stdout, and on stderr what to run at the site.
     """
-    from flowengine.api import resources as api
+    from flowengine.api.sites import SiteRequest
     from flowengine.cli.output import print_json
     from flowengine.units import parse_duration_s
 
@@ -128,7 +128,7 @@ def token(name: str, valid: str, as_json: bool) -> int:
         try:
             client.site(name)
         except NotFound:
-            client.add_site(api.SiteRequest(name=name))
+            client.add_site(SiteRequest(name=name))
             note(f"site {name} is new: entered")
         made = client.join_token(name, round(parse_duration_s(valid)))
     if as_json:
@@ -171,22 +171,22 @@ def set_(
     as_json: bool,
 ) -> int:
     """State facts about SITE (which policies ask for), and bounds. A new site is entered."""
-    from flowengine.api import resources as api
+    from flowengine.api.sites import Fact, SiteRequest
     from flowengine.cli.output import print_json
 
     when = _date(as_of)
-    stated: dict[str, api.Fact | None] = dict.fromkeys(gone)
+    stated: dict[str, Fact | None] = dict.fromkeys(gone)
     for text in facts:
         key, mark, value = text.partition("=")
         if not mark or not key:
             raise UsageError(f"--fact {text!r} is not NAME=VALUE", hint="write it like country=DE")
-        stated[key] = api.Fact(value=_value(key, value), source=source, as_of=when)
+        stated[key] = Fact(value=_value(key, value), source=source, as_of=when)
     with open_client() as client:
-        request = api.SiteRequest(facts=stated, max_tasks=max_tasks)
+        request = SiteRequest(facts=stated, max_tasks=max_tasks)
         try:
             changed = client.change_site(name, request)
         except NotFound:
-            changed = client.add_site(api.SiteRequest(name=name, facts=stated, max_tasks=max_tasks))
+            changed = client.add_site(SiteRequest(name=name, facts=stated, max_tasks=max_tasks))
             note(f"site {name} is new: entered; flow site token {name} lets its agent join")
     if as_json:
         print_json(plain(changed))
@@ -221,10 +221,10 @@ def _date(text: str | None) -> datetime:
 @click.option("--off", is_flag=True, help="Take work again.")
 def drain(name: str, off: bool) -> int:
     """Let SITE finish what it carries and give it nothing new, for maintenance."""
-    from flowengine.api import resources as api
+    from flowengine.api.sites import SiteRequest
 
     with open_client() as client:
-        changed = client.change_site(name, api.SiteRequest(draining=not off))
+        changed = client.change_site(name, SiteRequest(draining=not off))
     note(f"{name} is {changed.state}, with {changed.running_tasks} tasks running")
     return Exit.DONE
 

@@ -15,7 +15,7 @@ from flowengine.errors import Exit, FlowError, UsageError, exit_code
 from flowengine.units import format_bytes, format_count, format_duration, format_rate
 
 if TYPE_CHECKING:
-    from flowengine.api import resources as api
+    from flowengine.api.transfers import Transfer as TransferRecord
     from flowengine.client import Transfer
 
 __all__ = ["follow", "order", "order_options", "refuse_order_options"]
@@ -82,7 +82,7 @@ def order(
     delete: bool = False,
 ) -> int:
     """Ask the coordinator for a transfer; follow it unless told not to."""
-    from flowengine.api import resources as api
+    from flowengine.api.transfers import TransferOptions
     from flowengine.cli.output import print_json
     from flowengine.client.requests import transfer_request
     from flowengine.units import parse_bytes
@@ -93,7 +93,7 @@ def order(
         (include, pattern.decode("utf-8", "surrogateescape"))
         for include, pattern in ctx.meta.get("flow.filters", [])
     ]
-    options = api.TransferOptions(
+    options = TransferOptions(
         delete=delete,
         dry_run=given.get("dry_run", False),
         publish=given.get("publish", "object"),
@@ -135,7 +135,7 @@ def order(
 def follow(transfer: Transfer, mode: str, *, as_json: bool) -> int:
     """Show a transfer until it has ended. Ctrl-C leaves it running and says how to go on."""
     from flowengine.cli.output import Progress, print_json
-    from flowengine.client.asynchronous import failure_of
+    from flowengine.client.transfers import failure_of
 
     verb = {"copy": "moving", "sync": "syncing", "verify": "verifying"}[transfer.record.request.mode]
     waits = ""
@@ -162,7 +162,7 @@ def follow(transfer: Transfer, mode: str, *, as_json: bool) -> int:
     return exit_code(failure)
 
 
-def describe(record: api.Transfer) -> str:
+def describe(record: TransferRecord) -> str:
     """From where to where."""
     request = record.request
     targets = ", ".join(f"{target.site}:{target.path}" for target in request.targets)
@@ -183,7 +183,7 @@ class _Shown:
     bytes_read: int = 0
 
 
-def _counters(record: api.Transfer) -> _Shown:
+def _counters(record: TransferRecord) -> _Shown:
     told = record.counters
     return _Shown(
         told.objects,
@@ -196,7 +196,7 @@ def _counters(record: api.Transfer) -> _Shown:
     )
 
 
-def _tell_waits(record: api.Transfer, before: str, tell: Callable[[str], None]) -> str:
+def _tell_waits(record: TransferRecord, before: str, tell: Callable[[str], None]) -> str:
     """Say what the transfer waits for when that changed."""
     waits = [f"{task.target.site}: {task.wait.text}" for task in record.tasks if task.wait is not None]
     text = "; ".join(dict.fromkeys(waits)) if record.state in ("requested", "suspended") else ""
@@ -207,7 +207,7 @@ def _tell_waits(record: api.Transfer, before: str, tell: Callable[[str], None]) 
     return text or before
 
 
-def summary(record: api.Transfer) -> str:
+def summary(record: TransferRecord) -> str:
     """One line on what a transfer did."""
     counters = record.counters
     done = record.state == "completed"
@@ -229,7 +229,7 @@ def summary(record: api.Transfer) -> str:
     )
 
 
-def _tell_failures(record: api.Transfer, failure: FlowError) -> None:
+def _tell_failures(record: TransferRecord, failure: FlowError) -> None:
     note(f"{failure.message} ({failure.reason})")
     for task in record.tasks:
         if task.message and task.state != "done":

@@ -21,7 +21,7 @@ from flowengine.errors import Exit
 from flowengine.units import format_bytes, format_rate
 
 if TYPE_CHECKING:
-    from flowengine.api import resources as api
+    from flowengine.api.transfers import Counters, Task, Transfer, TransferState
 
 __all__ = ["transfer", "why"]
 
@@ -45,7 +45,7 @@ def transfer() -> None:
 )
 @json_option
 def ls(
-    state: api.TransferState | None,
+    state: TransferState | None,
     site: str | None,
     user: str | None,
     tenant: str | None,
@@ -85,7 +85,7 @@ def ls(
     return Exit.DONE
 
 
-def _share(counters: api.Counters) -> str:
+def _share(counters: Counters) -> str:
     if not counters.size_bytes:
         return f"{counters.objects_done} obj" if counters.objects_done else "-"
     return f"{100 * counters.bytes_done // counters.size_bytes} %{'' if counters.scan_done else '+'}"
@@ -175,7 +175,7 @@ def receipt(transfer_id: str, output: str, as_json: bool) -> int:
     return Exit.DONE
 
 
-def _show_task(task: api.Task) -> None:
+def _show_task(task: Task) -> None:
     counters = task.counters
     facts = [f"{counters.objects_done} of {counters.objects} objects", f"{format_bytes(counters.bytes_done)}"]
     if task.state == "running":
@@ -255,7 +255,7 @@ def retry(transfer_id: str) -> int:
         return _told(client.transfer(transfer_id).retry())
 
 
-def _told(record: api.Transfer) -> int:
+def _told(record: Transfer) -> int:
     note(f"transfer {record.id} is {record.state}" + (f": {record.message}" if record.message else ""))
     return Exit.DONE
 

@@ -15,15 +15,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flowengine.client.asynchronous import AsyncClient, AsyncTransfer
+    from flowengine.client.asynchronous import AsyncClient
     from flowengine.client.synchronous import Client, Transfer, connect
+    from flowengine.client.transfers import AsyncTransfer
 
 __all__ = ["AsyncClient", "AsyncTransfer", "Client", "Transfer", "connect"]
 
 # Loaded when named: the shell's completion and the credentials file need no HTTP.
 _HOMES = {
     "AsyncClient": "flowengine.client.asynchronous",
-    "AsyncTransfer": "flowengine.client.asynchronous",
+    "AsyncTransfer": "flowengine.client.transfers",
     "Client": "flowengine.client.synchronous",
     "Transfer": "flowengine.client.synchronous",
     "connect": "flowengine.client.synchronous",

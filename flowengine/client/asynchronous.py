@@ -5,222 +5,60 @@ from __future__ import annotations
 import base64
 import random
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Final, Generic, Literal, TypeVar
+from typing import Final, Literal, TypeVar
 
-import anyio
 import msgspec
 
-from flowengine.api import resources as api
+from flowengine.api.events import Event, Health
+from flowengine.api.evidence import EvidenceBundle, EvidenceCheckpoint, EvidenceRecord
+from flowengine.api.links import (
+    Limit,
+    LimitRequest,
+    LimitWindow,
+    Link,
+    LinkLook,
+    LinkRequest,
+    Maintenance,
+    MaintenanceRequest,
+    ProbeRequest,
+)
+from flowengine.api.people import Tenant, TenantRequest, Token, TokenRequest, User, UserRequest
+from flowengine.api.plans import Plan, PlanRequest
+from flowengine.api.policies import (
+    AgreementInfo,
+    AgreementUpload,
+    ApprovalGiven,
+    ApprovalRequest,
+    LabelInfo,
+    LabelUpload,
+    PolicyBundle,
+    PolicyBundleContent,
+    PolicyBundleUpload,
+)
+from flowengine.api.schema import Page, Request
+from flowengine.api.sites import JoinToken, JoinTokenRequest, Listing, Site, SiteRequest
+from flowengine.api.transfers import (
+    Priority,
+    Transfer,
+    TransferOptions,
+    TransferRequest,
+    TransferState,
+)
 from flowengine.client.access import Access
+from flowengine.client.batches import Batches
 from flowengine.client.requests import Deadline, Place, parse_place, transfer_request
+from flowengine.client.transfers import AsyncTransfer
 from flowengine.client.transport import EventStream, Transport
-from flowengine.errors import Denied, FlowError, IntegrityError, TemporaryError
 
-__all__ = ["ENDED", "AsyncClient", "AsyncTransfer", "Batches", "failure_of"]
+__all__ = ["AsyncClient"]
 
 T = TypeVar("T")
 
-ENDED: Final = frozenset({"completed", "terminated", "quarantined", "purged"})
-LONG_POLL_S: Final = 20.0
-"""How long one question waits for news at the coordinator."""
 PAGE: Final = 200
-EARLY_PAUSE_S: Final = 0.05
-LATE_PAUSE_S: Final = 1.0
-
-
-def failure_of(record: api.Transfer) -> FlowError | None:
-    """Why a transfer that has ended is not complete; None for one that is."""
-    if record.state == "completed":
-        return None
-    hint = next((task.hint for task in record.tasks if task.hint), "")
-    kind = {"denied": Denied, "integrity": IntegrityError}.get(record.reason, FlowError)
-    return kind(
-        f"transfer {record.id} is {record.state}: {record.message or record.reason}",
-        hint=hint or f"flow transfer show {record.id} has the details",
-        reason=record.reason,
-        transfer=record.id,
-        state=record.state,
-    )
-
-
-class Batches(AsyncIterator[T], Generic[T]):
-    """Items that come in batches. May be left at any point: nothing stays open.
-
-    Args:
-        fetch: the next batch; None at the end.
-    """
-
-    def __init__(self, fetch: Callable[[], Awaitable[list[T] | None]]) -> None:
-        self._fetch = fetch
-        self._items: list[T] = []
-        self._at = 0
-
-    def __aiter__(self) -> Batches[T]:
-        return self
-
-    async def __anext__(self) -> T:
-        while self._at >= len(self._items):
-            batch = await self.next_batch()
-            if batch is None:
-                raise StopAsyncIteration
-            self._items, self._at = batch, 0
-        self._at += 1
-        return self._items[self._at - 1]
-
-    async def next_batch(self) -> list[T] | None:
-        """What came next, all at once; None at the end."""
-        return await self._fetch()
-
-
-class AsyncTransfer:
-    """One transfer: watch it, use what has landed, steer it. Forgetting it leaves the transfer running.
-
-    Attributes:
-        record: the transfer as it was last seen.
-    """
-
-    def __init__(self, transport: Transport, record: api.Transfer) -> None:
-        self._transport = transport
-        self.record = record
-
-    def __repr__(self) -> str:
-        return f"<transfer {self.id}: {self.state}>"
-
-    @property
-    def id(self) -> str:
-        return self.record.id
-
-    @property
-    def state(self) -> api.TransferState:
-        """The state as last seen."""
-        return self.record.state
-
-    @property
-    def ended(self) -> bool:
-        """Whether it had ended when it was last seen."""
-        return self.record.state in ENDED
-
-    async def refresh(self, wait_s: float = 0.0) -> api.Transfer:
-        """The transfer as it is now; with `wait_s`, as soon as it has ended, at latest after so long."""
-        params = {"wait_s": wait_s} if wait_s else None
-        self.record = await self._transport.request(
-            "GET", f"/v1/transfers/{self.id}", api.Transfer, params=params, timeout_s=wait_s + 30
-        )
-        return self.record
-
-    async def wait(self, timeout_s: float | None = None) -> api.Transfer:
-        """The transfer once it is complete: every object verified and durable at every target.
-
-        Cancelling the wait leaves the transfer running.
-
-        Raises:
-            FlowError: it ended otherwise; its reason says how.
-            TemporaryError: it still runs after `timeout_s` (reason "timeout").
-        """
-        with anyio.move_on_after(timeout_s):
-            async for _ in self.updates(LONG_POLL_S):
-                pass
-        if not self.ended:
-            raise TemporaryError(
-                f"transfer {self.id} has not ended within {timeout_s:g} s; it goes on",
-                hint="wait again, or ask why()",
-                reason="timeout",
-            )
-        if (failure := failure_of(self.record)) is not None:
-            raise failure
-        return self.record
-
-    def updates(self, every_s: float = 1.0) -> Batches[api.Transfer]:
-        """The transfer about every `every_s` seconds, and at once when it ended: that is the last one."""
-        last = False
-        pause_s = EARLY_PAUSE_S
-
-        async def fetch() -> list[api.Transfer] | None:
-            nonlocal last, pause_s
-            if last:
-                return None
-            began = anyio.current_time()
-            record = await self.refresh(wait_s=every_s)
-            last = record.state in ENDED
-            early = anyio.current_time() - began < every_s / 2
-            if early and not last:  # the coordinator is stopping, or does not wait
-                await anyio.sleep(min(pause_s, every_s))
-                pause_s = min(2 * pause_s, LATE_PAUSE_S)
-            return [record]
-
-        return Batches(fetch)
-
-    def landed(self, after: int = 0) -> Batches[api.LandedObject]:
-        """Each object as it becomes durable at a target, until the transfer has ended.
-
-        What was there before and did not change counts as landed by an earlier transfer and is not named.
-
-        Args:
-            after: begin behind the object with this `seq`, to go on where an earlier loop stopped.
-
-        Raises (while iterating, after the last object):
-            FlowError: the transfer did not complete; what was named has landed nevertheless.
-        """
-        cursor = after
-
-        async def fetch() -> list[api.LandedObject] | None:
-            nonlocal cursor
-            pause_s = EARLY_PAUSE_S
-            while True:
-                began = anyio.current_time()
-                ended = self.ended  # known before asking: then nothing can land after this page
-                items, _ = await self._transport.page(
-                    f"/v1/transfers/{self.id}/landed",
-                    api.LandedObject,
-                    {"after": cursor, "wait_s": 0 if ended else LONG_POLL_S},
-                    timeout_s=LONG_POLL_S + 30,
-                )
-                if items:
-                    cursor = items[-1].seq
-                    return items
-                if ended:
-                    if (failure := failure_of(self.record)) is not None:
-                        raise failure
-                    return None
-                await self.refresh()
-                if not self.ended and anyio.current_time() - began < LONG_POLL_S / 2:
-                    await anyio.sleep(pause_s)
-                    pause_s = min(2 * pause_s, LATE_PAUSE_S)
-
-        return Batches(fetch)
-
-    async def why(self) -> api.Why:
-        """One line on what it waits for, or what makes it no faster."""
-        return await self._transport.request("GET", f"/v1/transfers/{self.id}/why", api.Why)
-
-    async def receipts(self) -> list[api.DeliveryReceipt]:
-        """What the targets signed for so far: one receipt for each at which everything landed."""
-        return await self._transport.all_of(f"/v1/transfers/{self.id}/receipts", api.DeliveryReceipt)
-
-    async def cancel(self) -> api.Transfer:
-        """End it. What has landed stays."""
-        return await self._steer("cancel")
-
-    async def pause(self) -> api.Transfer:
-        """Stop moving until `resume`; nothing that was done is lost."""
-        return await self._steer("pause")
-
-    async def resume(self) -> api.Transfer:
-        """Go on after `pause`."""
-        return await self._steer("resume")
-
-    async def retry(self) -> api.Transfer:
-        """Try again what ended incomplete: only what is missing moves."""
-        return await self._steer("retry")
-
-    async def _steer(self, verb: Literal["pause", "resume", "cancel", "retry"]) -> api.Transfer:
-        self.record = await self._transport.request(
-            "POST", f"/v1/transfers/{self.id}/{verb}", api.Transfer, key=uuid.uuid4().hex
-        )
-        return self.record
+"""How many a listing asks for at a time."""
 
 
 class AsyncClient:
@@ -263,14 +101,14 @@ class AsyncClient:
         labels: Iterable[str] = (),
         contracts: Iterable[str] = (),
         purpose: str = "",
-        priority: api.Priority = "normal",
+        priority: Priority = "normal",
         deadline: Deadline = None,
         best_effort: bool = False,
         cost_limit_usd: float | None = None,
         size_bytes: int | None = None,
         plan: str = "",
         comment: str = "",
-        options: api.TransferOptions | None = None,
+        options: TransferOptions | None = None,
     ) -> AsyncTransfer:
         """Start to copy a path of one site to others, straight from site to site.
 
@@ -309,14 +147,14 @@ class AsyncClient:
         labels: Iterable[str] = (),
         contracts: Iterable[str] = (),
         purpose: str = "",
-        priority: api.Priority = "normal",
+        priority: Priority = "normal",
         deadline: Deadline = None,
         best_effort: bool = False,
         cost_limit_usd: float | None = None,
         size_bytes: int | None = None,
         plan: str = "",
         comment: str = "",
-        options: api.TransferOptions | None = None,
+        options: TransferOptions | None = None,
     ) -> AsyncTransfer:
         """Start to make targets hold what the source holds; with `delete` nothing else. Otherwise as `copy`."""
         request = transfer_request(
@@ -334,9 +172,9 @@ class AsyncClient:
         labels: Iterable[str] = (),
         contracts: Iterable[str] = (),
         purpose: str = "",
-        priority: api.Priority = "normal",
+        priority: Priority = "normal",
         comment: str = "",
-        options: api.TransferOptions | None = None,
+        options: TransferOptions | None = None,
     ) -> AsyncTransfer:
         """Start to compare targets with the source, reading every byte on both sides; nothing changes."""
         request = transfer_request(
@@ -345,10 +183,10 @@ class AsyncClient:
         )  # fmt: skip
         return await self.submit(request)
 
-    async def submit(self, request: api.TransferRequest, *, key: str = "") -> AsyncTransfer:
+    async def submit(self, request: TransferRequest, *, key: str = "") -> AsyncTransfer:
         """Start a transfer from a request. The same `key` again, within a day, gives the same transfer."""
         record = await self._transport.request(
-            "POST", "/v1/transfers", api.Transfer, body=request, key=key or uuid.uuid4().hex
+            "POST", "/v1/transfers", Transfer, body=request, key=key or uuid.uuid4().hex
         )
         return AsyncTransfer(self._transport, record)
 
@@ -361,14 +199,14 @@ class AsyncClient:
         labels: Iterable[str] = (),
         contracts: Iterable[str] = (),
         purpose: str = "",
-        priority: api.Priority = "normal",
+        priority: Priority = "normal",
         deadline: Deadline = None,
         best_effort: bool = False,
         cost_limit_usd: float | None = None,
-        options: api.TransferOptions | None = None,
+        options: TransferOptions | None = None,
         size_bytes: int | None = None,
         objects: int | None = None,
-    ) -> api.Plan:
+    ) -> Plan:
         """What such a transfer would be: verdict of policy, ways, time, money, and what binds. Nothing moves.
 
         Args:
@@ -380,36 +218,36 @@ class AsyncClient:
             priority=priority, deadline=deadline, best_effort=best_effort, cost_limit_usd=cost_limit_usd,
             options=options,
         )  # fmt: skip
-        body = api.PlanRequest(request=request, size_bytes=size_bytes, objects=objects)
-        return await self._transport.request("POST", "/v1/plans", api.Plan, body=body, key=uuid.uuid4().hex)
+        body = PlanRequest(request=request, size_bytes=size_bytes, objects=objects)
+        return await self._transport.request("POST", "/v1/plans", Plan, body=body, key=uuid.uuid4().hex)
 
-    async def planned(self, plan_id: str) -> api.Plan:
+    async def planned(self, plan_id: str) -> Plan:
         """A plan that was made before, by its id."""
-        return await self._transport.request("GET", f"/v1/plans/{plan_id}", api.Plan)
+        return await self._transport.request("GET", f"/v1/plans/{plan_id}", Plan)
 
     async def transfer(self, transfer_id: str) -> AsyncTransfer:
         """A transfer by its id."""
-        record = await self._transport.request("GET", f"/v1/transfers/{transfer_id}", api.Transfer)
+        record = await self._transport.request("GET", f"/v1/transfers/{transfer_id}", Transfer)
         return AsyncTransfer(self._transport, record)
 
     def transfers(
         self,
         *,
-        state: api.TransferState | None = None,
+        state: TransferState | None = None,
         site: str | None = None,
         user: str | None = None,
         tenant: str | None = None,
-    ) -> Batches[api.Transfer]:
+    ) -> Batches[Transfer]:
         """Transfers that this user may see, as the coordinator orders them: the newest first."""
         given = {"state": state, "site": site, "user": user, "tenant": tenant, "limit": PAGE}
         params = {name: value for name, value in given.items() if value is not None}
         after: str | None = ""
 
-        async def fetch() -> list[api.Transfer] | None:
+        async def fetch() -> list[Transfer] | None:
             nonlocal after
             if after is None:
                 return None
-            items, following = await self._transport.page("/v1/transfers", api.Transfer, params, after)
+            items, following = await self._transport.page("/v1/transfers", Transfer, params, after)
             after = following or None
             return items
 
@@ -417,7 +255,7 @@ class AsyncClient:
 
     def events(
         self, *, after: int | None = None, transfer: str = "", site: str = "", types: Iterable[str] = ()
-    ) -> EventStream[api.Event]:
+    ) -> EventStream[Event]:
         """What happens, as it happens; comes back by itself after a broken connection, without a gap.
 
         Use it as `async with client.events() as events` to end the stream at the end of the block.
@@ -429,81 +267,75 @@ class AsyncClient:
         given = {"transfer": transfer, "site": site, "types": ",".join(types)}
         params = {name: value for name, value in given.items() if value}
         return self._transport.events(
-            "/v1/events", api.Event, params=params, after="" if after is None else str(after)
+            "/v1/events", Event, params=params, after="" if after is None else str(after)
         )
 
     # --- sites ---
 
-    async def ls(self, place: Place) -> api.Listing:
+    async def ls(self, place: Place) -> Listing:
         """A folder at a site as its agent sees it now."""
         at = parse_place(place)
         return await self._transport.request(
-            "GET", f"/v1/sites/{at.site}/files", api.Listing, params={"path": at.path}
+            "GET", f"/v1/sites/{at.site}/files", Listing, params={"path": at.path}
         )
 
-    async def sites(self) -> list[api.Site]:
+    async def sites(self) -> list[Site]:
         """All sites."""
-        return await self._transport.all_of("/v1/sites", api.Site)
+        return await self._transport.all_of("/v1/sites", Site)
 
-    async def site(self, name: str) -> api.Site:
+    async def site(self, name: str) -> Site:
         """One site."""
-        return await self._transport.request("GET", f"/v1/sites/{name}", api.Site)
+        return await self._transport.request("GET", f"/v1/sites/{name}", Site)
 
-    async def add_site(self, request: api.SiteRequest) -> api.Site:
+    async def add_site(self, request: SiteRequest) -> Site:
         """Enter a new site; its agent joins with a `join_token`."""
-        return await self._create("/v1/sites", request, api.Site)
+        return await self._create("/v1/sites", request, Site)
 
-    async def change_site(self, name: str, request: api.SiteRequest) -> api.Site:
+    async def change_site(self, name: str, request: SiteRequest) -> Site:
         """Change what is given in `request`: facts, bounds, whether it drains."""
-        return await self._transport.request("PATCH", f"/v1/sites/{name}", api.Site, body=request)
+        return await self._transport.request("PATCH", f"/v1/sites/{name}", Site, body=request)
 
     async def remove_site(self, name: str) -> None:
         """Revoke the site's certificate and forget its rights. Its data stays where it is."""
         await self._transport.request("DELETE", f"/v1/sites/{name}", type(None))
 
-    async def join_token(self, site: str, valid_s: int = 900) -> api.JoinToken:
+    async def join_token(self, site: str, valid_s: int = 900) -> JoinToken:
         """A one-time token with which the agent of `site` enrols."""
-        return await self._create(
-            "/v1/join-tokens", api.JoinTokenRequest(site=site, valid_s=valid_s), api.JoinToken
-        )
+        return await self._create("/v1/join-tokens", JoinTokenRequest(site=site, valid_s=valid_s), JoinToken)
 
-    async def links(self) -> list[api.Link]:
+    async def links(self) -> list[Link]:
         """All links between sites."""
-        return await self._transport.all_of("/v1/links", api.Link)
+        return await self._transport.all_of("/v1/links", Link)
 
-    async def set_link(self, source: str, target: str, request: api.LinkRequest) -> api.Link:
+    async def set_link(self, source: str, target: str, request: LinkRequest) -> Link:
         """Declare what a link can do and costs."""
-        return await self._transport.request("PUT", f"/v1/links/{source}/{target}", api.Link, body=request)
+        return await self._transport.request("PUT", f"/v1/links/{source}/{target}", Link, body=request)
 
     async def remove_link(self, source: str, target: str) -> None:
         """Forget what was declared and measured of a link."""
         await self._transport.request("DELETE", f"/v1/links/{source}/{target}", type(None))
 
-    async def link(self, source: str, target: str) -> api.Link:
+    async def link(self, source: str, target: str) -> Link:
         """What is known of one link."""
-        return await self._transport.request("GET", f"/v1/links/{source}/{target}", api.Link)
+        return await self._transport.request("GET", f"/v1/links/{source}/{target}", Link)
 
-    async def link_looks(self, source: str, target: str, limit: int = 100) -> list[api.LinkLook]:
+    async def link_looks(self, source: str, target: str, limit: int = 100) -> list[LinkLook]:
         """What was measured of a link of late, the newest first."""
-        page = await self._transport.request(
-            "GET", f"/v1/links/{source}/{target}/looks?limit={limit}", api.Page
-        )
-        return [msgspec.convert(item, api.LinkLook, strict=False) for item in page.items]
+        page = await self._transport.request("GET", f"/v1/links/{source}/{target}/looks?limit={limit}", Page)
+        return [msgspec.convert(item, LinkLook, strict=False) for item in page.items]
 
-    async def probe_link(self, source: str, target: str, request: api.ProbeRequest | None = None) -> api.Link:
+    async def probe_link(self, source: str, target: str, request: ProbeRequest | None = None) -> Link:
         """Measure a link now, by a burst that the target's agent throws away."""
-        body = request or api.ProbeRequest()
-        return await self._transport.request(
-            "POST", f"/v1/links/{source}/{target}/probe", api.Link, body=body
-        )
+        body = request or ProbeRequest()
+        return await self._transport.request("POST", f"/v1/links/{source}/{target}/probe", Link, body=body)
 
-    async def maintenance(self) -> list[api.Maintenance]:
+    async def maintenance(self) -> list[Maintenance]:
         """When sites and links are not to be used."""
-        return await self._transport.all_of("/v1/maintenance", api.Maintenance)
+        return await self._transport.all_of("/v1/maintenance", Maintenance)
 
-    async def add_maintenance(self, request: api.MaintenanceRequest) -> api.Maintenance:
+    async def add_maintenance(self, request: MaintenanceRequest) -> Maintenance:
         """Keep transfers off a site or link for a time."""
-        return await self._create("/v1/maintenance", request, api.Maintenance)
+        return await self._create("/v1/maintenance", request, Maintenance)
 
     async def remove_maintenance(self, maintenance_id: str) -> None:
         """Let a site or link be used again."""
@@ -511,13 +343,13 @@ class AsyncClient:
 
     # --- limits ---
 
-    async def limits(self) -> list[api.Limit]:
+    async def limits(self) -> list[Limit]:
         """All bandwidth limits."""
-        return await self._transport.all_of("/v1/limits", api.Limit)
+        return await self._transport.all_of("/v1/limits", Limit)
 
     async def set_limit(
-        self, scope: str, rate_bits_per_s: int | None, windows: Iterable[api.LimitWindow] = ()
-    ) -> api.Limit:
+        self, scope: str, rate_bits_per_s: int | None, windows: Iterable[LimitWindow] = ()
+    ) -> Limit:
         """Limit a scope ("link:a>b", "site:a", "tenant:t", "transfer:ID", "read:a:/root", "write:a:/root"), also for what
         runs now.
 
@@ -525,8 +357,8 @@ class AsyncClient:
             rate_bits_per_s: outside all windows; None for no limit then.
             windows: other rates for hours of the day.
         """
-        body = api.LimitRequest(rate_bits_per_s=rate_bits_per_s, windows=list(windows))
-        return await self._transport.request("PUT", f"/v1/limits/{_quote(scope)}", api.Limit, body=body)
+        body = LimitRequest(rate_bits_per_s=rate_bits_per_s, windows=list(windows))
+        return await self._transport.request("PUT", f"/v1/limits/{_quote(scope)}", Limit, body=body)
 
     async def remove_limit(self, scope: str) -> None:
         """Take a limit away."""
@@ -534,142 +366,130 @@ class AsyncClient:
 
     # --- policy ---
 
-    async def bundles(self) -> list[api.PolicyBundle]:
+    async def bundles(self) -> list[PolicyBundle]:
         """Policy bundles that are or were in force, the newest first."""
-        return await self._transport.all_of("/v1/policies", api.PolicyBundle)
+        return await self._transport.all_of("/v1/policies", PolicyBundle)
 
-    async def activate_bundle(self, content: bytes) -> api.PolicyBundle:
+    async def activate_bundle(self, content: bytes) -> PolicyBundle:
         """Put a signed bundle in force, at the coordinator and at all agents."""
-        return await self._create("/v1/policies", api.PolicyBundleUpload(content=content), api.PolicyBundle)
+        return await self._create("/v1/policies", PolicyBundleUpload(content=content), PolicyBundle)
 
-    async def bundle(self, version: int) -> api.PolicyBundleContent:
+    async def bundle(self, version: int) -> PolicyBundleContent:
         """A bundle's file, whole."""
         path, parts = f"/v1/policies/{version}", bytearray()
         while True:
             found = await self._transport.request(
-                "GET", path, api.PolicyBundleContent, params={"offset": len(parts)}
+                "GET", path, PolicyBundleContent, params={"offset": len(parts)}
             )
             parts += found.content
             if len(parts) >= found.size_bytes or not found.content:
                 return msgspec.structs.replace(found, content=bytes(parts), offset=0)
 
-    async def labels(self, site: str | None = None) -> list[api.LabelInfo]:
+    async def labels(self, site: str | None = None) -> list[LabelInfo]:
         """Label statements of data owners, in the order in which they came."""
-        return await self._transport.all_of(
-            "/v1/labels", api.LabelInfo, {} if site is None else {"site": site}
-        )
+        return await self._transport.all_of("/v1/labels", LabelInfo, {} if site is None else {"site": site})
 
-    async def set_label(self, document: bytes) -> api.LabelInfo:
+    async def set_label(self, document: bytes) -> LabelInfo:
         """Hand a data owner's signed statement to all agents."""
-        return await self._create("/v1/labels", api.LabelUpload(document=document), api.LabelInfo)
+        return await self._create("/v1/labels", LabelUpload(document=document), LabelInfo)
 
-    async def agreements(self) -> list[api.AgreementInfo]:
+    async def agreements(self) -> list[AgreementInfo]:
         """What authorities say was agreed, in the order in which it came."""
-        return await self._transport.all_of("/v1/agreements", api.AgreementInfo)
+        return await self._transport.all_of("/v1/agreements", AgreementInfo)
 
-    async def set_agreement(self, document: bytes) -> api.AgreementInfo:
+    async def set_agreement(self, document: bytes) -> AgreementInfo:
         """Hand an authority's signed agreement to all agents."""
-        return await self._create("/v1/agreements", api.AgreementUpload(document=document), api.AgreementInfo)
+        return await self._create("/v1/agreements", AgreementUpload(document=document), AgreementInfo)
 
-    async def approvals(self) -> list[api.ApprovalRequest]:
+    async def approvals(self) -> list[ApprovalRequest]:
         """What people have to approve, and who has; the newest first."""
-        return await self._transport.all_of("/v1/approvals", api.ApprovalRequest)
+        return await self._transport.all_of("/v1/approvals", ApprovalRequest)
 
-    async def approve(self, handle: str, document: bytes) -> api.ApprovalRequest:
+    async def approve(self, handle: str, document: bytes) -> ApprovalRequest:
         """Give a signed approval (`flowengine.trust.approval`)."""
-        body = api.ApprovalGiven(document=document)
+        body = ApprovalGiven(document=document)
         return await self._transport.request(
-            "POST", f"/v1/approvals/{_quote(handle)}", api.ApprovalRequest, body=body
+            "POST", f"/v1/approvals/{_quote(handle)}", ApprovalRequest, body=body
         )
 
-    async def withdraw_approval(self, handle: str, who: str) -> api.ApprovalRequest:
+    async def withdraw_approval(self, handle: str, who: str) -> ApprovalRequest:
         """Take an approval back: what runs on it is stopped."""
         return await self._transport.request(
-            "DELETE", f"/v1/approvals/{_quote(handle)}/{_quote(who)}", api.ApprovalRequest
+            "DELETE", f"/v1/approvals/{_quote(handle)}/{_quote(who)}", ApprovalRequest
         )
 
     # --- people ---
 
-    async def me(self) -> api.User:
+    async def me(self) -> User:
         """Who asks."""
-        return await self._transport.request("GET", "/v1/me", api.User)
+        return await self._transport.request("GET", "/v1/me", User)
 
-    async def health(self) -> api.Health:
+    async def health(self) -> Health:
         """The coordinator's state and version."""
-        return await self._transport.request("GET", "/v1/health", api.Health)
+        return await self._transport.request("GET", "/v1/health", Health)
 
     # --- evidence ---
 
-    async def checkpoints(self, site: str = "") -> list[api.EvidenceCheckpoint]:
+    async def checkpoints(self, site: str = "") -> list[EvidenceCheckpoint]:
         """Signed heads of the sites' chains of evidence that the coordinator holds, newest first."""
         params = {"agent": f"site:{site}"} if site else None
-        return await self._transport.all_of("/v1/evidence/checkpoints", api.EvidenceCheckpoint, params)
+        return await self._transport.all_of("/v1/evidence/checkpoints", EvidenceCheckpoint, params)
 
-    async def evidence(self) -> list[api.EvidenceRecord]:
+    async def evidence(self) -> list[EvidenceRecord]:
         """The coordinator's own chain of evidence."""
-        return await self._transport.all_of("/v1/evidence/records", api.EvidenceRecord)
+        return await self._transport.all_of("/v1/evidence/records", EvidenceRecord)
 
-    async def evidence_bundle(self, digest: str) -> api.EvidenceBundle:
+    async def evidence_bundle(self, digest: str) -> EvidenceBundle:
         """The policies that decisions in the coordinator's chain name."""
         path, parts = f"/v1/evidence/bundles/{digest}", bytearray()
         while True:
-            found = await self._transport.request(
-                "GET", path, api.EvidenceBundle, params={"offset": len(parts)}
-            )
+            found = await self._transport.request("GET", path, EvidenceBundle, params={"offset": len(parts)})
             part = base64.b64decode(found.content)
             parts += part
             if len(parts) >= found.size_bytes or not part:
                 whole = base64.b64encode(parts).decode("ascii")
                 return msgspec.structs.replace(found, content=whole, offset=0)
 
-    async def users(self) -> list[api.User]:
+    async def users(self) -> list[User]:
         """All users."""
-        return await self._transport.all_of("/v1/users", api.User)
+        return await self._transport.all_of("/v1/users", User)
 
-    async def add_user(self, request: api.UserRequest) -> api.User:
+    async def add_user(self, request: UserRequest) -> User:
         """Enter a user."""
-        return await self._create("/v1/users", request, api.User)
+        return await self._create("/v1/users", request, User)
 
-    async def change_user(self, name: str, request: api.UserRequest) -> api.User:
+    async def change_user(self, name: str, request: UserRequest) -> User:
         """Change role, tenant, or whether the user may come in."""
-        return await self._transport.request("PATCH", f"/v1/users/{name}", api.User, body=request)
+        return await self._transport.request("PATCH", f"/v1/users/{name}", User, body=request)
 
-    async def tokens(self) -> list[api.Token]:
+    async def tokens(self) -> list[Token]:
         """API tokens, without their secrets."""
-        return await self._transport.all_of("/v1/tokens", api.Token)
+        return await self._transport.all_of("/v1/tokens", Token)
 
-    async def add_token(self, request: api.TokenRequest) -> api.Token:
+    async def add_token(self, request: TokenRequest) -> Token:
         """Make an API token; its secret is in the answer and nowhere else."""
-        return await self._create("/v1/tokens", request, api.Token)
+        return await self._create("/v1/tokens", request, Token)
 
     async def remove_token(self, token_id: str) -> None:
         """Make a token worthless."""
         await self._transport.request("DELETE", f"/v1/tokens/{token_id}", type(None))
 
-    async def tenants(self) -> list[api.Tenant]:
+    async def tenants(self) -> list[Tenant]:
         """All tenants and what they use now."""
-        return await self._transport.all_of("/v1/tenants", api.Tenant)
+        return await self._transport.all_of("/v1/tenants", Tenant)
 
-    async def add_tenant(self, request: api.TenantRequest) -> api.Tenant:
+    async def add_tenant(self, request: TenantRequest) -> Tenant:
         """Enter a tenant."""
-        return await self._create("/v1/tenants", request, api.Tenant)
+        return await self._create("/v1/tenants", request, Tenant)
 
-    async def change_tenant(self, name: str, request: api.TenantRequest) -> api.Tenant:
+    async def change_tenant(self, name: str, request: TenantRequest) -> Tenant:
         """Change a tenant's weight and bounds."""
-        return await self._transport.request("PATCH", f"/v1/tenants/{name}", api.Tenant, body=request)
+        return await self._transport.request("PATCH", f"/v1/tenants/{name}", Tenant, body=request)
 
     async def _create(
         self,
         path: str,
-        body: api.SiteRequest
-        | api.JoinTokenRequest
-        | api.MaintenanceRequest
-        | api.UserRequest
-        | api.TokenRequest
-        | api.TenantRequest
-        | api.PolicyBundleUpload
-        | api.LabelUpload
-        | api.AgreementUpload,
+        body: Request,
         kind: type[T],
     ) -> T:
         return await self._transport.request("POST", path, kind, body=body, key=uuid.uuid4().hex)

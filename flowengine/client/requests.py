@@ -9,25 +9,25 @@ from typing import Final, Literal, TypeAlias
 
 import msgspec
 
-from flowengine.api import resources as api
+from flowengine.api.transfers import Endpoint, Priority, TransferOptions, TransferRequest
 from flowengine.errors import UsageError
 
 __all__ = ["Deadline", "Place", "parse_place", "show_place", "transfer_request"]
 
-Place: TypeAlias = str | api.Endpoint
+Place: TypeAlias = str | Endpoint
 """Where data is: "site:/path", or an `Endpoint`."""
 Deadline: TypeAlias = datetime | timedelta | None
 
 _PLACE: Final = re.compile(r"([a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?):(/[^\x00]{0,4095})")
 
 
-def parse_place(place: Place) -> api.Endpoint:
+def parse_place(place: Place) -> Endpoint:
     """A place from "site:/path".
 
     >>> parse_place("hpc-a:/data/run7/")
     Endpoint(site='hpc-a', path='/data/run7/')
     """
-    if isinstance(place, api.Endpoint):
+    if isinstance(place, Endpoint):
         return place
     match = _PLACE.fullmatch(place)
     if match is None:
@@ -35,10 +35,10 @@ def parse_place(place: Place) -> api.Endpoint:
             f"{place!r} is not a path at a site",
             hint="write SITE:/PATH; flow site ls lists sites and what they offer",
         )
-    return api.Endpoint(site=match[1], path=match[2])
+    return Endpoint(site=match[1], path=match[2])
 
 
-def show_place(place: api.Endpoint) -> str:
+def show_place(place: Endpoint) -> str:
     """A place as it is written."""
     return f"{place.site}:{place.path}"
 
@@ -52,23 +52,23 @@ def transfer_request(
     labels: Iterable[str] = (),
     contracts: Iterable[str] = (),
     purpose: str = "",
-    priority: api.Priority = "normal",
+    priority: Priority = "normal",
     deadline: Deadline = None,
     comment: str = "",
-    options: api.TransferOptions | None = None,
+    options: TransferOptions | None = None,
     delete: bool | None = None,
     best_effort: bool = False,
     cost_limit_usd: float | None = None,
     size_bytes: int | None = None,
     objects: int | None = None,
     plan: str = "",
-) -> api.TransferRequest:
+) -> TransferRequest:
     """A checked request.
 
     Raises:
         UsageError: something in it makes no sense.
     """
-    places = [targets] if isinstance(targets, str | api.Endpoint) else list(targets)
+    places = [targets] if isinstance(targets, str | Endpoint) else list(targets)
     if not places:
         raise UsageError("a transfer needs at least one target", hint='give one like "cloud-b:/data"')
     for name, words in (("labels", labels), ("contracts", contracts)):
@@ -80,10 +80,10 @@ def transfer_request(
         deadline = deadline.astimezone()
     if deadline is not None and deadline <= now:
         raise UsageError(f"the deadline {deadline.isoformat()} has passed", hint="give a later one")
-    chosen = options or api.TransferOptions()
+    chosen = options or TransferOptions()
     if delete is not None:
         chosen = msgspec.structs.replace(chosen, delete=delete)
-    request = api.TransferRequest(
+    request = TransferRequest(
         source=parse_place(source),
         targets=[parse_place(place) for place in places],
         mode=mode,
@@ -101,6 +101,6 @@ def transfer_request(
         options=chosen,
     )
     try:  # constructors check nothing; the coordinator would, but later and with less context
-        return msgspec.convert(msgspec.to_builtins(request), api.TransferRequest)
+        return msgspec.convert(msgspec.to_builtins(request), TransferRequest)
     except msgspec.ValidationError as error:
         raise UsageError(f"this transfer cannot be asked for: {error}") from None

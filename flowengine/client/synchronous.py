@@ -4,19 +4,47 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
-from typing import Generic, Literal, ParamSpec, TypeVar
+from typing import Literal, ParamSpec, TypeVar
 
-import anyio
-from anyio.from_thread import BlockingPortal
-
-from flowengine.api import resources as api
+from flowengine.api.events import Health
+from flowengine.api.evidence import EvidenceBundle, EvidenceCheckpoint, EvidenceRecord
+from flowengine.api.links import (
+    Limit,
+    LimitWindow,
+    Link,
+    LinkLook,
+    LinkRequest,
+    Maintenance,
+    MaintenanceRequest,
+    ProbeRequest,
+)
+from flowengine.api.people import Tenant, TenantRequest, Token, TokenRequest, User, UserRequest
+from flowengine.api.plans import Plan
+from flowengine.api.policies import (
+    AgreementInfo,
+    ApprovalRequest,
+    LabelInfo,
+    PolicyBundle,
+    PolicyBundleContent,
+)
+from flowengine.api.sites import JoinToken, Listing, Site, SiteRequest
+from flowengine.api.transfers import (
+    DeliveryReceipt,
+    LandedObject,
+    Priority,
+    TransferOptions,
+    TransferRequest,
+    TransferState,
+    Why,
+)
+from flowengine.api.transfers import Transfer as TransferRecord
 from flowengine.client.access import Access, find_access
-from flowengine.client.asynchronous import AsyncClient, AsyncTransfer, Batches
+from flowengine.client.asynchronous import AsyncClient
+from flowengine.client.blocking import Events, Items, LoopThread
 from flowengine.client.requests import Deadline, Place
-from flowengine.client.transport import EventStream
+from flowengine.client.transfers import AsyncTransfer
 from flowengine.errors import UsageError
 
 __all__ = ["Client", "Transfer", "connect"]
@@ -57,98 +85,6 @@ def connect(
     return Client(find_access(url, token, ca_pem), retry_for_s=retry_for_s, note=note)
 
 
-class _Loop:
-    """A thread that runs an event loop, from the first call until `close` or the end of the process."""
-
-    def __init__(self) -> None:
-        self._ready: Future[BlockingPortal] = Future()
-        # A daemon: a client that nobody closed, as notebooks have them, must not keep the interpreter.
-        self._thread = threading.Thread(target=self._run, name="flowengine client", daemon=True)
-        self._thread.start()
-        self._portal = self._ready.result()
-
-    def _run(self) -> None:
-        async def main() -> None:
-            async with BlockingPortal() as portal:
-                self._ready.set_result(portal)
-                await portal.sleep_until_stopped()
-
-        try:
-            anyio.run(main, backend="asyncio")
-        except BaseException as error:
-            if not self._ready.done():
-                self._ready.set_exception(error)
-            raise
-
-    def call(self, function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run to the end. Interrupting the caller (Ctrl-C) cancels the call."""
-
-        async def run() -> T:
-            return await function(*args, **kwargs)
-
-        future = self._portal.start_task_soon(run)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
-
-    def close(self) -> None:
-        self._portal.start_task_soon(self._portal.stop)
-        self._thread.join()
-
-
-class _Items(Iterator[T], Generic[T]):
-    """Items of an asynchronous source, one by one; asks for them in batches."""
-
-    def __init__(self, client: Client, batches: Batches[T]) -> None:
-        self._client = client
-        self._batches = batches
-        self._items: list[T] = []
-        self._at = 0
-
-    def __iter__(self) -> _Items[T]:
-        return self
-
-    def __next__(self) -> T:
-        while self._at >= len(self._items):
-            batch = self._client._run(self._batches.next_batch)
-            if batch is None:
-                raise StopIteration
-            self._items, self._at = batch, 0
-        self._at += 1
-        return self._items[self._at - 1]
-
-
-class Events(Iterator[api.Event]):
-    """Events as they happen; leave the loop, or close it, to end the stream."""
-
-    def __init__(self, client: Client, stream: EventStream[api.Event]) -> None:
-        self._client = client
-        self._stream = stream
-
-    def __iter__(self) -> Events:
-        return self
-
-    def __next__(self) -> api.Event:
-        event = self._client._run(self._stream.next_event)
-        if event is None:
-            raise StopIteration
-        return event
-
-    def __enter__(self) -> Events:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End the stream."""
-        self._client._run(self._stream.aclose)
-
-
 class Transfer:
     """One transfer: watch it, use what has landed, steer it. Forgetting it leaves the transfer running."""
 
@@ -164,12 +100,12 @@ class Transfer:
         return self._inner.id
 
     @property
-    def record(self) -> api.Transfer:
+    def record(self) -> TransferRecord:
         """The transfer as it was last seen."""
         return self._inner.record
 
     @property
-    def state(self) -> api.TransferState:
+    def state(self) -> TransferState:
         """The state as last seen."""
         return self._inner.state
 
@@ -178,11 +114,11 @@ class Transfer:
         """Whether it had ended when it was last seen."""
         return self._inner.ended
 
-    def refresh(self, wait_s: float = 0.0) -> api.Transfer:
+    def refresh(self, wait_s: float = 0.0) -> TransferRecord:
         """The transfer as it is now; with `wait_s`, as soon as it has ended, at latest after so long."""
         return self._client._run(self._inner.refresh, wait_s)
 
-    def wait(self, timeout_s: float | None = None) -> api.Transfer:
+    def wait(self, timeout_s: float | None = None) -> TransferRecord:
         """The transfer once it is complete; Ctrl-C leaves it running.
 
         Raises:
@@ -191,39 +127,39 @@ class Transfer:
         """
         return self._client._run(self._inner.wait, timeout_s)
 
-    def updates(self, every_s: float = 1.0) -> Iterator[api.Transfer]:
+    def updates(self, every_s: float = 1.0) -> Iterator[TransferRecord]:
         """The transfer about every `every_s` seconds, and at once when it ended: that is the last one."""
-        return _Items(self._client, self._inner.updates(every_s))
+        return Items(self._client._run, self._inner.updates(every_s))
 
-    def landed(self, after: int = 0) -> Iterator[api.LandedObject]:
+    def landed(self, after: int = 0) -> Iterator[LandedObject]:
         """Each object as it becomes durable at a target, until the transfer has ended.
 
         Raises (while iterating, after the last object):
             FlowError: the transfer did not complete; what was named has landed nevertheless.
         """
-        return _Items(self._client, self._inner.landed(after))
+        return Items(self._client._run, self._inner.landed(after))
 
-    def why(self) -> api.Why:
+    def why(self) -> Why:
         """One line on what it waits for, or what makes it no faster."""
         return self._client._run(self._inner.why)
 
-    def receipts(self) -> list[api.DeliveryReceipt]:
+    def receipts(self) -> list[DeliveryReceipt]:
         """What the targets signed for so far: one receipt for each at which everything landed."""
         return self._client._run(self._inner.receipts)
 
-    def cancel(self) -> api.Transfer:
+    def cancel(self) -> TransferRecord:
         """End it. What has landed stays."""
         return self._client._run(self._inner.cancel)
 
-    def pause(self) -> api.Transfer:
+    def pause(self) -> TransferRecord:
         """Stop moving until `resume`; nothing that was done is lost."""
         return self._client._run(self._inner.pause)
 
-    def resume(self) -> api.Transfer:
+    def resume(self) -> TransferRecord:
         """Go on after `pause`."""
         return self._client._run(self._inner.resume)
 
-    def retry(self) -> api.Transfer:
+    def retry(self) -> TransferRecord:
         """Try again what ended incomplete: only what is missing moves."""
         return self._client._run(self._inner.retry)
 
@@ -240,7 +176,7 @@ class Client:
         self.url = access.url
         self._access, self._retry_for_s, self._note = access, retry_for_s, note
         self._lock = threading.Lock()
-        self._loop: _Loop | None = None
+        self._loop: LoopThread | None = None
         self._async: AsyncClient | None = None
         self._entered: list[AsyncClient] = []
         self._closed = False
@@ -278,12 +214,12 @@ class Client:
             loop.call(client.aclose)
             loop.close()
 
-    def _inner(self) -> tuple[_Loop, AsyncClient]:
+    def _inner(self) -> tuple[LoopThread, AsyncClient]:
         with self._lock:
             if self._closed:
                 raise UsageError("this client was closed", hint="make a new one with flowengine.connect()")
             if self._loop is None or self._async is None:
-                self._loop, self._async = _Loop(), self._make()
+                self._loop, self._async = LoopThread(), self._make()
             return self._loop, self._async
 
     @property
@@ -303,14 +239,14 @@ class Client:
         labels: Iterable[str] = (),
         contracts: Iterable[str] = (),
         purpose: str = "",
-        priority: api.Priority = "normal",
+        priority: Priority = "normal",
         deadline: Deadline = None,
         best_effort: bool = False,
         cost_limit_usd: float | None = None,
         size_bytes: int | None = None,
         plan: str = "",
         comment: str = "",
-        options: api.TransferOptions | None = None,
+        options: TransferOptions | None = None,
     ) -> Transfer:
         """Start to copy a path of one site to others, straight from site to site."""
         inner = self._run(
@@ -329,14 +265,14 @@ class Client:
         labels: Iterable[str] = (),
         contracts: Iterable[str] = (),
         purpose: str = "",
-        priority: api.Priority = "normal",
+        priority: Priority = "normal",
         deadline: Deadline = None,
         best_effort: bool = False,
         cost_limit_usd: float | None = None,
         size_bytes: int | None = None,
         plan: str = "",
         comment: str = "",
-        options: api.TransferOptions | None = None,
+        options: TransferOptions | None = None,
     ) -> Transfer:
         """Start to make targets hold what the source holds; with `delete` nothing else."""
         inner = self._run(
@@ -354,9 +290,9 @@ class Client:
         labels: Iterable[str] = (),
         contracts: Iterable[str] = (),
         purpose: str = "",
-        priority: api.Priority = "normal",
+        priority: Priority = "normal",
         comment: str = "",
-        options: api.TransferOptions | None = None,
+        options: TransferOptions | None = None,
     ) -> Transfer:
         """Start to compare targets with the source, reading every byte on both sides; nothing changes."""
         inner = self._run(
@@ -365,7 +301,7 @@ class Client:
         )  # fmt: skip
         return Transfer(self, inner)
 
-    def submit(self, request: api.TransferRequest, *, key: str = "") -> Transfer:
+    def submit(self, request: TransferRequest, *, key: str = "") -> Transfer:
         """Start a transfer from a request. The same `key` again, within a day, gives the same transfer."""
         return Transfer(self, self._run(self._api.submit, request, key=key))
 
@@ -378,14 +314,14 @@ class Client:
         labels: Iterable[str] = (),
         contracts: Iterable[str] = (),
         purpose: str = "",
-        priority: api.Priority = "normal",
+        priority: Priority = "normal",
         deadline: Deadline = None,
         best_effort: bool = False,
         cost_limit_usd: float | None = None,
-        options: api.TransferOptions | None = None,
+        options: TransferOptions | None = None,
         size_bytes: int | None = None,
         objects: int | None = None,
-    ) -> api.Plan:
+    ) -> Plan:
         """What such a transfer would be: verdict of policy, ways, time, money, and what binds. Nothing moves."""
         return self._run(
             self._api.plan, source, targets, mode=mode, labels=labels, contracts=contracts, purpose=purpose, priority=priority,
@@ -393,7 +329,7 @@ class Client:
             size_bytes=size_bytes, objects=objects,
         )  # fmt: skip
 
-    def planned(self, plan_id: str) -> api.Plan:
+    def planned(self, plan_id: str) -> Plan:
         """A plan that was made before, by its id."""
         return self._run(self._api.planned, plan_id)
 
@@ -404,39 +340,39 @@ class Client:
     def transfers(
         self,
         *,
-        state: api.TransferState | None = None,
+        state: TransferState | None = None,
         site: str | None = None,
         user: str | None = None,
         tenant: str | None = None,
-    ) -> Iterator[api.Transfer]:
+    ) -> Iterator[TransferRecord]:
         """Transfers that this user may see, the newest first."""
-        return _Items(self, self._api.transfers(state=state, site=site, user=user, tenant=tenant))
+        return Items(self._run, self._api.transfers(state=state, site=site, user=user, tenant=tenant))
 
     def events(
         self, *, after: int | None = None, transfer: str = "", site: str = "", types: Iterable[str] = ()
     ) -> Events:
         """What happens, as it happens; a context manager that ends the stream."""
-        return Events(self, self._api.events(after=after, transfer=transfer, site=site, types=types))
+        return Events(self._run, self._api.events(after=after, transfer=transfer, site=site, types=types))
 
     # --- sites, links, limits ---
 
-    def ls(self, place: Place) -> api.Listing:
+    def ls(self, place: Place) -> Listing:
         """A folder at a site as its agent sees it now."""
         return self._run(self._api.ls, place)
 
-    def sites(self) -> list[api.Site]:
+    def sites(self) -> list[Site]:
         """All sites."""
         return self._run(self._api.sites)
 
-    def site(self, name: str) -> api.Site:
+    def site(self, name: str) -> Site:
         """One site."""
         return self._run(self._api.site, name)
 
-    def add_site(self, request: api.SiteRequest) -> api.Site:
+    def add_site(self, request: SiteRequest) -> Site:
         """Enter a new site; its agent joins with a `join_token`."""
         return self._run(self._api.add_site, request)
 
-    def change_site(self, name: str, request: api.SiteRequest) -> api.Site:
+    def change_site(self, name: str, request: SiteRequest) -> Site:
         """Change what is given in `request`: facts, bounds, whether it drains."""
         return self._run(self._api.change_site, name, request)
 
@@ -444,15 +380,15 @@ class Client:
         """Revoke the site's certificate and forget its rights. Its data stays where it is."""
         self._run(self._api.remove_site, name)
 
-    def join_token(self, site: str, valid_s: int = 900) -> api.JoinToken:
+    def join_token(self, site: str, valid_s: int = 900) -> JoinToken:
         """A one-time token with which the agent of `site` enrols."""
         return self._run(self._api.join_token, site, valid_s)
 
-    def links(self) -> list[api.Link]:
+    def links(self) -> list[Link]:
         """All links between sites."""
         return self._run(self._api.links)
 
-    def set_link(self, source: str, target: str, request: api.LinkRequest) -> api.Link:
+    def set_link(self, source: str, target: str, request: LinkRequest) -> Link:
         """Declare what a link can do and costs."""
         return self._run(self._api.set_link, source, target, request)
 
@@ -460,23 +396,23 @@ class Client:
         """Forget what was declared and measured of a link."""
         self._run(self._api.remove_link, source, target)
 
-    def link(self, source: str, target: str) -> api.Link:
+    def link(self, source: str, target: str) -> Link:
         """What is known of one link."""
         return self._run(self._api.link, source, target)
 
-    def link_looks(self, source: str, target: str, limit: int = 100) -> list[api.LinkLook]:
+    def link_looks(self, source: str, target: str, limit: int = 100) -> list[LinkLook]:
         """What was measured of a link of late, the newest first."""
         return self._run(self._api.link_looks, source, target, limit)
 
-    def probe_link(self, source: str, target: str, request: api.ProbeRequest | None = None) -> api.Link:
+    def probe_link(self, source: str, target: str, request: ProbeRequest | None = None) -> Link:
         """Measure a link now, by a burst that the target's agent throws away."""
         return self._run(self._api.probe_link, source, target, request)
 
-    def maintenance(self) -> list[api.Maintenance]:
+    def maintenance(self) -> list[Maintenance]:
         """When sites and links are not to be used."""
         return self._run(self._api.maintenance)
 
-    def add_maintenance(self, request: api.MaintenanceRequest) -> api.Maintenance:
+    def add_maintenance(self, request: MaintenanceRequest) -> Maintenance:
         """Keep transfers off a site or link for a time."""
         return self._run(self._api.add_maintenance, request)
 
@@ -484,13 +420,13 @@ class Client:
         """Let a site or link be used again."""
         self._run(self._api.remove_maintenance, maintenance_id)
 
-    def limits(self) -> list[api.Limit]:
+    def limits(self) -> list[Limit]:
         """All bandwidth limits."""
         return self._run(self._api.limits)
 
     def set_limit(
-        self, scope: str, rate_bits_per_s: int | None, windows: Iterable[api.LimitWindow] = ()
-    ) -> api.Limit:
+        self, scope: str, rate_bits_per_s: int | None, windows: Iterable[LimitWindow] = ()
+    ) -> Limit:
         """Limit a scope ("link:a>b", "site:a", "tenant:t", "transfer:ID"), also for what runs now."""
         return self._run(self._api.set_limit, scope, rate_bits_per_s, windows)
 
@@ -500,85 +436,85 @@ class Client:
 
     # --- policy ---
 
-    def bundles(self) -> list[api.PolicyBundle]:
+    def bundles(self) -> list[PolicyBundle]:
         """Policy bundles that are or were in force, the newest first."""
         return self._run(self._api.bundles)
 
-    def activate_bundle(self, content: bytes) -> api.PolicyBundle:
+    def activate_bundle(self, content: bytes) -> PolicyBundle:
         """Put a signed bundle in force, at the coordinator and at all agents."""
         return self._run(self._api.activate_bundle, content)
 
-    def bundle(self, version: int) -> api.PolicyBundleContent:
+    def bundle(self, version: int) -> PolicyBundleContent:
         """A bundle's file."""
         return self._run(self._api.bundle, version)
 
-    def labels(self, site: str | None = None) -> list[api.LabelInfo]:
+    def labels(self, site: str | None = None) -> list[LabelInfo]:
         """Label statements of data owners, in the order in which they came."""
         return self._run(self._api.labels, site)
 
-    def set_label(self, document: bytes) -> api.LabelInfo:
+    def set_label(self, document: bytes) -> LabelInfo:
         """Hand a data owner's signed statement to all agents."""
         return self._run(self._api.set_label, document)
 
-    def agreements(self) -> list[api.AgreementInfo]:
+    def agreements(self) -> list[AgreementInfo]:
         """What authorities say was agreed, in the order in which it came."""
         return self._run(self._api.agreements)
 
-    def set_agreement(self, document: bytes) -> api.AgreementInfo:
+    def set_agreement(self, document: bytes) -> AgreementInfo:
         """Hand an authority's signed agreement to all agents."""
         return self._run(self._api.set_agreement, document)
 
-    def approvals(self) -> list[api.ApprovalRequest]:
+    def approvals(self) -> list[ApprovalRequest]:
         """What people have to approve, and who has; the newest first."""
         return self._run(self._api.approvals)
 
-    def approve(self, handle: str, document: bytes) -> api.ApprovalRequest:
+    def approve(self, handle: str, document: bytes) -> ApprovalRequest:
         """Give a signed approval (`flowengine.trust.approval`)."""
         return self._run(self._api.approve, handle, document)
 
-    def withdraw_approval(self, handle: str, who: str) -> api.ApprovalRequest:
+    def withdraw_approval(self, handle: str, who: str) -> ApprovalRequest:
         """Take an approval back: what runs on it is stopped."""
         return self._run(self._api.withdraw_approval, handle, who)
 
     # --- people ---
 
-    def me(self) -> api.User:
+    def me(self) -> User:
         """Who asks."""
         return self._run(self._api.me)
 
-    def health(self) -> api.Health:
+    def health(self) -> Health:
         """The coordinator's state and version."""
         return self._run(self._api.health)
 
-    def checkpoints(self, site: str = "") -> list[api.EvidenceCheckpoint]:
+    def checkpoints(self, site: str = "") -> list[EvidenceCheckpoint]:
         """Signed heads of the sites' chains of evidence that the coordinator holds, newest first."""
         return self._run(self._api.checkpoints, site)
 
-    def evidence(self) -> list[api.EvidenceRecord]:
+    def evidence(self) -> list[EvidenceRecord]:
         """The coordinator's own chain of evidence."""
         return self._run(self._api.evidence)
 
-    def evidence_bundle(self, digest: str) -> api.EvidenceBundle:
+    def evidence_bundle(self, digest: str) -> EvidenceBundle:
         """The policies that decisions in the coordinator's chain name."""
         return self._run(self._api.evidence_bundle, digest)
 
-    def users(self) -> list[api.User]:
+    def users(self) -> list[User]:
         """All users."""
         return self._run(self._api.users)
 
-    def add_user(self, request: api.UserRequest) -> api.User:
+    def add_user(self, request: UserRequest) -> User:
         """Enter a user."""
         return self._run(self._api.add_user, request)
 
-    def change_user(self, name: str, request: api.UserRequest) -> api.User:
+    def change_user(self, name: str, request: UserRequest) -> User:
         """Change role, tenant, or whether the user may come in."""
         return self._run(self._api.change_user, name, request)
 
-    def tokens(self) -> list[api.Token]:
+    def tokens(self) -> list[Token]:
         """API tokens, without their secrets."""
         return self._run(self._api.tokens)
 
-    def add_token(self, request: api.TokenRequest) -> api.Token:
+    def add_token(self, request: TokenRequest) -> Token:
         """Make an API token; its secret is in the answer and nowhere else."""
         return self._run(self._api.add_token, request)
 
@@ -586,14 +522,14 @@ class Client:
         """Make a token worthless."""
         self._run(self._api.remove_token, token_id)
 
-    def tenants(self) -> list[api.Tenant]:
+    def tenants(self) -> list[Tenant]:
         """All tenants and what they use now."""
         return self._run(self._api.tenants)
 
-    def add_tenant(self, request: api.TenantRequest) -> api.Tenant:
+    def add_tenant(self, request: TenantRequest) -> Tenant:
         """Enter a tenant."""
         return self._run(self._api.add_tenant, request)
 
-    def change_tenant(self, name: str, request: api.TenantRequest) -> api.Tenant:
+    def change_tenant(self, name: str, request: TenantRequest) -> Tenant:
         """Change a tenant's weight and bounds."""
         return self._run(self._api.change_tenant, name, request)

@@ -20,7 +20,7 @@ import httpx2
 import msgspec
 
 import flowengine
-from flowengine.api.resources import Page, Problem
+from flowengine.api.schema import Page, Problem
 from flowengine.client.access import Access
 from flowengine.client.tls import client_context
 from flowengine.errors import (

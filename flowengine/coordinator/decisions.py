@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 from sqlalchemy import Connection, select
 
-from flowengine.api.resources import Decision, TransferRequest
+from flowengine.api.transfers import Decision, TransferRequest
 from flowengine.coordinator.database.catalogue import decode_facts
 from flowengine.coordinator.database.policies import believed_agreements, inherited_by, newest
 from flowengine.coordinator.database.tables import AnyRow, bundles, labels

@@ -8,8 +8,11 @@ import msgspec
 
 import flowengine
 from flowengine.api.agents import Command
-from flowengine.api.resources import Event, Page, Problem
-from flowengine.coordinator.routes import PATH_TYPES, ROUTES, Route, statuses
+from flowengine.api.events import Event
+from flowengine.api.schema import Page, Problem
+from flowengine.coordinator.routes import ROUTES
+from flowengine.coordinator.routes.queries import PATH_TYPES
+from flowengine.coordinator.routes.route import Route, statuses
 
 __all__ = ["document"]
 

@@ -19,7 +19,7 @@ from parties import Federation as Parties
 from sites import Federation, federation
 from support import wait_until
 
-from flowengine.api.resources import Endpoint, TransferRequest
+from flowengine.api.transfers import Endpoint, TransferRequest
 from flowengine.errors import FlowError
 from flowengine.transfer.passes import TransferSettings
 from flowengine.transfer.run import pull

@@ -25,7 +25,8 @@ from sites import Federation, SiteAgent, federation
 from support import wait_until
 
 import flowengine
-from flowengine.api import resources as api
+from flowengine.api.people import TenantRequest, TokenRequest, UserRequest
+from flowengine.api.transfers import Transfer
 from flowengine.client.synchronous import Client, connect
 from flowengine.errors import FlowError
 from flowengine.policy.bundle import build, sign
@@ -119,7 +120,7 @@ class Lab:
     def data(self, site: str) -> Path:
         return self.made[site].data
 
-    def copy(self, who: str, source: str, target: str, **options: object) -> api.Transfer:
+    def copy(self, who: str, source: str, target: str, **options: object) -> Transfer:
         return self.users[who].copy(source, target, **options).wait()  # type: ignore[arg-type]
 
 
@@ -134,15 +135,15 @@ def lab() -> Iterator[Lab]:
             options += [f"--{role}-key", str(base / f"{role}.pub")]
         with federation(base, options=options) as made:
             users = {}
-            made.client.add_tenant(api.TenantRequest(name="physics"))
+            made.client.add_tenant(TenantRequest(name="physics"))
             for name, tenant in (
                 ("alice", "default"),
                 ("bob", "default"),
                 ("eve", "default"),
                 ("pat", "physics"),
             ):
-                made.client.add_user(api.UserRequest(name=name, tenant=tenant))
-                secret = made.client.add_token(api.TokenRequest(user=name)).secret
+                made.client.add_user(UserRequest(name=name, tenant=tenant))
+                secret = made.client.add_token(TokenRequest(user=name)).secret
                 pem = (made.coordinator.folder / "secrets" / "ca.pem").read_text()
                 users[name] = connect(made.coordinator.url, token=secret, ca_pem=pem)
             start_mapped(made, "a", base, as_unit=False)

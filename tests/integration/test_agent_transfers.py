@@ -10,7 +10,7 @@ import pytest
 from sites import Federation, federation
 from support import assert_same, random_file, rich_tree, small_tree, wait_until
 
-from flowengine.api.resources import Endpoint, Transfer, TransferOptions, TransferRequest
+from flowengine.api.transfers import Endpoint, Transfer, TransferOptions, TransferRequest
 from flowengine.errors import FlowError
 
 pytestmark = pytest.mark.slow

@@ -15,7 +15,8 @@ import pytest
 from federations import Local, local_federation
 
 import flowengine
-from flowengine.api import resources as api
+from flowengine.api.sites import SiteRequest
+from flowengine.api.transfers import Endpoint, TransferRequest
 from flowengine.client import AsyncClient, AsyncTransfer
 from flowengine.errors import NotFound, TemporaryError, UsageError
 
@@ -45,12 +46,12 @@ def run(backend: str, main: Callable[[], Awaitable[Any]]) -> Any:
 @contextlib.asynccontextmanager
 async def waiting_transfer(client: AsyncClient, target: str) -> Any:
     """A transfer that waits as long as the block lasts: its target drains."""
-    await client.change_site(target, api.SiteRequest(draining=True))
+    await client.change_site(target, SiteRequest(draining=True))
     transfer = await client.copy("a:/data/set/", f"{target}:/data/waits-{anyio.current_time()}/")
     try:
         yield transfer
     finally:
-        await client.change_site(target, api.SiteRequest(draining=False))
+        await client.change_site(target, SiteRequest(draining=False))
 
 
 @BACKENDS
@@ -154,7 +155,7 @@ def test_pause_and_resume(local: Local, backend: str) -> None:
             assert (await transfer.pause()).state == "suspended"
             assert "pause" in (await transfer.why()).line
             await transfer.resume()
-            await client.change_site("c", api.SiteRequest(draining=False))
+            await client.change_site("c", SiteRequest(draining=False))
             assert (await transfer.wait(timeout_s=30)).state == "completed"
 
     run(backend, main)
@@ -213,8 +214,8 @@ def test_errors_keep_the_coordinators_reason(local: Local, backend: str) -> None
 
 
 def test_the_same_key_gives_the_same_transfer(local: Local) -> None:
-    request = api.TransferRequest(
-        source=api.Endpoint(site="a", path="/data/set/"), targets=[api.Endpoint(site="b", path="/data/key")]
+    request = TransferRequest(
+        source=Endpoint(site="a", path="/data/set/"), targets=[Endpoint(site="b", path="/data/key")]
     )
     with local.client() as client:
         first = client.submit(request, key="once")

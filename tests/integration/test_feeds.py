@@ -11,7 +11,8 @@ from planned import decided, start
 from sites import Federation, SiteAgent, federation
 from support import MIB, assert_same, random_file, wait_until
 
-from flowengine.api.resources import LinkRequest, Transfer
+from flowengine.api.links import LinkRequest
+from flowengine.api.transfers import Transfer
 from flowengine.client.synchronous import Transfer as Handle
 
 pytestmark = pytest.mark.slow

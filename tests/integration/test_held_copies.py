@@ -17,7 +17,7 @@ from liars import LyingCoordinator, LyingGate, PolicyKeys, evidence_of, identity
 from sites import Federation, SiteAgent, federation
 from support import wait_until
 
-from flowengine.api.resources import Transfer
+from flowengine.api.transfers import Transfer
 from flowengine.cli.third_party import summary
 from flowengine.errors import FlowError
 from flowengine.evidence.replay import Replayer

@@ -18,7 +18,7 @@ from planned import decided, enact, say_links, start
 from sites import Federation, federation
 from support import MIB, free_port, wait_until
 
-from flowengine.api.resources import ProbeRequest
+from flowengine.api.links import ProbeRequest
 from tests.overlay import HUB, overlay
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]

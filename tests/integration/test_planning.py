@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from federations import Local, local_federation
 
-from flowengine.api import resources as api
+from flowengine.api.links import LinkRequest, MaintenanceRequest, ProbeRequest
 from flowengine.client import Client
 from flowengine.client.requests import transfer_request
 from flowengine.errors import FlowError, NotFound
@@ -48,13 +48,13 @@ def put(federation: Local, name: str, mib: int) -> str:
 def test_a_probe_measures_a_link_and_is_remembered(client: Client) -> None:
     with pytest.raises(NotFound):
         client.link("a", "c")
-    found = client.probe_link("a", "c", api.ProbeRequest(size_bytes=8 * MIB, seconds=5))
+    found = client.probe_link("a", "c", ProbeRequest(size_bytes=8 * MIB, seconds=5))
     assert found.rate_bits_per_s is not None
     assert found.rate_bits_per_s > 1e6
     assert found.rtt_ms is not None
     (look,) = client.link_looks("a", "c")
     assert (look.kind, look.at_least) == ("probe", False)
-    declared = client.set_link("a", "c", api.LinkRequest(capacity_bits_per_s=10**9, cost_per_gb=0.08))
+    declared = client.set_link("a", "c", LinkRequest(capacity_bits_per_s=10**9, cost_per_gb=0.08))
     assert (declared.rate_bits_per_s, declared.cost_per_gb) == (found.rate_bits_per_s, 0.08)
     plan = client.plan("a:/data/", "c:/data/x/", size_bytes=10**9)
     assert plan.usd == pytest.approx(0.08)
@@ -146,7 +146,7 @@ def test_why_and_show_tell_the_plan_while_it_moves(federation: Local, client: Cl
 def test_maintenance_is_kept_and_forgotten(client: Client) -> None:
     now = datetime.now(UTC)
     made = client.add_maintenance(
-        api.MaintenanceRequest(scope="site:c", starts=now, ends=now + timedelta(hours=1), comment="new disks")
+        MaintenanceRequest(scope="site:c", starts=now, ends=now + timedelta(hours=1), comment="new disks")
     )
     assert [one.id for one in client.maintenance()] == [made.id]
     plan = client.plan("a:/data/", "c:/data/x/", size_bytes=10**6)

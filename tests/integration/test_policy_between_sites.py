@@ -20,7 +20,7 @@ from proxy import Proxy
 from sites import Federation, SiteAgent, federation
 from support import Flow, wait_until
 
-from flowengine.api.resources import Fact, SiteRequest
+from flowengine.api.sites import Fact, SiteRequest
 from flowengine.errors import Denied, FlowError
 from flowengine.store.selection import Root, Selection
 from flowengine.transfer.passes import TransferSettings

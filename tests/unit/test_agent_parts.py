@@ -16,7 +16,8 @@ import trio
 import trio.testing
 
 from flowengine.api.agents import Lease, Report, TaskGrant
-from flowengine.api.resources import Counters, Endpoint, LandedObject, Limit, LimitWindow, TransferOptions
+from flowengine.api.links import Limit, LimitWindow
+from flowengine.api.transfers import Counters, Endpoint, LandedObject, TransferOptions
 from flowengine.errors import Denied, FlowError, LocalError, NotFound, TemporaryError
 from flowengine.transfer.serve import ServedRoot
 from flowengine_agent.config import OfferedFolder

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from support import Flow
 
-from flowengine.api import resources as api
+from flowengine.api.links import LimitWindow, LinkRequest
+from flowengine.api.people import TenantRequest
 from flowengine.cli.doctor import look_at_accounts
 from flowengine.cli.federation import parse_deadline
 from flowengine.cli.federation_file import read_federation
@@ -34,7 +35,7 @@ from flowengine.errors import NotFound, UsageError
 )
 def test_windows(text: str, days: list[str], start: str, end: str, zone: str, rate: int) -> None:
     window = parse_window(text)
-    assert window == api.LimitWindow(rate_bits_per_s=rate, start=start, end=end, days=days, zone=zone)  # type: ignore[arg-type]
+    assert window == LimitWindow(rate_bits_per_s=rate, start=start, end=end, days=days, zone=zone)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -122,11 +123,11 @@ def test_a_federation_file(tmp_path: Path) -> None:
     fact = found.site_request(found.sites[0]).facts["country"]
     assert fact is not None
     assert (fact.value, fact.source) == ("DE", "f.toml")
-    assert found.links == [("a", "b", api.LinkRequest(capacity_bits_per_s=10**9))]
+    assert found.links == [("a", "b", LinkRequest(capacity_bits_per_s=10**9))]
     assert [(scope, rate, len(windows)) for scope, rate, windows in found.limits] == [
         ("link:a>b", 200_000_000, 1)
     ]
-    assert found.tenants == [api.TenantRequest(name="lab", weight=2.0)]
+    assert found.tenants == [TenantRequest(name="lab", weight=2.0)]
 
 
 @pytest.mark.parametrize(

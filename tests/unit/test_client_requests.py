@@ -5,9 +5,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from flowengine.api import resources as api
-from flowengine.client.asynchronous import failure_of
+from flowengine.api.schema import Problem
+from flowengine.api.transfers import Endpoint, Transfer, TransferOptions, TransferRequest
 from flowengine.client.requests import parse_place, transfer_request
+from flowengine.client.transfers import failure_of
 from flowengine.client.transport import error_of
 from flowengine.errors import (
     AuthenticationError,
@@ -26,17 +27,17 @@ NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
 def test_a_request_from_words() -> None:
     request = transfer_request(
-        "hpc-a:/data/", ["cloud-b:/x", api.Endpoint(site="edge-c", path="/y")], mode="sync", now=NOW,
+        "hpc-a:/data/", ["cloud-b:/x", Endpoint(site="edge-c", path="/y")], mode="sync", now=NOW,
         labels=("patients",), contracts=("dua-7",), deadline=timedelta(hours=2), delete=True,
     )  # fmt: skip
-    assert request == api.TransferRequest(
-        source=api.Endpoint(site="hpc-a", path="/data/"),
-        targets=[api.Endpoint(site="cloud-b", path="/x"), api.Endpoint(site="edge-c", path="/y")],
+    assert request == TransferRequest(
+        source=Endpoint(site="hpc-a", path="/data/"),
+        targets=[Endpoint(site="cloud-b", path="/x"), Endpoint(site="edge-c", path="/y")],
         mode="sync",
         labels=["patients"],
         contracts=["dua-7"],
         deadline=NOW + timedelta(hours=2),
-        options=api.TransferOptions(delete=True),
+        options=TransferOptions(delete=True),
     )
 
 
@@ -57,7 +58,7 @@ def test_what_is_no_place(place: str) -> None:
         {"deadline": NOW - timedelta(seconds=1)},
         {"priority": "soon"},
         {"purpose": "x" * 2000},
-        {"options": api.TransferOptions(streams=65)},
+        {"options": TransferOptions(streams=65)},
     ],
 )
 def test_what_makes_no_sense_is_refused_here(changes: dict[str, object]) -> None:
@@ -79,7 +80,7 @@ def test_what_makes_no_sense_is_refused_here(changes: dict[str, object]) -> None
 def test_a_problem_becomes_an_error_with_its_reason(
     status: int, reason: str, kind: type[FlowError], code: Exit
 ) -> None:
-    problem = api.Problem(
+    problem = Problem(
         title="t", status=status, reason=reason, detail="d", hint="h", retryable=True, context={"message": 1}
     )
     error = error_of(status, json.dumps({**api_dict(problem), "new": 1}).encode(), "GET /x")
@@ -89,7 +90,7 @@ def test_a_problem_becomes_an_error_with_its_reason(
     assert exit_code(error) is code
 
 
-def api_dict(problem: api.Problem) -> dict[str, object]:
+def api_dict(problem: Problem) -> dict[str, object]:
     return {name: getattr(problem, name) for name in problem.__struct_fields__}
 
 
@@ -105,7 +106,7 @@ def test_an_answer_that_is_no_problem_names_its_status() -> None:
 )
 def test_a_transfer_that_ended_otherwise_is_an_error(reason: str, kind: type[FlowError]) -> None:
     request = transfer_request("a:/x", "b:/x", mode="copy", now=NOW)
-    record = api.Transfer(
+    record = Transfer(
         id="t-1", request=request, state="terminated", reason=reason, message="m", since=NOW, created=NOW,
         user="u", tenant="default",
     )  # fmt: skip

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from flowengine.api.resources import Endpoint, Limit, TransferOptions, TransferRequest
+from flowengine.api.links import Limit
+from flowengine.api.transfers import Endpoint, TransferOptions, TransferRequest
 from flowengine.coordinator.planning.feeding import better_fed, possible_pairs
 from flowengine.coordinator.planning.picture import Picture, SiteFacts
 from flowengine.coordinator.rules.feeding import may_be_fed, source_of

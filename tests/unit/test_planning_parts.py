@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Connection, create_engine, select, text
 
 from flowengine.api.agents import HopTraffic
-from flowengine.api.resources import Counters
+from flowengine.api.transfers import Counters
 from flowengine.coordinator.database.tables import (
     leases,
     limits,

@@ -10,7 +10,8 @@ import msgspec
 from sqlalchemy import Connection, bindparam, func, select, update
 
 from flowengine.api.agents import Claim, Claimed, Heartbeat, HeartbeatReply, Report, ReportReply, TaskGrant
-from flowengine.api.resources import PRIORITIES, Counters, LandedObject, SitePolicy
+from flowengine.api.sites import SitePolicy
+from flowengine.api.transfers import PRIORITIES, Counters, LandedObject
 from flowengine.coordinator.actions.duties import quarantines_of
 from flowengine.coordinator.actions.feeding import serve_directly, version_of
 from flowengine.coordinator.actions.grants import Terms, task_grant, task_routes

@@ -10,7 +10,8 @@ from typing import Literal
 import msgspec
 from sqlalchemy import Connection, delete, select, update
 
-from flowengine.api.resources import ApprovalRequest, GivenApproval, TransferRequest
+from flowengine.api.policies import ApprovalRequest, GivenApproval
+from flowengine.api.transfers import TransferRequest
 from flowengine.coordinator.database.evidence import Chain
 from flowengine.coordinator.database.people import moment
 from flowengine.coordinator.database.tables import (

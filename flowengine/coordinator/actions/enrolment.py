@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from sqlalchemy import select, update
 
-from flowengine.api.resources import Site, SiteRequest
+from flowengine.api.sites import Site, SiteRequest
 from flowengine.coordinator.database.catalogue import decode_facts, find_site
 from flowengine.coordinator.database.tables import certificates, join_tokens, sites, tasks
 from flowengine.coordinator.database.transactions import Writing, json_text

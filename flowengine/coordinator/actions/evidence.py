@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flowengine.api.resources import TransferRequest
+from flowengine.api.transfers import TransferRequest
 from flowengine.coordinator.database.evidence import Chain, keep_bundle, last_activated
 from flowengine.coordinator.database.transactions import Writing
 from flowengine.coordinator.decisions import Rules, Verdict

@@ -7,7 +7,7 @@ import contextlib
 import msgspec
 from sqlalchemy import Connection, select, update
 
-from flowengine.api.resources import TransferRequest
+from flowengine.api.transfers import TransferRequest
 from flowengine.coordinator.database.catalogue import decode_addresses
 from flowengine.coordinator.database.tables import AnyRow, sites, tasks
 from flowengine.coordinator.database.transactions import Writing

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 from sqlalchemy import delete, func, select, update
 
-from flowengine.api.resources import Tenant, TenantRequest, Token, User, UserRequest
+from flowengine.api.people import Tenant, TenantRequest, Token, User, UserRequest
 from flowengine.coordinator.database.people import find_tenant, find_user, moment
 from flowengine.coordinator.database.tables import tenants, tokens, users
 from flowengine.coordinator.database.transactions import Writing

@@ -8,7 +8,7 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from sqlalchemy import select
 
-from flowengine.api.resources import AgreementInfo, LabelInfo, PolicyBundle
+from flowengine.api.policies import AgreementInfo, LabelInfo, PolicyBundle
 from flowengine.coordinator.database.policies import (
     ABOUT_BUNDLES,
     BundleAbout,

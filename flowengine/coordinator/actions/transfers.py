@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from sqlalchemy import Connection, func, select, update
 
-from flowengine.api.resources import PRIORITIES, Decision, Endpoint, Transfer, TransferRequest
+from flowengine.api.transfers import ENDED, PRIORITIES, Decision, Endpoint, Transfer, TransferRequest
 from flowengine.coordinator.actions.approvals import ask_for_approval
 from flowengine.coordinator.actions.evidence import record_verdict
 from flowengine.coordinator.actions.feeding import addresses_of, hop_request, permits, serve_directly
@@ -25,7 +25,7 @@ from flowengine.coordinator.knowledge import reserve
 from flowengine.coordinator.rules.feeding import waits_for
 from flowengine.coordinator.rules.paths import clean, offering_root
 from flowengine.coordinator.rules.queue import first_overlap
-from flowengine.coordinator.rules.states import ENDED, dialer
+from flowengine.coordinator.rules.states import dialer
 from flowengine.errors import Denied, FlowError, NotFound, TemporaryError, UsageError
 
 __all__ = [

@@ -7,18 +7,8 @@ from collections.abc import Iterable
 import msgspec
 from sqlalchemy import Connection, func, or_, select
 
-from flowengine.api.resources import (
-    Certificate,
-    Fact,
-    Limit,
-    LimitWindow,
-    Link,
-    LinkLook,
-    Maintenance,
-    Root,
-    Site,
-    SitePolicy,
-)
+from flowengine.api.links import Limit, LimitWindow, Link, LinkLook, Maintenance
+from flowengine.api.sites import Certificate, Fact, Root, Site, SitePolicy
 from flowengine.coordinator.database.people import moment, optional_moment
 from flowengine.coordinator.database.tables import (
     AnyRow,

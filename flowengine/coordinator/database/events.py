@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 from sqlalchemy import Connection, func, or_, select
 
-from flowengine.api.resources import Event
+from flowengine.api.events import Event
 from flowengine.coordinator.database.people import moment
 from flowengine.coordinator.database.tables import AnyRow, events
 from flowengine.coordinator.database.transactions import EventRow

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from sqlalchemy import Connection, func, select, update
 
-from flowengine.api.resources import Tenant, Token, User
+from flowengine.api.people import Tenant, Token, User
 from flowengine.coordinator.database.tables import AnyRow, tasks, tenants, tokens, usage, users
 
 __all__ = [

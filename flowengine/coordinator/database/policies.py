@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 from sqlalchemy import Column, ColumnElement, Connection, LargeBinary, func, select
 
-from flowengine.api.resources import AgreementInfo, LabelInfo, PolicyBundle
+from flowengine.api.policies import AgreementInfo, LabelInfo, PolicyBundle
 from flowengine.coordinator.database.people import moment, optional_moment
 from flowengine.coordinator.database.tables import AnyRow, agreements, bundles, inherited, labels
 from flowengine.coordinator.database.transactions import Writing, json_text

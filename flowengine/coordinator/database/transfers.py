@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection, Select, or_, select, update
 
-from flowengine.api.resources import (
+from flowengine.api.transfers import (
     Counters,
     Decision,
     DeliveryReceipt,

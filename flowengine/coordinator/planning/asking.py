@@ -20,7 +20,8 @@ import msgspec
 from sqlalchemy import Connection, select
 
 from flowengine.api.agents import Answer
-from flowengine.api.resources import Decision, Feed, Plan, PlanRequest, TransferRequest, Way
+from flowengine.api.plans import Feed, Plan, PlanRequest
+from flowengine.api.transfers import Decision, TransferRequest, Way
 from flowengine.coordinator.actions.feeding import hop_request, permits
 from flowengine.coordinator.actions.transfers import Admitted, no_meeting, site_rows_of
 from flowengine.coordinator.database.people import moment, optional_moment

@@ -20,7 +20,7 @@ from typing import Final
 
 import msgspec
 
-from flowengine.api.resources import TransferRequest
+from flowengine.api.transfers import TransferRequest
 from flowengine.coordinator.planning.outcome import guessed_links
 from flowengine.coordinator.planning.picture import (
     CLASSES,

@@ -15,8 +15,9 @@ import msgspec
 from sqlalchemy import Connection, select
 
 from flowengine.api.agents import HopTraffic, RelayState
-from flowengine.api.resources import Counters, Limit, TransferRequest
-from flowengine.api.resources import Plan as StoredPlan
+from flowengine.api.links import Limit
+from flowengine.api.plans import Plan as StoredPlan
+from flowengine.api.transfers import Counters, TransferRequest
 from flowengine.coordinator.database.catalogue import decode_addresses, decode_roots, list_limits
 from flowengine.coordinator.database.tables import (
     AnyRow,

@@ -8,7 +8,7 @@ from typing import Final
 
 from sqlalchemy import Connection, select, update
 
-from flowengine.api.resources import ProbeRequest
+from flowengine.api.links import ProbeRequest
 from flowengine.coordinator.actions import enrolment
 from flowengine.coordinator.database.catalogue import decode_addresses
 from flowengine.coordinator.database.tables import AnyRow, link_states, sites, tasks

@@ -7,7 +7,7 @@ from typing import Final
 from sqlalchemy import select
 
 from flowengine.api.agents import Answer
-from flowengine.api.resources import ProbeRequest
+from flowengine.api.links import ProbeRequest
 from flowengine.coordinator.actions.grants import Terms
 from flowengine.coordinator.database.tables import AnyRow, counters, link_states
 from flowengine.coordinator.database.transactions import Writing

@@ -31,7 +31,7 @@ from flowengine.api.agents import (
     TaskRoute,
     WorkCommand,
 )
-from flowengine.api.resources import Limit
+from flowengine.api.links import Limit
 
 __all__ = ["NOTHING_TOLD", "AgentView", "Asked", "Directive", "commands"]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from flowengine.api.resources import Endpoint, TransferRequest
+from flowengine.api.transfers import Endpoint, TransferRequest
 from flowengine.coordinator.rules.paths import clean
 from flowengine.coordinator.rules.states import POLICY_ENDS
 

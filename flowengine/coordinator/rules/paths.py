@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from flowengine.api.resources import Root
+from flowengine.api.sites import Root
 from flowengine.errors import UsageError
 
 __all__ = ["clean", "offering_root", "overlap"]

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from flowengine.api.transfers import ENDED
+
 __all__ = [
-    "ENDED",
     "MAX_ATTEMPTS",
     "OFFLINE_SUSPENDS_S",
     "POLICY_ENDS",
@@ -25,8 +26,6 @@ __all__ = [
 MAX_ATTEMPTS: Final = 100
 FIRST_BACKOFF_S: Final = 1.0
 MAX_BACKOFF_S: Final = 60.0
-ENDED: Final = frozenset({"completed", "terminated", "quarantined", "purged"})
-"""States from which nothing moves by itself."""
 POLICY_ENDS: Final = (
     "policy-stopped",
     "policy-denied",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
-from flowengine.api.resources import Transfer, Wait, Why
+from flowengine.api.transfers import Transfer, Wait, Why
 from flowengine.units import format_bytes, format_duration, format_rate
 
 __all__ = ["explain"]

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import Final
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from flowengine.api.resources import LimitWindow
+from flowengine.api.links import LimitWindow
 from flowengine.errors import UsageError
 
 __all__ = ["check_windows", "rate_now"]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from flowengine.api.resources import ApprovalRequest, Page
+from flowengine.api.policies import ApprovalRequest
+from flowengine.api.schema import Page
 from flowengine.coordinator.actions import approvals as actions
 from flowengine.coordinator.database.transactions import Writing
 from flowengine.coordinator.service import Service

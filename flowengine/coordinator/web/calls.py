@@ -11,8 +11,8 @@ import msgspec
 from aiohttp import web
 
 from flowengine.api.problems import TITLES, status_of
-from flowengine.api.resources import Problem
-from flowengine.coordinator.routes import Route
+from flowengine.api.schema import Problem
+from flowengine.coordinator.routes.route import Route
 from flowengine.errors import FlowError
 
 __all__ = ["AgentWho", "Call", "UserWho", "problem"]

@@ -12,15 +12,10 @@ from sqlalchemy import Connection, delete, select
 
 import flowengine
 from flowengine.api.agents import Answer
-from flowengine.api.resources import (
-    Health,
-    JoinToken,
-    Limit,
-    Listing,
-    ListingEntry,
-    Page,
-    Site,
-)
+from flowengine.api.events import Health
+from flowengine.api.links import Limit
+from flowengine.api.schema import Page
+from flowengine.api.sites import JoinToken, Listing, ListingEntry, Site
 from flowengine.coordinator.actions import enrolment
 from flowengine.coordinator.database import catalogue as stored
 from flowengine.coordinator.database.people import moment

@@ -7,7 +7,8 @@ import base64
 import msgspec
 
 from flowengine.api.agents import Taken, check_required
-from flowengine.api.resources import EvidenceBundle, EvidenceCheckpoint, EvidenceRecord, Page
+from flowengine.api.evidence import EvidenceBundle, EvidenceCheckpoint, EvidenceRecord
+from flowengine.api.schema import Page
 from flowengine.coordinator.database import evidence as stored
 from flowengine.coordinator.database.people import moment
 from flowengine.coordinator.service import Service

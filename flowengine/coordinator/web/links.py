@@ -7,7 +7,8 @@ from datetime import datetime
 
 from sqlalchemy import delete, select
 
-from flowengine.api.resources import Link, Maintenance, Page
+from flowengine.api.links import Link, Maintenance
+from flowengine.api.schema import Page
 from flowengine.coordinator.database import catalogue as stored
 from flowengine.coordinator.database.tables import link_states, links, maintenance
 from flowengine.coordinator.database.transactions import Writing

@@ -7,7 +7,8 @@ from typing import Final
 from sqlalchemy import Connection, select
 
 from flowengine.api.agents import AgentLabels
-from flowengine.api.resources import AgreementInfo, LabelInfo, Page, PolicyBundle, PolicyBundleContent
+from flowengine.api.policies import AgreementInfo, LabelInfo, PolicyBundle, PolicyBundleContent
+from flowengine.api.schema import Page
 from flowengine.coordinator.actions import policies as actions
 from flowengine.coordinator.database import policies as stored
 from flowengine.coordinator.database.tables import bundles

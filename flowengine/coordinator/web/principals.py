@@ -8,10 +8,10 @@ from typing import Final
 from aiohttp import web
 from sqlalchemy import Connection, select
 
-from flowengine.api.resources import User
+from flowengine.api.people import User
 from flowengine.coordinator.database.people import find_token, touch_token
 from flowengine.coordinator.database.tables import certificates, sites
-from flowengine.coordinator.routes import Route
+from flowengine.coordinator.routes.route import Route
 from flowengine.coordinator.service import Service
 from flowengine.coordinator.web.calls import AgentWho, UserWho
 from flowengine.errors import AuthenticationError, UsageError

@@ -18,7 +18,9 @@ from aiohttp import web
 from aiohttp.web_exceptions import HTTPRequestEntityTooLarge
 from aiohttp.web_protocol import RequestHandler
 
-from flowengine.coordinator.routes import MAX_BODY_BYTES, PATH_TYPES, ROUTES, Route
+from flowengine.coordinator.routes import ROUTES
+from flowengine.coordinator.routes.queries import PATH_TYPES
+from flowengine.coordinator.routes.route import MAX_BODY_BYTES, Route
 from flowengine.coordinator.web.calls import AgentWho, Call, UserWho, log, problem
 from flowengine.errors import AuthenticationError, Denied, FlowError, NotFound, TemporaryError, UsageError
 

@@ -12,7 +12,8 @@ from aiohttp import web
 from sqlalchemy import Connection
 
 from flowengine.api.agents import Greeting, WorkCommand
-from flowengine.api.resources import Event, Page
+from flowengine.api.events import Event
+from flowengine.api.schema import Page
 from flowengine.coordinator.actions.agents import agent_view
 from flowengine.coordinator.database.events import events_after, last_event, show_event
 from flowengine.coordinator.database.transactions import EventRow

@@ -13,16 +13,10 @@ from typing import Final, Literal, TypeVar
 import msgspec
 from sqlalchemy import Connection, delete, select
 
-from flowengine.api.resources import (
-    LandedObject,
-    Page,
-    Plan,
-    Tenant,
-    Token,
-    Transfer,
-    User,
-    Why,
-)
+from flowengine.api.people import Tenant, Token, User
+from flowengine.api.plans import Plan
+from flowengine.api.schema import Page
+from flowengine.api.transfers import LandedObject, Transfer, Why
 from flowengine.coordinator.actions import transfers as actions
 from flowengine.coordinator.actions.people import (
     change_tenant,
