@@ -1,4 +1,4 @@
-"""Compiles flowengine/store/_many.c where there is a C compiler; without it the package does the same in Python."""
+"""Compiles the package's C libraries where there is a C compiler; without them it does the same in Python."""
 
 from __future__ import annotations
 
@@ -10,24 +10,29 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCE, LIBRARY = "flowengine/store/_many.c", "flowengine/store/_many.so"
+LIBRARIES = {
+    "flowengine/chunking/_cut": "cutting into chunks",
+    "flowengine/store/_many": "small files",
+}
+"""Paths without `.c` and `.so`, and what takes longer without them."""
 
 
 class CompileHook(BuildHookInterface[Any]):
-    """Adds the library to the wheel, which is one for this platform then; an editable install finds it in place."""
+    """Adds the libraries to the wheel, which is one for this platform then; an editable install finds them in place."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile before the wheel is put together."""
-        source, library = (os.path.join(self.root, path) for path in (SOURCE, LIBRARY))
         compiler = shlex.split(os.environ.get("CC") or "cc")
-        command = [*compiler, "-O2", "-fPIC", "-shared", "-o", f"{library}.part", source]
-        try:
-            subprocess.run(command, check=True, capture_output=True)
-            os.replace(f"{library}.part", library)
-        except (OSError, subprocess.CalledProcessError) as error:
-            self.app.display_warning(f"{SOURCE} was not compiled, small files will take longer: {error}")
-            return
-        build_data["artifacts"].append(LIBRARY)
-        build_data["pure_python"] = False
-        platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
-        build_data["tag"] = f"py3-none-{platform}"
+        for path, what in LIBRARIES.items():
+            source, library = (os.path.join(self.root, path + suffix) for suffix in (".c", ".so"))
+            command = [*compiler, "-O2", "-fPIC", "-shared", "-o", f"{library}.part", source]
+            try:
+                subprocess.run(command, check=True, capture_output=True)
+                os.replace(f"{library}.part", library)
+            except (OSError, subprocess.CalledProcessError) as error:
+                self.app.display_warning(f"{path}.c was not compiled, {what} will take longer: {error}")
+                continue
+            build_data["artifacts"].append(f"{path}.so")
+            build_data["pure_python"] = False
+            platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+            build_data["tag"] = f"py3-none-{platform}"

@@ -157,14 +157,14 @@ def _port(config: SiteConfig) -> Finding:
 
 
 def _chunker() -> Finding:
-    from pyfastcdc import FastCDC
+    from flowengine.chunking.cutting import is_compiled
 
-    if ".cy." not in FastCDC.__module__:
+    if not is_compiled():
         return Finding(
             "chunker",
             "wrong",
-            "pyfastcdc has no compiled part here: cutting is hundreds of times slower",
-            "install a wheel of it for this platform, or a compiler and build it",
+            "the compiled library is missing: large files are cut many times slower",
+            "install a C compiler and then this package again",
         )
     return Finding("chunker", "ok", "compiled")
 

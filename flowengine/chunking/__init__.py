@@ -3,8 +3,9 @@
 Goal
     Equal bytes give equal chunks wherever they stand, so that what one side has need not be sent again.
 Plan
-    FastCDC 2020 through pyfastcdc finds the cuts (Xia et al., "The Design of Fast Content-Defined Chunking for
-    Data Deduplication Based Storage Systems", IEEE TPDS 2020); blake3-256 of the plaintext names the chunk.
+    A place is a cut where the 68 bytes before it say so (docs/spec/chunking.md); how likely that is depends on the length
+    of the chunk, as in FastCDC (Xia et al., "The Design of Fast Content-Defined Chunking for Data Deduplication Based
+    Storage Systems", IEEE TPDS 2020), so that lengths vary little. blake3-256 of the plaintext names the chunk.
 Invariants
     - Cuts depend on the bytes and the profile alone: not on buffer sizes, threads or where reading began.
     - Boundaries and ids are pinned by tests/vectors/chunking.json; a change of either is a new format.
@@ -19,8 +20,8 @@ from functools import cache
 from typing import Final
 
 from blake3 import blake3
-from pyfastcdc import FastCDC
 
+from flowengine.chunking.cutting import first_lengths
 from flowengine.errors import UsageError
 from flowengine.units import KIB, MIB
 
@@ -32,7 +33,6 @@ __all__ = [
     "Cutter",
     "Profile",
     "chunk_id",
-    "is_compiled",
     "pack_chunks",
     "packed_size",
     "profile_named",
@@ -76,7 +76,7 @@ def profile_named(name: str) -> Profile:
 
 
 class Cutter:
-    """Finds cuts for one profile. Not for use by two threads at once: each thread makes its own.
+    """Finds cuts for one profile; any thread may use it.
 
     >>> Cutter(DEFAULT_PROFILE).lengths(bytes(600 * 1024))
     [262144, 262144, 90112]
@@ -84,18 +84,18 @@ class Cutter:
 
     def __init__(self, profile: Profile) -> None:
         self.profile = profile
-        self._cdc = FastCDC(profile.average, min_size=profile.minimum, max_size=profile.maximum)
+        self._sizes = (profile.minimum, profile.average, profile.maximum)
 
     def lengths(self, data: bytes | bytearray | memoryview) -> list[int]:
         """Lengths of the chunks of `data`, whose start counts as a cut and whose end ends the last chunk."""
         size = len(data)
         if size <= self.profile.minimum:
             return [size] if size else []
-        return [chunk.length for chunk in self._cdc.cut_buf(data)]
+        return first_lengths(data, self._sizes, size // self.profile.minimum + 1)
 
     def first_length(self, data: bytes | bytearray | memoryview) -> int:
         """Length of the first chunk of non-empty `data`."""
-        return next(iter(self._cdc.cut_buf(data))).length
+        return first_lengths(data, self._sizes, 1)[0]
 
 
 def chunk_id(data: bytes | bytearray | memoryview) -> bytes:
@@ -117,8 +117,3 @@ def packed_size(packed: bytes) -> int:
 def zero_chunk_id(length: int) -> bytes:
     """The id of a chunk of `length` zero bytes: a hole is recognised by it and never travels."""
     return blake3(bytes(length)).digest()
-
-
-def is_compiled() -> bool:
-    """Whether the compiled chunker is in use; the pure-Python fallback is hundreds of times slower."""
-    return FastCDC.__module__.startswith("pyfastcdc.cy")

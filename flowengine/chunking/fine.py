@@ -48,7 +48,7 @@ def fine_lengths(packed: bytes) -> list[int]:
 
 
 class FineCutter:
-    """Cuts bytes into packed fine chunks. Not for use by two threads at once."""
+    """Cuts bytes into packed fine chunks."""
 
     def __init__(self, profile: Profile) -> None:
         self._cutter = Cutter(fine_profile(profile))

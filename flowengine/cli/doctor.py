@@ -90,14 +90,14 @@ def look_here() -> Iterator[Finding]:
 
 
 def _chunker() -> Finding:
-    from flowengine.chunking import is_compiled
+    from flowengine.chunking.cutting import is_compiled
 
     if not is_compiled():
         return Finding(
             "chunker",
-            "failed",
-            "the compiled pyfastcdc is not in use: cutting runs hundreds of times slower",
-            "install a pyfastcdc wheel that fits this platform, or a C compiler and reinstall it",
+            "warning",
+            "the compiled library is missing: large files are cut many times slower",
+            "install a C compiler and then this package again",
         )
     return Finding("chunker", "ok", "compiled")
 
