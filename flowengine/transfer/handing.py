@@ -12,6 +12,7 @@ Invariants
     - The keeper's copies of the data connections live as long as the session: what it cuts is cut, whatever the hands do.
     - An object is reported to the peer only after the keeper has taken note of it.
     - While a limit holds, each portion is counted by the keeper before it goes out.
+    - The hands read what a peer sends: what they say is judged like a peer's word, and at the worst ends their session.
 """
 
 from __future__ import annotations
@@ -23,20 +24,20 @@ import sys
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Annotated, Any, Final, Protocol, TypeAlias
 
 import msgspec
 import trio
 
 import flowengine.errors as all_errors
 from flowengine.chunking import profile_named
-from flowengine.errors import FlowError, TemporaryError
+from flowengine.errors import FlowError, ProtocolError, TemporaryError
 from flowengine.transfer.channel import first_flow_error
 from flowengine.transfer.control import Control
 from flowengine.transfer.line import Line
 from flowengine.transfer.pacing import AskingPacer, Pacer
 from flowengine.transfer.session import Counters, Observer, Session
-from flowengine.transfer.streams import Streams
+from flowengine.transfer.streams import MAX_STREAMS, Streams
 from flowengine.transfer.timing import StageClock
 from flowengine.trust.grant import Party
 from flowengine.wire.control import ControlDecoder
@@ -150,7 +151,7 @@ class Gone(_Told, tag="gone"):
 class Dial(_Told, tag="dial"):
     """More data connections are wanted."""
 
-    count: int
+    count: Annotated[int, msgspec.Meta(ge=0, le=MAX_STREAMS)]
     via: str
 
 
@@ -159,7 +160,7 @@ class Take(_Told, tag="take"):
 
     ticket: int
     near: str
-    size: int
+    size: Annotated[int, msgspec.Meta(ge=0)]
 
 
 class Durable(_Told, tag="durable"):
@@ -192,6 +193,20 @@ _ToKeeper: TypeAlias = Status | Gone | Dial | Take | Durable | Ended | Broke
 _encode: Final = msgspec.msgpack.Encoder().encode
 _to_hands: Final = msgspec.msgpack.Decoder(_ToHands).decode
 _to_keeper: Final = msgspec.msgpack.Decoder(_ToKeeper).decode
+
+
+def _odd(what: str) -> ProtocolError:
+    return ProtocolError(
+        f"the process that moves the data told {what}",
+        hint="its session is ended; look at the agent's log, and please report it",
+    )
+
+
+def _understood(said: bytes) -> _ToKeeper:
+    try:
+        return _to_keeper(said)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise _odd(f"what nobody understands: {error}") from None
 
 
 def _pacer(session: Session, of: str) -> Pacer:
@@ -395,9 +410,9 @@ class _Keeper:
     async def _listen(self) -> Ended:
         session = self._session
         while (got := await self._heard()) is not None:
-            message = _to_keeper(got[0])
             for fd in got[1]:
                 os.close(fd)
+            message = _understood(got[0])
             match message:
                 case Status():
                     self._status(message)
@@ -432,9 +447,10 @@ class _Keeper:
 
     def _status(self, told: Status) -> None:
         session = self._session
-        for name, value in told.counters.items():
-            if hasattr(self._counters, name):
-                setattr(self._counters, name, type(getattr(self._counters, name))(value))
+        known = vars(self._counters)
+        if not told.counters.keys() <= known.keys():
+            raise _odd("counters that there are not")
+        known.update({name: type(known[name])(value) for name, value in told.counters.items()})
         self._clock.busy, self._clock.counts = told.busy, told.threads
         self._carried = told.carried
         session.peer_progress = Progress(told.peer)

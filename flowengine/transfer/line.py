@@ -4,7 +4,8 @@ Goal
     A session runs in one process while who decides on it is in another, and either sees at once that the other is gone.
 Plan
     A pair of Unix sockets that keep the borders of packets. A message is cut into packets, each with a first byte that
-    says whether more of it follows; descriptors travel with the last one. One task writes what any thread posts.
+    says whether more of it follows; descriptors travel with the last one. One task writes what any thread posts; a
+    packet leaves the queue once it was sent, so that whoever writes on after a cancelled writer goes on where it stood.
     A question is a message with a ticket; the thread that asked waits for the answer's ticket.
 Invariants
     - Nothing has a name: only the two processes can hold the ends.
@@ -54,7 +55,8 @@ class Line:
         sock.setblocking(False)
         self._sock = trio.socket.from_stdlib_socket(sock)
         self._gone = gone
-        self._outgoing: deque[tuple[bytes, list[int]]] = deque()
+        self._outgoing: deque[tuple[bytes, memoryview, list[int]]] = deque()
+        self._writing = trio.Lock()
         self._wake = trio.Event()
         self._token = trio.lowlevel.current_trio_token()
         self._lock = threading.Lock()
@@ -71,9 +73,14 @@ class Line:
     def post(self, message: bytes, descriptors: Sequence[int] = ()) -> None:
         """Queue a message; descriptors are copied and may be closed at once."""
         copies = [os.dup(fd) for fd in descriptors]
+        view = memoryview(message)
+        last = max(0, len(message) - 1) // _PACKET_BYTES * _PACKET_BYTES
+        packets: list[tuple[bytes, memoryview, list[int]]] = [
+            (_MORE, view[at : at + _PACKET_BYTES], []) for at in range(0, last, _PACKET_BYTES)
+        ]
         with self._lock:
             if not self._closed:
-                self._outgoing.append((message, copies))
+                self._outgoing.extend([*packets, (_LAST, view[last:], copies)])
                 copies = []
         for fd in copies:
             os.close(fd)
@@ -92,28 +99,25 @@ class Line:
 
     async def flush(self) -> None:
         """Send what was posted; ends without a word where the other end is gone, which the reader tells."""
-        while self._outgoing:
-            message, descriptors = self._outgoing.popleft()
-            try:
-                await self._send(message, descriptors)
-            except OSError:
-                self._end()
-                return
-            finally:
+        async with self._writing:
+            while self._outgoing:
+                kind, body, descriptors = self._outgoing[0]
+                rights = (
+                    [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
+                    if descriptors
+                    else []
+                )
+                try:
+                    await self._sock.sendmsg([kind, body], rights)
+                except OSError:
+                    self._end()
+                    return
+                with self._lock:
+                    if self._closed:  # meanwhile, and all descriptors with it
+                        return
+                    self._outgoing.popleft()
                 for fd in descriptors:
                     os.close(fd)
-
-    async def _send(self, message: bytes, descriptors: list[int]) -> None:
-        rights = (
-            [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
-        )
-        last = max(0, len(message) - 1) // _PACKET_BYTES
-        for part in range(last + 1):
-            body = message[part * _PACKET_BYTES : (part + 1) * _PACKET_BYTES]
-            if part < last:
-                await self._sock.send(_MORE + body)
-            else:
-                await self._sock.sendmsg([_LAST, body], rights)
 
     # --- questions ----------------------------------------------------------------------------------------------
 
@@ -179,8 +183,12 @@ class Line:
                 return None
             parts.append(data[1:])
             size += len(data)
-            if size > _MOST_BYTES:
-                raise ProtocolError("a process of this host sent a message without end")
+            if size > _MOST_BYTES or (data[:1] != _LAST and descriptors):
+                for fd in descriptors:
+                    os.close(fd)
+                raise ProtocolError(
+                    "a process of this host sent a message without end, or descriptors within it"
+                )
             if data[:1] == _LAST:
                 return b"".join(parts), list(descriptors)
 
@@ -191,7 +199,7 @@ class Line:
             left, self._outgoing = list(self._outgoing), deque()
         for event in waiting:
             event.set()
-        for _, descriptors in left:
+        for _, _, descriptors in left:
             for fd in descriptors:
                 os.close(fd)
 

@@ -5,17 +5,23 @@ from __future__ import annotations
 import os
 import socket
 
+import msgspec
 import pytest
 import trio
+import trio.testing
 
-from flowengine.errors import Denied, FlowError, NotFound, TemporaryError
+from flowengine.chunking import DEFAULT_PROFILE
+from flowengine.errors import Denied, FlowError, NotFound, ProtocolError, TemporaryError
+from flowengine.transfer.channel import first_flow_error
 from flowengine.transfer.control import Control
-from flowengine.transfer.handing import error_of, told_error
+from flowengine.transfer.handing import Status, error_of, keep_session, told_error
 from flowengine.transfer.line import Line, line_pair
 from flowengine.transfer.pacing import AskingPacer, Limits
+from flowengine.transfer.session import Counters, Session
+from flowengine.transfer.streams import Streams
 from flowengine.wire.control import ControlDecoder, encode
 from flowengine.wire.keys import NO_FINGERPRINT, Direction, SessionSecrets
-from flowengine.wire.messages import WantStreams
+from flowengine.wire.messages import Options, WantStreams
 from flowengine.wire.messages import encode as encode_message
 
 
@@ -60,6 +66,36 @@ async def test_the_last_words_of_an_end_that_closed_over_unread_messages_are_hea
     assert await one.receive() == (b"last words", [])
     assert await one.receive() is None
     one.close()
+
+
+@pytest.mark.trio
+async def test_a_writer_that_is_stopped_in_the_middle_of_a_message_leaves_it_whole() -> None:
+    """As at the end of a session whose keeper was slow to read: what is said last comes behind it."""
+    one, other = lines()
+    read, write = os.pipe()
+    long = os.urandom(4_000_000)  # more than the kernel takes, so the writer stands in the middle of it
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(one.run_writer)
+            one.post(b"first")
+            one.post(long, (write,))
+            await trio.testing.wait_all_tasks_blocked()
+            scope.cancel()
+    os.close(write)
+    one.post(b"last words")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(one.flush)
+        assert await other.receive() == (b"first", [])
+        got = await other.receive()
+        assert got is not None
+        assert got[0] == long
+        (descriptor,) = got[1]
+        os.close(descriptor)
+        assert await other.receive() == (b"last words", [])
+    one.close()
+    other.close()
+    assert os.read(read, 1) == b""  # every copy of the descriptor is closed
+    os.close(read)
 
 
 @pytest.mark.trio
@@ -182,3 +218,61 @@ def test_what_is_taken_without_waiting_counts_like_the_rest() -> None:
     assert pacer.rate_bits_per_s == 8000
     pacer.close()
     assert pacer.take_nowait(10**9) == 0
+
+
+def session_over(stream: trio.abc.HalfCloseableStream) -> Session:
+    return Session(
+        control=Control(stream, ControlDecoder()),
+        streams=Streams(lambda count, via: None),
+        secrets=SessionSecrets(
+            bytes(32), bytes([1]) * 32, client_fingerprint=NO_FINGERPRINT, server_fingerprint=bytes([2]) * 32
+        ),
+        session_id=bytes(16),
+        profile=DEFAULT_PROFILE,
+        options=Options(),
+        sends=True,
+    )
+
+
+@pytest.mark.trio
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"\xc1",
+        msgspec.msgpack.encode({"is": "nothing"}),
+        msgspec.msgpack.encode({"is": "take", "ticket": 1, "near": "", "size": -(10**15)}),
+        msgspec.msgpack.encode({"is": "dial", "count": 10**9, "via": ""}),
+        msgspec.msgpack.encode(Status({"__class__": 1}, {}, {}, {}, {}, [])),
+    ],
+    ids=["no message", "unknown", "negative", "countless", "no counter"],
+)
+async def test_what_no_hands_say_ends_their_session(said: bytes) -> None:
+    """Hands read what a peer sends and have an account's rights: their word is judged like a peer's."""
+    one, other = lines()
+    near, far = trio.testing.memory_stream_pair()
+    ours, theirs = socket.socketpair()
+    counters = Counters()
+    other.post(said)
+    await other.flush()
+    with pytest.raises((FlowError, BaseExceptionGroup)) as refused, trio.fail_after(5):
+        await keep_session(session_over(near), one, ours, counters=counters)
+    assert isinstance(first_flow_error(refused.value), ProtocolError), refused.value
+    assert counters == Counters()
+    other.close()
+    theirs.close()
+    await far.aclose()
+
+
+@pytest.mark.trio
+async def test_descriptors_in_the_middle_of_a_message_are_no_message_and_are_closed() -> None:
+    ours, theirs = line_pair()
+    line = Line(ours, "the other is gone")
+    read, write = os.pipe()
+    socket.send_fds(theirs, [b"\1half"], [write])
+    os.close(write)
+    with pytest.raises(ProtocolError), trio.fail_after(5):
+        await line.receive()
+    assert os.read(read, 1) == b""
+    os.close(read)
+    theirs.close()
+    line.close()
