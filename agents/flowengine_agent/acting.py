@@ -14,22 +14,22 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import socket
 import stat
 import threading
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, TypeVar
+from functools import partial
+from typing import Any, Final, Protocol, TypeVar, cast
 
 import msgspec
 import trio
 
 from flowengine.api.agents import Answer
-from flowengine.errors import FlowError, LocalError, TemporaryError
+from flowengine.errors import FlowError, LocalError, ProtocolError, TemporaryError
 from flowengine.store.quarantine import Quarantine
 from flowengine.store.sealed_open import Opened
-from flowengine.transfer.handing import Broke, Ended, Landed, error_of, handed, keep_session
+from flowengine.transfer.handing import Broke, Ended, Landed, error_of, handed, hear_end, keep_session
 from flowengine.transfer.line import Line, line_pair
 from flowengine.transfer.session import Counters, Observer, Session
 from flowengine.transfer.source import SourceOutcome
@@ -64,7 +64,6 @@ _ANSWER_S: Final = 60.0
 _DUTY_S: Final = 600.0
 """How long what is owed for many objects may take."""
 _LEAST_PAUSE_S: Final = 0.05
-_reply: Final = msgspec.msgpack.Decoder(Ended | Broke).decode
 _encode: Final = msgspec.msgpack.Encoder().encode
 
 
@@ -115,8 +114,10 @@ class Hands(Protocol):
     async def count(self, path: str, within_s: float) -> Answer:
         """As `counting.count`."""
 
-    async def unseal(self, place: Place, secrets: list[bytes]) -> Opened:
-        """As `hands.unseal`."""
+    async def unseal(
+        self, place: Place, secrets: list[bytes], *, xattrs: bool, owner: bool, landed: Landed
+    ) -> Opened:
+        """As `hands.unseal`; `landed` takes note of what is opened, first."""
 
     async def objects(self, place: Place) -> list[tuple[bytes, int]]:
         """As `hands.objects_of`."""
@@ -183,13 +184,16 @@ class OwnHands:
     async def count(self, path: str, within_s: float) -> Answer:
         return await trio.to_thread.run_sync(count, self._roots, path, within_s)
 
-    async def unseal(self, place: Place, secrets: list[bytes]) -> Opened:
+    async def unseal(
+        self, place: Place, secrets: list[bytes], *, xattrs: bool, owner: bool, landed: Landed
+    ) -> Opened:
         stop = threading.Event()
+        work = partial(unseal, place, secrets, xattrs=xattrs, owner=owner, note=landed, stopped=stop.is_set)
         failed: FlowError | None = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_set_when_cancelled, stop)
             try:
-                opened = await trio.to_thread.run_sync(unseal, place, secrets, stop.is_set)
+                opened = await trio.to_thread.run_sync(work)
             except FlowError as error:
                 await trio.lowlevel.checkpoint_if_cancelled()  # then it was stopped, and that is all
                 failed = error
@@ -264,8 +268,11 @@ class MoverHands:
         except FlowError as error:
             return Answer(reason=error.reason, message=error.message, complete=False)
 
-    async def unseal(self, place: Place, secrets: list[bytes]) -> Opened:
-        return await self._ask(Unseal(Where.of(place), secrets), Opened, math.inf)
+    async def unseal(
+        self, place: Place, secrets: list[bytes], *, xattrs: bool, owner: bool, landed: Landed
+    ) -> Opened:
+        operation = Unseal(Where.of(place), secrets, xattrs, owner)
+        return await self._ask(operation, Opened, math.inf, landed)
 
     async def objects(self, place: Place) -> list[tuple[bytes, int]]:
         return await self._ask(Objects(Where.of(place)), list[tuple[bytes, int]], _DUTY_S)
@@ -292,7 +299,7 @@ class MoverHands:
         async with self._acting.at_work(self._account) as mover:
             operation = Give(Where.of(place), rename, handed(session), cached, threads, seal, version)
             outcome = await self._carry(mover, operation, session, counters, observe, None)
-        return msgspec.msgpack.decode(outcome, type=SourceOutcome)
+        return cast(SourceOutcome, _decoded(outcome, SourceOutcome))
 
     async def take(
         self,
@@ -308,7 +315,7 @@ class MoverHands:
         async with self._acting.at_work(self._account) as mover:
             operation = TakeIn(Where.of(place), handed(session), cached, way)
             outcome = await self._carry(mover, operation, session, counters, observe, landed)
-        return msgspec.msgpack.decode(outcome, type=TargetOutcome)
+        return cast(TargetOutcome, _decoded(outcome, TargetOutcome))
 
     async def _carry(
         self,
@@ -330,24 +337,30 @@ class MoverHands:
             theirs.close()
         return await keep_session(session, line, ours, counters=counters, observe=observe, landed=landed)
 
-    async def _ask(self, operation: Operation, kind: type[T], within_s: float = _ANSWER_S) -> T:
+    async def _ask(
+        self,
+        operation: Operation,
+        kind: type[T],
+        within_s: float = _ANSWER_S,
+        landed: Landed | None = None,
+    ) -> T:
         """What a mover answers; asked once more where it had died, perhaps long ago: all of it may be done twice."""
-        got, line = await self._asked(operation, within_s)
-        if got is None:
-            got, line = await self._asked(operation, within_s)
-        found: T = _value(got, line, kind)
+        said, line = await self._asked(operation, within_s, landed)
+        if said is None:
+            said, line = await self._asked(operation, within_s, landed)
+        found: T = _value(said, line, kind)
         return found
 
     async def _asked(
-        self, operation: Operation, within_s: float
-    ) -> tuple[tuple[bytes, list[int]] | None, Line]:
+        self, operation: Operation, within_s: float, landed: Landed | None
+    ) -> tuple[Ended | Broke | None, Line]:
         async with self._acting.at_work(self._account) as mover:
             line = self._acting.operation(mover)
             try:
                 line.post(_encode(operation))
                 await line.flush()
                 with trio.fail_after(within_s):
-                    got = await line.receive()
+                    said = await hear_end(line, landed)
             except trio.TooSlowError:
                 raise TemporaryError(
                     f"the mover of account {self.account} did not answer within {within_s:.0f} s",
@@ -356,20 +369,24 @@ class MoverHands:
                 ) from None
             finally:
                 line.close()
-            if got is None:
+            if said is None:
                 mover.alive = False  # its own end may not have been heard of yet
-        return got, line
+        return said, line
 
 
-def _value(got: tuple[bytes, list[int]] | None, line: Line, kind: Any) -> Any:
-    if got is None:
+def _value(said: Ended | Broke | None, line: Line, kind: Any) -> Any:
+    if said is None:
         raise line.lost()
-    for fd in got[1]:
-        os.close(fd)
-    said = _reply(got[0])
     if isinstance(said, Broke):
         raise error_of(said)
-    return msgspec.msgpack.decode(said.outcome, type=kind)
+    return _decoded(said.outcome, kind)
+
+
+def _decoded(outcome: bytes, kind: Any) -> Any:
+    try:
+        return msgspec.msgpack.decode(outcome, type=kind)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise ProtocolError(f"a mover answered what nobody understands: {error}") from None
 
 
 class Acting:
@@ -487,7 +504,7 @@ class Acting:
         line = Line(ours, f"no mover of account {account.name} could be started")
         try:
             with trio.fail_after(_START_S):
-                said = _value(await line.receive(), line, Started)
+                said = _value(await hear_end(line), line, Started)
         except trio.TooSlowError:
             line.close()
             raise TemporaryError(

@@ -20,6 +20,7 @@ from flowengine.policy.duties import StopMode, stop_mode
 from flowengine.policy.merge import merge
 from flowengine.policy.model import Duty
 from flowengine.transfer.channel import first_flow_error
+from flowengine.transfer.handing import Landed
 from flowengine.transfer.session import Session
 from flowengine.trust.grant import Grant, Party
 from flowengine.trust.grant_checks import arrival_use
@@ -163,17 +164,24 @@ class Duties:
             raise
 
     @contextlib.contextmanager
-    def opening(self, grant: Grant, permit: Permit) -> Iterator[None]:
+    def opening(self, grant: Grant, permit: Permit) -> Iterator[Landed]:
         """Watch on while what landed sealed is opened; what a stop leaves behind goes to quarantine.
 
         Args:
             permit: as of `landing`.
+
+        Gives what takes note of objects that are opened.
         """
         route = list(permit.route) or [grant.source, grant.target]
         review = self._review("land", grant, route, permit.release)
+
+        def landed(rows: list[tuple[bytes, int]], wrong: str = "") -> None:
+            if self.keeper.holdings.find(grant.task) is not None:
+                self.landed(grant.task, rows)
+
         try:
             with self._watched(grant, "target", review, permit, grant.source.site):
-                yield
+                yield landed
         except FlowError as error:
             self.failed(grant.task, error)
             raise

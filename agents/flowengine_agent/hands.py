@@ -172,15 +172,23 @@ def _root(path: bytes, way: Way, landed: Landed) -> TargetRoot:
     return TargetRoot(path, LandedManifest(path), landed=look if way == "hold" else landed)
 
 
-def unseal(place: Place, secrets: list[bytes], stopped: Callable[[], bool] = lambda: False) -> Opened:
+def unseal(
+    place: Place,
+    secrets: list[bytes],
+    *,
+    xattrs: bool,
+    owner: bool,
+    note: Callable[[list[tuple[bytes, int]]], object],
+    stopped: Callable[[], bool],
+) -> Opened:
     """Open what landed out of sight at a place; for a thread.
 
     Args:
         secrets: of the keys.
-        stopped: asked again and again whether to leave off.
+        xattrs, owner, note, stopped: as of `open_sealed`.
 
     Raises:
-        FlowError: it cannot be written.
+        FlowError: it cannot be written, or noted.
     """
     keys = {key.id: key for key in map(SealingKey, secrets)}
 
@@ -193,7 +201,9 @@ def unseal(place: Place, secrets: list[bytes], stopped: Callable[[], bool] = lam
         incoming = b"" if path is None else os.path.join(path, _INCOMING)
         if path is None or not os.path.isdir(incoming):
             return Opened()
-        return open_sealed(incoming, path, find, consume=True, stopped=stopped)
+        return open_sealed(
+            incoming, path, find, consume=True, xattrs=xattrs, owner=owner, note=note, stopped=stopped
+        )
 
 
 def objects_of(path: bytes) -> list[tuple[bytes, int]]:

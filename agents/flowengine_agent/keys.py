@@ -186,7 +186,13 @@ def open_folder(folder: str, target: str, config_path: str) -> int:
     ring = _keyring(_load(config_path))
     try:
         os.makedirs(target, exist_ok=True)
-        found = open_sealed(os.fsencode(folder), os.fsencode(target), lambda key_id: ring.find(key_id).key)
+        found = open_sealed(
+            os.fsencode(folder),
+            os.fsencode(target),
+            lambda key_id: ring.find(key_id).key,
+            xattrs=True,
+            owner=True,
+        )
     except FileNotFoundError:
         raise NotFound(f"there is no folder {folder}") from None
     except OSError as error:

@@ -22,6 +22,7 @@ import stat
 import sys
 import threading
 import traceback
+from functools import partial
 from typing import Final, NoReturn, TypeAlias
 
 import msgspec
@@ -31,7 +32,15 @@ import flowengine
 import flowengine_agent
 from flowengine.errors import LocalError
 from flowengine.store.sealed_open import Opened
-from flowengine.transfer.handing import Ended, Handed, Landed, told_error, work_on_session
+from flowengine.transfer.handing import (
+    Ended,
+    Handed,
+    Landed,
+    hear_answer,
+    tell_landed,
+    told_error,
+    work_on_session,
+)
 from flowengine.transfer.line import Line
 from flowengine.transfer.session import Counters, Observer, Session
 from flowengine_agent.accounts import Account, AccountRules
@@ -139,6 +148,8 @@ class Unseal(_Operation, frozen=True, tag="unseal"):
 
     where: Where
     secrets: list[bytes]
+    xattrs: bool
+    owner: bool
 
 
 class Objects(_Operation, frozen=True, tag="objects"):
@@ -281,18 +292,29 @@ async def _operate(sock: socket.socket, roots: Roots) -> None:
         line.close()
 
 
-async def _unseal(operation: Unseal, line: Line, roots: Roots) -> Opened:
-    """Open for as long as the agent waits for it."""
+async def _unseal(asked: Unseal, line: Line, roots: Roots) -> Opened:
+    """Open for as long as the agent waits for it; it takes note of what is opened first."""
     stop = threading.Event()
 
     async def watch() -> None:
-        await line.receive()  # the agent says nothing more: it has left off
-        stop.set()
+        while await hear_answer(line):
+            pass
+        stop.set()  # the agent has left off
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(watch)
-        place = _place(roots, operation.where)
-        opened = await trio.to_thread.run_sync(unseal, place, operation.secrets, stop.is_set)
+        nursery.start_soon(line.run_writer)
+        place = _place(roots, asked.where)
+        work = partial(
+            unseal,
+            place,
+            asked.secrets,
+            xattrs=asked.xattrs,
+            owner=asked.owner,
+            note=partial(tell_landed, line),
+            stopped=stop.is_set,
+        )
+        opened = await trio.to_thread.run_sync(work)
         nursery.cancel_scope.cancel()
     return opened
 

@@ -9,6 +9,7 @@ Plan
     opens them.
 Invariants
     - Under "hold" nothing leaves as it is; what arrives otherwise goes to quarantine.
+    - What is opened is on account before it has its name: whatever ends that, its duties hold for it.
     - No key leaves this site's folder of keys but wrapped, by its operator.
 """
 
@@ -25,6 +26,7 @@ from flowengine.errors import Denied, FlowError, IntegrityError, NotFound, Usage
 from flowengine.policy.asking import Judged
 from flowengine.policy.model import PolicySet
 from flowengine.store.keyring import Keyring
+from flowengine.transfer.handing import Landed
 from flowengine.trust.grant import Grant
 from flowengine.trust.grant_checks import arrival_use
 from flowengine.trust.release import Sealed
@@ -147,7 +149,8 @@ class Seals:
         self._refuse(options.delete, "opened into a mirror: copy without deleting")
         self._refuse(options.publish == "atomic", "published at once: it is opened object by object")
         secrets = tuple(self._find(one, grant).secret_bytes() for one in sealed)
-        return Arrival("open", secrets, partial(self._site.duties.opening, grant, permit))
+        opening = partial(self._site.duties.opening, grant, permit)
+        return Arrival("open", secrets, options.xattrs, options.owner, opening)
 
     @staticmethod
     def _refuse(asked: bool, why: str) -> None:
@@ -176,12 +179,15 @@ class Arrival:
     Attributes:
         way: as they are, looked at (hold), or out of sight first (open).
         secrets: of the keys that open them.
-        watched: policy's eye on them while they are opened.
+        xattrs, owner: whether what is opened gets these.
+        watched: policy's eye on them while they are opened; gives what takes note of each before it has its name.
     """
 
     way: Way = "plain"
     secrets: tuple[bytes, ...] = field(default=(), repr=False)
-    watched: Callable[[], AbstractContextManager[None]] = nullcontext
+    xattrs: bool = False
+    owner: bool = False
+    watched: Callable[[], AbstractContextManager[Landed]] = lambda: nullcontext(lambda rows, wrong="": None)
 
     async def open(
         self, hands: Hands, place: Place, reporter: TaskReporter
@@ -195,8 +201,10 @@ class Arrival:
             return None
         reporter.standing.wait = "what was sealed is being opened"
         reporter.changed()
-        with self.watched():
-            opened = await hands.unseal(place, list(self.secrets))
+        with self.watched() as landed:
+            opened = await hands.unseal(
+                place, list(self.secrets), xattrs=self.xattrs, owner=self.owner, landed=landed
+            )
         reporter.standing.wait = ""
         reporter.landed([(show_path(name), size) for name, size in opened.rows])
         if opened.failures:

@@ -44,7 +44,20 @@ from flowengine.wire.control import ControlDecoder
 from flowengine.wire.keys import SessionSecrets
 from flowengine.wire.messages import Options, Progress
 
-__all__ = ["Broke", "Handed", "Landed", "error_of", "keep_session", "told_error", "work_on_session"]
+__all__ = [
+    "Broke",
+    "Ended",
+    "Handed",
+    "Landed",
+    "error_of",
+    "handed",
+    "hear_answer",
+    "hear_end",
+    "keep_session",
+    "tell_landed",
+    "told_error",
+    "work_on_session",
+]
 
 
 class Landed(Protocol):
@@ -204,9 +217,10 @@ def _odd(what: str) -> ProtocolError:
 
 def _understood(said: bytes) -> _ToKeeper:
     try:
-        return _to_keeper(said)
+        message: _ToKeeper = _to_keeper(said)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise _odd(f"what nobody understands: {error}") from None
+    return message
 
 
 def _pacer(session: Session, of: str) -> Pacer:
@@ -496,7 +510,7 @@ async def work_on_session(told: Handed, line: Line, control: socket.socket, work
                 nursery.start_soon(_obey, line, session)
                 nursery.start_soon(_pulse, partial(observe, counters))
                 try:  # in here, so that threads which wait for an answer get it while the work winds down
-                    outcome = await work(session, counters, observe, partial(_tell_landed, line))
+                    outcome = await work(session, counters, observe, partial(tell_landed, line))
                     final = Ended(outcome, session.peer_checkpoint)
                 except (Exception, BaseExceptionGroup) as error:
                     final = told_error(error)
@@ -591,10 +605,50 @@ def _ask_pace(line: Line, near: str, size: int, is_over: Callable[[], bool]) -> 
         line.wait(ticket, is_over)
 
 
-def _tell_landed(line: Line, rows: list[tuple[bytes, int]], wrong: str = "") -> None:
+def tell_landed(line: Line, rows: list[tuple[bytes, int]], wrong: str = "") -> None:
+    """Have the keeper take note of objects; returns once it did. For a thread.
+
+    Raises:
+        TemporaryError: the keeper is gone; whether it took note is not known.
+    """
     ticket = line.ticket()
     line.post(_encode(Durable(ticket, rows, wrong)))
     line.wait(ticket)
+
+
+async def hear_answer(line: Line) -> bool:
+    """Wait for an answer of the keeper's outside of a session, and pass it on; False where it is gone."""
+    if (got := await line.receive()) is None:
+        return False
+    for fd in got[1]:
+        os.close(fd)
+    message = _to_hands(got[0])
+    if isinstance(message, Answered):
+        line.answered(message.ticket)
+    return True
+
+
+async def hear_end(line: Line, landed: Landed | None = None) -> Ended | Broke | None:
+    """Wait for the end of what hands were asked for outside of a session; None where they are gone.
+
+    Args:
+        landed: takes note of what they tell meanwhile.
+
+    Raises:
+        ProtocolError: they said what nobody understands.
+    """
+    while (got := await line.receive()) is not None:
+        for fd in got[1]:
+            os.close(fd)
+        message = _understood(got[0])
+        if isinstance(message, Ended | Broke):
+            return message
+        if not isinstance(message, Durable) or landed is None:
+            raise _odd("of what it was not asked for")
+        await trio.to_thread.run_sync(landed, message.rows, message.wrong)
+        line.post(_encode(Answered(message.ticket)))
+        await line.flush()
+    return None
 
 
 def _tell_status(line: Line, session: Session, told: list[int], counters: Counters) -> None:

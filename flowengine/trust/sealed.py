@@ -381,7 +381,13 @@ class ObjectOpener(_Object):
             raise self._damaged(f"it says to be {show_path(meta.path)} and is not called so")
         if meta.size < 0 or sealed_size(meta.size, len(sealed)) != self._sealed_bytes:
             raise self._damaged(f"it has {self._sealed_bytes} bytes, which {meta.size} bytes do not give")
-        if len(meta.digest) != 32:
+        if (
+            len(meta.digest) != 32
+            or not 0 <= meta.mode <= 0o7777
+            or not -(2**63) <= meta.mtime_ns < 2**63
+            or (meta.kind != "file" and meta.size)
+            or (meta.kind != "directory" and not meta.path)
+        ):
             raise self._damaged("its description cannot be meant")
         self.meta = meta
         return meta

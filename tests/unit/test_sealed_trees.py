@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -192,6 +193,54 @@ def test_nothing_is_opened_out_of_the_target(places: tuple[Path, Path, Path], tm
     assert {reason for _, reason, _ in failures} == {"unsafe-path", "in-the-way"}
     assert not (tmp_path / "er").exists()
     assert not (opened / "out").is_symlink()
+
+
+def test_what_it_is_opened_from_goes_last(places: tuple[Path, Path, Path]) -> None:
+    """A process that dies then has nothing left that would give folders their modes."""
+    source, held, opened = places
+    (source / "deep").chmod(0o500)
+    seal_into(f"{source}/", held, KEY)
+    seen: list[dict[str, tuple[object, ...]]] = []
+
+    def watch(event: str, arguments: tuple[object, ...]) -> None:
+        if event == "shutil.rmtree" and arguments[0] == os.fsencode(held):
+            seen.append(picture(opened))
+
+    sys.addaudithook(watch)
+    open_sealed(os.fsencode(held), os.fsencode(opened), lambda _: KEY, consume=True)
+    (then,) = seen
+    assert {name: row for name, row in then.items() if ".flow-staging" not in name} == picture(source)
+    assert picture(opened) == picture(source)
+    assert not held.exists()
+
+
+def test_two_do_not_open_into_one_folder(places: tuple[Path, Path, Path]) -> None:
+    source, held, opened = places
+    seal_into(f"{source}/", held, KEY)
+
+    def meanwhile(rows: list[tuple[bytes, int]]) -> None:
+        with pytest.raises(TemporaryError) as refused:
+            opened_with(held, opened)
+        assert refused.value.reason == "busy"
+
+    assert not open_sealed(os.fsencode(held), os.fsencode(opened), lambda _: KEY, note=meanwhile).failures
+    assert picture(opened) == picture(source)
+
+
+def test_who_seals_makes_no_program_of_the_account_that_opens(places: tuple[Path, Path, Path]) -> None:
+    """Set-user-id and owner are for those who asked for them, whatever a source sealed."""
+    source, held, opened = places
+    os.setxattr(source / "twin", "user.note", b"x")
+    (source / "twin").chmod(0o6755)
+    os.utime(source / "twin", ns=(0, 1))
+    seal_into(f"{source}/", held, KEY, xattrs=True, owner=True)
+    assert opened_with(held, opened) == []
+    assert (opened / "twin").stat().st_mode & 0o7777 == 0o755
+    assert os.listxattr(opened / "twin") == []
+    again = open_sealed(os.fsencode(held), os.fsencode(opened), lambda _: KEY, xattrs=True, owner=True)
+    assert again.failures == []
+    assert (opened / "twin").stat().st_mode & 0o7777 == 0o6755
+    assert os.getxattr(opened / "twin", "user.note") == b"x"
 
 
 def test_opening_leaves_off_when_told_to_and_goes_on_later(places: tuple[Path, Path, Path]) -> None:
