@@ -5,7 +5,7 @@ Goal
 Plan
     Every session that sends, passes on or receives is watched. Once a second, and at once when bundle, label, fact or
     approval changed, each is decided again by what is known now. A denial stops it in the way that its rules say:
-    `stop-now` cuts its connections, `finish-file` lets what was offered land and offers nothing more, `drain` lets the
+    `stop-now` cuts its connections, `finish-file` lets objects come to their end of which something has landed, `drain` lets the
     session come to its end; none is begun anew. A site that has not heard from the coordinator for the policy's
     `max_offline` cuts what it watches and begins nothing.
 Invariants

@@ -341,6 +341,8 @@ class _Keeper:
         session, line = self._session, self._line
         session.carried = lambda: dict(self._carried)
         session.told_to_halt = lambda why: self._tell(Halt(why))
+        if session.halted:  # perhaps since it was handed over
+            self._tell(Halt(session.halted))
         session.streams.told_to_leave = lambda numbers: self._tell(Leave(numbers))
         stream, early = session.control.divert(lambda framed: self._tell(Post(framed)))
         try:

@@ -24,6 +24,7 @@ __all__ = [
     "FilePart",
     "FineHold",
     "Hold",
+    "LargeLeft",
     "PieceHold",
     "UnitPacker",
     "wanted_runs",
@@ -101,12 +102,28 @@ class FilePart:
         """Nothing is held."""
 
 
+class LargeLeft:
+    """Whether something of a large object was sent; shared by its pieces."""
+
+    __slots__ = ("begun",)
+
+    def __init__(self) -> None:
+        self.begun = False
+
+
 class PieceHold:
-    """One piece of a large object."""
+    """One piece of a large object.
 
-    __slots__ = ("_pace", "_path", "_piece", "_starts", "lengths", "number")
+    Args:
+        left: of the object, the same for all its pieces.
+    """
 
-    def __init__(self, piece: Piece, path: bytes, pace: Pace = _at_once) -> None:
+    __slots__ = ("_left", "_pace", "_path", "_piece", "_starts", "lengths", "number")
+
+    def __init__(
+        self, piece: Piece, path: bytes, pace: Pace = _at_once, left: LargeLeft | None = None
+    ) -> None:
+        self._left = left or LargeLeft()
         self._pace = pace
         self.number = -1
         self.lengths = piece.lengths
@@ -123,6 +140,14 @@ class PieceHold:
             return [BufferPart(piece.buffer, piece.start + before, size)]
         packed = piece.packed[index * CHUNK_BYTES : (index + count) * CHUNK_BYTES]
         return [FilePart(self._path, piece.offset + before, size, packed, self._pace)]
+
+    def begin(self, index: int, count: int) -> None:
+        """Chunks of it are about to be sent."""
+        self._left.begun = True
+
+    def has_begun(self, index: int) -> bool:
+        """Whether something of the object was sent."""
+        return self._left.begun
 
     def forget_bytes(self) -> None:
         """Let the buffer go already: what is wanted of it after all is read again."""
@@ -180,10 +205,12 @@ class FineHold:
         packed: the fine chunks, as they are offered.
     """
 
-    __slots__ = ("_data", "_lost", "_starts", "lengths", "number", "packed")
+    __slots__ = ("_coarse", "_data", "_hold", "_lost", "_starts", "lengths", "number", "packed")
 
     def __init__(self, hold: PieceHold | BatchHold, indexes: list[int], cutter: FineCutter) -> None:
         self.number = -1
+        self._hold = hold
+        self._coarse: list[int] = []
         self._lost: dict[int, GonePart] = {}
         data = bytearray()
         packed = bytearray()
@@ -201,6 +228,7 @@ class FineHold:
             finally:
                 part.release()
             packed += rows
+            self._coarse += [index] * (len(rows) // FINE_BYTES)
         self.packed = bytes(packed)
         self.lengths = fine_lengths(self.packed)
         self._starts = list(accumulate(self.lengths, initial=0))
@@ -214,6 +242,15 @@ class FineHold:
         # A copy: a few wanted bytes must not keep all of them.
         return [MemoryPart(memoryview(bytes(self._data[self._starts[index] : self._starts[index + count]])))]
 
+    def begin(self, index: int, count: int) -> None:
+        """Fine chunks of it are about to be sent."""
+        for coarse in dict.fromkeys(self._coarse[index : index + count]):
+            self._hold.begin(coarse, 1)
+
+    def has_begun(self, index: int) -> bool:
+        """Whether something of the object that this fine chunk belongs to was sent."""
+        return self._hold.has_begun(self._coarse[index])
+
     def release(self) -> None:
         """The offer was answered."""
 
@@ -221,10 +258,11 @@ class FineHold:
 class BatchHold:
     """A batch of small objects; its chunks are those of its entries, in order."""
 
-    __slots__ = ("_batch", "_lengths", "_owners", "_pace", "number")
+    __slots__ = ("_batch", "_begun", "_lengths", "_owners", "_pace", "number")
 
     def __init__(self, batch: Batch, pace: Pace = _at_once) -> None:
         self._pace = pace
+        self._begun: set[int] = set()
         self.number = -1
         self._batch = batch
         self._lengths: list[int] = []
@@ -277,6 +315,18 @@ class BatchHold:
                 )
             at = stop
         return found
+
+    def begin(self, index: int, count: int) -> None:
+        """Chunks of it are about to be sent."""
+        # Only objects of several chunks can be left in the middle, and of a run only the first and the last one.
+        entries, owners = self._batch.entries, self._owners
+        for owner in (owners[index], owners[index + count - 1]):
+            if len(entries[owner].chunks) > CHUNK_BYTES:
+                self._begun.add(owner)
+
+    def has_begun(self, index: int) -> bool:
+        """Whether something of the object that this chunk belongs to was sent."""
+        return self._owners[index] in self._begun
 
     def release(self) -> None:
         """The offer was answered."""
@@ -336,6 +386,7 @@ class UnitPacker:
                 stop += 1
             if stop > index:
                 unit.runs.append((hold.number, index, stop - index))
+                unit.holds.append(hold)
                 unit.parts.append(list(hold.parts(index, stop - index)))
                 unit.raw_bytes = size
             if size >= UNIT_BYTES or len(unit.runs) >= MAX_RUNS:

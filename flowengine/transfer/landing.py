@@ -27,7 +27,7 @@ from typing import Final
 from blake3 import blake3
 
 from flowengine.chunking import CHUNK_BYTES, ID_BYTES, chunk_id
-from flowengine.chunking.fine import FINE_BYTES, fine_id
+from flowengine.chunking.fine import FINE_BYTES, fine_id, fine_lengths
 from flowengine.errors import IntegrityError, ProtocolError
 from flowengine.manifest import FILE, Entry
 from flowengine.store.filesystem import local_error
@@ -38,6 +38,7 @@ from flowengine.transfer.session import Counters
 from flowengine.transfer.sinks import (
     CLAIMED,
     NOT_WANTED,
+    UNWANTED,
     WANTED,
     FineOffer,
     LargeObject,
@@ -79,6 +80,7 @@ class Landing:
         turn: see `in_turn`.
         links: hard links that wait for their first name; kept by the publisher.
         closing: nothing more will be offered.
+        halted: why no object may begin any more; empty while they may. Set by `transfer.halting`.
         settled: called once all that was opened has landed or failed.
     """
 
@@ -116,11 +118,12 @@ class Landing:
         )
         self.links: list[tuple[TargetDirectory, Entry]] = []
         self.closing = False
+        self.halted = ""
         self.settled: Callable[[], None] = lambda: None
         self._open_objects = 0
         self.turn = threading.Lock()
         self._local = threading.local()
-        self._sinks: set[Sink] = set()
+        self.sinks: set[Sink] = set()
         umask = os.umask(0o077)
         os.umask(umask)
         self._masked = umask | 0o7000
@@ -307,20 +310,25 @@ class Landing:
         self._pace(len(plain))
         stages = self._stages()
         at = 0
-        for number, index, count in runs:
-            offer = self._claim(number, index, count)
-            if isinstance(offer, FineOffer):
-                at += self._deliver_fine(offer, index, count, plain[at:], stages)
-            else:
-                at += self._deliver_chunks(offer, index, count, plain[at:], stages)
-            with self.lock:
-                offer.wanted[index : index + count] = bytes(count)
-                offer.open -= count
-                if not offer.open:
-                    del self.offers[number]
-                # The publisher needs nothing from here, so waiting for it cannot stop it.
-                while self.publishable.qsize() > _MAX_BACKLOG and not self._stopped:
-                    self._room.wait()
+        for number, first, total in runs:
+            index, end = first, first + total
+            while index < end or not total:  # at once, but where some of it is not wanted any more
+                offer, count, wanted = self._claim(number, index, end - index)
+                if not wanted:
+                    at += sum(chunk_lengths(offer, index, count))
+                elif isinstance(offer, FineOffer):
+                    at += self._deliver_fine(offer, index, count, plain[at:], stages)
+                else:
+                    at += self._deliver_chunks(offer, index, count, plain[at:], stages)
+                with self.lock:
+                    offer.wanted[index : index + count] = bytes(count)
+                    offer.open -= count
+                    if not offer.open:
+                        del self.offers[number]
+                    # The publisher needs nothing from here, so waiting for it cannot stop it.
+                    while self.publishable.qsize() > _MAX_BACKLOG and not self._stopped:
+                        self._room.wait()
+                index += count
         if at != len(plain):
             raise ProtocolError(f"a record holds {len(plain)} bytes, its chunks are {at} bytes")
         with self.lock:
@@ -352,8 +360,13 @@ class Landing:
             name = offer.target.directory.path if isinstance(offer, RunOffer) else offer.directory.path
             raise local_error(error, "cannot write into", name or b".") from error
 
-    def _claim(self, number: int, index: int, count: int) -> SmallOffer | RunOffer | FineOffer:
-        """The offer whose chunks arrived; from here on nobody else delivers these."""
+    def _claim(
+        self, number: int, index: int, count: int
+    ) -> tuple[SmallOffer | RunOffer | FineOffer, int, bool]:
+        """The offer whose chunks arrived, how many of them, and whether they are wanted still.
+
+        From here on nobody else delivers these. It is all of them, but where some are not wanted any more.
+        """
         with self.lock:
             offer = self.offers.get(number)
             if offer is None:
@@ -362,12 +375,17 @@ class Landing:
                 raise ProtocolError(
                     f"data arrived for chunks {index}+{count} of offer {number}, which has {len(offer.wanted)}"
                 )
-            if offer.wanted.count(WANTED, index, index + count) != count:
+            wanted = offer.wanted[index] != UNWANTED
+            if self.halted:
+                end = index + count
+                marks = offer.wanted[index:end]
+                count = next((n for n, mark in enumerate(marks) if (mark != UNWANTED) != wanted), count)
+            if wanted and offer.wanted.count(WANTED, index, index + count) != count:
                 raise ProtocolError(
                     f"data arrived for chunks of offer {number} that were not wanted (any more)"
                 )
             offer.wanted[index : index + count] = bytes([CLAIMED]) * count
-            return offer
+            return offer, count, wanted
 
     def _stages(self) -> tuple[Stage, Stage]:
         stages: tuple[Stage, Stage] | None = getattr(self._local, "stages", None)
@@ -400,12 +418,13 @@ class Landing:
             if chunk_id(plain[size:end]) != packed[start + 4 : start + CHUNK_BYTES]:
                 raise _wrong_chunk(target.directory, target.entry)
             size, start = end, start + CHUNK_BYTES
-        where = target.directory.child(target.entry.name)
         begin = verify.since(begin)
         run = packed[index * CHUNK_BYTES : (index + count) * CHUNK_BYTES]
+        location: Location | None = None
         if not target.failed:
             target.put(offer.offsets[index], plain[:size], run)
-        location = (where, target.staged.name if target.staged else "", offer.offsets[index])
+            where = target.directory.child(target.entry.name)
+            location = (where, target.staged.name if target.staged else "", offer.offsets[index])
         self._arrived([(run, 0, location)], plain)
         write.since(begin)
         self.add(target, size)
@@ -421,7 +440,7 @@ class Landing:
             begin = verify.since(begin)
             directory, entries, sinks = offer.directory, offer.entries, offer.sinks
             path, small_name = directory.path + b"/" if directory.path else b"", self.staging.small_name
-            arrived: list[tuple[bytes, int, Location]] = []
+            arrived: list[tuple[bytes, int, Location | None]] = []
             whole: list[tuple[Entry, str]] = []
             what: list[tuple[int, int, int, int]] = []
             at = 0
@@ -432,8 +451,11 @@ class Landing:
                     sink = self._small_sink(offer, owner)
                     before = sum(_lengths(packed[: number * CHUNK_BYTES]))
                     run = packed[number * CHUNK_BYTES : (number + chunks) * CHUNK_BYTES]
-                    sink.put(before, plain[at : at + size], run)
-                    arrived.append((run, at, (path + entry.name, sink.staged, before)))
+                    location: Location | None = None
+                    if not sink.failed:
+                        sink.put(before, plain[at : at + size], run)
+                        location = path + entry.name, sink.staged, before
+                    arrived.append((run, at, location))
                     self.add(sink, size)
                 else:
                     staged = small_name()
@@ -547,9 +569,9 @@ class Landing:
         offer, index = refinement.offer, refinement.index
         self._deliver_chunks(offer, index, 1, refinement.buffer, self._stages())
         with self.lock:
-            self._drop_refinement(refinement)
+            self.drop_refinement(refinement)
 
-    def _drop_refinement(self, refinement: Refinement) -> None:
+    def drop_refinement(self, refinement: Refinement) -> None:
         """Forget a refinement; inside the lock."""
         offer = refinement.offer
         refinement.buffer = memoryview(b"")
@@ -581,7 +603,7 @@ class Landing:
             sink = offer.sinks.get(owner)
             if sink is None:
                 sink = offer.sinks[owner] = SmallObject(offer.directory, offer.entries[owner], self.staging)
-                self._sinks.add(sink)
+                self.sinks.add(sink)
             return sink
 
     def _write_small(self, staged: str, entry: Entry, data: memoryview) -> str:
@@ -611,11 +633,11 @@ class Landing:
             return f"the target cannot give it its attributes: {error.strerror}"
         return ""
 
-    def _arrived(self, items: list[tuple[bytes, int, Location]], plain: memoryview) -> None:
+    def _arrived(self, items: list[tuple[bytes, int, Location | None]], plain: memoryview) -> None:
         """Chunks are here: remember where, and write them to whoever else waits for them.
 
         Args:
-            items: (packed chunks, where they begin in `plain`, where they were put).
+            items: (packed chunks, where they begin in `plain`, where they were put; None for nowhere).
         """
         waiting: list[tuple[list[Waiter], int, int, bytes]] = []
         with self.lock:
@@ -626,13 +648,15 @@ class Landing:
                     waiters = inflight.pop(identity, None)
                     if waiters:
                         waiting.append((waiters, at, int.from_bytes(packed[:4], "little"), packed))
-                    recent[identity] = location
+                    if location is not None:
+                        recent[identity] = location
                     continue
-                path, staged, offset = location
+                path, staged, offset = location or (b"", "", 0)
                 place = offset - at
                 for start in range(0, len(packed), CHUNK_BYTES):
                     identity = packed[start + 4 : start + CHUNK_BYTES]
-                    recent[identity] = (path, staged, place + at)
+                    if location is not None:
+                        recent[identity] = (path, staged, place + at)
                     waiters = inflight.pop(identity, None)
                     length = int.from_bytes(packed[start : start + 4], "little")
                     if waiters:
@@ -693,17 +717,20 @@ class Landing:
         names: list[tuple[TargetDirectory, bytes]] = []
         with self.lock:
             for chunk in range(index, index + count):
-                if offer.wanted[chunk] != WANTED:
+                mark = offer.wanted[chunk]
+                if mark not in (WANTED, UNWANTED):
                     continue
                 offer.wanted[chunk] = NOT_WANTED
                 offer.open -= 1
+                if mark == UNWANTED:
+                    continue
                 if not isinstance(offer, FineOffer):
                     self._lose_chunk(offer, chunk, victims, names)
                     continue
                 refinement = offer.refinements[offer.owners[chunk]]
                 if not refinement.dead:
                     self._lose_chunk(refinement.offer, refinement.index, victims, names)
-                    self._drop_refinement(refinement)
+                    self.drop_refinement(refinement)
             if not offer.open:
                 self.offers.pop(number, None)
         for sink in victims:
@@ -743,16 +770,16 @@ class Landing:
     def adopt(self, sink: Sink) -> None:
         """Take over a sink's files. One that fails keeps them to the session's end: a lane may be about to write."""
         with self.lock:
-            self._sinks.add(sink)
+            self.sinks.add(sink)
 
     def disown(self, sink: Sink) -> None:
         """The sink holds no files any more."""
         with self.lock:
-            self._sinks.discard(sink)
+            self.sinks.discard(sink)
 
     def close(self) -> None:
         """Close what unfinished sinks and directories hold. No lane, copier or publisher may be running."""
-        for sink in self._sinks:
+        for sink in self.sinks:
             if isinstance(sink, SmallObject):
                 if sink.fd >= 0:
                     os.close(sink.fd)
@@ -760,7 +787,7 @@ class Landing:
                 if sink.staged is not None:
                     sink.staged.close()
                 sink.drop_old()
-        self._sinks.clear()
+        self.sinks.clear()
         for directory in self.directories.values():
             if directory.fd >= 0:
                 os.close(directory.fd)
@@ -775,6 +802,19 @@ def _wrong_chunk(directory: TargetDirectory, entry: Entry) -> IntegrityError:
         f"a chunk of {show_path(directory.child(entry.name))} does not have the hash it was offered with",
         hint="nothing of it was used; if it repeats, the source's memory or disk is faulty, or it lies",
     )
+
+
+def chunk_lengths(offer: SmallOffer | RunOffer | FineOffer, index: int, count: int) -> list[int]:
+    """The sizes of some chunks of an offer."""
+    if isinstance(offer, RunOffer):
+        return offer.lengths[index : index + count]
+    if isinstance(offer, FineOffer):
+        return fine_lengths(offer.packed[index * FINE_BYTES : (index + count) * FINE_BYTES])
+    found: list[int] = []
+    for chunk in range(index, index + count):
+        owner = offer.owners[chunk]
+        found += _lengths(offer.entries[owner].chunks)[chunk - offer.first[owner] :][:1]
+    return found
 
 
 def _lengths(packed: bytes) -> list[int]:

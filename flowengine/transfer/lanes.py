@@ -18,7 +18,7 @@ import errno
 import queue
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from time import perf_counter_ns, thread_time_ns
 from typing import Final, Protocol
 
@@ -28,6 +28,7 @@ from flowengine.codec import Compressor, decompress
 from flowengine.errors import FlowError, TemporaryError
 from flowengine.store.buffers import fresh_memory
 from flowengine.transfer.compression import CompressionChooser
+from flowengine.transfer.halting import UnitHold
 from flowengine.transfer.pacing import Pacer
 from flowengine.transfer.streams import SOCKET_TIMEOUT_S
 from flowengine.transfer.timing import StageClock
@@ -85,12 +86,13 @@ class ChunkGone(Exception):
 
 
 class Unit:
-    """About `UNIT_BYTES` of plaintext: chunk runs, and for each of them where its bytes come from."""
+    """About `UNIT_BYTES` of plaintext: chunk runs, and for each of them its offer and where its bytes come from."""
 
-    __slots__ = ("parts", "raw_bytes", "runs")
+    __slots__ = ("holds", "parts", "raw_bytes", "runs")
 
     def __init__(self) -> None:
         self.runs: list[Run] = []
+        self.holds: list[UnitHold] = []
         self.parts: list[list[UnitSource]] = []
         self.raw_bytes = 0
 
@@ -165,6 +167,7 @@ class SendingLane:
         lost: told of a run whose bytes can no longer be read.
         carried: told of each unit that this lane is done with.
         leaving: asked whether this lane is to end before the others.
+        going: asked of each run which parts of it are to be sent; None for all of it.
     """
 
     def __init__(
@@ -180,8 +183,10 @@ class SendingLane:
         lost: Callable[[Run, ChunkGone], None],
         carried: Callable[[Unit], None],
         leaving: Callable[[], bool] = lambda: False,
+        going: Callable[[UnitHold, Run], list[Run] | None] = lambda hold, run: None,
     ) -> None:
         self._leaving = leaving
+        self._going = going
         self._lost = lost
         self._carried = carried
         self._sock = sock
@@ -284,14 +289,21 @@ class SendingLane:
         """Runs and plaintext of a unit, without what can no longer be read."""
         runs: list[Run] = []
         views: list[memoryview] = []
-        for run, parts in zip(unit.runs, unit.parts, strict=True):
+        for run, hold, parts in zip(unit.runs, unit.holds, unit.parts, strict=True):
+            going = self._going(hold, run)
+            if going == []:
+                continue
             try:
                 loaded = [view for part in parts for view in part.views()]
             except ChunkGone as gone:
                 self._lost(run, gone)
                 continue
-            runs.append(run)
-            views += loaded
+            if going is None:
+                runs.append(run)
+                views += loaded
+            else:
+                runs += going
+                views += _cut_out(loaded, hold.lengths, run, going)
         return runs, views
 
     def _try_compress(self, views: list[memoryview]) -> bytes | None:
@@ -366,6 +378,15 @@ class SendingLane:
             self._sock.sendall(self._out[at : at + part])
             self._send.since(start)
             at += part
+
+
+def _cut_out(views: list[memoryview], lengths: list[int], run: Run, going: list[Run]) -> Iterator[memoryview]:
+    """The bytes of some parts of a run."""
+    data = views[0] if len(views) == 1 else memoryview(b"".join(views))
+    first = run[1]
+    for _, index, count in going:
+        start = sum(lengths[first:index])
+        yield data[start : start + sum(lengths[index : index + count])]
 
 
 class ReceivingLane:

@@ -16,6 +16,7 @@ from flowengine.store.scan_cache import PROVISIONAL, Identity
 from flowengine.transfer.basis import Basis
 from flowengine.transfer.copying import CopyJob, WriteJob, append_copy
 from flowengine.transfer.following import Follower
+from flowengine.transfer.halting import HALTED
 from flowengine.transfer.lookalikes import begins_with
 from flowengine.transfer.placement import Placement
 from flowengine.transfer.refining import Refiner, regions_beside
@@ -75,6 +76,12 @@ class LargePlacer:
                 self._placement.count_wanted(entry)
             return
         if self._placement.collides(directory, entry.name):
+            return
+        if self._placement.landing.halted and not self._placement.dry:
+            # By name, though it is not the only one: so that the source need not read it to its end.
+            self._placement.landing.report(
+                directory.child(entry.name), HALTED, self._placement.landing.halted
+            )
             return
         directory.entries += 1
         large = LargeObject(directory, entry)
@@ -153,6 +160,9 @@ class LargePlacer:
             raise ProtocolError(
                 f"{show_path(large.directory.child(entry.name))} has more chunks than its size of {entry.size}"
             )
+        if large.failed:
+            self._placement.answer_none()
+            return
         if large.staged is None and self._same_in_place(large, offset, packed):
             large.same_until.append((offset, packed))
             self._placement.answer_none()
@@ -376,7 +386,8 @@ class LargePlacer:
         elif large.staged is not None:
             self._placement.landing.seal(large)
         elif not self._placement.dry:
-            self._large_unchanged(large)
+            if not large.failed:
+                self._large_unchanged(large)
         elif sum([packed_size(packed) for _, packed in large.same_until]) == entry.size:
             self._placement.keep(directory, entry, directory.existing[entry.name])
         if large.basis is not None and not large.failed and (large.staged is None or self._placement.dry):

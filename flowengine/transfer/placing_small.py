@@ -59,6 +59,11 @@ class SmallPlacer:
         if self._all_in_place(directory, entries):
             self._placement.answer_none()
             return
+        if self._placement.landing.halted and not self._placement.dry:
+            if directory.offered is not None:
+                directory.offered.update([entry.name for entry in entries])
+            self._placement.answer_none()
+            return
         offer = SmallOffer(directory, entries)
         if len(offer.owners) > MAX_OFFER_CHUNKS:
             raise ProtocolError(

@@ -17,6 +17,7 @@ from typing import Final
 
 from flowengine.chunking.fine import FINE_BYTES, FineCutter, fine_lengths, fine_profile
 from flowengine.errors import ProtocolError
+from flowengine.transfer.halting import leave_out
 from flowengine.transfer.placement import Placement
 from flowengine.transfer.sinks import FINER, WANTED, FineOffer, Refinement, Region, RunOffer, SmallOffer
 from flowengine.units import MIB
@@ -145,7 +146,9 @@ class Refiner:
             raise ProtocolError("the source offered a finer cut of more than was asked for")
         self._fill(offer, lengths)
         landing = self._placement.landing
-        whole = [refinement for refinement in refinements if not refinement.remaining]
+        if landing.halted:
+            leave_out(landing, offer)
+        whole = [one for one in refinements if not one.remaining and not one.dead]
         offer.open = offer.wanted.count(WANTED)
         if offer.open:
             landing.offers[number] = offer

@@ -127,8 +127,9 @@ class Session:
         release: the source's signed word that policy lets this leave, as it came with the answer to the request.
         checkpoint: signed head of this side's chain of evidence, to be told at the end; empty for none.
         peer_checkpoint: that of the other side, as it came.
-        halted: why nothing more is to be offered; empty while nothing is wrong.
-        told_to_halt: told of that, where the session runs in another process.
+        halted: why no object may begin any more; empty while nothing is wrong.
+        halt_is_told: whether this side, the target, has said which objects will not land for it.
+        told_to_halt: told of that: by whoever carries the session, in this process or another.
     """
 
     control: Control
@@ -155,6 +156,7 @@ class Session:
     checkpoint: bytes = b""
     peer_checkpoint: bytes = b""
     halted: str = ""
+    halt_is_told: bool = False
     route: tuple[Party, ...] = ()
     consent: Consent | None = None
     pace_of: Callable[[str], Pacer] | None = None
@@ -174,12 +176,13 @@ class Session:
         return FrameOpener(self.secrets.stream_keys(self.session_id, stream, Direction.SOURCE_TO_TARGET, 0))
 
     def halt(self, why: str) -> None:
-        """Let what was offered land, and nothing after it; the source does it, and is told if that is the other side.
+        """Let the objects land of which data have, and none begin after it: the target says which, and is told.
 
-        The pass then ends as one whose source was not read whole. Holds from the next `Progress` on, within a second.
+        The pass then ends as one whose source was not read whole.
         """
-        self.halted = self.halted or why
-        self.told_to_halt(self.halted)
+        if not self.halted:
+            self.halted = why
+            self.told_to_halt(why)
 
     def limit(self, bits_per_s: float | None) -> None:
         """Hold this session to a rate from now on; the side that sends does it, and is told if that is the other."""
@@ -220,7 +223,7 @@ class Session:
                         counters.as_dict() | self.clock_counters(),
                         bottleneck(),
                         fresh,
-                        "" if self.sends else self.halted,
+                        self.halted if self.sends or self.halt_is_told else "",
                     )
                 )
                 last = now

@@ -25,6 +25,7 @@ __all__ = [
     "CLAIMED",
     "FINER",
     "NOT_WANTED",
+    "UNWANTED",
     "WANTED",
     "FineOffer",
     "LargeObject",
@@ -46,6 +47,8 @@ CLAIMED: Final = 2
 """It arrived, and a lane is at work on it."""
 FINER: Final = 3
 """It was asked for in fine chunks."""
+UNWANTED: Final = 4
+"""It was wanted and is not any more; the source may have sent it before it heard."""
 
 
 class TargetDirectory:
@@ -258,6 +261,11 @@ class SmallOffer:
         self.open = 0
         self.sinks: dict[int, SmallObject] = {}
 
+    def chunks_of(self, owner: int) -> slice:
+        """Which chunks are those of an entry."""
+        first = self.first[owner]
+        return slice(first, first + len(self.entries[owner].chunks) // CHUNK_BYTES)
+
 
 class Region:
     """A part of an old file that may hold bytes of a wanted chunk.
@@ -321,6 +329,12 @@ class Refinement:
         self.buffer = memoryview(b"")
         self.remaining = size_bytes
         self.dead = False
+
+    @property
+    def sink(self) -> Sink | None:
+        """What the chunk is for; None where that has none of its own yet."""
+        offer = self.offer
+        return offer.target if isinstance(offer, RunOffer) else offer.sinks.get(offer.owners[self.index])
 
 
 class FineOffer:

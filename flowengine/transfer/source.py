@@ -46,7 +46,16 @@ from flowengine.store.scan_events import (
 from flowengine.store.selection import Selection
 from flowengine.transfer.compression import CompressionChooser
 from flowengine.transfer.control import wait_for_last_word
-from flowengine.transfer.holds import BatchHold, FineHold, Hold, PieceHold, UnitPacker, wanted_runs
+from flowengine.transfer.halting import HALTED, Leaving, UnitHold
+from flowengine.transfer.holds import (
+    BatchHold,
+    FineHold,
+    Hold,
+    LargeLeft,
+    PieceHold,
+    UnitPacker,
+    wanted_runs,
+)
 from flowengine.transfer.lanes import ChunkGone, Credit, SendingLane, Unit
 from flowengine.transfer.link_control import LinkControl
 from flowengine.transfer.recorder import ManifestRecorder
@@ -182,8 +191,13 @@ class _Source:
         self._answered_bytes = self._answered_wanted = 0
         self._stopped = False
         self._offers = 0
-        self._depth = 0
         self._in_object = False
+        self._in_root = False
+        self._path: list[bytes] = []
+        self._large_left = LargeLeft()
+        self._large_name = b""
+        self._refused: set[bytes] = set()
+        self._leaving = Leaving(self._left_out)
         self._packer = UnitPacker()
         self._finer_bytes = 0
         self._failures: list[tuple[bytes, str, str]] = []
@@ -195,8 +209,16 @@ class _Source:
             near: sum(lane.bytes_sent for lane in lanes) for near, lanes in self._by_link.items()
         }
 
+        session.told_to_halt = self._ask_what_began
+
+    def _ask_what_began(self, why: str) -> None:
+        """This side halts, or has heard of it: the target says of what it has something."""
+        self._control.post(Progress(self._counters.as_dict(), "", [], why))
+
     async def run(self) -> SourceOutcome:
         session = self._session
+        if session.halted:
+            self._ask_what_began(session.halted)
         limiter = trio.CapacityLimiter(MAX_STREAMS + 3)
         try:
             async with trio.open_nursery() as nursery:
@@ -248,6 +270,7 @@ class _Source:
                 self._lost,
                 self._carried,
                 partial(session.streams.leaving.__contains__, number),
+                self._going,
             )
             self._lanes.append(lane)
             self._by_link.setdefault(session.streams.near(number), []).append(lane)
@@ -289,6 +312,7 @@ class _Source:
         self._session.reads.close()
         self._credit.close()
         self._finer.put(None)
+        self._leaving.close()
         if self._receipt is None:
             self._session.pacer.close()
         for _ in range(MAX_OPEN_OFFERS):
@@ -353,7 +377,7 @@ class _Source:
                 # Waiting for a free buffer is the network's or the target's doing, not the reader's.
                 start = stage.since(start + self._pool.waited_ns - waited)
                 waited = self._pool.waited_ns
-                if self._session.halted and not self._in_object:
+                if self._session.halted and not (self._in_object and self._goes_on()):
                     self._cut_short(event, recorder)
                     complete = False
                     break
@@ -382,15 +406,25 @@ class _Source:
             )
         )
 
+    def _goes_on(self) -> bool:
+        """Whether the large object that is being read is to be offered to its end, for all that is known now."""
+        return b"/".join([*self._path, self._large_name]) not in self._refused
+
     def _cut_short(self, event: Event, recorder: ManifestRecorder) -> None:
         """Offer nothing more: leave the folders that are open, as ones that were not read whole."""
         if isinstance(event, Batch):
             BatchHold(event).release()
+        elif isinstance(event, LargePiece) and event.piece.buffer is not None:
+            event.piece.buffer.release()
         why = self._session.halted
-        self._failures.append((b".", "policy-stopped", why))
+        if self._in_object:
+            self._in_object = False
+            recorder.large_end(keep=False)
+            self._control.post(ObjectEnd(HALTED, why))
+        self._failures.append((b".", HALTED, why))
         self._counters.objects_failed += 1
-        self._control.post(Failed(b".", "policy-stopped", why))
-        for _ in range(self._depth):
+        self._control.post(Failed(b".", HALTED, why))
+        for _ in range(len(self._path) + self._in_root):
             recorder.leave(0o755, 0, b"")
             self._control.post(DirectoryEnd(0o755, 0, b"", False, False))
 
@@ -402,12 +436,13 @@ class _Source:
                 self._offer(BatchHold(event, self._session.reads.spend), Offer(event.entries))
             case LargePiece():
                 recorder.large_chunks(event.piece.packed)
-                hold = PieceHold(event.piece, self._large_path, self._session.reads.spend)
+                hold = PieceHold(event.piece, self._large_path, self._session.reads.spend, self._large_left)
                 if self._seal is None and self._mostly_known():
                     hold.forget_bytes()
                 self._offer(hold, ObjectRun(event.piece.packed))
             case LargeBegun(entry, path):
-                self._large_path = path
+                self._large_path, self._large_name = path, entry.name
+                self._large_left = LargeLeft()
                 self._in_object = True
                 recorder.large_begin(entry)
                 post(ObjectBegin(entry))
@@ -417,11 +452,16 @@ class _Source:
                 post(ObjectEnd(reason, message))
             case DirectoryEntered(name, _):
                 self._control.wait_for_room()
-                self._depth += 1
+                if self._in_root:
+                    self._path.append(name)
+                self._in_root = True
                 recorder.enter(name)
                 post(DirectoryBegin(name))
             case DirectoryLeft(mode, mtime_ns, extra, complete, apply):
-                self._depth -= 1
+                if self._path:
+                    self._path.pop()
+                else:
+                    self._in_root = False
                 recorder.leave(mode, mtime_ns, extra)
                 post(DirectoryEnd(mode, mtime_ns, extra, complete, apply))
             case ScanFailed(path, reason, message):
@@ -510,11 +550,15 @@ class _Source:
                 self._counters.objects_done, self._counters.bytes_done = objects, size_bytes
             case Progress():
                 self._session.peer_progress = message
+                if message.halt or message.unwanted:
+                    self._leaving.unwanted(message.unwanted, all_of_it=bool(message.halt))
                 if message.halt:
                     self._session.halt(message.halt[:1000])
                 for name in ("objects_unchanged", "bytes_reused", "bytes_unchanged", "objects_deleted"):
                     setattr(self._counters, name, message.counters.get(name, 0))
             case Failed(path, reason, text):
+                if reason == HALTED:
+                    self._refused.add(path)
                 self._failures.append((path, reason, text))
                 self._counters.objects_failed += 1
             case Receipt():
@@ -595,6 +639,14 @@ class _Source:
         with self._sent:
             self._wanted_bytes -= _cost(unit.raw_bytes, sum([count for _, _, count in unit.runs]))
             self._sent.notify_all()
+
+    def _going(self, hold: UnitHold, run: Run) -> list[Run] | None:
+        return self._leaving.parts(hold, run, halted=bool(self._session.halted))
+
+    def _left_out(self, run: Run) -> None:
+        """A halt keeps it here, and the target has not said what it thinks of it."""
+        offer, index, count = run
+        self._control.post(Lost(offer, index, count, HALTED, self._session.halted))
 
     def _lost(self, run: Run, gone: ChunkGone) -> None:
         offer, index, count = run

@@ -29,6 +29,7 @@ from flowengine.store.scan_cache import ScanCache
 from flowengine.store.staging import Staging
 from flowengine.transfer.control import wait_for_last_word
 from flowengine.transfer.copying import Copier, DropJob
+from flowengine.transfer.halting import halt_landing
 from flowengine.transfer.landing import Landing
 from flowengine.transfer.lanes import ReceivingLane
 from flowengine.transfer.placement import Placement
@@ -58,7 +59,7 @@ from flowengine.wire.messages import (
     Want,
     WantStreams,
 )
-from flowengine.wire.records import record_limit
+from flowengine.wire.records import Run, record_limit
 
 if TYPE_CHECKING:
     from flowengine.store.chunk_index import ChunkIndex
@@ -68,6 +69,7 @@ __all__ = ["NOWHERE", "TargetOutcome", "TargetRoot", "run_target"]
 MAX_QUEUED_MESSAGES: Final = 8192
 """Messages that may wait for the placer before no more are received."""
 _COPIERS: Final = 2
+_RUNS_AT_ONCE: Final = 1000
 _HALT_GRACE_S: Final = 5.0
 """How long offers may still come that were on their way when the source was told to stop."""
 NOWHERE: Final = b"/nonexistent/flow-nowhere"
@@ -275,6 +277,7 @@ class _Target:
         self._room = trio.Event()
         self._held = False
         self._halted_at: float | None = None
+        session.told_to_halt = self._halt
 
     def _open_index(self) -> ChunkIndex | None:
         """The chunk index of the target root, if it has one; loaded when first needed, because numpy takes its time."""
@@ -291,6 +294,8 @@ class _Target:
 
     async def run(self, tree: AtomicTree | None) -> TargetOutcome:
         session, landing = self._session, self._landing
+        if session.halted:
+            self._halt(session.halted)
         limiter = trio.CapacityLimiter(MAX_STREAMS + _COPIERS + 2)
         outcome: TargetOutcome | None = None
 
@@ -450,6 +455,8 @@ class _Target:
             case Lost(offer, index, count, reason, text):
                 self._landing.lose(offer, index, count, reason, text)
             case Progress():
+                if message.halt:
+                    self._session.halt(message.halt[:1000])
                 self._session.peer_progress = message
                 self._session.changes += message.changes
             case WantStreams(count, via) if self._session.streams.dial is not None:
@@ -460,6 +467,19 @@ class _Target:
                     f"the source sent {type(message).__name__}, which only a target sends",
                     hint="check that both sides run compatible versions",
                 )
+
+    def _halt(self, why: str) -> None:
+        """Let land what has begun to, and nothing else; the source is told what is not wanted any more."""
+        if not self._session.options.dry_run:
+            self._tell_unwanted(halt_landing(self._landing, why))
+        self._session.halt_is_told = True
+        self._control.post(Progress(self._counters.as_dict(), "", [], why))
+
+    def _tell_unwanted(self, runs: list[Run]) -> None:
+        for first in range(0, len(runs), _RUNS_AT_ONCE):
+            self._control.post(
+                Progress(self._counters.as_dict(), "", [], "", runs[first : first + _RUNS_AT_ONCE])
+            )
 
     def _check_halt(self) -> None:
         """A source that was told to offer nothing more has a moment to hear it."""
@@ -478,6 +498,7 @@ class _Target:
     def _place(self) -> None:
         """Body of the placer's thread."""
         stage = self._session.clock.stage("place")
+        halted = False
         while True:
             message = self._inbox.get()
             if message is None:
@@ -486,6 +507,10 @@ class _Target:
             if isinstance(message, Finish):
                 self._finished(message)
             elif not self._settled.is_set():  # a finer cut may still come for what has failed: too late
+                if self._landing.halted and not halted:
+                    # What was opened while the others were given up, too.
+                    halted = True
+                    self._tell_unwanted(halt_landing(self._landing, self._landing.halted))
                 try:
                     self._placer.handle(message)
                 except PoolClosed:

@@ -267,13 +267,15 @@ class Landed(_Message, tag=15):
 class Progress(_Message, tag=16):
     """Counters for the watching end, and what was decided since the last one; informational.
 
-    `halt` of a target is not: the source offers nothing more, and finishes with what it has offered.
+    `halt` is not: no object begins any more. Of a source it asks the target which ones have begun; of a target it
+    says that all `unwanted` was told: runs (offer, index, count) that it wanted and is not to be sent any more.
     """
 
     counters: dict[str, int]
     bottleneck: str = ""
     changes: list[str] = []
     halt: str = ""
+    unwanted: list[tuple[int, int, int]] = []
 
 
 class Receipt(_Message, tag=17):

@@ -282,30 +282,91 @@ def test_stop_now_cuts_in_seconds_and_takes_everything_that_arrived(
     assert "destroyed" in why.line
 
 
-def test_finish_file_lets_what_was_offered_land_and_offers_nothing_after_it(
-    made: Federation, bundles: Bundles
+@pytest.fixture(scope="module")
+def more(made: Federation) -> Iterator[None]:
+    """More large objects behind the one that is under way: they are offered, and asked for, long before their turn."""
+    folders = [made[source].data / "set/later/more" for source in ("a", "c")]
+    for folder in folders:
+        for number in range(5):
+            random_file(folder / str(number), 8 * MIB, seed=100 + number)
+    yield
+    for folder in folders:
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(("source", "who"), [("a", "land"), ("a", "release"), ("c", "land")])
+def test_finish_file_ends_what_had_begun_and_nothing_else(
+    made: Federation, bundles: Bundles, more: None, source: str, who: str
 ) -> None:
     bundles.everywhere()
-    more = made["a"].data / "set/later/more"
-    for number in range(24):  # more than a source offers ahead of what was sent
-        random_file(more / str(number), 8 * MIB, seed=100 + number)
-    try:
-        transfer = begin(made, "a", "file")
-        bundles.activate(FORBID.replace("{stop}", "finish-file"))
-        wait_until(lambda: stops(made, "a", transfer), "the source's stop", STOPS_S)
+    to = f"file-{source}-{who}"
+    transfer = begin(made, source, to)
+    rule = FORBID.replace("{stop}", "finish-file").replace('["land"]', f'["{who}"]')
+    bundles.activate(rule)
+    wait_until(lambda: stops(made, source, transfer), "the source's stop", STOPS_S)
+    if who == "land":
         wait_until(lambda: stops(made, "b", transfer), "the target's stop", STOPS_S)
-        made.client.remove_limit("link:a>b")
+    else:
+        assert stops(made, "b", transfer) == ""  # by its own policies it might go on
+    assert visible(made, to) == [f"set/{number}" for number in sorted(map(str, range(20)))]
+    made.client.remove_limit(f"link:{source}>b")
+    try:
         said = certificate(made, transfer)
     finally:
-        shutil.rmtree(more)
-        made.client.set_limit("link:a>b", RATE)
+        made.client.set_limit(f"link:{source}>b", RATE)
     assert said.objects == 0  # what had landed was lawful, and stays
-    landed = visible(made, "file")
-    assert "set/later/large" in landed
-    assert 21 <= len(landed) < 45
-    sizes = {name: (made["b"].data / "file" / name).stat().st_size for name in landed}
-    assert set(sizes.values()) <= {10_000, 40 * MIB, 8 * MIB}
+    landed = visible(made, to)
+    assert len(landed) == 21
+    assert same_bytes(made, source, to, "set/later/large")
     assert "study/ended" in transfer.why().line
+
+
+def test_finish_file_begins_no_small_file_that_was_asked_for(made: Federation, bundles: Bundles) -> None:
+    """Small objects are wanted by the hundred before the first of them is sent."""
+    bundles.everywhere()
+    folder = made["a"].data / "many"
+    for number in range(240):
+        random_file(folder / f"{number:03}", 200_000, seed=1000 + number)
+    transfer = made.client.copy("a:/data/many", "b:/data/few/", labels=["study"])
+    wait_until(lambda: len(visible(made, "few")) >= 5, "the first of them", 40)
+    bundles.activate(FORBID.replace("{stop}", "finish-file"))
+    wait_until(lambda: stops(made, "b", transfer), "the target's stop", STOPS_S)
+    stopped = len(visible(made, "few"))
+    made.client.remove_limit("link:a>b")
+    try:
+        said = certificate(made, transfer)
+    finally:
+        made.client.set_limit("link:a>b", RATE)
+    landed = visible(made, "few")
+    # What was written and not yet named at that moment, and no more: a batch of the publisher.
+    assert stopped <= len(landed) < stopped + 60
+    assert {(made["b"].data / "few" / name).stat().st_size for name in landed} == {200_000}
+    assert said.objects == 0
+
+
+def test_a_target_that_is_killed_as_it_finishes_a_file_begins_nothing_when_it_is_back(
+    made: Federation, bundles: Bundles, more: None
+) -> None:
+    bundles.everywhere()
+    transfer = begin(made, "a", "killed")
+    bundles.activate(FORBID.replace("{stop}", "finish-file"))
+    wait_until(lambda: stops(made, "b", transfer), "the target's stop", STOPS_S)
+    made["b"].kill()
+    landed = visible(made, "killed")
+    assert len(landed) == 20
+    made["b"].start()
+    said = certificate(made, transfer)
+    assert (said.objects, said.staged_bytes > MIB) == (
+        0,
+        True,
+    )  # the half of a file goes, what had landed stays
+    assert visible(made, "killed") == landed
+    assert transfer.record.reason in ("policy-stopped", "policy-denied")
+    assert "agreement has ended" in transfer.why().line
+
+
+def same_bytes(made: Federation, source: str, to: str, name: str) -> bool:
+    return (made["b"].data / to / name).read_bytes() == (made[source].data / name).read_bytes()
 
 
 def test_drain_lets_the_session_come_to_its_end_and_begins_none(made: Federation, bundles: Bundles) -> None:
