@@ -10,7 +10,7 @@ import trio
 from flowengine.store.grants import GrantLedger
 from flowengine.transfer.connect import dial
 from flowengine.transfer.sites import SiteDialled, SiteIdentity, SitePeer, SiteTrust
-from flowengine.wire.handshake import GrantProof, Proof
+from flowengine.wire.proofs import GrantProof, Proof
 
 __all__ = ["Attacker", "Unchecked", "meet"]
 

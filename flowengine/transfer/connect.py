@@ -11,36 +11,29 @@ Plan
 from __future__ import annotations
 
 import contextlib
-import os
 import ssl
 from collections.abc import AsyncIterator, Callable
 from hashlib import sha256
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 import trio
 
 from flowengine.chunking import profile_named
 from flowengine.errors import AuthenticationError, ProtocolError, TemporaryError
-from flowengine.transfer.channel import HANDSHAKE_S, Channel, disconnected, session_errors, software
+from flowengine.transfer.channel import HANDSHAKE_S, Channel, disconnected, session_errors
 from flowengine.transfer.control import STALL_S
 from flowengine.transfer.dialing import Dialer
+from flowengine.transfer.handshaking import Ahead, Dialled, client_handshake
 from flowengine.transfer.routes import Reached, RoutedPeer, reach, ways_of
 from flowengine.transfer.session import Session, first_window_bytes
 from flowengine.transfer.sites import SitePeer, tls_refusal
 from flowengine.transfer.streams import Streams, congestion_of, prefer_congestion
-from flowengine.transfer.tcp_info import tcp_state
-from flowengine.wire import messages
-from flowengine.wire.control import MAX_HANDSHAKE_BYTES, MAX_MESSAGE_BYTES, ControlDecoder
-from flowengine.wire.control import encode as frame
-from flowengine.wire.handshake import ClientHandshake, Established, Proof, TicketProof
 from flowengine.wire.keys import NO_FINGERPRINT, Side
-from flowengine.wire.messages import Message, Open, Opened, Options
+from flowengine.wire.messages import Open, Opened, Options
+from flowengine.wire.proofs import Proof, TicketProof
 from flowengine.wire.ticket import Ticket
 
 __all__ = ["Peer", "dial", "new_session", "open_session"]
-
-TlsStream: TypeAlias = "trio.SSLStream[trio.abc.Stream]"
-Ahead: TypeAlias = Callable[[Reached, float], Message]
 
 
 def _client_context() -> ssl.SSLContext:
@@ -49,21 +42,6 @@ def _client_context() -> ssl.SSLContext:
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE  # pinned by fingerprint right after the handshake
     return context
-
-
-class Dialled(Protocol):
-    """How one whole connection to a peer is made: where it is, who it must be, what to prove to it."""
-
-    @property
-    def context(self) -> ssl.SSLContext:
-        """For this side of TLS."""
-
-    @property
-    def client_fingerprint(self) -> bytes:
-        """SHA-256 of the certificate that this side shows in TLS; zeros for none."""
-
-    def recognise(self, certificate: bytes | None) -> Proof:
-        """What to prove to whoever showed this certificate (DER); raises `AuthenticationError` for anybody else."""
 
 
 class _TicketDialled:
@@ -108,7 +86,7 @@ async def dial(peer: Peer, ahead: Ahead | None = None) -> Channel:
     stream = trio.SSLStream(reached.stream, dialled.context, server_side=False)
     try:
         with trio.fail_after(HANDSHAKE_S):
-            return await _client_handshake(stream, peer.location, dialled, ahead, reached)
+            return await client_handshake(stream, peer.location, dialled, ahead, reached)
     except trio.TooSlowError:
         await trio.aclose_forcefully(stream)
         raise TemporaryError(
@@ -123,55 +101,6 @@ async def dial(peer: Peer, ahead: Ahead | None = None) -> Channel:
     except BaseException:
         await trio.aclose_forcefully(stream)
         raise
-
-
-async def _client_handshake(
-    stream: TlsStream, location: str, dialled: Dialled, ahead: Ahead | None, reached: Reached
-) -> Channel:
-    try:
-        await stream.do_handshake()
-    except trio.BrokenResourceError as error:
-        if not isinstance(error.__cause__, ssl.SSLError) or isinstance(error.__cause__, ssl.SSLEOFError):
-            raise  # the connection was cut
-        raise tls_refusal(error, location) or ProtocolError(
-            f"{location} does not speak TLS 1.3", hint="is it flowengine that listens there?"
-        ) from error
-    certificate = stream.getpeercert(binary_form=True)
-    proof = await trio.to_thread.run_sync(dialled.recognise, certificate)
-    fingerprint = sha256(certificate or b"").digest()
-    handshake = ClientHandshake(proof, fingerprint, os.urandom(32), software=software())
-    # As the kernel saw it while TCP and TLS were set up; through relays the sum of what they saw.
-    rtt_s = tcp_state(reached.sock).rtt_s if reached.hop is None else reached.rtt_s
-    request = messages.encode(ahead(reached, rtt_s)) if ahead is not None else b""
-    early = frame(request) if 0 < len(request) <= MAX_HANDSHAKE_BYTES else b""
-    decoder = ControlDecoder(MAX_HANDSHAKE_BYTES)
-    outgoing: list[bytes | Established] = list(handshake.start())
-    while True:
-        for item in outgoing:
-            assert isinstance(item, bytes)
-            if handshake.proof_given:
-                # It has shown the right certificate: its welcome may be followed by what the session sends.
-                decoder.max_message = MAX_MESSAGE_BYTES
-            await stream.send_all(frame(item) + (early if handshake.proof_given else b""))
-        data = await stream.receive_some(MAX_HANDSHAKE_BYTES)
-        if not data:
-            raise disconnected()
-        arrived = decoder.feed(data)
-        outgoing = []
-        while arrived:
-            outgoing += handshake.receive(arrived.pop(0))
-            if outgoing and isinstance(outgoing[-1], Established):
-                if request and not early:
-                    await stream.send_all(frame(request))
-                return Channel(
-                    stream,
-                    outgoing[-1].secrets(dialled.client_fingerprint),
-                    rtt_s,
-                    decoder=decoder,
-                    pending=arrived,
-                    peer=reached.address[0],
-                    route=reached.hop.grant.route if reached.hop is not None else (),
-                )
 
 
 @contextlib.asynccontextmanager
@@ -208,7 +137,7 @@ async def open_session(
         def ahead(reached: Reached, rtt_s: float) -> Open:
             prefer_congestion(
                 reached.sock
-            )  # as that of the data connections, so it tells what they will have
+            )  # as on the data connections, so that it tells what they will have
             wanted = request(rtt_s, congestion_of(reached.sock))
             wanted.ticket = reached.consent.document if reached.consent is not None else b""
             wanted.streams = dialer.begin(reached, ways_of(peer), wanted.streams, fixed=fixed_streams)
@@ -226,20 +155,10 @@ async def open_session(
                 if not isinstance(answer, Opened):
                     raise ProtocolError("the other side did not answer the request", reason="disconnected")
                 key = channel.secrets.preamble_key(answer.session_id, Side.SOURCE)
-                session = new_session(
-                    channel,
-                    answer.session_id,
-                    asked[0].profile,
-                    asked[0].options,
-                    compression,
-                    streams=dialer.streams,
-                )
+                session = _session_of(channel, answer, asked[0], dialer.streams, compression)
                 dialer.join(answer.session_id, key, answer.streams, session.control.post)
                 session.stall_s = stall_s
-                session.first_streams = answer.streams
                 session.fixed_streams = fixed_streams
-                session.sends = asked[0].role == "source"
-                session.release = answer.ticket
                 session.consent = over[0].consent
                 yield session
         finally:
@@ -248,6 +167,19 @@ async def open_session(
             dialer.streams.close()
             await channel.aclose()
             nursery.cancel_scope.cancel()
+
+
+def _session_of(
+    channel: Channel, answer: Opened, asked: Open, streams: Streams, compression: int | None
+) -> Session:
+    """The session that a server agreed to."""
+    session = new_session(
+        channel, answer.session_id, asked.profile, asked.options, compression, streams=streams
+    )
+    session.first_streams = answer.streams
+    session.sends = asked.role == "source"
+    session.release = answer.ticket
+    return session
 
 
 def new_session(

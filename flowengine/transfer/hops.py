@@ -24,11 +24,11 @@ from flowengine.transfer.sites import SiteIdentity, SitePeer, SiteTrust
 from flowengine.trust.certificates import CertificateFacts
 from flowengine.trust.relay_grant import RelayGrant
 from flowengine.wire import hops as hop_messages
-from flowengine.wire.handshake import Proof, RelayProof
 from flowengine.wire.hops import MAX_HOP_MESSAGE_BYTES, MAX_STREAMS_OF_HOP, HopOpen, HopOpened, HopWait
 from flowengine.wire.keys import Side
 from flowengine.wire.messages import Refuse
 from flowengine.wire.preamble import Kind, Preamble
+from flowengine.wire.proofs import Proof, RelayProof
 
 __all__ = [
     "HOP_S", "Hop", "HopGate", "Waited", "ask_hop", "hop_answer", "hop_request", "hop_wait", "keep_watch", "make_hop",

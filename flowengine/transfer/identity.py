@@ -11,9 +11,9 @@ from flowengine.errors import NotFound, UsageError
 from flowengine.store.secret_files import read_secret, write_secret
 from flowengine.trust.certificates import CertificateFacts
 from flowengine.trust.grant import Grant
-from flowengine.wire.handshake import TicketProof, among
 from flowengine.wire.keys import NO_FINGERPRINT
 from flowengine.wire.messages import Open
+from flowengine.wire.proofs import TicketProof, among
 
 __all__ = ["Identity", "TicketGuest"]
 

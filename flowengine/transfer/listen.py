@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import secrets
 import socket
 import ssl
-import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
@@ -24,9 +22,10 @@ from flowengine.errors import (
     TemporaryError,
     UsageError,
 )
-from flowengine.transfer.channel import HANDSHAKE_S, Channel, disconnected, session_errors, software
+from flowengine.transfer.channel import HANDSHAKE_S, Channel, session_errors
 from flowengine.transfer.connect import dial, new_session
 from flowengine.transfer.dialing import blocking
+from flowengine.transfer.handshaking import send_alert, server_handshake
 from flowengine.transfer.hops import HopGate, hop_answer, hop_request, keep_watch, wait_at_relay
 from flowengine.transfer.identity import Identity, TicketGuest
 from flowengine.transfer.meeting import PARKED
@@ -38,10 +37,6 @@ from flowengine.trust.certificates import CertificateFacts
 from flowengine.trust.grant import Grant, Party
 from flowengine.trust.relay_grant import RelayGrant
 from flowengine.wire import hops as hop_messages
-from flowengine.wire.control import MAX_HANDSHAKE_BYTES, MAX_MESSAGE_BYTES, ControlDecoder
-from flowengine.wire.control import encode as frame
-from flowengine.wire.handshake import Established, ServerHandshake
-from flowengine.wire.handshake import refusal as handshake_refusal
 from flowengine.wire.hops import HopOpen, HopOpened
 from flowengine.wire.keys import Side
 from flowengine.wire.messages import Open, Opened, Options
@@ -59,8 +54,9 @@ from flowengine.wire.ticket import Ticket
 __all__ = ["Handler", "Incoming", "Listener"]
 
 PREAMBLE_S: Final = 5.0
-_ALERT_S: Final = 1.0
+"""How long whoever connects may take to say what the connection is for."""
 _AGAIN_S: Final = 1.0
+"""Pause before another data connection is parked at a relay that did not take the last one."""
 _REMEMBERED: Final = 256
 """Sessions that ended and whose late data connections are closed without a word."""
 
@@ -367,11 +363,11 @@ class Listener:
                     raise
                 self._log(f"{peer}: {_logged(refused)}")
                 if isinstance(below, trio.SocketStream):
-                    await _send_alert(stream, below)
+                    await send_alert(stream, below)
                 await trio.aclose_forcefully(below)
                 return
             guest.certificate = stream.getpeercert(binary_form=True)
-            channel = await self._server_handshake(stream, guest, host)
+            channel = await server_handshake(stream, guest, host)
         if isinstance(guest, Guest) and guest.relay_grant is not None:
             await self._serve_hop(
                 channel, guest, guest.relay_grant, peer, host, handler, inner=hop is not None
@@ -545,36 +541,6 @@ class Listener:
         finally:
             await channel.aclose()
 
-    async def _server_handshake(
-        self, stream: trio.SSLStream[trio.abc.Stream], guest: TicketGuest | Guest, peer: str
-    ) -> Channel:
-        handshake = ServerHandshake(
-            guest.resolver, guest.own_fingerprint, os.urandom(32), software=software()
-        )
-        decoder = ControlDecoder(MAX_HANDSHAKE_BYTES)
-        handshake.start()
-        sent_at = 0.0
-        while True:
-            data = await stream.receive_some(MAX_HANDSHAKE_BYTES)
-            rtt = time.monotonic() - sent_at
-            if not data:
-                raise disconnected()
-            try:
-                arrived = decoder.feed(data)
-                while arrived:
-                    for item in await trio.to_thread.run_sync(handshake.receive, arrived.pop(0)):
-                        if isinstance(item, Established):
-                            # A request may stand right behind the proof.
-                            decoder.max_message = MAX_MESSAGE_BYTES
-                            secrets = item.secrets(guest.fingerprint)
-                            return Channel(stream, secrets, rtt, decoder=decoder, pending=arrived, peer=peer)
-                        await stream.send_all(frame(item))
-                        sent_at = time.monotonic()
-            except FlowError as error:
-                with contextlib.suppress(trio.BrokenResourceError):
-                    await stream.send_all(frame(handshake_refusal(error)))
-                raise
-
 
 async def _preamble(tcp: trio.SocketStream) -> bytes:
     """The bytes that open a data connection; constant size, whoever sends them."""
@@ -585,18 +551,6 @@ async def _preamble(tcp: trio.SocketStream) -> bytes:
             raise ProtocolError("a data connection closed inside its preamble")
         data += part
     return data
-
-
-async def _send_alert(stream: trio.SSLStream[trio.abc.Stream], tcp: trio.SocketStream) -> None:
-    """Send what OpenSSL had to say last, which trio drops: the alert that tells a client why it is not let in."""
-    outgoing: ssl.MemoryBIO | None = getattr(stream, "_outgoing", None)
-    alert = outgoing.read() if outgoing is not None else b""
-    with trio.move_on_after(_ALERT_S), contextlib.suppress(trio.BrokenResourceError):
-        if alert:
-            await tcp.send_all(alert)
-            await tcp.send_eof()
-            while await tcp.receive_some(4096):  # or closing would reset the connection under the alert
-                pass
 
 
 def _logged(error: FlowError) -> str:

@@ -23,9 +23,9 @@ from flowengine.trust.grant import End, Grant, Party, check_grant, check_request
 from flowengine.trust.receipt import SignedReceipt, sign_receipt
 from flowengine.trust.relay_grant import RelayGrant, check_relay_grant, peek_relay_grant
 from flowengine.trust.release import Release, sign_release
-from flowengine.wire.handshake import GrantProof, Proof, RelayProof, Resolver
 from flowengine.wire.keys import Secret
 from flowengine.wire.messages import Open
+from flowengine.wire.proofs import GrantProof, Proof, RelayProof, Resolver
 
 __all__ = ["Guest", "SiteIdentity", "SitePeer", "SiteTrust", "tls_refusal"]
 

@@ -20,10 +20,11 @@ from flowengine.wire import messages as wire_messages
 from flowengine.wire.control import ControlDecoder
 from flowengine.wire.filters import FilterSet
 from flowengine.wire.frames import FRAME_SIZES, HEADER_BYTES, FrameOpener, FrameSealer
-from flowengine.wire.handshake import ClientHandshake, ServerHandshake, TicketProof, among
+from flowengine.wire.handshake import ClientHandshake, ServerHandshake
 from flowengine.wire.keys import NO_FINGERPRINT, Direction, SessionSecrets, StreamKeys
 from flowengine.wire.paths import check_link_target, check_relative_path, collision_key
 from flowengine.wire.preamble import PREAMBLE_BYTES, Kind, Preamble, PreambleRegistry
+from flowengine.wire.proofs import TicketProof, among
 from flowengine.wire.records import pack_record_header, parse_record_header
 from flowengine.wire.ticket import Ticket
 

@@ -25,10 +25,11 @@ from flowengine.wire.frames import (
     FrameOpener,
     FrameSealer,
 )
-from flowengine.wire.handshake import ClientHandshake, ServerHandshake, TicketProof, among
+from flowengine.wire.handshake import ClientHandshake, ServerHandshake
 from flowengine.wire.keys import NO_FINGERPRINT, Direction, SessionSecrets, StreamKeys
 from flowengine.wire.paths import check_link_target, check_relative_path, collision_key
 from flowengine.wire.preamble import PREAMBLE_BYTES, Preamble, PreambleRegistry
+from flowengine.wire.proofs import TicketProof, among
 from flowengine.wire.ticket import Ticket
 
 pytestmark = pytest.mark.slow

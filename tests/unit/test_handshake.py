@@ -7,16 +7,9 @@ import pytest
 
 from flowengine.errors import AuthenticationError, FlowError, PeerError, ProtocolError, TemporaryError
 from flowengine.wire.control import MAX_HANDSHAKE_BYTES
-from flowengine.wire.handshake import (
-    ClientHandshake,
-    Established,
-    ServerHandshake,
-    Software,
-    TicketProof,
-    among,
-    refusal,
-)
+from flowengine.wire.handshake import ClientHandshake, Established, ServerHandshake, Software, refusal
 from flowengine.wire.keys import Direction, Side
+from flowengine.wire.proofs import TicketProof, among
 
 SECRET, FINGERPRINT = b"k" * 24, b"F" * 32
 

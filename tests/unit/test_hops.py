@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from flowengine.errors import ProtocolError
-from flowengine.wire.handshake import ClientHandshake, Established, RelayProof, ServerHandshake, among
+from flowengine.wire.handshake import ClientHandshake, Established, ServerHandshake
 from flowengine.wire.hops import MAX_TICKET_BYTES, HopMessage, HopOpen, HopOpened, HopWait, decode, encode
 from flowengine.wire.keys import Side
 from flowengine.wire.messages import Refuse
+from flowengine.wire.proofs import RelayProof, among
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ import pytest
 from flowengine.api import agents
 from flowengine.errors import ProtocolError
 from flowengine.wire import messages
-from flowengine.wire.handshake import ClientHandshake, ServerHandshake, Software, TicketProof, among
+from flowengine.wire.handshake import ClientHandshake, ServerHandshake, Software
+from flowengine.wire.proofs import TicketProof, among
 
 RECORDED: dict[str, Any] = json.loads(
     (Path(__file__).parent.parent / "vectors" / "protocol-0.1.json").read_text("utf-8")

@@ -22,7 +22,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from flowengine.trust.certificates import check_certificate
 from flowengine.trust.grant import Grant, GrantKey, Party, check_grant
 from flowengine.trust.receipt import SignedReceipt, sign_receipt, verify_receipt
-from flowengine.wire.handshake import ClientHandshake, GrantProof, ServerHandshake, Software, among
+from flowengine.wire.handshake import ClientHandshake, ServerHandshake, Software
+from flowengine.wire.proofs import GrantProof, among
 
 VECTORS: dict[str, Any] = json.loads(
     (Path(__file__).parent.parent / "vectors" / "trust.json").read_text("utf-8")

@@ -20,9 +20,10 @@ from flowengine.wire.frames import (
     FrameOpener,
     FrameSealer,
 )
-from flowengine.wire.handshake import ClientHandshake, ServerHandshake, Software, TicketProof, among
+from flowengine.wire.handshake import ClientHandshake, ServerHandshake, Software
 from flowengine.wire.keys import FRAMES_PER_GENERATION, Direction, SessionSecrets, Side
 from flowengine.wire.preamble import Kind, Preamble, PreambleRegistry
+from flowengine.wire.proofs import TicketProof, among
 from flowengine.wire.ticket import Ticket
 
 VECTORS: dict[str, Any] = json.loads(
