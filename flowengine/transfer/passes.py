@@ -112,6 +112,49 @@ class PassResult:
 OnePass = Callable[[Counters], Awaitable[PassResult]]
 
 
+class _Patience:
+    """Whether a session that broke is followed by another, and after which pause.
+
+    Args:
+        retry_for_s: how long to go on without any progress.
+        note: told once what is waited for, not at every try.
+        now: of a monotonic clock, in seconds.
+    """
+
+    def __init__(self, retry_for_s: float, note: Callable[[str], None], now: float) -> None:
+        self._retry_for_s = retry_for_s
+        self._note = note
+        self._progress_at = now
+        self._backoff_s = _FIRST_BACKOFF_S
+        self._tries = 0
+        self._met = False
+        self._noted = ""
+
+    def bears(self, error: FlowError, counters: Counters, now: float) -> bool:
+        """Whether to go on after this error, with which a session ended that had come so far."""
+        self._tries += 1
+        if counters.objects_done - counters.objects_unchanged > 0 or counters.bytes_sent > 1 << 20:
+            self._progress_at, self._backoff_s = now, _FIRST_BACKOFF_S
+        if error.reason not in ("disconnected", "stalled", "busy"):
+            return False
+        if now - self._progress_at > self._retry_for_s and error.reason != "busy":
+            return False
+        self._met = self._met or not error.context.get("refused")
+        if not self._met and self._tries >= FIRST_TRIES:
+            return False  # nobody was ever there: a wrong port or host, more likely than a restart
+        if error.message != self._noted:
+            until = "until it works" if error.reason == "busy" else f"in {self._backoff_s:.1f} s"
+            self._note(f"{error.message}; trying again {until}")
+            self._noted = error.message
+        return True
+
+    def pause_s(self) -> float:
+        """How long to wait now; the next time longer."""
+        pause_s = self._backoff_s
+        self._backoff_s = min(2 * pause_s, _LAST_BACKOFF_S)
+        return pause_s
+
+
 async def run_passes(
     one_pass: OnePass,
     settings: TransferSettings,
@@ -129,13 +172,8 @@ async def run_passes(
         FlowError: the transfer cannot go on; what landed stays, and the same call continues.
     """
     started = time.monotonic()
-    sent = 0
-    backoff = _FIRST_BACKOFF_S
-    progress_at = started
-    passes = 0
-    good_passes = 0
-    noted = ""
-    met = False
+    sent = passes = good_passes = 0
+    patience = _Patience(settings.retry_for_s, note, started)
     while True:
         counters = Counters()
         passes += 1
@@ -146,25 +184,9 @@ async def run_passes(
             if error is None:
                 raise
             sent += counters.bytes_sent
-            now = time.monotonic()
-            if counters.objects_done - counters.objects_unchanged > 0 or counters.bytes_sent > 1 << 20:
-                progress_at, backoff = now, _FIRST_BACKOFF_S
-            if error.reason not in ("disconnected", "stalled", "busy") or not alive():
+            if not alive() or not patience.bears(error, counters, time.monotonic()):
                 raise error from raised
-            if now - progress_at > settings.retry_for_s and error.reason != "busy":
-                raise error from raised
-            met = met or not error.context.get("refused")
-            if not met and passes >= FIRST_TRIES:
-                raise error from raised  # nobody was ever there: a wrong port or host, more likely than a restart
-            if error.message != noted:  # what it waits for is said once, not at every try
-                note(
-                    f"{error.message}; trying again until it works"
-                    if error.reason == "busy"
-                    else f"{error.message}; trying again in {backoff:.1f} s"
-                )
-                noted = error.message
-            await trio.sleep(backoff)
-            backoff = min(backoff * 2, _LAST_BACKOFF_S)
+            await trio.sleep(patience.pause_s())
             continue
         sent += counters.bytes_sent
         good_passes += 1
