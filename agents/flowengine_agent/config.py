@@ -9,7 +9,7 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
@@ -441,6 +441,34 @@ def load_config(path: str, *, overrides: Mapping[str, object] | None = None) -> 
     return _parse(path, data | dict(overrides or {}), text)
 
 
+def _check_folders(
+    reader: _Reader, state: str | None, roots: Sequence[OfferedFolder], accounts: AccountRules | None
+) -> None:
+    """Folders with secrets lie outside of what is offered, and of each other."""
+    for root in roots:
+        if state is not None and _lies_in(state, root.path):
+            reader.wrong(
+                "state", f"{state!r} lies in the offered folder {root.path!r}: its key could be read"
+            )
+    if accounts is None:
+        return
+    for number, root in enumerate(roots, 1):
+        if root.budget_bytes is not None:
+            reader.wrong(
+                f"root {number}.budget",
+                "cannot be held where accounts are mapped: the agent may not see all that lies there; use a quota "
+                "of the file system",
+            )
+        if _lies_in(accounts.state, root.path):
+            reader.wrong("accounts.state", f"{accounts.state!r} lies in the offered folder {root.path!r}")
+    if state is not None and _lies_in(accounts.state, state):
+        reader.wrong("accounts.state", "lies in the agent's own state folder, which no account may look into")
+
+
+def _lies_in(path: str, folder: str) -> bool:
+    return (path + "/").startswith(folder.rstrip("/") + "/")
+
+
 def _parse(path: str, data: dict[str, Any], text: str) -> SiteConfig:
     reader = _Reader(path)
     top = reader.table(data, "", _SITE, also=("root", "limits", "relay", "policy", "accounts"))
@@ -453,13 +481,7 @@ def _parse(path: str, data: dict[str, Any], text: str) -> SiteConfig:
     for key, what in (("site", "the site's name"), ("state", "the folder for key, journal and caches")):
         if key not in data:
             reader.wrong(key, f"is missing: {what}")
-    if "state" in top:
-        for root in roots:
-            if (top["state"] + "/").startswith(root.path.rstrip("/") + "/"):
-                reader.wrong(
-                    "state",
-                    f"{top['state']!r} lies in the offered folder {root.path!r}: its key could be read",
-                )
+    _check_folders(reader, top.get("state"), roots, accounts)
     keys = {
         role: policy[name]
         for name, role in (("policy_owner", "policy-owner"), ("security", "security"))
@@ -467,20 +489,6 @@ def _parse(path: str, data: dict[str, Any], text: str) -> SiteConfig:
     }
     if len(keys) == 1:
         reader.wrong("policy", "needs both policy_owner and security: two roles sign a bundle")
-    if accounts is not None:
-        for number, root in enumerate(roots, 1):
-            if root.budget_bytes is not None:
-                reader.wrong(
-                    f"root {number}.budget",
-                    "cannot be held where accounts are mapped: the agent may not see all that lies there; use a quota "
-                    "of the file system",
-                )
-            if (accounts.state + "/").startswith(root.path.rstrip("/") + "/"):
-                reader.wrong("accounts.state", f"{accounts.state!r} lies in the offered folder {root.path!r}")
-        if "state" in top and (accounts.state + "/").startswith(top["state"] + "/"):
-            reader.wrong(
-                "accounts.state", "lies in the agent's own state folder, which no account may look into"
-            )
     if "listen" in data and top.get("listen") is None and data.get("advertise"):
         reader.wrong("advertise", "makes no sense without listen: nothing answers there")
     if relay.get("enabled") and top.get("listen") is None:

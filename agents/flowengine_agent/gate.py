@@ -22,7 +22,7 @@ from typing import Final
 
 import trio
 
-from flowengine.errors import AuthenticationError, Denied, FlowError, TemporaryError
+from flowengine.errors import AuthenticationError, Denied, FlowError
 from flowengine.evidence.bodies import activate_body
 from flowengine.evidence.obligations import SETTLED_AT_ONCE
 from flowengine.policy import Statement
@@ -35,8 +35,7 @@ from flowengine.transfer.sites import SiteTrust
 from flowengine.trust.grant import Grant, Party
 from flowengine.trust.grant_checks import arrival_use
 from flowengine.trust.relay_grant import RelayGrant
-from flowengine.trust.release import Release, Sealed, check_release
-from flowengine.trust.sealed import SUITE
+from flowengine.trust.release import Release, Sealed
 from flowengine_agent.capabilities import capabilities
 from flowengine_agent.evidence import EvidenceLog
 from flowengine_agent.holdings import Holding
@@ -44,10 +43,20 @@ from flowengine_agent.knowledge import Knowledge
 from flowengine_agent.logs import Log
 from flowengine_agent.permits import Carried, Permit
 from flowengine_agent.policies import InForce, Policies
-from flowengine_agent.recording import Entry, Owed, Recorder, approvals_used, duties_owed
+from flowengine_agent.recording import (
+    EVERYWHERE,
+    Entry,
+    Owed,
+    Recorder,
+    approvals_used,
+    at_rest,
+    duties_owed,
+    shown_sealed,
+)
+from flowengine_agent.releases import checked_release
 from flowengine_agent.sealing import check_custody
 
-__all__ = ["EVERYWHERE", "Gate", "shown_sealed"]
+__all__ = ["Gate"]
 
 RELEASE_S: Final = 300
 """How long a release holds; each new connection asks for a new one."""
@@ -255,13 +264,10 @@ class Gate:
         bundle = self.policies.in_force
         if bundle is None:
             if self.policies.required or self.policies.problem:
-                raise Denied(
-                    f"site {self.me.site} decides by policies and has none that it can use",
-                    reason="policy-missing",
-                )
+                raise self._missing()
             return ()
         if bundle.is_expired(self._clock() - GRACE_S):
-            raise Denied(f"the policies in force at {self.me.site} have expired", reason="policy-expired")
+            raise self._expired(bundle)
         if release is None:
             matter = self._leaving(bundle, carried, route)
             asked = _whole_route(route, arrival_use(carried.required))
@@ -306,25 +312,31 @@ class Gate:
             if not self.policies.required and not self.policies.problem:
                 self._log.debug("no policy at this site", point=point, task=carried.task)
                 return None
-            error = Denied(
-                f"site {self.me.site} decides by policies and has none that it can use"
-                + (f": {self.policies.problem}" if self.policies.problem else ""),
-                hint="an operator activates a bundle: flow policy bundle push",
-                reason="policy-missing",
-            )
+            error = self._missing()
             await self.recorder.keep(self.recorder.refused(point, carried, source, error))
             raise error
         grace = GRACE_S if point == "publish" else 0
         if found.is_expired(self._clock() - grace):
-            error = Denied(
-                f"the policies in force at {self.me.site}, version {found.bundle.version}, have expired",
-                hint="build, sign and push a new bundle",
-                reason="policy-expired",
-            )
+            error = self._expired(found)
             await self.recorder.keep(self.recorder.refused(point, carried, source, error))
             raise error
         await self.activated(found)
         return found
+
+    def _missing(self) -> Denied:
+        return Denied(
+            f"site {self.me.site} decides by policies and has none that it can use"
+            + (f": {self.policies.problem}" if self.policies.problem else ""),
+            hint="an operator activates a bundle: flow policy bundle push",
+            reason="policy-missing",
+        )
+
+    def _expired(self, bundle: InForce) -> Denied:
+        return Denied(
+            f"the policies in force at {self.me.site}, version {bundle.bundle.version}, have expired",
+            hint="build, sign and push a new bundle",
+            reason="policy-expired",
+        )
 
     async def activated(self, found: InForce) -> None:
         """Put it on the record, once, that a bundle came into force, and keep the bundle beside what it decided."""
@@ -380,7 +392,16 @@ class Gate:
         if bundle is None:
             return Permit()
         try:
-            release, labellings = self._checked(carried, route, document, here, ends=point == "publish")
+            release, labellings = checked_release(
+                self._trust,
+                self.policies,
+                carried,
+                route,
+                document,
+                here,
+                self._clock(),
+                ends=point == "publish",
+            )
         except FlowError as error:
             await self.recorder.keep(self.recorder.refused(point, carried, route[0].site, error))
             raise
@@ -396,50 +417,6 @@ class Gate:
                 here=bundle.bundle.version,
             )
         return replace(permit, release=release, document=document, route=tuple(route))
-
-    def _checked(
-        self, carried: Carried, route: Sequence[Party], document: bytes, here: int, *, ends: bool
-    ) -> tuple[Release, list[Labelling]]:
-        """The source's release, if it leaves out nothing that this site knows of the data."""
-        now = self._clock()
-        release, _ = check_release(
-            document,
-            self._trust.identity.ca_pem,
-            now,
-            transfer=carried.transfer,
-            task=carried.task,
-            fence=carried.fence,
-            route=route,
-            source_path=carried.source_path,
-            target_path=carried.target_path,
-            revoked=self._trust.revoked,
-            began=ends,
-        )
-        labellings = self.policies.labellings(route[0].site, carried.source_path, now)
-        named = {digest.hex() for digest in release.statements}
-        known = {one.digest for one in labellings}
-        if named - known:
-            raise TemporaryError(
-                f"{route[0].site} decided by label statements that have not arrived at {self.me.site} yet",
-                hint="it is tried again; flow label ls shows which sites have which",
-                reason="policy-behind",
-            )
-        left_out = [one for one in labellings if one.digest not in named]
-        untold = frozenset().union(*(one.labels for one in labellings)) - frozenset(release.labels)
-        if left_out or untold:
-            what = ", ".join(f"{one.owner}'s on {one.path}" for one in left_out) or ", ".join(sorted(untold))
-            raise AuthenticationError(
-                f"the release of {route[0].site} leaves out label statements on these data: {what}",
-                hint="its agent has not got them, or withholds them: flow label ls",
-                reason="release-stripped",
-            )
-        if arrival_use(carried.required) == "hold" and here == len(route) - 1 and not release.sealed:
-            raise Denied(
-                f"{self.me.site} may only hold these data, and {route[0].site} does not say that it seals them",
-                hint="its agent has no policies, or is too old: flow policy bundle status",
-                reason="not-sealed",
-            )
-        return release, labellings
 
     async def _decide(
         self,
@@ -605,29 +582,6 @@ class Gate:
             nearest=near,
             decision=name,
         )
-
-
-EVERYWHERE: Final[Mapping[str, Mapping[str, object]]] = {
-    "encrypt": {"suite": "aes-256-gcm", "end_to_end": True},
-    "log": {"evidence": "this chain"},
-    "onward": {"attached": "to what landed"},
-}
-"""What shows, at either end, that a duty of every transfer was done."""
-
-
-def at_rest(grant: Grant, permit: Permit) -> dict[str, Mapping[str, object]]:
-    """What shows that data which a site may only hold lie there sealed; nothing where they landed otherwise."""
-    if arrival_use(grant.required) != "hold" or permit.release is None:
-        return {}
-    keys = sorted({one.key for one in permit.release.sealed})
-    return {"encrypt": {**EVERYWHERE["encrypt"], "at_rest": f"sealed with {SUITE}", "keys": keys}}
-
-
-def shown_sealed(sealed: Sequence[Sealed]) -> dict[str, object]:
-    """How a record tells that what moved was sealed."""
-    if not sealed:
-        return {}
-    return {"sealed": [{"suite": one.suite, "key": one.key, "kept_at": one.site} for one in sealed]}
 
 
 def _count(value: object) -> int:

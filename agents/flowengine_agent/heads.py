@@ -13,9 +13,8 @@ from flowengine.evidence.private import Private
 from flowengine.transfer.session import Counters, Session
 from flowengine.transfer.source import SourceOutcome
 from flowengine.trust.grant import Grant
-from flowengine_agent.gate import EVERYWHERE, shown_sealed
 from flowengine_agent.permits import Permit
-from flowengine_agent.recording import private_counts
+from flowengine_agent.recording import EVERYWHERE, private_counts, shown_sealed
 from flowengine_agent.site import Site
 
 __all__ = ["note_head", "record_left", "show_head"]

@@ -26,19 +26,38 @@ from flowengine.evidence.private import Private
 from flowengine.policy.approvals import Approval
 from flowengine.policy.asking import Judged
 from flowengine.policy.model import Duty
-from flowengine.trust.grant import Party
+from flowengine.trust.grant import Grant, Party
+from flowengine.trust.grant_checks import arrival_use
+from flowengine.trust.release import Sealed
+from flowengine.trust.sealed import SUITE
 from flowengine_agent.evidence import EvidenceLog
 from flowengine_agent.logs import Log
 
 if TYPE_CHECKING:
-    from flowengine_agent.permits import Carried
+    from flowengine_agent.permits import Carried, Permit
     from flowengine_agent.policies import InForce
 
-__all__ = ["Entry", "Owed", "Recorder", "approvals_used", "duties_owed", "private_counts"]
+__all__ = [
+    "EVERYWHERE",
+    "Entry",
+    "Owed",
+    "Recorder",
+    "approvals_used",
+    "at_rest",
+    "duties_owed",
+    "private_counts",
+    "shown_sealed",
+]
 
 Entry = tuple[str, Mapping[str, object]]
 """Kind and body of a record."""
 _PHASES: Final = {"publish": "end"}
+EVERYWHERE: Final[Mapping[str, Mapping[str, object]]] = {
+    "encrypt": {"suite": "aes-256-gcm", "end_to_end": True},
+    "log": {"evidence": "this chain"},
+    "onward": {"attached": "to what landed"},
+}
+"""What shows, at either end, that a duty of every transfer was done."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +83,21 @@ class Owed:
             self.duty, state, id=self.id, transfer=self.transfer, task=self.task, decision_id=self.decision,
             proof=proof, why=why,
         )  # fmt: skip
+
+
+def at_rest(grant: Grant, permit: Permit) -> dict[str, Mapping[str, object]]:
+    """What shows that data which a site may only hold lie there sealed; nothing where they landed otherwise."""
+    if arrival_use(grant.required) != "hold" or permit.release is None:
+        return {}
+    keys = sorted({one.key for one in permit.release.sealed})
+    return {"encrypt": {**EVERYWHERE["encrypt"], "at_rest": f"sealed with {SUITE}", "keys": keys}}
+
+
+def shown_sealed(sealed: Sequence[Sealed]) -> dict[str, object]:
+    """How a record tells that what moved was sealed."""
+    if not sealed:
+        return {}
+    return {"sealed": [{"suite": one.suite, "key": one.key, "kept_at": one.site} for one in sealed]}
 
 
 def duties_owed(

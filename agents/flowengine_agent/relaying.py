@@ -15,8 +15,8 @@ from flowengine.transfer.routes import RoutedPeer, Way
 from flowengine.transfer.session import Consent
 from flowengine.trust.grant import Grant
 from flowengine.trust.relay_grant import RelayGrant
-from flowengine_agent.gate import EVERYWHERE
 from flowengine_agent.permits import Permit
+from flowengine_agent.recording import EVERYWHERE
 from flowengine_agent.running import End
 
 if TYPE_CHECKING:

@@ -21,6 +21,7 @@ from flowengine.transfer.channel import first_flow_error
 from flowengine.transfer.listen import Incoming, Listener
 from flowengine.transfer.session import Counters, Observer
 from flowengine.trust.grant import Grant
+from flowengine.units import show_path
 from flowengine.wire.messages import Listed, Opened, Options
 from flowengine_agent.acting import Hands, is_folder
 from flowengine_agent.engine import (
@@ -278,12 +279,7 @@ class DataPort:
         log = site.log.bind(task=grant.task, transfer=grant.transfer, peer=grant.source.site)
         _check_asked(log, grant, options)
         if options.rename:
-            is_other = place.contents or place.path.rpartition(b"/")[2] != options.rename
-            if is_other or is_folder(await hands.mode(place)):
-                raise Denied(
-                    f"the grant for {grant.shown} does not permit that name", reason="grant-other-path"
-                )
-            place, _ = place.parent()
+            place = await _folder_of(place, options.rename, grant, hands)
         reporter = TaskReporter(
             site.link,
             site.journal,
@@ -343,6 +339,22 @@ class DataPort:
                     with trio.move_on_after(_TELL_S):
                         await reporter.told.wait()
                 nursery.cancel_scope.cancel()
+
+
+async def _folder_of(place: Place, name: bytes, grant: Grant, hands: Hands) -> Place:
+    """The folder in which one file lands under the name that the peer gives it.
+
+    Raises:
+        Denied: the grant is for another name, or a folder is there (reason "grant-other-path").
+    """
+    is_other = place.contents or place.path.rpartition(b"/")[2] != name
+    if is_other or is_folder(await hands.mode(place)):
+        raise Denied(
+            f"the grant for {grant.shown} does not permit to write the file {show_path(name)!r}",
+            hint="only the name at the end of the granted path may be written, and no folder may be in its place",
+            reason="grant-other-path",
+        )
+    return place.parent()[0]
 
 
 def _check_asked(log: Log, grant: Grant, options: Options) -> None:
