@@ -41,9 +41,9 @@ __all__ = [
 ]
 
 Decide = Callable[[Connection, TransferRequest, Mapping[str, AnyRow], str, float], Verdict]
+"""Policy's answer to a request."""
 MayRelay = Callable[[Connection, TransferRequest, Mapping[str, AnyRow], str, float, Iterable[str]], set[str]]
 """Which of some sites may pass the data on."""
-"""Policy's answer to a request."""
 
 
 def site_rows_of(connection: Connection, request: TransferRequest) -> dict[str, AnyRow]:
@@ -196,51 +196,11 @@ def create(
     _check_queue(writing, tenant, len(drivers))
     verdict = decide(writing.connection, request, rows, user, writing.now)
     record_verdict(writing, chain, verdict, request, transfer, user)
-    decisions = verdict.decisions
-    denied = [decision for decision in decisions if decision.verdict == "deny"]
-    if denied:
-        first = denied[0]
-        shown = [f"{decision.use} at {decision.site}: {decision.text}" for decision in denied]
-        handles = ask_for_approval(writing, request, verdict, user, tenant) if verdict.requestable else []
-        writing.emit("transfer.denied", user=user, tenant=tenant, site=first.site, rule=first.rule, why=shown)
-        if handles:
-            return Denied(
-                f"people have to approve this first, as {', '.join(handles)}: {first.text}",
-                hint="flow approval ls shows who; after flow approve, ask for the same again",
-                reason="policy-approval",
-                handles=handles,
-                decisions=[_decision_data(decision) for decision in decisions],
-            )
-        return Denied(
-            f"policy does not permit to {first.use} this data at {first.site}: {first.text}",
-            hint="flow plan show names all decisions; flow policy explain says what would make it legal",
-            decisions=[_decision_data(decision) for decision in decisions],
-        )
+    if any(decision.verdict == "deny" for decision in verdict.decisions):
+        return _refused(writing, request, verdict, user, tenant)
     if meeting:
         _check_meeting(writing, request, rows, user, meeting, may_relay)
-    writing.connection.execute(
-        transfers.insert().values(
-            id=transfer,
-            request=json_text(request),
-            state="requested",
-            reason="queued",
-            message="waits for its turn",
-            since=writing.now,
-            created=writing.now,
-            user=user,
-            tenant=tenant,
-            source_site=request.source.site,
-            priority=PRIORITIES.index(request.priority),
-            mode=request.mode,
-            decisions=json_text(decisions),
-            policy_digest=verdict.digest,
-            deadline=request.deadline.timestamp() if request.deadline is not None else None,
-            promised=admitted.promised,
-            size_bytes=admitted.size_bytes,
-            cost_limit_usd=request.cost_limit_usd,
-            plan=request.plan,
-        )
-    )
+    _insert_transfer(writing, transfer, request, user, tenant, verdict, admitted)
     if request.mode != "verify" and not request.options.dry_run and (verdict.labels or verdict.contracts):
         for target in request.targets:  # a copy has the labels of what it came from
             inherit(writing, target.site, target.path, verdict.labels, verdict.contracts)
@@ -274,6 +234,63 @@ def create(
             source=f"{request.targets[feeder].site}:{request.targets[feeder].path}",
         )
     return find_transfer(writing.connection, transfer, None)
+
+
+def _insert_transfer(
+    writing: Writing,
+    transfer: str,
+    request: TransferRequest,
+    user: str,
+    tenant: str,
+    verdict: Verdict,
+    admitted: Admitted,
+) -> None:
+    writing.connection.execute(
+        transfers.insert().values(
+            id=transfer,
+            request=json_text(request),
+            state="requested",
+            reason="queued",
+            message="waits for its turn",
+            since=writing.now,
+            created=writing.now,
+            user=user,
+            tenant=tenant,
+            source_site=request.source.site,
+            priority=PRIORITIES.index(request.priority),
+            mode=request.mode,
+            decisions=json_text(verdict.decisions),
+            policy_digest=verdict.digest,
+            deadline=request.deadline.timestamp() if request.deadline is not None else None,
+            promised=admitted.promised,
+            size_bytes=admitted.size_bytes,
+            cost_limit_usd=request.cost_limit_usd,
+            plan=request.plan,
+        )
+    )
+
+
+def _refused(writing: Writing, request: TransferRequest, verdict: Verdict, user: str, tenant: str) -> Denied:
+    """What whoever asked is told when policy denies; where people may approve it, they are asked."""
+    denied = [decision for decision in verdict.decisions if decision.verdict == "deny"]
+    first = denied[0]
+    shown = [f"{decision.use} at {decision.site}: {decision.text}" for decision in denied]
+    handles = ask_for_approval(writing, request, verdict, user, tenant) if verdict.requestable else []
+    writing.emit("transfer.denied", user=user, tenant=tenant, site=first.site, rule=first.rule, why=shown)
+    decisions = [_decision_data(decision) for decision in verdict.decisions]
+    if handles:
+        return Denied(
+            f"people have to approve this first, as {', '.join(handles)}: {first.text}",
+            hint="flow approval ls shows who; after flow approve, ask for the same again",
+            reason="policy-approval",
+            handles=handles,
+            decisions=decisions,
+        )
+    return Denied(
+        f"policy does not permit to {first.use} this data at {first.site}: {first.text}",
+        hint="flow plan show names all decisions; flow policy explain says what would make it legal",
+        decisions=decisions,
+    )
 
 
 def _permitted_feeds(

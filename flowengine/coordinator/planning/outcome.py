@@ -276,6 +276,28 @@ def _with_ways(plan: TaskPlan, demand: Demand, overlay: Overlay) -> TaskPlan:
     return msgspec.structs.replace(plan, routes=ways)
 
 
+def _users_of(plans: Mapping[str, TaskPlan], by_id: Mapping[str, Demand]) -> dict[tuple[str, ...], set[str]]:
+    """Tasks that use a link, a site's way out or in, storage with a limit, or a tenant's share.
+
+    Who is alone there needs no lease for it.
+    """
+    users: dict[tuple[str, ...], set[str]] = {}
+    for task, plan in plans.items():
+        source, target = by_id[task].sources[0], by_id[task].targets[0]
+        for route in plan.routes:
+            keys: list[tuple[str, ...]] = [
+                ("tenant", by_id[task].tenant),
+                ("read", source.site, source.endpoint),
+                ("write", target.site, target.endpoint),
+            ]
+            for hop in zip(route.sites, route.sites[1:], strict=False):
+                keys += (("link", *hop), ("out", hop[0]), ("in", hop[1]))
+            for key in keys:
+                if key[-1]:  # storage without a limit has no endpoint
+                    users.setdefault(key, set()).add(task)
+    return users
+
+
 def leases_of(
     overlay: Overlay, demands: Sequence[Demand], plans: Mapping[str, TaskPlan], now: float, number: int
 ) -> list[HeldLease]:
@@ -283,32 +305,12 @@ def leases_of(
     links = {(link.source, link.target): link for link in overlay.links}
     by_id = {demand.id: demand for demand in demands}
     plans = {task: _with_ways(plan, by_id[task], overlay) for task, plan in plans.items() if task in by_id}
-    # Everybody who uses a link, a site's way out or a tenant's share: who is alone there needs no lease for it.
-    users: dict[tuple[str, ...], dict[str, float]] = {}
-    for task, plan in plans.items():
-        if task not in by_id:
-            continue
-        for route in plan.routes:
-            for hop in zip(route.sites, route.sites[1:], strict=False):
-                for key in (("link", *hop), ("out", hop[0]), ("in", hop[1])):
-                    there = users.setdefault(key, {})
-                    there[task] = there.get(task, 0.0) + route.rate_bits_per_s
-            ends = by_id[task].sources[0], by_id[task].targets[0]
-            for key in (
-                ("tenant", by_id[task].tenant),
-                ("read", ends[0].site, ends[0].endpoint),
-                ("write", ends[1].site, ends[1].endpoint),
-            ):
-                if key[-1]:
-                    there = users.setdefault(key, {})
-                    there[task] = there.get(task, 0.0) + route.rate_bits_per_s
+    users = _users_of(plans, by_id)
     site_caps = {site.name: bool(site.caps_out or site.caps_in) for site in overlay.sites}
     tenant_caps = {tenant.name: bool(tenant.caps) for tenant in overlay.tenants}
     sums: dict[tuple[str, str, str], tuple[float, bool]] = {}
     for task, plan in plans.items():
-        demand = by_id.get(task)
-        if demand is None:
-            continue
+        demand = by_id[task]
         source, target = demand.sources[0], demand.targets[0]
         capped = tenant_caps.get(demand.tenant, False) and len(users.get(("tenant", demand.tenant), ())) > 1
         # Storage has an endpoint in a demand only where it has a limit.

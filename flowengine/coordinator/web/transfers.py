@@ -29,7 +29,8 @@ from flowengine.coordinator.database import people as stored_people
 from flowengine.coordinator.database import transfers as stored
 from flowengine.coordinator.database.tables import plans, tokens
 from flowengine.coordinator.database.transactions import Writing
-from flowengine.coordinator.planning.asking import Asking, chosen_feeds
+from flowengine.coordinator.planning.asking import Asking
+from flowengine.coordinator.planning.chosen import chosen_feeds
 from flowengine.coordinator.planning.stored import read_task_plans
 from flowengine.coordinator.rules.why import explain
 from flowengine.coordinator.service import Service
