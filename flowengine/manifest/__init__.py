@@ -13,6 +13,7 @@ Invariants
     - Nothing here opens a file or a socket: bytes come and go through callables of the caller.
 """
 
+from flowengine.manifest.block import Block, Columns, Parser, Segment
 from flowengine.manifest.build import MAX_DEPTH, ManifestBuilder, Page, Summary
 from flowengine.manifest.compare import Change, diff
 from flowengine.manifest.cut import ChunkList, ChunkListBuilder, ChunkRunCutter, PageCutter, cut_pages
@@ -57,10 +58,12 @@ __all__ = [
     "MAX_PAGE_ENTRIES",
     "RUN_BYTES",
     "SYMLINK",
+    "Block",
     "Change",
     "ChunkList",
     "ChunkListBuilder",
     "ChunkRunCutter",
+    "Columns",
     "Entry",
     "Extra",
     "Header",
@@ -68,6 +71,8 @@ __all__ = [
     "ManifestReader",
     "Page",
     "PageCutter",
+    "Parser",
+    "Segment",
     "Summary",
     "chunk_count",
     "cut_pages",

@@ -14,6 +14,7 @@ from blake3 import blake3
 
 from flowengine.chunking import CHUNK_BYTES, ID_BYTES
 from flowengine.errors import IntegrityError, ProtocolError, UsageError
+from flowengine.manifest.block import Block, decode, list_head
 from flowengine.manifest.cut import ChunkListBuilder, PageCutter, is_closed
 from flowengine.manifest.entries import (
     MAX_INT,
@@ -69,8 +70,9 @@ class _Open:
     """A directory between its begin and its end."""
 
     __slots__ = (
-        "cutter", "doubtful", "entry_ids", "entry_offsets", "last_directory", "last_name", "name", "open_page", "path",
-        "subdirectories", "subdirectory_ids", "subdirectory_offsets", "totals", "waiting_offsets",
+        "cutter", "doubtful", "entry_ids", "entry_offsets", "last_directory", "last_name", "name", "open_page", "packed",
+        "packed_count", "packed_name", "packed_totals", "packed_weight", "path", "subdirectories", "subdirectory_ids",
+        "subdirectory_offsets", "totals", "waiting_offsets",
     )  # fmt: skip
 
     def __init__(self, name: bytes, path: bytes) -> None:
@@ -81,6 +83,11 @@ class _Open:
         self.doubtful = False  # entries came that nobody has checked
         self.open_page = False  # the last page has no cut at its end, so none may follow
         self.last_name = self.last_directory = b""
+        # Of a page that is not full, what came in blocks; then the cutter holds nothing.
+        self.packed: list[bytes] = []
+        self.packed_count = self.packed_weight = 0
+        self.packed_totals = (0, 0)
+        self.packed_name = b""
         self.entry_ids = bytearray()
         self.entry_offsets = array("Q")
         self.subdirectories: PageCutter[Subdirectory] = PageCutter()
@@ -223,8 +230,39 @@ class ManifestBuilder:
         if directory.open_page:
             raise ProtocolError(f"entries follow the last page of {show_path(directory.path)!r}")
         directory.doubtful = directory.doubtful or check
+        if directory.packed:
+            waiting = decode(list_head(directory.packed_count) + b"".join(directory.packed))
+            self._forget_packed(directory)
+            entries = [*waiting, *entries]
         for page in cutter.feed(entries):
             self._store(directory, page, None, check=directory.doubtful)
+
+    def add_block(self, block: Block) -> None:
+        """Add the next entries of the current directory, which are a block: it is cut as it is.
+
+        Raises:
+            ProtocolError: it stands out of order.
+        """
+        directory, cutter = self._current()
+        if cutter.waiting:
+            self.add_entries(block.entries, check=False)
+            return
+        if directory.open_page:
+            raise ProtocolError(f"entries follow the last page of {show_path(directory.path)!r}")
+        if not (directory.packed_name or directory.last_name) < block.first_name:
+            lie(directory.path, block.first_name, "it stands out of order")
+        data, start = block.data, block.begin
+        *closed, rest = block.segments_after(directory.packed_count, directory.packed_weight)
+        for one in (*closed, rest) if rest.files else closed:
+            directory.packed.append(data[start : one.end])
+            directory.packed_count += one.files
+            size, chunks = directory.packed_totals
+            directory.packed_totals = size + one.size_bytes, chunks + one.chunks
+            directory.packed_name = data[one.name_at : one.name_at + one.name_length]
+            start = one.end
+            if one is not rest:
+                self._store_packed(directory)
+        directory.packed_weight += rest.weight
 
     def add_page(self, entries: Sequence[Entry]) -> Page:
         """Add one page of the current directory, cut as `cut_pages` cuts.
@@ -344,7 +382,7 @@ class ManifestBuilder:
 
     def _page_may_follow(self) -> _Open:
         directory, cutter = self._current()
-        if directory.open_page or cutter.finish():
+        if directory.open_page or directory.packed or cutter.finish():
             raise ProtocolError(
                 f"a page of {show_path(directory.path)!r} follows one that was not cut by its rule"
             )
@@ -361,6 +399,8 @@ class ManifestBuilder:
         if directory.cutter is not None:
             last = directory.cutter.finish()
             directory.cutter = None
+            if directory.packed:
+                self._store_packed(directory)
             if last:
                 self._store(directory, last, None, check=directory.doubtful)
 
@@ -392,6 +432,23 @@ class ManifestBuilder:
         directory.last_name = entries[-1].name
         directory.totals = directory.totals.plus(totals)
         return Page(page_id, data, totals.objects, totals.size, totals.chunks)
+
+    def _store_packed(self, directory: _Open) -> None:
+        """Write the page whose entries came in blocks."""
+        data = list_head(directory.packed_count) + b"".join(directory.packed)
+        size, chunks = directory.packed_totals
+        directory.entry_ids += digest(Kind.ENTRIES, data)
+        directory.entry_offsets.append(self._write(Kind.ENTRIES, data, b""))
+        directory.last_name = directory.packed_name
+        directory.totals = directory.totals.plus(Totals(directory.packed_count, 0, size, chunks))
+        self._forget_packed(directory)
+
+    @staticmethod
+    def _forget_packed(directory: _Open) -> None:
+        directory.packed = []
+        directory.packed_count = directory.packed_weight = 0
+        directory.packed_totals = (0, 0)
+        directory.packed_name = b""
 
     def _store_subdirectories(self, directory: _Open, page: list[Subdirectory]) -> None:
         body = encode(page)

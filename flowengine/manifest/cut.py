@@ -33,7 +33,7 @@ from flowengine.manifest.entries import (
     Subdirectory,
 )
 
-__all__ = ["ChunkList", "ChunkListBuilder", "ChunkRunCutter", "PageCutter", "cut_pages"]
+__all__ = ["ChunkList", "ChunkListBuilder", "ChunkRunCutter", "PageCutter", "cut_pages", "page_ends"]
 
 PAGE_FULL_WEIGHT: Final = 128 << 10
 """A page ends with the entry that brings it to this weight; one entry more stays below MAX_PAGE_BYTES."""
@@ -57,12 +57,38 @@ def _weights(entries: Sequence[Entry] | Sequence[Subdirectory]) -> list[int]:
     return [40 + len(e.name) + len(e.chunks) + len(e.link) + len(e.extra) + len(e.runs) for e in files]
 
 
+def page_ends(sums: Sequence[int], weights: Sequence[int], count: int, total: int) -> list[int]:
+    """Where pages end, as numbers of entries before the cut: the rule itself.
+
+    Args:
+        sums: CRC-32 of each entry's name.
+        count, total: entries that the first page has already, and their weight.
+    """
+    ends: list[int] = []
+    for position, (name_sum, weight) in enumerate(zip(sums, weights, strict=True), 1):
+        count += 1
+        total += weight
+        if (
+            name_sum * _MIX & 0xFFFFFFFF < (_ALWAYS if weight <= _LIGHT else weight << 16)
+            or count >= MAX_PAGE_ENTRIES
+            or total >= PAGE_FULL_WEIGHT
+        ):
+            ends.append(position)
+            count = total = 0
+    return ends
+
+
 class PageCutter(Generic[T]):
     """Cuts one directory's sorted entries (or subdirectories) into pages as they arrive."""
 
     def __init__(self) -> None:
         self._page: list[T] = []
         self._weight = 0
+
+    @property
+    def waiting(self) -> int:
+        """Entries that wait for the end of their page."""
+        return len(self._page)
 
     def feed(self, entries: Sequence[T]) -> list[list[T]]:
         """The pages that are complete with `entries`."""
@@ -83,20 +109,8 @@ class PageCutter(Generic[T]):
         return pages
 
     def _ends(self, entries: Sequence[T], weights: list[int]) -> list[int]:
-        """Where pages end, as numbers of `entries` before the cut: the rule itself."""
-        ends: list[int] = []
-        count, total = len(self._page), self._weight
-        for position, (entry, weight) in enumerate(zip(entries, weights, strict=True), 1):
-            count += 1
-            total += weight
-            if (
-                crc32(entry.name) * _MIX & 0xFFFFFFFF < (_ALWAYS if weight <= _LIGHT else weight << 16)
-                or count >= MAX_PAGE_ENTRIES
-                or total >= PAGE_FULL_WEIGHT
-            ):
-                ends.append(position)
-                count = total = 0
-        return ends
+        """Where pages end, as numbers of `entries` before the cut."""
+        return page_ends([crc32(entry.name) for entry in entries], weights, len(self._page), self._weight)
 
     def _light_ends(self, entries: Sequence[T], weights: list[int]) -> list[int] | None:
         """The same, quicker, where no bound can come into play; None where one might."""

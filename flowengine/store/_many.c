@@ -19,7 +19,7 @@
 #error "proofs are little-endian; Python does without this library"
 #endif
 
-#define INTERFACE 1
+#define INTERFACE 2
 #define KINDS 4
 enum { SMALL, LARGE, FOLDER, OTHER };
 
@@ -257,4 +257,240 @@ void flow_place(int64_t from, const char *names, const int64_t *folders, const c
         else if (fstatat((int)folders[i], to, &st, AT_SYMLINK_NOFOLLOW)) errors[i] = -errno;
         else fill(&rows[i], &st);
     }
+}
+
+/* --- entries in their encoded form: MessagePack arrays of eleven fields each, as docs/spec/manifest.md has them ------ */
+
+#define CHUNK 36
+#define MAX_CHUNK (4 << 20)
+#define MAX_INLINE 1024
+#define MAX_NAME 255
+#define PAGE_ENTRIES 1024
+#define PAGE_WEIGHT (128 << 10)
+
+typedef struct {
+    const uint8_t *at, *end;
+    const uint8_t *name, *chunks;
+    int64_t name_length, chunk_bytes, mode, mtime_ns, size;
+} Cursor;
+
+/* A whole number in its shortest form; 0 where there is none. */
+static int whole(Cursor *c, int64_t *value) {
+    if (c->at >= c->end) return 0;
+    int first = *c->at++;
+    if (first < 0x80) return *value = first, 1;
+    if (first >= 0xe0) return *value = first - 256, 1;
+    static const int widths[8] = {1, 2, 4, 8, 1, 2, 4, 8};
+    if (first < 0xcc || first > 0xd3) return 0;
+    int width = widths[first - 0xcc];
+    if (c->end - c->at < width) return 0;
+    uint64_t bits = 0;
+    for (int i = 0; i < width; i++) bits = bits << 8 | *c->at++;
+    if (first < 0xd0) {
+        static const uint64_t least[9] = {0, 0x80, 0x100, 0, 0x10000, 0, 0, 0, 0x100000000};
+        if (bits < least[width] || bits > INT64_MAX) return 0;
+        return *value = (int64_t)bits, 1;
+    }
+    int64_t number = width == 1 ? (int8_t)bits : width == 2 ? (int16_t)bits : width == 4 ? (int32_t)bits : (int64_t)bits;
+    static const int64_t most[9] = {0, -33, -129, 0, -32769, 0, 0, 0, -2147483649LL};
+    if (number > most[width]) return 0;
+    return *value = number, 1;
+}
+
+static int binary(Cursor *c, const uint8_t **data, int64_t *length) {
+    if (c->end - c->at < 2) return 0;
+    int kind = *c->at++;
+    if (kind == 0xc4) *length = *c->at++;
+    else if (kind == 0xc5 && c->end - c->at >= 2) {
+        *length = c->at[0] << 8 | c->at[1], c->at += 2;
+        if (*length < 256) return 0;
+    } else return 0;
+    if (c->end - c->at < *length) return 0;
+    *data = c->at;
+    c->at += *length;
+    return 1;
+}
+
+/* Next entry, if it is a file whose chunks are all in it, with nothing else, and true in itself. */
+static int next_file(Cursor *c) {
+    static const uint8_t tail[] = {0xc4, 0, 0, 0xc4, 0, 0xc4, 0, 0}; /* link, flags, extra, runs, depth */
+    if (c->end - c->at < 2 || *c->at++ != 0x9b || !binary(c, &c->name, &c->name_length)) return 0;
+    if (c->at >= c->end || *c->at++) return 0; /* kind */
+    if (!whole(c, &c->mode) || !whole(c, &c->mtime_ns) || !whole(c, &c->size)) return 0;
+    if (!binary(c, &c->chunks, &c->chunk_bytes)) return 0;
+    if (c->end - c->at < (int64_t)sizeof tail || memcmp(c->at, tail, sizeof tail)) return 0;
+    c->at += sizeof tail;
+    const uint8_t *name = c->name;
+    int64_t length = c->name_length;
+    if (length < 1 || length > MAX_NAME || memchr(name, 0, length) || memchr(name, '/', length)) return 0;
+    if (name[0] == '.' && (length == 1 || (length == 2 && name[1] == '.'))) return 0;
+    if (c->mode < 0 || c->mode > 07777 || c->size < 0) return 0;
+    if (c->chunk_bytes % CHUNK || c->chunk_bytes > MAX_INLINE * CHUNK) return 0;
+    int64_t sum = 0;
+    for (int64_t at = 0; at < c->chunk_bytes; at += CHUNK) {
+        uint32_t one;
+        memcpy(&one, c->chunks + at, 4);
+        if (one < 1 || one > MAX_CHUNK) return 0;
+        sum += one;
+    }
+    return sum == c->size;
+}
+
+static int64_t open_list(Cursor *c, const uint8_t *data, int64_t length) {
+    c->at = data, c->end = data + length;
+    if (length < 1) return -1;
+    int first = *c->at++;
+    if ((first & 0xf0) == 0x90) return first & 15;
+    if (first == 0xdc && length >= 3) {
+        int64_t count = c->at[0] << 8 | c->at[1];
+        c->at += 2;
+        return count < 16 ? -1 : count;
+    }
+    if (first == 0xdd && length >= 5) {
+        int64_t count = (int64_t)c->at[0] << 24 | c->at[1] << 16 | c->at[2] << 8 | c->at[3];
+        c->at += 4;
+        return count < 65536 ? -1 : count;
+    }
+    return -1;
+}
+
+static uint32_t crc_table[256];
+
+static void __attribute__((constructor)) make_crc_table(void) {
+    for (uint32_t i = 0; i < 256; i++) {
+        uint32_t c = i;
+        for (int k = 0; k < 8; k++) c = c & 1 ? 0xedb88320u ^ c >> 1 : c >> 1;
+        crc_table[i] = c;
+    }
+}
+
+static uint32_t crc(const uint8_t *data, int64_t length) {
+    uint32_t c = ~0u;
+    for (int64_t i = 0; i < length; i++) c = crc_table[(c ^ data[i]) & 255] ^ c >> 8;
+    return ~c;
+}
+
+typedef struct {
+    int64_t end; /* in the data, behind its last entry */
+    int64_t count, size_bytes, chunks, weight, name_at, name_length; /* the last entry's name */
+    int64_t mode_bits; /* those that any of them has */
+} Segment;
+
+/* Where a run of entries is cut to pages (flowengine/manifest/cut.py), of which the first has `count` entries of
+   `weight` already; the last segment ends with no cut, and may be empty. How many segments; 0 where an entry is no file
+   that is whole in itself, or the names do not rise; -1 where there is no room for all. */
+int64_t flow_segments(const uint8_t *data, int64_t length, int64_t count, int64_t weight, Segment *out, int64_t room) {
+    Cursor c;
+    int64_t left = open_list(&c, data, length), made = 0, before = 0;
+    const uint8_t *last = NULL;
+    if (left < 1) return 0;
+    Segment one = {0};
+    for (; left; left--) {
+        if (!next_file(&c)) return 0;
+        if (last) {
+            int order = memcmp(last, c.name, before < c.name_length ? before : c.name_length);
+            if (order > 0 || (!order && before >= c.name_length)) return 0;
+        }
+        last = c.name, before = c.name_length;
+        int64_t own = 40 + c.name_length + c.chunk_bytes;
+        one.count++, one.size_bytes += c.size, one.chunks += c.chunk_bytes / CHUNK, one.weight += own;
+        one.mode_bits |= c.mode;
+        one.end = c.at - data, one.name_at = c.name - data, one.name_length = c.name_length;
+        count++, weight += own;
+        uint32_t mixed = crc(c.name, c.name_length) * 0x9e3779b1u;
+        if (mixed < (own <= 256 ? 1u << 24 : (uint64_t)own << 16) || count >= PAGE_ENTRIES || weight >= PAGE_WEIGHT) {
+            if (made + 2 > room) return -1;
+            out[made++] = one;
+            memset(&one, 0, sizeof one);
+            one.end = c.at - data;
+            count = weight = 0;
+        }
+    }
+    if (c.at != c.end) return 0;
+    if (made + 1 > room) return -1;
+    out[made++] = one;
+    return made;
+}
+
+/* Entries as columns: names with NUL behind each; of each its chunks' bytes, size, mode, mtime and end in the data; and
+   all chunks one behind the other. The data passed `flow_segments`. Gives the bytes of the names. */
+int64_t flow_columns(const uint8_t *data, int64_t length, char *names, int64_t *numbers, uint8_t *chunks) {
+    Cursor c;
+    const char *first = names;
+    int64_t left = open_list(&c, data, length);
+    for (; left > 0 && next_file(&c); left--, numbers += 5) {
+        memcpy(names, c.name, c.name_length);
+        names += c.name_length;
+        *names++ = 0;
+        memcpy(chunks, c.chunks, c.chunk_bytes);
+        chunks += c.chunk_bytes;
+        numbers[0] = c.chunk_bytes, numbers[1] = c.size, numbers[2] = c.mode, numbers[3] = c.mtime_ns;
+        numbers[4] = c.at - data;
+    }
+    return names - first;
+}
+
+/* Whether a folder's small objects are regular files of these names and sizes and, where asked for, modes and times. */
+int64_t flow_same(const uint8_t *data, int64_t length, const char *names, const Row *rows, int64_t count, int64_t all) {
+    Cursor c;
+    if (open_list(&c, data, length) != count) return 0;
+    for (int64_t i = 0; i < count; i++, names += strlen(names) + 1) {
+        if (!next_file(&c)) return 0;
+        if (!S_ISREG(rows[i].mode) || rows[i].size != c.size) return 0;
+        if (all && (rows[i].mode != (S_IFREG | c.mode) || rows[i].mtime_ns != c.mtime_ns)) return 0;
+        if (strncmp(names, (const char *)c.name, c.name_length) || names[c.name_length]) return 0;
+    }
+    return 1;
+}
+
+static uint8_t *put_whole(uint8_t *at, int64_t value) {
+    int width;
+    uint64_t bits = (uint64_t)value;
+    if (value >= 0) {
+        if (value < 0x80) return *at++ = (uint8_t)value, at;
+        width = value < 0x100 ? 0 : value < 0x10000 ? 1 : value < 0x100000000 ? 2 : 3;
+        *at++ = 0xcc + width;
+    } else {
+        if (value >= -32) return *at++ = (uint8_t)value, at;
+        width = value >= -128 ? 0 : value >= -32768 ? 1 : value >= -2147483648LL ? 2 : 3;
+        *at++ = 0xd0 + width;
+    }
+    for (int shift = (8 << width) - 8; shift >= 0; shift -= 8) *at++ = (uint8_t)(bits >> shift);
+    return at;
+}
+
+static uint8_t *put_binary(uint8_t *at, const void *data, int64_t length) {
+    if (length < 256) *at++ = 0xc4;
+    else *at++ = 0xc5, *at++ = (uint8_t)(length >> 8);
+    *at++ = (uint8_t)length;
+    memcpy(at, data, length);
+    return at + length;
+}
+
+/* Encode files of these names and stats; `counts` has the number of chunks of each, `chunks` all of them. `out` has
+   room for 5 bytes and for each entry 48, its name and its chunks. How many bytes it takes. */
+int64_t flow_encode(const char *names, const Row *rows, int64_t count, int64_t mode_bits, const int64_t *counts,
+                    const uint8_t *chunks, uint8_t *out) {
+    uint8_t *at = out;
+    if (count < 16) *at++ = 0x90 | (uint8_t)count;
+    else if (count < 65536) *at++ = 0xdc, *at++ = (uint8_t)(count >> 8), *at++ = (uint8_t)count;
+    else {
+        *at++ = 0xdd;
+        for (int shift = 24; shift >= 0; shift -= 8) *at++ = (uint8_t)(count >> shift);
+    }
+    for (int64_t i = 0; i < count; i++) {
+        size_t length = strlen(names);
+        *at++ = 0x9b;
+        at = put_binary(at, names, (int64_t)length);
+        names += length + 1;
+        *at++ = 0;
+        at = put_whole(at, rows[i].mode & mode_bits);
+        at = put_whole(at, rows[i].mtime_ns);
+        at = put_whole(at, rows[i].size);
+        at = put_binary(at, chunks, counts[i] * CHUNK);
+        chunks += counts[i] * CHUNK;
+        memcpy(at, "\xc4\0\0\xc4\0\xc4\0", 8);
+        at += 8;
+    }
+    return at - out;
 }

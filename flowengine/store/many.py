@@ -23,6 +23,8 @@ from functools import cached_property
 from itertools import chain
 from typing import Final, NamedTuple, TypeAlias
 
+from flowengine.manifest import Block, Columns, Parser, Segment
+from flowengine.manifest.block import PYTHON
 from flowengine.store.filesystem import READ_FILE
 
 __all__ = [
@@ -34,13 +36,15 @@ __all__ = [
     "is_compiled",
     "list_folder",
     "listing_of",
+    "parse_block",
     "place_files",
     "read_files",
+    "same_files",
     "stats_proof",
     "write_files",
 ]
 
-_INTERFACE: Final = 1
+_INTERFACE: Final = 2
 _KINDS: Final = 4
 _SMALL, _LARGE, _FOLDER, _OTHER = range(_KINDS)
 _FORMAT: Final = struct.Struct("=10q")
@@ -96,26 +100,33 @@ def _signed(value: int) -> int:
 
 
 class Rows:
-    """Entries of one kind in order of their names; what they hold is unpacked when first asked for."""
+    """Entries of one kind in order of their names; what they hold is unpacked when first asked for.
+
+    Attributes:
+        packed_names: with NUL behind each; empty where it was unpacked from the start.
+        packed: of each ten native int64, the fields of `Stat`.
+    """
 
     def __init__(self, count: int, names: bytes, numbers: bytes) -> None:
         self._count = count
-        self._names = names
-        self._numbers = numbers
+        self.packed_names = names
+        self.packed = numbers
 
     def __len__(self) -> int:
         return self._count
 
     @cached_property
     def names(self) -> list[bytes]:
-        return self._names.split(b"\0")[:-1]
+        return self.packed_names.split(b"\0")[:-1]
 
     @cached_property
     def stats(self) -> list[Stat]:
-        return [*map(Stat._make, _FORMAT.iter_unpack(self._numbers))]
+        return [*map(Stat._make, _FORMAT.iter_unpack(self.packed))]
 
     def __contains__(self, name: bytes) -> bool:
-        return name in self.names
+        if not self.packed_names:
+            return bool(self._count) and name in self.names
+        return self.packed_names.startswith(name + b"\0") or b"\0" + name + b"\0" in self.packed_names
 
     def pairs(self) -> list[Row]:
         """(name, stat) of each."""
@@ -171,6 +182,10 @@ def _load() -> ctypes.CDLL | None:
         ("flow_read", number, [number, names, number, pointer, pointer]),
         ("flow_write", number, [number, names, number, pointer, pointer]),
         ("flow_place", None, [number, names, pointer, names, number, pointer, pointer]),
+        ("flow_segments", number, [names, number, number, number, pointer, number]),
+        ("flow_columns", number, [names, number, pointer, pointer, pointer]),
+        ("flow_same", number, [names, number, names, names, number, number]),
+        ("flow_encode", number, [names, names, number, number, names, names, pointer]),
     ):
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
@@ -257,6 +272,58 @@ def _packed(rows: list[Row]) -> Rows:
     made.names = [name for name, _ in rows]
     made.stats = [st for _, st in rows]
     return made
+
+
+# --- entries in their encoded form ----------------------------------------------------------------------------------
+
+
+class _Compiled:
+    """Looks over encoded entries by the library; `manifest.block.Parser` says what for."""
+
+    def segments(self, data: bytes, count: int, weight: int) -> list[Segment]:
+        assert _library is not None
+        room = _SEGMENTS
+        while True:
+            out = ctypes.create_string_buffer(room * _SEGMENT.size)
+            made = _library.flow_segments(data, len(data), count, weight, out, room)
+            if made >= 0:
+                return [*map(Segment._make, _SEGMENT.iter_unpack(out.raw[: made * _SEGMENT.size]))]
+            room *= 16
+
+    def columns(self, data: bytes, entries: int) -> Columns:
+        assert _library is not None
+        names, chunks = ctypes.create_string_buffer(len(data)), ctypes.create_string_buffer(len(data))
+        numbers = (ctypes.c_int64 * (5 * entries))()
+        size = _library.flow_columns(data, len(data), names, numbers, chunks)
+        found = memoryview(numbers).cast("B").cast("q")
+        return Columns(names.raw[:size], found, chunks.raw[: sum(found[::5])])
+
+
+_SEGMENT: Final = struct.Struct("=8q")
+_SEGMENTS: Final = 8
+_COMPILED: Final[Parser] = _Compiled()
+
+
+def parse_block(data: bytes) -> Block | None:
+    """The block of encoded entries, if they are one."""
+    return Block.parse(data, _COMPILED if _library is not None else PYTHON)
+
+
+def same_files(block: Block, rows: Rows, *, attributes: bool) -> bool:
+    """Whether a folder's small objects are files of the block's names and sizes and, if asked for, modes and times."""
+    if block.count != len(rows):
+        return False
+    if _library is not None and rows.packed_names:
+        return bool(
+            _library.flow_same(
+                block.data, len(block.data), rows.packed_names, rows.packed, block.count, attributes
+            )
+        )
+    return all(
+        (name, st.st_mode & 0o170000, st.st_size) == (entry.name, 0o100000, entry.size)
+        and (not attributes or (st.st_mode & 0o7777, st.st_mtime_ns) == (entry.mode, entry.mtime_ns))
+        for (name, st), entry in zip(rows.pairs(), block.entries, strict=True)
+    )
 
 
 # --- reading --------------------------------------------------------------------------------------------------------

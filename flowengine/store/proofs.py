@@ -6,8 +6,8 @@ import struct
 
 import msgspec
 
-from flowengine.manifest import Entry
-from flowengine.store.many import AnyStat, Stat, stats_proof
+from flowengine.manifest import Block, Entry
+from flowengine.store.many import AnyStat, Stat, parse_block, stats_proof
 from flowengine.store.scan_cache import ScanCache
 
 __all__ = ["decode_entries", "encode_entries", "recall", "split_proof", "stats_proof", "with_ctime"]
@@ -28,19 +28,22 @@ def with_ctime(st: AnyStat, ctime_ns: int) -> Stat:
     return (st if isinstance(st, Stat) else Stat.of(st))._replace(st_ctime_ns=ctime_ns)
 
 
-def recall(cache: ScanCache, st_dir: AnyStat, proof: bytes) -> tuple[list[Entry] | None, dict[bytes, Entry]]:
+def recall(
+    cache: ScanCache, st_dir: AnyStat, proof: bytes
+) -> tuple[Block | list[Entry] | None, dict[bytes, Entry]]:
     """What the cache knows of a directory's small objects, of which `proof` is the proof.
 
     Returns:
-        All their entries when nothing changed at all; else None and those known, by the proof of each
-        (`split_proof(proof)` has the proofs in order).
+        All their entries when nothing changed at all, as a block where they are one; else None and those known, by
+        the proof of each (`split_proof(proof)` has the proofs in order).
     """
     parts = cache.directory(st_dir.st_dev, st_dir.st_ino)
     if not parts:
         return None, {}
     try:
         if len(parts) == 1 and parts[0].stats == proof:
-            return decode_entries(parts[0].entries), {}
+            encoded = parts[0].entries
+            return parse_block(encoded) or decode_entries(encoded), {}
         known: dict[bytes, Entry] = {}
         for part in parts:
             known.update(zip(split_proof(part.stats), decode_entries(part.entries), strict=True))

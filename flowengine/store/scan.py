@@ -26,7 +26,7 @@ from typing import Final
 import msgspec
 
 from flowengine.chunking import CHUNK_BYTES
-from flowengine.manifest import FILE, FLAG_SPARSE, HARDLINK, Entry
+from flowengine.manifest import FILE, FLAG_SPARSE, HARDLINK, Block, Entry
 from flowengine.store.buffers import BufferPool
 from flowengine.store.filesystem import READ_FILE
 from flowengine.store.many import Listing, Row, Stat, list_folder, listing_of
@@ -388,10 +388,17 @@ class Scanner:
         self.objects += len(smalls) + len(larges)
         self.size_bytes += sum([st.st_size for st in larges.stats]) if len(larges) else 0
         known: dict[bytes, Entry] = {}
-        hit: list[Entry] | None = None
+        hit: Block | list[Entry] | None = None
         st_dir = os.fstat(frame.dirfd)
         if self._cache is not None and len(smalls) and self._extra is None:
             hit, known = recall(self._cache, st_dir, listing.proof)
+        if isinstance(hit, Block) and not len(larges) and not listing.linked:
+            self.size_bytes += hit.size_bytes
+            for block in hit.parts(MAX_BATCH_ENTRIES, MAX_BATCH_CHUNKS):
+                yield Batch(block, None, [-1] * block.count, frame.real, recalled=True)
+            return
+        if isinstance(hit, Block):
+            hit = hit.entries
         if hit is not None:
             self.size_bytes += sum([entry.size for entry in hit])
             if not len(larges):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flowengine.manifest import Entry
+from flowengine.manifest import Block, Entry
 from flowengine.store.buffers import Buffer
 from flowengine.store.reading import Piece
 
@@ -39,12 +39,14 @@ class DirectoryLeft:
     apply: bool
 
 
-@dataclass(slots=True)
 class Batch:
-    """Consecutive entries of the current directory.
+    """Consecutive entries of the current directory, as a list or as a block.
+
+    Args:
+        entries: in name order.
 
     Attributes:
-        entries: in name order.
+        block: the entries, where they came as one.
         buffer: bytes of the entries that were read now; one holder, to be released by the consumer.
         starts: per entry, where its bytes begin in the buffer; -1: not read now (cached, empty or a link).
         path: the directory's real path.
@@ -52,12 +54,32 @@ class Batch:
         recalled: all of it is as the scan cache had it.
     """
 
-    entries: list[Entry]
-    buffer: Buffer | None
-    starts: list[int]
-    path: bytes
-    renamed: bytes = b""
-    recalled: bool = False
+    __slots__ = ("_entries", "block", "buffer", "path", "recalled", "renamed", "starts")
+
+    def __init__(
+        self,
+        entries: list[Entry] | Block,
+        buffer: Buffer | None,
+        starts: list[int],
+        path: bytes,
+        renamed: bytes = b"",
+        recalled: bool = False,
+    ) -> None:
+        self.block = entries if isinstance(entries, Block) else None
+        self._entries = None if isinstance(entries, Block) else entries
+        self.buffer = buffer
+        self.starts = starts
+        self.path = path
+        self.renamed = renamed
+        self.recalled = recalled
+
+    @property
+    def entries(self) -> list[Entry]:
+        """The entries; those of a block are made when first asked for."""
+        if self._entries is None:
+            assert self.block is not None
+            self._entries = self.block.entries
+        return self._entries
 
     def path_of(self, entry: Entry) -> bytes:
         """Where an entry of the batch can be read again."""

@@ -17,6 +17,7 @@ from flowengine.wire.control import encode as frame
 from flowengine.wire.messages import (
     DirectoryBegin,
     DirectoryEnd,
+    EncodedOffer,
     Landed,
     Message,
     Offer,
@@ -93,8 +94,11 @@ class Control:
             elsewhere(self._outgoing.popleft())
         return self._stream, early
 
-    def post(self, message: Message) -> None:
+    def post(self, message: Message | EncodedOffer) -> None:
         """Queue a message for sending."""
+        if isinstance(message, EncodedOffer):
+            self.post_encoded(frame(message.encode()), hurried=False)
+            return
         self.post_encoded(frame(messages.encode(message)), hurried=type(message) not in _PATIENT)
 
     def post_encoded(self, framed: bytes, *, hurried: bool = True) -> None:
@@ -180,7 +184,7 @@ class Control:
         self._closing = True
         self._wake.set()
 
-    async def receive(self, stall_s: float = STALL_S) -> AsyncGenerator[list[Message], None]:
+    async def receive(self, stall_s: float = STALL_S) -> AsyncGenerator[list[Message | EncodedOffer], None]:
         """Batches of messages in order of arrival; ends when the peer closes.
 
         Raises:
@@ -215,8 +219,8 @@ class Control:
                 yield batch
 
     @staticmethod
-    def _batch(items: list[bytes]) -> list[Message]:
-        batch = [messages.decode(item) for item in items]
+    def _batch(items: list[bytes]) -> list[Message | EncodedOffer]:
+        batch = [messages.decode_lazily(item) for item in items]
         for message in batch:
             if isinstance(message, Refuse):
                 raise refusal(message)

@@ -74,7 +74,7 @@ def make_manifest(
         for event in scanner.events():
             match event:
                 case Batch():
-                    recorder.entries(event.entries)
+                    recorder.batch(event)
                     if event.buffer is not None:
                         event.buffer.release()
                 case LargePiece():

@@ -223,4 +223,4 @@ class Placement:
                 return
             directory.unchanged_all = False
         if entry.size < LARGE_OBJECT_BYTES and not entry.extra:
-            directory.rows.append((entry.name, st, entry))
+            directory.add_rows([(entry.name, st, entry)])

@@ -36,6 +36,7 @@ from flowengine.wire.messages import (
     LARGE_OBJECT_BYTES,
     DirectoryBegin,
     DirectoryEnd,
+    EncodedOffer,
     Finer,
     Message,
     ObjectBegin,
@@ -76,7 +77,7 @@ class Placer:
 
     # --- messages -----------------------------------------------------------------------------------------------
 
-    def handle(self, message: Message) -> None:
+    def handle(self, message: Message | EncodedOffer) -> None:
         """Act on one message.
 
         Raises:
@@ -84,6 +85,9 @@ class Placer:
             FlowError: the local system refused in a way that ends the session.
         """
         match message:
+            case EncodedOffer():
+                if self._large.inside or self._only or not self._small.offer_block(self._current(), message):
+                    self.handle(message.decode())
             case Offer():
                 directory = self._current()
                 if self._large.inside:

@@ -15,14 +15,20 @@ from flowengine.manifest import FILE, HARDLINK, SYMLINK, Entry, Header
 from flowengine.manifest.entries import check_entries
 from flowengine.store.buffers import fresh_memory
 from flowengine.store.filesystem import open_beneath
-from flowengine.store.many import AnyStat, Row, Stat, read_files
+from flowengine.store.many import AnyStat, Row, Stat, parse_block, read_files
 from flowengine.transfer.copying import CopyJob, append_copy
 from flowengine.transfer.lookalikes import Found
-from flowengine.transfer.placement import Placement
+from flowengine.transfer.placement import SET_ID_BITS, Placement
 from flowengine.transfer.refining import Refiner
 from flowengine.transfer.sinks import WANTED, Region, SmallObject, SmallOffer, TargetDirectory
 from flowengine.units import MIB, show_path
-from flowengine.wire.messages import LARGE_OBJECT_BYTES, MAX_OFFER_CHUNKS, MAX_OFFER_ENTRIES, Offer
+from flowengine.wire.messages import (
+    LARGE_OBJECT_BYTES,
+    MAX_OFFER_CHUNKS,
+    MAX_OFFER_ENTRIES,
+    EncodedOffer,
+    Offer,
+)
 from flowengine.wire.paths import STAGING_NAME, check_link_target, check_name, check_relative_path
 
 __all__ = ["SmallPlacer"]
@@ -44,6 +50,30 @@ class SmallPlacer:
         self._header = Header(placement.profile, xattrs=options.xattrs, owner=options.owner)
         self._cutter = Cutter(placement.profile)
         self._room: memoryview | None = None
+
+    def offer_block(self, directory: TargetDirectory, message: EncodedOffer) -> bool:
+        """Answer an offer whose entries are a block; False where it is to be decoded and given to `offer`."""
+        if not directory.recalled or directory.keys is not None:
+            return False
+        block = parse_block(message.data)
+        if (
+            block is None
+            or block.count > MAX_OFFER_ENTRIES
+            or block.mode_bits & SET_ID_BITS
+            or not directory.last_name < block.first_name
+            or not directory.keeps(block)
+        ):
+            return False
+        self._placement.landing.wait_for_objects()
+        directory.last_name = block.last_name
+        self._placement.recorder.block(block)
+        self._placement.next_number()
+        if directory.offered is not None:
+            directory.offered.update(block.names)
+        directory.entries += block.count
+        self._placement.kept(block.count, block.size_bytes)
+        self._placement.answer_none()
+        return True
 
     def offer(self, directory: TargetDirectory, message: Offer) -> None:
         """Answer an offer of entries of a directory."""
@@ -137,7 +167,7 @@ class SmallPlacer:
         if directory.offered is not None:
             directory.offered.update([entry.name for entry in entries])
         directory.entries += len(rows)
-        directory.rows += rows
+        directory.add_rows(rows)
         self._placement.kept(len(rows), sum([entry.size for entry in entries]))
         return True
 
@@ -382,7 +412,7 @@ class SmallPlacer:
                     directory.unchanged_all = False
                 self._placement.counters.objects_unchanged += 1
                 self._placement.counters.objects_done += 1
-                directory.rows.append((entry.name, st, entry))
+                directory.add_rows([(entry.name, st, entry)])
                 return
         if not self._placement.dry:
             self._placement.landing.opened(directory, entry.name)

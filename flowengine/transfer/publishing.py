@@ -397,7 +397,7 @@ class Publisher:
                     rows.append((entry.name, st, entry))
             if not rows:
                 continue
-            directory.rows += rows
+            directory.add_rows(rows)
             if self._index_log is not None:
                 self._index_log.add_small(directory.path, rows)
                 self._flush_full_index()
@@ -474,7 +474,7 @@ class Publisher:
                     or st.st_mtime_ns != end.mtime_ns
                 ):
                     self._sync_finished(directory)
-            if self._cache is not None and directory.rows and not directory.unchanged_all:
+            if self._cache is not None and not directory.unchanged_all and directory.rows:
                 st = os.fstat(directory.fd)
                 directory.rows.sort(key=lambda row: row[0])
                 part = DirectoryPart(
@@ -489,7 +489,7 @@ class Publisher:
         finally:
             self._landing.directory_closed(directory)
             os.close(directory.fd)
-            directory.rows = []
+            directory.forget_rows()
             self._unkept.pop(directory.path, None)
             parent = directory.parent
             if parent is not None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
-from flowengine.manifest import Entry, ManifestBuilder, Summary
+from flowengine.manifest import Block, Entry, ManifestBuilder, Summary
 from flowengine.manifest.cut import ChunkListBuilder
+from flowengine.store.scan_events import Batch
 
 __all__ = ["ManifestRecorder"]
 
@@ -25,6 +26,17 @@ class ManifestRecorder:
     def entries(self, entries: list[Entry], *, check: bool = True) -> None:
         """The next whole entries of the current directory; `check` as for `ManifestBuilder.add_entries`."""
         self._builder.add_entries(entries, check=check)
+
+    def block(self, block: Block) -> None:
+        """The same, of a block."""
+        self._builder.add_block(block)
+
+    def batch(self, batch: Batch) -> None:
+        """The next entries of the current directory, as a scan gives them."""
+        if batch.block is not None:
+            self.block(batch.block)
+        else:
+            self.entries(batch.entries, check=not batch.recalled)
 
     def large_begin(self, entry: Entry) -> None:
         """A large object begins; forgets one that was not ended."""

@@ -12,9 +12,9 @@ from typing import Final
 
 from flowengine.chunking import CHUNK_BYTES
 from flowengine.chunking.fine import FINE_BYTES
-from flowengine.manifest import Entry
+from flowengine.manifest import Block, Entry
 from flowengine.store.filesystem import open_beneath
-from flowengine.store.many import AnyStat, Listing, Stat
+from flowengine.store.many import AnyStat, Listing, Stat, same_files
 from flowengine.store.staging import StagedObject, Staging
 from flowengine.transfer.basis import Basis
 from flowengine.transfer.following import Follower
@@ -62,8 +62,8 @@ class TargetDirectory:
     """
 
     __slots__ = (
-        "_existing", "_known", "created", "end", "entries", "fd", "keys", "last_name", "linked", "listing", "name", "offered",
-        "open_names", "parent", "path", "recalled", "recalled_at", "rows", "st", "unchanged_all",
+        "_existing", "_kept", "_known", "_rows", "_same", "created", "end", "entries", "fd", "keys", "last_name", "linked", "listing", "name", "offered",
+        "open_names", "parent", "path", "recalled", "recalled_at", "st", "unchanged_all",
     )  # fmt: skip
 
     def __init__(
@@ -77,12 +77,14 @@ class TargetDirectory:
         self.listing: Listing | None = None
         self._existing: dict[bytes, Stat] | None = None
         self._known: dict[bytes, Entry] | None = {}
-        self.recalled: list[Entry] = []
+        self.recalled: Block | list[Entry] = []
+        self._same: bool | None = None
         self.recalled_at = 0
         self.st: os.stat_result | None = None
         self.open_names: set[bytes] = set()
         self.end: DirectoryEnd | None = None
-        self.rows: list[tuple[bytes, AnyStat, Entry]] = []
+        self._rows: list[tuple[bytes, AnyStat, Entry]] = []
+        self._kept: list[tuple[int, Block]] = []
         self.offered: set[bytes] | None = None
         self.keys: dict[bytes, bytes] | None = None
         self.linked = False
@@ -103,10 +105,31 @@ class TargetDirectory:
     def known(self) -> dict[bytes, Entry]:
         """What the scan cache knows of small objects, by name."""
         if self._known is None:
-            self._known = {entry.name: entry for entry in self.recalled}
+            self._known = {entry.name: entry for entry in self._recalled_entries()}
         return self._known
 
-    def recall(self, entries: list[Entry]) -> None:
+    @property
+    def rows(self) -> list[tuple[bytes, AnyStat, Entry]]:
+        """What the scan cache is to know of it: name, stat and entry of each small object."""
+        while self._kept:
+            start, block = self._kept.pop()
+            assert self.listing is not None
+            stats = self.listing.smalls.stats[start : start + block.count]
+            self._rows += zip(block.names, stats, block.entries, strict=True)
+        return self._rows
+
+    def add_rows(self, rows: list[tuple[bytes, AnyStat, Entry]]) -> None:
+        """More of them, in any order."""
+        self._rows += rows
+
+    def forget_rows(self) -> None:
+        """They were kept."""
+        self._rows, self._kept = [], []
+
+    def _recalled_entries(self) -> list[Entry]:
+        return self.recalled.entries if isinstance(self.recalled, Block) else self.recalled
+
+    def recall(self, entries: Block | list[Entry]) -> None:
         """Nothing changed since the scan cache saw these, which are all small objects."""
         self.recalled, self._known = entries, None
 
@@ -114,7 +137,7 @@ class TargetDirectory:
         """The rows of objects that stand here just as they are offered, if they are the next ones recalled."""
         start = self.recalled_at
         end = start + len(entries)
-        if self.listing is None or self.recalled[start:end] != entries:
+        if self.listing is None or self._recalled_entries()[start:end] != entries:
             return None
         stats = self.listing.smalls.stats[start:end]
         if (
@@ -125,6 +148,28 @@ class TargetDirectory:
             return None
         self.recalled_at = end
         return [(entry.name, st, entry) for st, entry in zip(stats, entries, strict=True)]
+
+    def keeps(self, block: Block) -> bool:
+        """Whether objects stand here just as they are offered, and are the next ones recalled; then they are rows."""
+        start, known = self.recalled_at, self.recalled
+        if not isinstance(known, Block) or self.listing is None:
+            return False
+        if block.count == known.count:
+            if start or known.data != block.data:
+                return False
+        elif (
+            start + block.count > known.count
+            or known.data[known.end_of(start) : known.end_of(start + block.count)]
+            != block.data[block.begin :]
+        ):
+            return False
+        if self._same is None:
+            self._same = same_files(known, self.listing.smalls, attributes=True)
+        if not self._same:
+            return False
+        self._kept.append((start, block))
+        self.recalled_at += block.count
+        return True
 
     def is_as(self, end: DirectoryEnd) -> bool:
         """Whether nothing was done in it and it has the mode and time that it is to have."""

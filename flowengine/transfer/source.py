@@ -70,6 +70,7 @@ from flowengine.wire.messages import (
     WANT_SOME,
     DirectoryBegin,
     DirectoryEnd,
+    EncodedOffer,
     Failed,
     Finer,
     Finish,
@@ -432,8 +433,9 @@ class _Source:
         post = self._control.post
         match event:
             case Batch():
-                recorder.entries(event.entries, check=not event.recalled)
-                self._offer(BatchHold(event, self._session.reads.spend), Offer(event.entries))
+                recorder.batch(event)
+                offer = Offer(event.entries) if event.block is None else EncodedOffer(event.block.data)
+                self._offer(BatchHold(event, self._session.reads.spend), offer)
             case LargePiece():
                 recorder.large_chunks(event.piece.packed)
                 hold = PieceHold(event.piece, self._large_path, self._session.reads.spend, self._large_left)
@@ -471,7 +473,7 @@ class _Source:
 
     _large_path = b""
 
-    def _offer(self, hold: Hold, message: Offer | ObjectRun) -> None:
+    def _offer(self, hold: Hold, message: Offer | EncodedOffer | ObjectRun) -> None:
         self._open_offers.acquire()
         with self._sent:
             while self._wanted_bytes > MAX_WANTED_BYTES and not self._stopped:
@@ -491,7 +493,7 @@ class _Source:
         self._answered_bytes += answered
         self._answered_wanted += wanted
 
-    def _post_offer(self, hold: Hold, message: Offer | ObjectRun | Finer) -> bool:
+    def _post_offer(self, hold: Hold, message: Offer | EncodedOffer | ObjectRun | Finer) -> bool:
         """Number an offer and post it; False where the session ended and the hold was let go."""
         with self._hold_lock:
             if self._stopped:
@@ -536,7 +538,7 @@ class _Source:
             reason="disconnected",
         )
 
-    def _handle(self, message: Message) -> None:
+    def _handle(self, message: Message | EncodedOffer) -> None:
         match message:
             case Want(kind, bitmap, finer):
                 self._answer(kind, bitmap, finer)

@@ -44,6 +44,7 @@ from flowengine.wire.filters import FilterSet
 from flowengine.wire.messages import (
     DirectoryBegin,
     DirectoryEnd,
+    EncodedOffer,
     Failed,
     Finer,
     Finish,
@@ -263,7 +264,7 @@ class _Target:
             lambda path, names: self._extras.append((path, names)),
             folds_names=staging is not None and _folds_names(staging.fd),
         )
-        self._inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Message | EncodedOffer | None] = queue.SimpleQueue()
         self._finish: Finish | None = None
         self._source_failures: list[tuple[bytes, str, str]] = []
         self._lanes: list[ReceivingLane] = []
@@ -425,10 +426,11 @@ class _Target:
                 reason="disconnected",
             )
 
-    def _handle(self, message: Message) -> None:
+    def _handle(self, message: Message | EncodedOffer) -> None:
         match message:
             case (
-                Offer()
+                EncodedOffer()
+                | Offer()
                 | Finer()
                 | ObjectBegin()
                 | ObjectRun()
@@ -439,9 +441,9 @@ class _Target:
             ):
                 if isinstance(message, Finish):
                     self._session.peer_checkpoint = message.checkpoint
-                if self._session.halted and isinstance(message, Offer | ObjectBegin):
+                if self._session.halted and isinstance(message, EncodedOffer | Offer | ObjectBegin):
                     self._check_halt()
-                if isinstance(message, Offer | ObjectRun | Finer):
+                if isinstance(message, EncodedOffer | Offer | ObjectRun | Finer):
                     self._offers += 1
                     if self._offers - self._answers > MAX_OPEN_OFFERS:
                         raise ProtocolError("the source offers without waiting for answers")

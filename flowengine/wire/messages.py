@@ -27,6 +27,7 @@ __all__ = [
     "WANT_SOME",
     "DirectoryBegin",
     "DirectoryEnd",
+    "EncodedOffer",
     "Failed",
     "Finer",
     "Finish",
@@ -51,6 +52,7 @@ __all__ = [
     "Want",
     "WantStreams",
     "decode",
+    "decode_lazily",
     "encode",
 ]
 
@@ -147,6 +149,37 @@ class Offer(_Message, tag=6):
     """A run of entries of the current directory, in name order; large objects that were offered in runs are not among them."""
 
     entries: list[Entry]
+
+
+_OFFER_HEAD: Final = b"\x92\x06"
+"""What MessagePack has before the entries of an offer: a list of two, of which the first is its tag."""
+
+
+class EncodedOffer:
+    """An `Offer` whose entries nobody has decoded: where nothing changed, and where they are a block, nobody needs to.
+
+    Args:
+        data: the entries, as in a page of the manifest.
+    """
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def encode(self) -> bytes:
+        """The message."""
+        return _OFFER_HEAD + self.data
+
+    def decode(self) -> Offer:
+        """With its entries.
+
+        Raises:
+            ProtocolError: the bytes are no entries.
+        """
+        offer = decode(self.encode())
+        assert isinstance(offer, Offer)
+        return offer
 
 
 class ObjectBegin(_Message, tag=7):
@@ -335,3 +368,12 @@ def decode(data: bytes | memoryview) -> Message:
             hint="check that both sides run compatible versions (flow --version)",
         ) from None
     return message
+
+
+def decode_lazily(data: bytes) -> Message | EncodedOffer:
+    """The message in `data`; the entries of an offer stay as they are.
+
+    Raises:
+        ProtocolError: as `decode` does.
+    """
+    return EncodedOffer(data[len(_OFFER_HEAD) :]) if data.startswith(_OFFER_HEAD) else decode(data)

@@ -24,10 +24,10 @@ from flowengine.wire.messages import (
     WANT_ALL,
     WANT_NONE,
     WANT_SOME,
+    EncodedOffer,
     Finer,
     Message,
     ObjectRun,
-    Offer,
     Options,
     Progress,
     Want,
@@ -66,7 +66,7 @@ def attacked(
                         async for batch in batches:
                             for message in batch:
                                 beside(session, message)
-                                if isinstance(message, Offer | ObjectRun | Finer):
+                                if isinstance(message, EncodedOffer | ObjectRun | Finer):
                                     for want in answer(message):
                                         session.control.post(want)
                 finally:

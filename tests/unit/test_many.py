@@ -7,10 +7,14 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from flowengine.chunking import pack_chunks
+from flowengine.manifest import Entry
 from flowengine.store import many
 from flowengine.store.many import Stat, list_folder, place_files, read_files, write_files
+from flowengine.store.proofs import encode_entries
 from flowengine.store.scan_small import batches
 
 LARGE = 1000
@@ -169,3 +173,35 @@ def test_batches_are_bounded_by_number_chunks_and_bytes() -> None:
     assert batches([1] * 1100, 10, 10_000) == [512, 1024, 1100]
     assert batches([60, 60, 60, 20], 10, 100) == [1, 2, 4]
     assert batches([10_000] * 8, 10, 10**9) == [5, 8]
+
+
+@pytest.mark.usefixtures("way")
+def test_files_are_compared_with_a_block(tmp_path: Path, folder: int) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(b"12")
+    listing = list_folder(folder, LARGE)
+    chunks = pack_chunks([(2, bytes(32))])
+    entries = [
+        Entry(name, 0, st.st_mode & 0o7777, st.st_mtime_ns, 2, chunks) for name, st in listing.smalls.pairs()
+    ]
+
+    def same(changed: Entry, *, attributes: bool) -> bool:
+        block = many.parse_block(encode_entries([entries[0], changed]))
+        assert block is not None
+        return many.same_files(block, listing.smalls, attributes=attributes)
+
+    one = entries[1]
+    assert same(one, attributes=True)
+    replace = msgspec.structs.replace
+    for changed, looks_same in (
+        (replace(one, mode=one.mode ^ 1), True),
+        (replace(one, mtime_ns=one.mtime_ns + 1), True),
+        (replace(one, name=b"bb"), False),
+        (replace(one, name=b"c"), False),
+        (replace(one, size=3, chunks=pack_chunks([(3, bytes(32))])), False),
+    ):
+        assert not same(changed, attributes=True)
+        assert same(changed, attributes=False) is looks_same
+    alone = many.parse_block(encode_entries([one]))
+    assert alone is not None
+    assert not many.same_files(alone, listing.smalls, attributes=True)
