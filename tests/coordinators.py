@@ -198,11 +198,16 @@ class Http:
 
 @dataclass
 class Lab:
-    """A federation of coordinators that run, one admin, and simulated sites."""
+    """A federation of coordinators that run, one admin, and simulated sites.
+
+    Attributes:
+        prefix: what the names of its sites begin with, where several laboratories share a coordinator.
+    """
 
     coordinators: list[Coordinator]
     folder: Path
     patience_s: float = 0
+    prefix: str = ""
     clients: list[Http] = field(default_factory=list)
 
     @property
@@ -212,6 +217,14 @@ class Lab:
     @property
     def ca(self) -> Path:
         return self.coordinators[0].secrets / "ca.pem"
+
+    def named(self, site: str) -> str:
+        """What a site of this laboratory is called at the coordinator."""
+        return self.prefix + site
+
+    def copy(self, source: str, *targets: str, **changes: Any) -> dict[str, Any]:
+        """A transfer request for places of this laboratory's sites, written as site:/path."""
+        return copy_request(self.named(source), *map(self.named, targets), **changes)
 
     def client(self, token: str = "", certificate: Path | None = None, urls: list[str] | None = None) -> Http:
         made = Http(urls or self.urls, self.ca, token, certificate, self.patience_s)

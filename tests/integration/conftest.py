@@ -39,6 +39,15 @@ def postgres_server() -> Iterator[Callable[[], str]]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def shared_state(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A database's URL for all tests of a file, which run on both."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path_factory.mktemp('state') / 'coordinator.sqlite'}"
+    make: Callable[[], str] = request.getfixturevalue("postgres_server")
+    return make()
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def state(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A new database's URL: the same tests run on both."""

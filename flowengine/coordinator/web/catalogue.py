@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import os
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -41,7 +43,6 @@ class Catalogue:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._db = service.database
-        self._document = msgspec.json.encode(document())
 
     async def health(self, call: Call) -> Health:
         service = self._service
@@ -60,7 +61,7 @@ class Catalogue:
         return self._service.secrets.ca_pem
 
     async def openapi(self, call: Call) -> bytes:
-        return self._document
+        return await asyncio.to_thread(_encoded_document)
 
     async def list_sites(self, call: Call) -> Page:
         query = call.query
@@ -141,6 +142,12 @@ class Catalogue:
             _tell_limit(writing, scope, call.user.name, "limit.removed")
 
         await self._db.write(work)
+
+
+@functools.cache
+def _encoded_document() -> bytes:
+    """Made when it is first asked for: that takes as long as a tenth of a coordinator's start."""
+    return msgspec.json.encode(document())
 
 
 def _check_storage(connection: Connection, scope: str) -> None:
