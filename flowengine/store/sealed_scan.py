@@ -315,6 +315,8 @@ class SealedScanner:
         try:
             for _ in range(READ_ATTEMPTS):
                 before = os.fstat(fd)
+                if before.st_size >= LARGE_OBJECT_BYTES:  # since it was listed: not into memory
+                    raise ObjectChanged("grew while it was read; what was read of it was thrown away")
                 self._pace(before.st_size)
                 content = os.pread(fd, before.st_size + 1, 0)
                 if len(content) == before.st_size and _same(before, os.fstat(fd)):

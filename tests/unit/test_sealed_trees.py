@@ -24,6 +24,7 @@ from flowengine.trust.sealed import SealingKey, object_name
 from flowengine.trust.sealing_keys import unwrap_key, wrap_key
 from flowengine.units import MIB
 from flowengine.wire.filters import FilterSet
+from flowengine.wire.messages import LARGE_OBJECT_BYTES
 
 KEY = SealingKey(bytes(range(32)))
 MARKER = b"a-marker-that-nobody-else-writes"
@@ -125,6 +126,24 @@ def test_what_cannot_be_read_is_named_here_and_not_there(places: tuple[Path, Pat
     assert b"deep" not in failed.path
     assert seal_into(f"{source}/", held, KEY, note=said.append) == []
     assert [line.split()[0] for line in said] == ["deep", "pipe"]
+
+
+def test_a_file_that_grew_since_it_was_listed_is_not_read_into_memory(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(b"small")
+    asked: list[int] = []
+
+    def pace(size: int) -> None:
+        if not asked:
+            for name in ("a", "b"):
+                os.truncate(tmp_path / name, 1 << 40)
+        asked.append(size)
+
+    events, scanner = events_of(f"{tmp_path}/", KEY, pace=pace)
+    assert max(asked) <= LARGE_OBJECT_BYTES
+    failed = [event for event in events if isinstance(event, ScanFailed)]
+    assert [event.reason for event in failed] == ["changed", "changed"]
+    assert not scanner.complete
 
 
 def swap(held: Path) -> None:
