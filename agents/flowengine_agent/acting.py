@@ -36,7 +36,7 @@ from flowengine.transfer.source import SourceOutcome
 from flowengine.transfer.target import TargetOutcome
 from flowengine_agent.accounts import Account, AccountRules
 from flowengine_agent.counting import count
-from flowengine_agent.hands import Way, give, objects_of, take, unseal
+from flowengine_agent.hands import Giving, Taking, give, objects_of, take, unseal
 from flowengine_agent.logs import Log
 from flowengine_agent.mover import (
     Count,
@@ -81,17 +81,7 @@ class Hands(Protocol):
         """Raise where nothing can be given of a place; errors as of `Place.selection`."""
 
     async def give(
-        self,
-        session: Session,
-        place: Place,
-        rename: bytes,
-        *,
-        cached: bool,
-        threads: int,
-        counters: Counters,
-        observe: Observer | None,
-        seal: bytes = b"",
-        version: bytes = b"",
+        self, session: Session, place: Place, how: Giving, *, counters: Counters, observe: Observer | None
     ) -> SourceOutcome:
         """As `hands.give`."""
 
@@ -99,12 +89,11 @@ class Hands(Protocol):
         self,
         session: Session,
         place: Place,
+        how: Taking,
         *,
-        cached: bool,
         counters: Counters,
         observe: Observer | None,
         landed: Landed,
-        way: Way = "plain",
     ) -> TargetOutcome:
         """As `hands.take`."""
 
@@ -146,37 +135,21 @@ class OwnHands:
             pass
 
     async def give(
-        self,
-        session: Session,
-        place: Place,
-        rename: bytes,
-        *,
-        cached: bool,
-        threads: int,
-        counters: Counters,
-        observe: Observer | None,
-        seal: bytes = b"",
-        version: bytes = b"",
+        self, session: Session, place: Place, how: Giving, *, counters: Counters, observe: Observer | None
     ) -> SourceOutcome:
-        return await give(
-            session, place, rename,
-            cached=cached, threads=threads, counters=counters, observe=observe, seal=seal, version=version,
-        )  # fmt: skip
+        return await give(session, place, how, counters=counters, observe=observe)
 
     async def take(
         self,
         session: Session,
         place: Place,
+        how: Taking,
         *,
-        cached: bool,
         counters: Counters,
         observe: Observer | None,
         landed: Landed,
-        way: Way = "plain",
     ) -> TargetOutcome:
-        return await take(
-            session, place, cached=cached, counters=counters, observe=observe, landed=landed, way=way
-        )
+        return await take(session, place, how, counters=counters, observe=observe, landed=landed)
 
     async def look(self, path: str) -> Answer:
         return await trio.to_thread.run_sync(self._roots.look, path)
@@ -284,20 +257,10 @@ class MoverHands:
         return await self._ask(Purge(Where.of(place), task), int, _DUTY_S)
 
     async def give(
-        self,
-        session: Session,
-        place: Place,
-        rename: bytes,
-        *,
-        cached: bool,
-        threads: int,
-        counters: Counters,
-        observe: Observer | None,
-        seal: bytes = b"",
-        version: bytes = b"",
+        self, session: Session, place: Place, how: Giving, *, counters: Counters, observe: Observer | None
     ) -> SourceOutcome:
         async with self._acting.at_work(self._account) as mover:
-            operation = Give(Where.of(place), rename, handed(session), cached, threads, seal, version)
+            operation = Give(Where.of(place), handed(session), how)
             outcome = await self._carry(mover, operation, session, counters, observe, None)
         return cast(SourceOutcome, _decoded(outcome, SourceOutcome))
 
@@ -305,15 +268,14 @@ class MoverHands:
         self,
         session: Session,
         place: Place,
+        how: Taking,
         *,
-        cached: bool,
         counters: Counters,
         observe: Observer | None,
         landed: Landed,
-        way: Way = "plain",
     ) -> TargetOutcome:
         async with self._acting.at_work(self._account) as mover:
-            operation = TakeIn(Where.of(place), handed(session), cached, way)
+            operation = TakeIn(Where.of(place), handed(session), how)
             outcome = await self._carry(mover, operation, session, counters, observe, landed)
         return cast(TargetOutcome, _decoded(outcome, TargetOutcome))
 

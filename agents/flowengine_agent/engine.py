@@ -27,6 +27,7 @@ from flowengine.trust.receipt import SignedReceipt
 from flowengine.units import show_path
 from flowengine.wire.messages import Options
 from flowengine_agent.acting import Hands, is_folder
+from flowengine_agent.hands import Giving, Taking
 from flowengine_agent.heads import note_head, record_left, show_head
 from flowengine_agent.meter import Meter
 from flowengine_agent.permits import Permit
@@ -149,11 +150,10 @@ async def _pull(
                     done = await hands.take(
                         session,
                         place,
-                        cached=settings.use_cache and "chunks" not in watch.terms.isolate,
+                        Taking(settings.use_cache and "chunks" not in watch.terms.isolate, arrival.way),
                         counters=counters,
                         observe=meter.observe,
                         landed=notes_of_landed(site, reporter, watch),
-                        way=arrival.way,
                     )
                     await landed_so(site, grant, permit, watch, counters, done, hands)
                     await note_head(site, grant, "source", session)
@@ -191,8 +191,7 @@ async def _push(
     hands = _hands(site, grant)
     await hands.check_source(place)
     mode = await hands.mode(place)
-    seal = await trio.to_thread.run_sync(site.seals.sealing, grant)
-    held = await trio.to_thread.run_sync(site.seals.held, grant.source_path)
+    seal, held = await trio.to_thread.run_sync(site.seals.sealing, grant)
     if name and not (seal or held) and not place.contents and mode is not None and not is_folder(mode):
         there = await stat_remote(peer, target_path)
         if there is None or not is_folder(there[1]):
@@ -209,17 +208,15 @@ async def _push(
             await show_head(site, permit, session)
             meter.begin(session)
             with site.duties.leaving(grant, permit, session) as watch:
-                done = await hands.give(
-                    session,
-                    place,
+                how = Giving(
                     settings.options.rename,
-                    cached=settings.use_cache,
-                    threads=settings.reader_threads,
-                    counters=counters,
-                    observe=meter.observe,
-                    seal=seal,
-                    version=grant.version,
+                    settings.use_cache,
+                    settings.reader_threads,
+                    seal,
+                    held and arrival_use(grant.required) == "hold",
+                    grant.version,
                 )
+                done = await hands.give(session, place, how, counters=counters, observe=meter.observe)
                 log_left_out(site, grant, done)
             await record_left(site, grant, permit, session, counters, done, watch.mode, hands.account)
             if done.receipt.state != "completed":

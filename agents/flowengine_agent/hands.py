@@ -6,18 +6,22 @@ import contextlib
 import dataclasses
 import os
 import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from typing import Final, Literal
 
+import msgspec
 import trio
 
 from flowengine.errors import Denied, IntegrityError
 from flowengine.manifest import DIRECTORY, ManifestReader
+from flowengine.store.filesystem import local_error
 from flowengine.store.landed import LandedManifest
 from flowengine.store.quarantine import Quarantine, next_name
-from flowengine.store.scan_cache import ScanCache
+from flowengine.store.scan_cache import ScanCache, state_directory
 from flowengine.store.sealed_open import Opened, check_held, open_sealed
 from flowengine.store.selection import Selection
+from flowengine.transfer.admission import Admission, OnlySealed, OnlyVersion
 from flowengine.transfer.handing import Landed
 from flowengine.transfer.manifests import make_manifest
 from flowengine.transfer.session import Counters, Observer, Session
@@ -27,47 +31,65 @@ from flowengine.trust.sealed import SealingKey
 from flowengine.wire.paths import STAGING_NAME
 from flowengine_agent.roots import Place
 
-__all__ = ["Way", "give", "hide", "objects_of", "purge", "take", "unseal"]
+__all__ = ["Giving", "Taking", "Way", "give", "hide", "objects_of", "purge", "take", "unseal"]
 
 Way = Literal["plain", "hold", "open"]
+_IN_MEMORY_BYTES: Final = 16 << 20
+"""A larger manifest of what is given on is kept in a file meanwhile."""
 _INCOMING: Final = STAGING_NAME + b"/sealed"
 """Where sealed objects stand below the folder that they are to be opened into; goes to quarantine with what is staged."""
 
 
+class Giving(msgspec.Struct, frozen=True):
+    """How a place is given.
+
+    Attributes:
+        rename: as of `Place.selection`.
+        cached: whether the scan cache is used.
+        threads: as of `run_source`.
+        seal: secret of the key to seal it with; empty: it leaves as it is.
+        held: whether it is sealed already, and nothing else may leave.
+        version: give this version, whether it is a file or what is in a folder, or nothing; empty: whatever is there.
+    """
+
+    rename: bytes = b""
+    cached: bool = True
+    threads: int = 1
+    seal: bytes = b""
+    held: bool = False
+    version: bytes = b""
+
+    def __repr__(self) -> str:  # it may hold a secret
+        return f"<Giving rename={self.rename!r} cached={self.cached}>"
+
+
 async def give(
-    session: Session,
-    place: Place,
-    rename: bytes,
-    *,
-    cached: bool,
-    threads: int,
-    counters: Counters,
-    observe: Observer | None,
-    seal: bytes = b"",
-    version: bytes = b"",
+    session: Session, place: Place, how: Giving, *, counters: Counters, observe: Observer | None
 ) -> SourceOutcome:
     """Serve a session from a place; arguments and errors as of `run_source` and `Place.selection`.
 
-    Args:
-        seal: secret of the key to seal it with; empty: it leaves as it is.
-        version: give this version, whether it is a file or what is in a folder, or nothing; empty: whatever is there.
-
     Raises:
-        IntegrityError: another version is there (reason "feed-differs"); nothing of it was offered.
+        IntegrityError: another version is there, or comes to be there (reason "feed-differs"); nothing of it is offered.
+        Denied: something is not sealed and may leave only sealed (reason "sealed-mixed").
     """
-    if version:
-        place = await trio.to_thread.run_sync(_what_came, place, rename)
-    with place.selection(rename) as selection:
-        if version:
-            await trio.to_thread.run_sync(_check_version, session, selection, version, cached, threads)
+    if how.version:
+        place = await trio.to_thread.run_sync(_what_came, place, how.rename)
+    with contextlib.ExitStack() as stack:
+        selection = stack.enter_context(place.selection(how.rename))
+        admit: Admission | None = None
+        if how.version:
+            admit = await trio.to_thread.run_sync(_only_version, session, selection, how, stack)
+        elif how.held:
+            admit = OnlySealed([root.name for root in selection.roots])
         return await run_source(
             session,
             selection,
-            cache=ScanCache(session.profile.name) if cached else None,
+            cache=ScanCache(session.profile.name) if how.cached else None,
             counters=counters,
-            threads=threads,
+            threads=how.threads,
             observe=observe,
-            seal=SealingKey(seal) if seal else None,
+            seal=SealingKey(how.seal) if how.seal else None,
+            admit=admit,
         )
 
 
@@ -92,21 +114,36 @@ def _what_came(place: Place, rename: bytes) -> Place:
     return found
 
 
-def _check_version(
-    session: Session, selection: Selection, version: bytes, cached: bool, threads: int
-) -> None:
-    """Read what is there, mostly from the scan cache, and refuse it where it is not the version that landed."""
-    found, failures = make_manifest(
-        selection,
-        None,
-        profile=session.profile.name,
-        options=session.options,
-        cache=ScanCache(session.profile.name) if cached else None,
-        threads=threads,
-        counters=Counters(),
-    )
-    if found.version_id != version or failures:
-        raise _differs(f"expected version {version.hex()}, found {found.version_id.hex()}")
+def _only_version(
+    session: Session, selection: Selection, how: Giving, stack: contextlib.ExitStack
+) -> OnlyVersion:
+    """Read what is there, mostly from the scan cache, and refuse it where it is not the version that landed.
+
+    Gives what lets nothing else leave when it is read again.
+    """
+    folder = state_directory()
+    try:
+        spool = tempfile.SpooledTemporaryFile(_IN_MEMORY_BYTES, dir=folder)  # noqa: SIM115 - closed by the stack
+        file = stack.enter_context(spool)
+        found, failures = make_manifest(
+            selection,
+            file.write,
+            profile=session.profile.name,
+            options=session.options,
+            cache=ScanCache(session.profile.name) if how.cached else None,
+            threads=how.threads,
+            counters=Counters(),
+        )
+    except OSError as error:
+        raise local_error(error, "cannot keep a manifest in", os.fsencode(folder)) from error
+    if found.version_id != how.version or failures:
+        raise _differs(f"expected version {how.version.hex()}, found {found.version_id.hex()}")
+
+    def read(offset: int, length: int) -> bytes:
+        file.seek(offset)
+        return file.read(length)
+
+    return OnlyVersion(ManifestReader(read, file.tell()))
 
 
 def _differs(why: str) -> IntegrityError:
@@ -117,20 +154,28 @@ def _differs(why: str) -> IntegrityError:
     )
 
 
+class Taking(msgspec.Struct, frozen=True):
+    """How what comes lands at a place.
+
+    Attributes:
+        cached: whether scan cache and chunk index are used.
+        way: "hold" lets nothing land but sealed objects; "open" lets them land out of sight, to be opened then.
+    """
+
+    cached: bool = True
+    way: Way = "plain"
+
+
 async def take(
     session: Session,
     place: Place,
+    how: Taking,
     *,
-    cached: bool,
     counters: Counters,
     observe: Observer | None,
     landed: Landed,
-    way: Way = "plain",
 ) -> TargetOutcome:
     """Land a session at a place, made where missing; arguments and errors as of `run_target` and `Place.target`.
-
-    Args:
-        way: "hold" lets nothing land but sealed objects; "open" lets them land out of sight, to be opened then.
 
     Raises:
         Denied: something came that is not sealed and may only be held (reason "not-sealed").
@@ -140,11 +185,11 @@ async def take(
     with place.target(make=not dry) as path:
         root = TargetRoot(path or NOWHERE)
         if path is not None and not dry:
-            root = _root(path, way, landed)
+            root = _root(path, how.way, landed)
         return await run_target(
             session,
             root,
-            caches=(ScanCache(name), ScanCache(name)) if cached else (None, None),
+            caches=(ScanCache(name), ScanCache(name)) if how.cached else (None, None),
             counters=counters,
             observe=observe,
         )

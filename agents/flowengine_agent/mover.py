@@ -46,7 +46,7 @@ from flowengine.transfer.session import Counters, Observer, Session
 from flowengine_agent.accounts import Account, AccountRules
 from flowengine_agent.config import SiteConfig
 from flowengine_agent.counting import count
-from flowengine_agent.hands import Way, give, hide, objects_of, purge, take, unseal
+from flowengine_agent.hands import Giving, Taking, give, hide, objects_of, purge, take, unseal
 from flowengine_agent.landlock import confine
 from flowengine_agent.privileges import become, end_with_parent, keep_only, lock_down
 from flowengine_agent.roots import Place, Roots
@@ -126,12 +126,8 @@ class Give(_Operation, frozen=True, tag="give"):
     """Carry a session as its source."""
 
     where: Where
-    rename: bytes
     session: Handed
-    cached: bool
-    threads: int
-    seal: bytes = b""
-    version: bytes = b""
+    how: Giving
 
 
 class TakeIn(_Operation, frozen=True, tag="take"):
@@ -139,8 +135,7 @@ class TakeIn(_Operation, frozen=True, tag="take"):
 
     where: Where
     session: Handed
-    cached: bool
-    way: Way = "plain"
+    how: Taking
 
 
 class Unseal(_Operation, frozen=True, tag="unseal"):
@@ -353,32 +348,9 @@ async def _carry(operation: Give | TakeIn, line: Line, control: socket.socket, r
     place = _place(roots, operation.where)
 
     async def work(session: Session, counters: Counters, observe: Observer, landed: Landed) -> bytes:
-        cached = operation.cached
         if isinstance(operation, TakeIn):
-            return _encode(
-                await take(
-                    session,
-                    place,
-                    cached=cached,
-                    counters=counters,
-                    observe=observe,
-                    landed=landed,
-                    way=operation.way,
-                )
-            )
-        threads = operation.threads
-        return _encode(
-            await give(
-                session,
-                place,
-                operation.rename,
-                cached=cached,
-                threads=threads,
-                counters=counters,
-                observe=observe,
-                seal=operation.seal,
-                version=operation.version,
-            )
-        )
+            came = take(session, place, operation.how, counters=counters, observe=observe, landed=landed)
+            return _encode(await came)
+        return _encode(await give(session, place, operation.how, counters=counters, observe=observe))
 
     await work_on_session(operation.session, line, control, work)

@@ -120,15 +120,17 @@ class Seals:
             )
         return found
 
-    def sealing(self, grant: Grant) -> bytes:
-        """The secret of the key with which the source of a session seals; empty where it leaves as it is.
+    def sealing(self, grant: Grant) -> tuple[bytes, bool]:
+        """The secret of the key with which the source of a session seals, and whether what lies there is sealed already.
 
-        That is also where it is held, and sealed already. For a thread.
+        The secret is empty where it leaves as it is. For a thread.
         """
-        if arrival_use(grant.required) != "hold" or self.held(grant.source_path):
-            return b""
+        if self.held(grant.source_path):
+            return b"", True
+        if arrival_use(grant.required) != "hold":
+            return b"", False
         kept = self.keyring.key_for(self._site.name, grant.tenant, _plain(grant.source_path))
-        return kept.key.secret_bytes()
+        return kept.key.secret_bytes(), False
 
     def arrival(self, grant: Grant, permit: Permit, options: Options) -> Arrival:
         """How what comes under a grant is to land.

@@ -21,6 +21,7 @@ from flowengine.transfer.channel import first_flow_error
 from flowengine.transfer.listen import Incoming, Listener
 from flowengine.transfer.session import Counters, Observer
 from flowengine.trust.grant import Grant
+from flowengine.trust.grant_checks import arrival_use
 from flowengine.units import show_path
 from flowengine.wire.messages import Listed, Opened, Options
 from flowengine_agent.acting import Hands, is_folder
@@ -34,6 +35,7 @@ from flowengine_agent.engine import (
     make_receipt,
     notes_of_landed,
 )
+from flowengine_agent.hands import Giving, Taking
 from flowengine_agent.heads import note_head, record_left, show_head
 from flowengine_agent.logs import Log
 from flowengine_agent.meter import Meter
@@ -245,7 +247,7 @@ class DataPort:
         log = site.log.bind(task=grant.task, transfer=grant.transfer, peer=grant.target.site)
         _check_asked(log, grant, request.options)
         permit = await site.gate.release(grant, incoming.route)
-        seal = await trio.to_thread.run_sync(site.seals.sealing, grant)
+        seal, held = await trio.to_thread.run_sync(site.seals.sealing, grant)
         await hands.check_source(place)
         log.info("gives", path=grant.source_path, **_as(hands))
         counters = Counters()
@@ -253,17 +255,15 @@ class DataPort:
             site.hold_rates(session, grant, place)
             await show_head(site, permit, session)
             with site.duties.leaving(grant, permit, session) as watch:
-                outcome = await hands.give(
-                    session,
-                    place,
+                how = Giving(
                     request.options.rename,
-                    cached=not request.options.reread,
-                    threads=site.reader_threads,
-                    counters=counters,
-                    observe=_bounded(grant),
-                    seal=seal,
-                    version=grant.version,
+                    not request.options.reread,
+                    site.reader_threads,
+                    seal,
+                    held and arrival_use(grant.required) == "hold",
+                    grant.version,
                 )
+                outcome = await hands.give(session, place, how, counters=counters, observe=_bounded(grant))
                 log_left_out(site, grant, outcome)
             await record_left(site, grant, permit, session, counters, outcome, watch.mode, hands.account)
             if outcome.receipt.state != "completed":
@@ -305,11 +305,10 @@ class DataPort:
                     outcome = await hands.take(
                         session,
                         place,
-                        cached=not (options.reread or "chunks" in watch.terms.isolate),
+                        Taking(not (options.reread or "chunks" in watch.terms.isolate), arrival.way),
                         counters=counters,
                         observe=meter.observe,
                         landed=notes_of_landed(site, reporter, watch),
-                        way=arrival.way,
                     )
                     await landed_so(site, grant, permit, watch, counters, outcome, hands)
                     await note_head(site, grant, "source", session)

@@ -93,6 +93,7 @@ from flowengine.wire.records import Run
 
 if TYPE_CHECKING:
     from flowengine.store.sealed_scan import SealedScanner
+    from flowengine.transfer.admission import Admission
     from flowengine.trust.sealed import SealingKey
 
 __all__ = ["SourceOutcome", "run_source"]
@@ -138,6 +139,7 @@ async def run_source(
     threads: int = 1,
     observe: Observer | None = None,
     seal: SealingKey | None = None,
+    admit: Admission | None = None,
 ) -> SourceOutcome:
     """Serve one session to its receipt.
 
@@ -149,12 +151,13 @@ async def run_source(
         threads: threads that read, cut and hash one large object.
         observe: called twice a second.
         seal: offer all of it sealed with this key; None offers it as it is.
+        admit: shown all that is about to be offered; None offers whatever is there.
 
     Raises:
         TemporaryError: the session broke; another one continues.
         FlowError: as the peer or the local system says.
     """
-    return await _Source(session, selection, cache, counters, threads, observe, seal).run()
+    return await _Source(session, selection, cache, counters, threads, observe, seal, admit).run()
 
 
 class _Source:
@@ -167,8 +170,10 @@ class _Source:
         threads: int,
         observe: Observer | None,
         seal: SealingKey | None,
+        admit: Admission | None,
     ) -> None:
         self._seal = seal
+        self._admit = admit
         self._notes: list[str] = []
         self._session = session
         self._control = session.control
@@ -382,6 +387,8 @@ class _Source:
                     self._cut_short(event, recorder)
                     complete = False
                     break
+                if self._admit is not None:
+                    self._admit(event)
                 self._post_event(event, recorder)
                 counters.objects, counters.size_bytes = scanner.objects, scanner.size_bytes
                 counters.objects_read, counters.bytes_read = scanner.objects_read, scanner.bytes_read

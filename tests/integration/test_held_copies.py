@@ -239,6 +239,13 @@ def test_held_copies_move_on_sealed_and_open_only_where_the_key_is(world: World)
     client = world.federation.client
     world.copy("boston:/data/held/", "denver:/data/kept")
     assert traces(denver.folder) == []
+    stray = world["boston"].data / "held/stray"
+    stray.write_bytes(MARKER)
+    with pytest.raises(FlowError) as refused:
+        client.copy("boston:/data/held/", "denver:/data/mixed").wait(90)
+    stray.unlink()
+    assert refused.value.reason == "sealed-mixed"
+    assert traces(denver.folder) == []
     with pytest.raises(FlowError) as refused:
         client.copy("denver:/data/kept/", "berlin:/data/in").wait(90)
     assert refused.value.reason == "sealing-key-missing"

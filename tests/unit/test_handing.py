@@ -9,19 +9,18 @@ import msgspec
 import pytest
 import trio
 import trio.testing
+from sessions import session_over
 
-from flowengine.chunking import DEFAULT_PROFILE
 from flowengine.errors import Denied, FlowError, NotFound, ProtocolError, TemporaryError
 from flowengine.transfer.channel import first_flow_error
 from flowengine.transfer.control import Control
 from flowengine.transfer.handing import Status, error_of, keep_session, told_error
 from flowengine.transfer.line import Line, line_pair
 from flowengine.transfer.pacing import AskingPacer, Limits
-from flowengine.transfer.session import Counters, Session
-from flowengine.transfer.streams import Streams
+from flowengine.transfer.session import Counters
 from flowengine.wire.control import ControlDecoder, encode
 from flowengine.wire.keys import NO_FINGERPRINT, Direction, SessionSecrets
-from flowengine.wire.messages import Options, WantStreams
+from flowengine.wire.messages import WantStreams
 from flowengine.wire.messages import encode as encode_message
 
 
@@ -218,20 +217,6 @@ def test_what_is_taken_without_waiting_counts_like_the_rest() -> None:
     assert pacer.rate_bits_per_s == 8000
     pacer.close()
     assert pacer.take_nowait(10**9) == 0
-
-
-def session_over(stream: trio.abc.HalfCloseableStream) -> Session:
-    return Session(
-        control=Control(stream, ControlDecoder()),
-        streams=Streams(lambda count, via: None),
-        secrets=SessionSecrets(
-            bytes(32), bytes([1]) * 32, client_fingerprint=NO_FINGERPRINT, server_fingerprint=bytes([2]) * 32
-        ),
-        session_id=bytes(16),
-        profile=DEFAULT_PROFILE,
-        options=Options(),
-        sends=True,
-    )
 
 
 @pytest.mark.trio
