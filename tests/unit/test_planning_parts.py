@@ -135,6 +135,36 @@ def test_storage_that_is_shared_divides_its_rate_and_is_named(connection: Connec
     assert {lease.task: round(lease.rate_bits_per_s / MBIT) for lease in held}[alone] == rates[0]
 
 
+@pytest.mark.parametrize(
+    ("silent", "site"),
+    [
+        ({"reported": NOW - 9.0, "claimed": NOW - 60.0}, {}),
+        ({"state": "waiting", "holder": ""}, {"last_seen": NOW - 16.0}),
+        ({"state": "waiting", "holder": ""}, {"last_seen": NOW - 60.0, "state": "offline"}),
+    ],
+    ids=["no report", "no word", "offline"],
+)
+def test_who_is_silent_takes_what_others_leave(
+    connection: Connection, silent: dict[str, Any], site: dict[str, Any]
+) -> None:
+    know(connection, "s", "t", 100 * MBIT)
+    know(connection, "s", "r", 100 * MBIT)
+    values = {"rate_bits_per_s": 40 * MBIT, "windows": "[]", "changed": NOW, "changed_by": "a"}
+    connection.execute(limits.insert().values(scope="site:s", **values))
+    dead = add_task(connection, 1, target_site="r", driver="r", **{"holder": "r", **silent})
+    alive = add_task(connection, 2)
+    connection.execute(sites.update().where(sites.c.name == "t").values(last_seen=NOW))
+    connection.execute(sites.update().where(sites.c.name == "r").values(**{"last_seen": NOW, **site}))
+    plans, _ = solve(read_picture(connection, NOW, Decider()))
+    assert sum(ways(plans[alive]).values()) == 40
+    assert sum(ways(plans[dead]).values()) == 0
+    # Where nobody is heard it is the coordinator that was away: nobody yields.
+    connection.execute(tasks.update().values(reported=NOW - 9.0, claimed=NOW - 60.0))
+    connection.execute(sites.update().values(last_seen=NOW - 16.0))
+    plans, _ = solve(read_picture(connection, NOW, Decider()))
+    assert [sum(ways(plans[one]).values()) for one in (dead, alive)] == [39, 1]
+
+
 def test_known_links_to_a_relay_are_used_beside_the_straight_one(connection: Connection) -> None:
     task = add_task(connection, 1)
     know(connection, "s", "t", 100 * MBIT)

@@ -78,6 +78,8 @@ tenant's part, urgent goes before everybody, low takes what is left."""
 DAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 STALE_S: Final = 8.0
 """What was reported longer ago says nothing of now."""
+SILENT_S: Final = 15.0
+"""A site that was not heard for so long has left out a heartbeat, and may be marked offline soon."""
 
 _flows = msgspec.json.Decoder(list[HopTraffic])
 _counters = msgspec.json.Decoder(Counters)
@@ -98,6 +100,14 @@ class SiteFacts:
     """Most that it passes on for others, as its operator says."""
     outbound: bool = False
     """It was seen and cannot be dialled; one that was never seen may be."""
+    heard: float | None = None
+    """When its agent was heard last; None: never, or by nobody who noted it."""
+    away: bool = False
+    """It is marked offline, or has not joined yet."""
+
+    def silent(self, now: float) -> bool:
+        """Whether it surely moves nothing, for all that was heard."""
+        return self.away or (self.heard is not None and now - self.heard > SILENT_S)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +201,8 @@ def _site(row: AnyRow) -> SiteFacts:
         tuple(hop for task in relay.tasks for hop in task.hops) if relay is not None else (),
         relays_bits_per_s=relay.max_bits_per_s if relay is not None else None,
         outbound=row.last_seen is not None and not reachable,
+        heard=row.last_seen,
+        away=row.state not in ("online", "draining"),
     )
 
 
@@ -529,8 +541,25 @@ def allowed_of(
     return Allowed(relays=relays, links=links)
 
 
+def _silent_tasks(picture: Picture) -> frozenset[str]:
+    """Tasks that nothing is heard of, though others are: what is kept for them would carry nothing.
+
+    Where nobody is heard it was the coordinator that was away.
+    """
+    found = frozenset(
+        task.id
+        for task in picture.tasks
+        if any(
+            end is not None and end.silent(picture.now)
+            for end in (picture.sites.get(task.source), picture.sites.get(task.target))
+        )
+        or (task.state == "running" and picture.now - max(task.reported, task.claimed) > STALE_S)
+    )
+    return found if len(found) < len(picture.tasks) else frozenset()
+
+
 def demands_of(picture: Picture, sighted: frozenset[str] | None = None) -> tuple[Demand, ...]:
-    """Everything that is to be moved, earlier submissions first.
+    """Everything that is to be moved, earlier submissions first; who is silent takes what others leave.
 
     Args:
         sighted: as of `sighted_links`.
@@ -538,10 +567,11 @@ def demands_of(picture: Picture, sighted: frozenset[str] | None = None) -> tuple
     by_scope = {limit.scope: limit for limit in picture.limits}
     found = []
     under_way = {task.id for task in picture.tasks}
+    silent = _silent_tasks(picture)
     for task in picture.tasks:
         if task.paused or task.fed_by in under_way:  # it can begin when the other one is done
             continue
-        priority, weight = CLASSES[task.priority]
+        priority, weight = CLASSES[0 if task.id in silent and not task.promised else task.priority]
         limit = by_scope.get(f"transfer:{task.transfer}")
         found.append(
             Demand(
