@@ -50,6 +50,8 @@ class OfferedRoot:
         self._lock = threading.Lock()
         self._used = 0
         self._coming: dict[str, int] = {}
+        self._counted: dict[str, int] = {}
+        """Of what is coming, what the last walk has seen."""
         self._fd = -1
         if not as_account:
             self._check()
@@ -101,6 +103,8 @@ class OfferedRoot:
     def count(self) -> int:
         """Walk the folder and count its bytes; for a thread."""
         total = 0
+        with self._lock:
+            before = dict(self._coming)
         pending = [os.fsencode(self.folder.path)]
         while pending:
             try:
@@ -113,13 +117,16 @@ class OfferedRoot:
             except OSError:
                 continue  # it went meanwhile, or is not ours to count
         with self._lock:
-            self._used = total
+            self._used, self._counted = total, before
         return total
 
     def used_bytes(self) -> int:
         """As counted last, with what has landed since."""
         with self._lock:
-            return self._used + sum(self._coming.values())
+            return self._used + sum(map(self._uncounted, self._coming))
+
+    def _uncounted(self, task: str) -> int:
+        return max(0, self._coming.get(task, 0) - self._counted.get(task, 0))
 
     def coming(self, task: str, landed_bytes: int) -> None:
         """A task has landed so much so far.
@@ -145,7 +152,9 @@ class OfferedRoot:
     def settled(self, task: str) -> None:
         """A task ended; what it landed counts on."""
         with self._lock:
-            self._used += self._coming.pop(task, 0)
+            self._used += self._uncounted(task)
+            self._coming.pop(task, None)
+            self._counted.pop(task, None)
 
     def described(self) -> Root:
         """The root as the coordinator shows it."""

@@ -23,7 +23,7 @@ from flowengine.transfer.serve import ServedRoot
 from flowengine_agent.config import OfferedFolder
 from flowengine_agent.journal import Journal
 from flowengine_agent.limits import LimitBook
-from flowengine_agent.roots import Roots
+from flowengine_agent.roots import OfferedRoot, Roots
 from flowengine_agent.site import Site
 from flowengine_agent.tasks import HeldTasks, _Run
 from flowengine_agent.writers import Writers
@@ -236,6 +236,20 @@ def test_a_missing_place(roots: Roots) -> None:
     with roots.find("/data/made/deep", "write").target(make=True) as path:
         assert path is not None
     assert (Path(roots.find("/data", "read").root.folder.path) / "made/deep").is_dir()
+
+
+def test_a_count_while_something_lands_counts_it_once(tmp_path: Path) -> None:
+    root = OfferedRoot(OfferedFolder(str(tmp_path), "/data", "read-write", 1000))
+    (tmp_path / "half").write_bytes(bytes(600))
+    root.coming("t-1", 600)
+    root.count()
+    assert root.used_bytes() == 600
+    root.coming("t-1", 700)
+    root.settled("t-1")
+    assert root.used_bytes() == 700
+    (tmp_path / "half").write_bytes(bytes(700))
+    root.count()
+    assert root.used_bytes() == 700
 
 
 def test_a_budget_counts_what_is_there_and_what_comes(roots: Roots, tmp_path: Path) -> None:
