@@ -159,6 +159,7 @@ EXIT_CODES: Final[dict[str, Exit]] = {
     "denied": Exit.DENIED,
     "policy-denied": Exit.DENIED,
     "policy-stopped": Exit.DENIED,
+    "policy-unheard": Exit.DENIED,
     "policy-approval": Exit.DENIED,
     "policy-onward": Exit.DENIED,
     "policy-kept": Exit.DENIED,

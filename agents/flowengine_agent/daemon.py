@@ -127,6 +127,7 @@ async def run_agent(
         policies = Policies(
             os.path.join(config.state, "policy"), config.policy_keys, required=config.policy_required
         )
+        policies.max_offline_s = config.policy_max_offline_s
         roots = Roots(config.roots, as_account=config.accounts is not None)
         if policies.takes_bundles or policies.required:
             roots.check_names()

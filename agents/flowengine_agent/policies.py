@@ -95,6 +95,8 @@ class Policies:
         self.in_force: InForce | None = None
         self.problem = ""
         """Why the bundle that is here cannot be used; empty where nothing is wrong."""
+        self.max_offline_s: float | None = None
+        """What the site's own configuration says of it; None: as the bundle does."""
         self._folder = folder
         self._lock = threading.Lock()
         self._labellings: dict[tuple[str, str, str], Labelling] = {}
@@ -130,6 +132,7 @@ class Policies:
             problem=self.problem[:1000],
             labels=self.labels_heard,
             required=self.required,
+            max_offline_s=self.max_offline_s,
         )
 
     @property

@@ -60,6 +60,7 @@ class SitePolicy(Resource):
         problem: why it has not the newest.
         labels: serial up to which it has read label statements.
         required: whether nothing moves there without a bundle.
+        max_offline_s: for how long transfers go on there without a word from the coordinator; null: as its policies say.
     """
 
     version: int = 0
@@ -68,6 +69,7 @@ class SitePolicy(Resource):
     problem: str = ""
     labels: int = 0
     required: bool = False
+    max_offline_s: float | None = None
 
 
 class Site(Resource):

@@ -30,7 +30,8 @@ from flowengine.policy.bundle import build, open_bundle
 from flowengine.policy.duties import Terms
 from flowengine.policy.explain import explain
 from flowengine.policy.labels import data_statements, overlaps, relevant
-from flowengine.policy.model import Value
+from flowengine.policy.model import FALSE, Value
+from flowengine.policy.parse import DEFAULT_MAX_OFFLINE_S
 from flowengine.policy.vocabulary import SOURCES
 from flowengine.trust.labels import verify_labels
 
@@ -98,6 +99,7 @@ class Decider:
         self._first = rules or Rules()
         self._compiled: Rules | None = None
         self._agreed: tuple[tuple[int, int], list[Agreement]] = ((-1, -1), [])
+        self._offline: dict[int, dict[str, int]] = {}
 
     @classmethod
     def load(cls, path: str) -> Decider:
@@ -134,6 +136,25 @@ class Decider:
             )
         return self._compiled
 
+    def max_offline_s(self, connection: Connection, version: int, verdict: Verdict) -> float:
+        """For how long a site that decides by a version goes on, without a word from here, with what was decided on.
+
+        Args:
+            version: of the bundle that the site has said it decides by.
+        """
+        known = self._offline.get(version)
+        if known is None:
+            row = connection.execute(select(bundles.c.content).where(bundles.c.version == version)).first()
+            found = load(open_bundle(row.content).files) if row is not None else None
+            if found is None and verdict.rules.engine is not None:
+                found = verdict.rules.engine.policies
+            known = {one.id: one.max_offline_s for one in found.policies} if found is not None else {}
+            self._offline[version] = known
+        traces = [trace for _, _, on in verdict.judged if on is not None for trace in on.decision.traces]
+        applies = {trace.policy.id for trace in traces if trace.scope != FALSE}
+        # Those that are new say nothing of a site that has not heard of them.
+        return min((known[name] for name in applies if name in known), default=DEFAULT_MAX_OFFLINE_S)
+
     def decide(
         self,
         connection: Connection,
@@ -141,9 +162,18 @@ class Decider:
         rows: Mapping[str, AnyRow],
         user: str,
         now: float,
+        transfer: str = "",
     ) -> Verdict:
-        """The decisions on all uses of the data."""
+        """The decisions on all uses of the data.
+
+        Args:
+            transfer: what is decided anew: it counts once, whatever of it is in the counters already.
+        """
         targets = list(dict.fromkeys(target.site for target in request.targets))
+        tasks = {
+            target.site: f"{transfer}.{index}" if transfer else ""
+            for index, target in enumerate(request.targets, 1)
+        }
         asked = [("release", request.source.site, target) for target in targets]
         asked += [("land", target, target) for target in targets]
         rules = self.at(connection)
@@ -158,7 +188,7 @@ class Decider:
         for use, site, recipient in asked:
             if recipient not in about:
                 about[recipient] = self._know(
-                    connection, rules, rows[recipient], data, request, user, int(now)
+                    connection, rules, rows[recipient], data, request, user, int(now), tasks[recipient]
                 )
             found, on, may_be_approved = self._decide(rules, use, rows[site], about[recipient], int(now))
             if use == "land" and found.verdict != "permit" and not may_be_approved:
@@ -203,6 +233,7 @@ class Decider:
         request: TransferRequest,
         user: str,
         now: int,
+        task: str = "",
     ) -> Known:
         """All that is known of a request for one recipient."""
         assert rules.engine is not None
@@ -211,7 +242,7 @@ class Decider:
         policies = rules.engine.policies
         agreed = agreement_statements(policies, self._agreements(connection, policies), source, place, now)
         matter = Matter(tuple(data), place, user, request.purpose, tuple(agreed))
-        return know(connection, rules.engine, source, place, matter, now)
+        return know(connection, rules.engine, source, place, matter, now, task)
 
     def may_relay(
         self,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import Connection, delete, func, select, text, update
 
 from flowengine.coordinator.actions.feeding import end_feeds
+from flowengine.coordinator.actions.unheard import end_unheard
 from flowengine.coordinator.database.events import events_after
 from flowengine.coordinator.database.tables import (
     events,
@@ -130,6 +131,7 @@ class Housekeeping:
             await self._db.write(end_leases)
             await self._db.write(lambda w: mark_silent(w, service.settings.offline_s))
             await self._db.write(end_feeds)
+            await self._db.write(lambda w: end_unheard(w, service.decider, service.settings.offline_s))
             await self._db.write(name_waits)
             if self._rounds % _PRUNE_EVERY == 0:
                 await self._db.write(lambda w: prune(w, service.settings))

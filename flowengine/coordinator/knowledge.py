@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from hashlib import sha256
 
 import msgspec
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, delete, select, update
 
 from flowengine.coordinator.database.ledger import RESERVED_S
 from flowengine.coordinator.database.tables import AnyRow, approval_requests, approvals, ledger
@@ -62,18 +62,25 @@ class Known:
 
 
 def know(
-    connection: Connection, engine: Engine, source: tuple[str, str], target: Place, matter: Matter, now: int
+    connection: Connection,
+    engine: Engine,
+    source: tuple[str, str],
+    target: Place,
+    matter: Matter,
+    now: int,
+    task: str = "",
 ) -> Known:
     """Add counters and approvals to a matter.
 
     Args:
         source: site and path of the data.
         target: the recipient.
+        task: whose own row in the counters is left out; empty for what is new.
     """
     movement: Movement | None = None
     counts: dict[str, Value] = {}
     if counters_of(engine.policies):
-        movement = movement_of("", source[0], ask(engine, "land", target, matter, now))
+        movement = movement_of(task, source[0], ask(engine, "land", target, matter, now))
         counts = counters(engine.policies, _ledger(connection, movement.controller), movement, now)
         matter = replace(matter, also=(*matter.also, *larger([counts], now)))
     groups = approval_groups(engine.policies)
@@ -126,10 +133,15 @@ def _entry(row: AnyRow) -> Entry:
 
 
 def reserve(writing: Writing, task: str, known: Known) -> None:
-    """Count what a task would add, until it is settled."""
+    """Count what a task would add, until it is settled; what has moved of it before counts on as it did."""
     one = known.movement
     if one is None:
         return
+    counts = json_text(dict(known.counts))
+    final = update(ledger).where(ledger.c.task == task, ledger.c.expires.is_(None)).values(counts=counts)
+    if writing.connection.execute(final).rowcount:
+        return
+    writing.connection.execute(delete(ledger).where(ledger.c.task == task))
     writing.connection.execute(
         ledger.insert().values(
             task=task,
@@ -142,7 +154,7 @@ def reserve(writing: Writing, task: str, known: Known) -> None:
             size_bytes=one.size_bytes,
             at=writing.now,
             expires=writing.now + RESERVED_S,
-            counts=json_text(dict(known.counts)),
+            counts=counts,
         )
     )
 

@@ -21,6 +21,7 @@ from proxy import Proxy
 from sites import Federation, federation
 from support import MIB, random_file, wait_until
 
+from flowengine.api.transfers import ENDED
 from flowengine.client.synchronous import Transfer
 from flowengine.errors import Denied
 from flowengine.evidence.replay import Replayer
@@ -180,7 +181,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, link: Link) -> Iterator[Feder
         "[policy]", f'policy_owner = ["{public["policy-owner"]}"]', f'security = ["{public["security"]}"]',
         "required = true", 'purge_after = "1 s"',
     ]  # fmt: skip
-    with federation(folder, options=options) as running:
+    with federation(folder, options=[*options, "--offline-s", "5"]) as running:
         running.add("a", lines=lines)
         running.add("b", lines=[f'coordinator = ["{link.open(running.coordinator.listen)}"]', *lines])
         running.add("c", lines=lines, listen="")  # dials out only: it is the one that pushes
@@ -435,6 +436,32 @@ def test_one_site_alone_that_is_cut_off_stops_and_destroys_when_it_hears_of_the_
     assert OFFLINE_S - 2 < quiet < OFFLINE_S + STOPS_S
     assert certificate(made, transfer).objects == 20
     assert visible(made, "alone") == []
+
+
+def test_a_stop_of_which_a_site_cannot_tell_ends_at_the_coordinator_and_once(
+    made: Federation, bundles: Bundles, link: Link
+) -> None:
+    bundles.everywhere()
+    transfer = begin(made, "a", "unheard")
+    with link.cut():
+        bundles.activate(FORBID.replace("{stop}", "stop-now"))
+        wait_until(lambda: transfer.refresh().ended, "the end at the coordinator", 40)
+        assert (transfer.record.state, transfer.record.reason) == ("terminated", "policy-unheard")
+        line = transfer.why().line
+        assert "study/ended" in line
+        assert "the agent of b has not been heard since" in line
+        assert not established(made)
+    assert certificate(made, transfer).objects == 20
+    assert visible(made, "unheard") == []
+    assert "destroyed" in transfer.why().line
+    ends = []
+    with made.client.events(after=0, transfer=transfer.id) as events:
+        for event in events:
+            if event.type in {f"transfer.{state}" for state in ENDED}:
+                ends.append(event.type)
+            if event.type == "transfer.purged":
+                break
+    assert ends == ["transfer.terminated", "transfer.quarantined", "transfer.purged"]
 
 
 def test_what_is_due_is_destroyed_by_the_target_itself_over_a_restart(

@@ -52,6 +52,7 @@ from flowengine.coordinator.rules.commands import AgentView, Asked, Directive
 from flowengine.coordinator.rules.feeding import falls_back, source_of
 from flowengine.coordinator.rules.queue import choose, hindrance
 from flowengine.coordinator.rules.reports import Effect, Held, take
+from flowengine.coordinator.rules.states import UNHEARD
 from flowengine.errors import FlowError, NotFound
 from flowengine.plan.links import is_link_bound
 from flowengine.trust.fences import lift_fence, next_fence
@@ -494,7 +495,7 @@ def agent_view(connection: Connection, now: float, site: str) -> AgentView:
         | (
             (
                 (tasks.c.state == "cancelled")
-                | ((tasks.c.state == "failed") & (tasks.c.reason == "policy-stopped"))
+                | ((tasks.c.state == "failed") & tasks.c.reason.in_(["policy-stopped", UNHEARD]))
             )
             & (func.coalesce(tasks.c.lease_until, 0) > now)
         ),

@@ -58,4 +58,4 @@ def quarantines_of(connection: Connection, site: str) -> dict[str, str]:
         tasks.c.reason.in_(POLICY_ENDS),
         tasks.c.disposal == "",
     )
-    return dict(connection.execute(query).tuples().all())
+    return {row.id: row.message for row in connection.execute(query)}

@@ -14,13 +14,12 @@ from flowengine.coordinator.actions.evidence import record_verdict
 from flowengine.coordinator.actions.feeding import addresses_of, hop_request, permits, serve_directly
 from flowengine.coordinator.database.catalogue import decode_roots
 from flowengine.coordinator.database.evidence import Chain
-from flowengine.coordinator.database.ledger import renew_counts
 from flowengine.coordinator.database.policies import inherit
 from flowengine.coordinator.database.tables import AnyRow, sites, tasks, tenants, transfers
 from flowengine.coordinator.database.transactions import Writing, json_text
-from flowengine.coordinator.database.transfers import find_transfer, lock_transfer, settle
+from flowengine.coordinator.database.transfers import decode_request, find_transfer, lock_transfer, settle
 from flowengine.coordinator.database.work import wake_beside
-from flowengine.coordinator.decisions import Verdict
+from flowengine.coordinator.decisions import Decider, Verdict
 from flowengine.coordinator.knowledge import reserve
 from flowengine.coordinator.rules.feeding import waits_for
 from flowengine.coordinator.rules.paths import clean, offering_root
@@ -401,8 +400,13 @@ def steer(
     verb: Literal["pause", "resume", "cancel", "retry"],
     user: str,
     tenant: str | None,
-) -> Transfer:
+    decider: Decider,
+    chain: Chain,
+) -> Transfer | FlowError:
     """Pause, resume, cancel or retry; asking for what is so already changes nothing.
+
+    Returns:
+        The transfer; or the refusal, when policy denies a retry: it is decided anew like a new request.
 
     Raises:
         FlowError: the transfer is in a state in which this makes no sense (reason "conflict").
@@ -437,7 +441,9 @@ def steer(
         values = {"state": "waiting", "paused": False, "attempts": 0, "ready_at": 0.0, "holder": ""}
         values |= {"reason": "", "message": "", "hint": "", "wait_name": "", "wait_since": writing.now}
         values |= {"disposal": "", "disposed": "{}"}
-        renew_counts(writing, transfer)
+        refusal = _decide_again(writing, row, decider, chain)
+        if refusal is not None:
+            return refusal
         ended_so = tasks.c.state.in_(["failed", "cancelled"])
         fed = writing.connection.execute(select(tasks).where(mine, ended_so, tasks.c.fed_by != "")).all()
         _set(writing, transfer, values, mine & ended_so)
@@ -452,6 +458,36 @@ def steer(
         wake_beside(writing, {name for found in here for name in found[:2]}, row.tenant)
     settle(writing, transfer)
     return find_transfer(writing.connection, transfer, tenant)
+
+
+def _decide_again(writing: Writing, row: AnyRow, decider: Decider, chain: Chain) -> Denied | None:
+    """Decide on a transfer that ended by what is known now; what it may then is what its grants will say.
+
+    Returns:
+        The refusal, when policy denies.
+
+    Raises:
+        NotFound: a site was removed meanwhile.
+    """
+    request = decode_request(row.request)
+    rows = site_rows_of(writing.connection, request)
+    verdict = decider.decide(writing.connection, request, rows, row.user, writing.now, row.id)
+    record_verdict(writing, chain, verdict, request, row.id, row.user)
+    if any(decision.verdict == "deny" for decision in verdict.decisions):
+        return _refused(writing, request, verdict, row.user, row.tenant)
+    writing.connection.execute(
+        update(transfers)
+        .where(transfers.c.id == row.id)
+        .values(decisions=json_text(verdict.decisions), policy_digest=verdict.digest)
+    )
+    if request.options.dry_run or request.mode == "verify":
+        return None
+    for index, place in enumerate(request.targets, 1):
+        if verdict.labels or verdict.contracts:
+            inherit(writing, place.site, place.path, verdict.labels, verdict.contracts)
+        if place.site in verdict.about:
+            reserve(writing, f"{row.id}.{index}", verdict.about[place.site])
+    return None
 
 
 def _past(verb: str) -> str:

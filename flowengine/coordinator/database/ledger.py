@@ -10,7 +10,7 @@ from sqlalchemy import select, update
 from flowengine.coordinator.database.tables import ledger
 from flowengine.coordinator.database.transactions import Writing
 
-__all__ = ["RESERVED_S", "renew_counts", "settle_counts"]
+__all__ = ["RESERVED_S", "settle_counts"]
 
 RESERVED_S: Final = 400 * 86_400.0
 """How long a reservation may count at most; it ends with its transfer."""
@@ -33,12 +33,3 @@ def settle_counts(writing: Writing, transfer: str, *, moved: Mapping[str, int]) 
             writing.connection.execute(update(ledger).where(mine).values(**values))
         else:  # it stays, and counts for nothing, until the transfer is tried again
             writing.connection.execute(update(ledger).where(mine).values(expires=writing.now))
-
-
-def renew_counts(writing: Writing, transfer: str) -> None:
-    """A transfer begins anew: what did not move before is reserved again."""
-    writing.connection.execute(
-        update(ledger)
-        .where(ledger.c.transfer == transfer, ledger.c.expires.is_not(None))
-        .values(expires=writing.now + RESERVED_S, at=writing.now)
-    )

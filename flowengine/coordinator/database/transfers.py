@@ -27,7 +27,7 @@ from flowengine.coordinator.database.tables import AnyRow, landed, task_plans, t
 from flowengine.coordinator.database.transactions import Writing
 from flowengine.coordinator.planning.outcome import TaskPlan, Told
 from flowengine.coordinator.rules.feeding import source_of
-from flowengine.coordinator.rules.states import TaskFacts, Verdict, derive
+from flowengine.coordinator.rules.states import UNHEARD, TaskFacts, Verdict, derive
 from flowengine.errors import NotFound
 
 __all__ = [
@@ -282,12 +282,16 @@ def lock_transfer(writing: Writing, transfer: str, tenant: str | None = None) ->
 
 
 def _moved(connection: Connection, transfer: str) -> dict[str, int]:
-    """Bytes that came to the target of each task, reused ones among them: a copy is a copy."""
-    query = select(tasks.c.id, tasks.c.counters).where(tasks.c.transfer == transfer)
+    """Bytes that came to the target of each task, reused ones among them: a copy is a copy.
+
+    Of a target that was not heard to the end nobody knows: it counts as if something had come.
+    """
+    query = select(tasks.c.id, tasks.c.counters, tasks.c.reason).where(tasks.c.transfer == transfer)
     found = {}
     for row in connection.execute(query):
         counted = decode_counters(row.counters)
-        found[row.id] = counted.bytes_done + counted.bytes_unchanged
+        moved = counted.bytes_done + counted.bytes_unchanged
+        found[row.id] = max(moved, int(row.reason == UNHEARD))
     return found
 
 

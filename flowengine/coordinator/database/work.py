@@ -208,7 +208,7 @@ def _places(connection: Connection, names: list[str], running: list[Work]) -> di
 
 
 def _shares(connection: Connection, now: float, names: list[str]) -> dict[str, Share]:
-    running: dict[str, int] = dict(connection.execute(_RUNNING_OF, {"names": names}).tuples().all())
+    running = {row[0]: row[1] for row in connection.execute(_RUNNING_OF, {"names": names})}
     today, since = day_minute(now), int((now - WINDOW_S) // 60)
     moments = {"today": today, "since": since, "first": min(today, since)}
     used = {row.tenant: row for row in connection.execute(_USED, {"names": names} | moments)}

@@ -16,6 +16,7 @@ __all__ = [
     "MAX_ATTEMPTS",
     "OFFLINE_SUSPENDS_S",
     "POLICY_ENDS",
+    "UNHEARD",
     "TaskFacts",
     "Verdict",
     "backoff_s",
@@ -26,8 +27,11 @@ __all__ = [
 MAX_ATTEMPTS: Final = 100
 FIRST_BACKOFF_S: Final = 1.0
 MAX_BACKOFF_S: Final = 60.0
+UNHEARD: Final = "policy-unheard"
+"""Reason of a task that policy ended while the agent that would say so was cut off."""
 POLICY_ENDS: Final = (
     "policy-stopped",
+    UNHEARD,
     "policy-denied",
     "policy-expired",
     "policy-missing",

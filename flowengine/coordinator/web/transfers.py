@@ -36,7 +36,7 @@ from flowengine.coordinator.rules.why import explain
 from flowengine.coordinator.service import Service
 from flowengine.coordinator.web.calls import Call
 from flowengine.coordinator.web.catalogue import page
-from flowengine.errors import Denied, NotFound, TemporaryError, UsageError
+from flowengine.errors import Denied, FlowError, NotFound, TemporaryError, UsageError
 from flowengine.trust.tokens import make_user_token
 
 __all__ = ["People", "Transfers"]
@@ -193,9 +193,15 @@ class Transfers:
         return await self._steer(call, "retry")
 
     async def _steer(self, call: Call, verb: Literal["pause", "resume", "cancel", "retry"]) -> Transfer:
-        return await self._db.write(
-            lambda w: actions.steer(w, call.path["transfer"], verb, call.user.name, call.user.sees)
+        service = self._service
+        found = await self._db.write(
+            lambda w: actions.steer(
+                w, call.path["transfer"], verb, call.user.name, call.user.sees, service.decider, service.chain
+            )
         )
+        if isinstance(found, FlowError):
+            raise found
+        return found
 
     async def create_plan(self, call: Call) -> Plan:
         id_ = "p-" + self._service.new_transfer_id().removeprefix("t-")
