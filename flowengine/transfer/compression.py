@@ -5,7 +5,8 @@ Goal
 Plan
     Lanes report what they compressed, what they sealed and how long each call took. Every quarter of a second that
     becomes a judgement: lanes that stand in send calls mean that the link is the limit, and what was sealed is what it
-    carries; lanes that stand in the compressor with the link idle mean that the level is too high. A step is taken
+    carries; lanes that stand in the compressor with the link idle mean that the level is too high: by processor time
+    where there is enough of it, by the clock where others have the processors as well. A step is taken
     where the prediction, min(link x ratio, threads x speed), says that it gains.
 """
 
@@ -18,10 +19,10 @@ from flowengine.units import format_rate
 
 __all__ = ["CompressionChooser"]
 
-_LEVELS: Final = (0, -1, 1, 3, 6)
-_COST: Final = {-1: 0.77, 1: 1.0, 3: 2.0, 6: 5.0}
-"""Processor time per byte, relative to level 1, on tables and text. Level -1 gives a sixth more bytes, and the other
-end takes it apart a quarter faster."""
+_LEVELS: Final = (0, -4, -1, 1, 3, 6)
+_COST: Final = {-4: 0.62, -1: 0.77, 1: 1.0, 3: 2.0, 6: 5.0}
+"""Processor time per byte, relative to level 1, on tables and text. Level -1 gives a sixth more bytes, level -4 a third,
+and the other end takes them apart a quarter and a half faster."""
 _FIRST_BYTES: Final = 8 << 20
 _FIRST_LEVEL: Final = 3
 """The first bytes are compressed whatever the link: nothing is known of it yet, it costs milliseconds, and where a
@@ -56,11 +57,12 @@ class CompressionChooser:
     def __init__(self, rtt_s: float, fixed_level: int | None = None, *, cores: int = 1) -> None:
         self._fixed = fixed_level is not None
         self._threads = max(1, cores // 2)  # what may be counted on: the others read, hash, seal and send
-        self.slots = threading.BoundedSemaphore(max(2, cores - 1))
+        self._slots = max(2, cores - 1)
+        self.slots = threading.BoundedSemaphore(self._slots)
         self._lock = threading.Lock()
         self._began = 0.0
         self._sealed = self._tried = self._packed = 0
-        self._sending_s = self._compressing_s = self._as_level_1_s = 0.0
+        self._sending_s = self._compressing_s = self._standing_s = self._as_level_1_s = 0.0
         self._link = 0.0
         self._first_bytes = _FIRST_BYTES
         self._speed = _FIRST_SPEED
@@ -75,17 +77,21 @@ class CompressionChooser:
             return max(self.level, _FIRST_LEVEL)
         return self.level
 
-    def compressed(self, raw_bytes: int, packed_bytes: int, seconds: float, level: int) -> None:
+    def compressed(
+        self, raw_bytes: int, packed_bytes: int, seconds: float, level: int, wall_s: float = 0.0
+    ) -> None:
         """A lane tried to compress a unit.
 
         Args:
             packed_bytes: `raw_bytes` where it did not get smaller.
-            seconds: of processor time; how long it took besides says how busy others are, not how fast this is.
+            seconds: of processor time.
+            wall_s: how long it took: longer than that where others have the processors.
         """
         with self._lock:
             self._tried += raw_bytes
             self._packed += packed_bytes
             self._compressing_s += seconds
+            self._standing_s += wall_s
             self._as_level_1_s += seconds / _COST.get(level, _COST[6])
 
     def sent(self, sealed_bytes: int, seconds: float, now: float, lanes: int) -> None:
@@ -107,7 +113,7 @@ class CompressionChooser:
                 self._judge(elapsed, self._sending_s / elapsed / max(1, lanes))
             self._began = now
             self._sealed = self._tried = self._packed = 0
-            self._sending_s = self._compressing_s = self._as_level_1_s = 0.0
+            self._sending_s = self._compressing_s = self._standing_s = self._as_level_1_s = 0.0
 
     def _judge(self, elapsed: float, sending: float) -> None:
         rate = self._sealed / elapsed
@@ -121,10 +127,10 @@ class CompressionChooser:
             self._speed = 0.5 * self._speed + 0.5 * measured
             self._ratio = 0.5 * self._ratio + 0.5 * self._tried / max(1, self._packed)
         at = _LEVELS.index(self.level)
-        busy = self._compressing_s / elapsed
+        full = max(self._compressing_s / self._threads, self._standing_s / self._slots) / elapsed
         if limited and at + 1 < len(_LEVELS) and self._pays(_LEVELS[at + 1]):
             self._take(_LEVELS[at + 1], "and compressing is faster")
-        elif at and sending < _LINK_IS_IDLE and busy > _BUSY * self._threads and self._hinders(at):
+        elif at and sending < _LINK_IS_IDLE and full > _BUSY and self._hinders(at):
             self._take(_LEVELS[at - 1], "and compressing holds it up")
 
     def _pays(self, level: int) -> bool:

@@ -319,8 +319,9 @@ class SendingLane:
             packed = self._compressor.compress(data, level)
             self._compress.since(start)
             spent = thread_time_ns() - begun
+            stood = perf_counter_ns() - start
         self._chooser.compressed(
-            len(data), len(packed) if packed is not None else len(data), spent / 1e9, level
+            len(data), len(packed) if packed is not None else len(data), spent / 1e9, level, stood / 1e9
         )
         if packed is None:
             self._skip = self._backoff

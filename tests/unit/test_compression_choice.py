@@ -13,7 +13,7 @@ def windows(
     """Let lanes send over a link of a rate, with data of a ratio, where level 1 compresses `speed` bytes/s a thread."""
     levels = []
     now = begin
-    cost = {0: 0.0, -1: 0.77, 1: 1.0, 3: 2.0, 6: 5.0}
+    cost = {0: 0.0, -4: 0.62, -1: 0.77, 1: 1.0, 3: 2.0, 6: 5.0}
     for _ in range(count):
         level = chooser.level
         able = 1e12 if not level else speed / cost[level]
@@ -51,6 +51,18 @@ def test_compression_is_given_up_where_the_processors_are_slower_than_the_link()
     chooser = CompressionChooser(0.08, cores=2)
     chooser._link = 1.2e9  # as it was seen before
     assert windows(chooser, 5, link=1.2e9, speed=200e6, ratio=3.0)[-1] == 0
+    assert "holds it up" in chooser.reason
+
+
+def test_a_level_is_left_where_others_have_the_processors_as_well() -> None:
+    chooser = CompressionChooser(0.08, cores=2)
+    now = 1.0
+    for _ in range(8):  # both slots are taken all the time, for a third of which there is a processor
+        chooser.compressed(20 << 20, 7 << 20, 0.2, chooser.level, wall_s=0.55)
+        chooser.sent(0, 0.0, now, LANES)
+        now += 0.3
+        chooser.sent(15 << 20, 0.02, now, LANES)
+    assert chooser.level == -4
     assert "holds it up" in chooser.reason
 
 
