@@ -128,7 +128,7 @@ async def run_agent(
             os.path.join(config.state, "policy"), config.policy_keys, required=config.policy_required
         )
         policies.max_offline_s = config.policy_max_offline_s
-        roots = Roots(config.roots, as_account=config.accounts is not None)
+        roots = Roots(config.roots, as_account=config.accounts is not None, site=config.site)
         if policies.takes_bundles or policies.required:
             roots.check_names()
         evidence = _open_evidence(config, trust, log)

@@ -252,7 +252,7 @@ def _state_folder(rules: AccountRules, account: Account) -> str:
 
 async def _serve(sock: socket.socket, config: SiteConfig) -> None:
     line = Line(sock, "the agent is gone")
-    roots = Roots(config.roots, as_account=True)
+    roots = Roots(config.roots, as_account=True, site=config.site)
     async with trio.open_nursery() as nursery:
         while (got := await line.receive()) is not None:
             for fd in got[1]:

@@ -40,13 +40,15 @@ class OfferedRoot:
     Args:
         as_account: whether other accounts than this process's own read and write it, or this process is one of theirs:
             then it is opened when it is needed, and what may be done is found out by doing it.
+        site: whose it is, for messages that are read elsewhere.
 
     Raises:
         LocalError: it is missing, no folder, or this account may not read (or write) it.
     """
 
-    def __init__(self, folder: OfferedFolder, *, as_account: bool = False) -> None:
+    def __init__(self, folder: OfferedFolder, *, as_account: bool = False, site: str = "") -> None:
         self.folder = folder
+        self.site = site
         self._lock = threading.Lock()
         self._used = 0
         self._coming: dict[str, int] = {}
@@ -196,9 +198,10 @@ class Place:
 
     @property
     def shown(self) -> str:
-        """As a site path, for messages."""
+        """As SITE:/PATH, for messages."""
         name = self.root.folder.name.rstrip("/")
-        return f"{name}/{show_path(self.path)}" if self.path else name or "/"
+        path = f"{name}/{show_path(self.path)}" if self.path else name or "/"
+        return f"{self.root.site}:{path}" if self.root.site else path
 
     def lstat(self) -> os.stat_result | None:
         """What stands there; None where nothing does."""
@@ -314,10 +317,10 @@ class Place:
 
 
 class Roots:
-    """All that a site offers; `as_account` as of `OfferedRoot`."""
+    """All that a site offers; `as_account` and `site` as of `OfferedRoot`."""
 
-    def __init__(self, folders: Sequence[OfferedFolder], *, as_account: bool = False) -> None:
-        self.roots = [OfferedRoot(folder, as_account=as_account) for folder in folders]
+    def __init__(self, folders: Sequence[OfferedFolder], *, as_account: bool = False, site: str = "") -> None:
+        self.roots = [OfferedRoot(folder, as_account=as_account, site=site) for folder in folders]
         self.roots.sort(key=lambda root: -len(root.folder.name))
 
     def check_names(self) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from flowengine.cli.federation import json_option, note, open_client, plain, print_table
+from flowengine.cli.groups import Group
 from flowengine.errors import Exit, NotFound, UsageError
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["agreement"]
 
 
-@click.group()
+@click.group(cls=Group)
 def agreement() -> None:
     """Agreements: an authority's signed word on what was agreed for data that go to some sites.
 

@@ -7,12 +7,13 @@ from pathlib import Path
 import click
 
 from flowengine.cli.federation import ago, json_option, note, open_client, plain, print_table
+from flowengine.cli.groups import Group
 from flowengine.errors import Exit, NotFound, UsageError
 
 __all__ = ["approval", "approve"]
 
 
-@click.group()
+@click.group(cls=Group)
 def approval() -> None:
     """Approvals: which requests wait for people, and who said yes.
 

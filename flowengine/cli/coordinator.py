@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from flowengine.cli.groups import Group
 from flowengine.errors import Exit, LocalError, NotFound, UsageError
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["coordinator"]
 
 
-@click.group()
+@click.group(cls=Group)
 def coordinator() -> None:
     """Run the service that decides, plans and grants; no dataset byte passes through it."""
 
@@ -25,6 +26,11 @@ def coordinator() -> None:
 def _secrets(state: str, secrets: str | None) -> str:
     if secrets is not None:
         return secrets
+    if not state.startswith(("sqlite:///", "postgresql")):
+        raise UsageError(
+            f"--state {state!r} is no database",
+            hint=f"write sqlite:///{state} for a file, or postgresql://USER@HOST/NAME",
+        )
     if not state.startswith("sqlite:///"):
         raise UsageError(
             "--secrets is needed with PostgreSQL",

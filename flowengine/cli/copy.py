@@ -66,7 +66,7 @@ def _common(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command(cls=_OrderedCommand)
-@click.argument("sources", nargs=-1, required=True, metavar="SRC…", shell_complete=complete_place)
+@click.argument("sources", nargs=-1, metavar="SRC…", shell_complete=complete_place)
 @click.argument("target", metavar="DST", shell_complete=complete_place)
 @_common
 @order_options
@@ -81,6 +81,8 @@ def cp(ctx: click.Context, /, sources: tuple[str, ...], target: str, **settings:
     Between sites, `flow cp A:/path B:/path [C:/path …]` copies the first place to all others; bytes go straight from
     site to site, and the command may be stopped: the transfer goes on.
     """
+    if not sources:  # click takes one place alone for the last of them
+        raise click.UsageError(f"Missing argument 'DST': where shall {target} go?", ctx)
     if all_at_sites([*sources, target]):
         return order(ctx, "copy", sources[0], [*sources[1:], target], settings)
     return _transfer(ctx, list(sources), target, delete=False, **settings)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flowengine.cli.groups import Group
 from flowengine.cli.policy_options import print_json
 from flowengine.errors import Exit
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["evidence"]
 
 
-@click.group()
+@click.group(cls=Group)
 def evidence() -> None:
     """Evidence: what was decided, done and stopped, and whether anybody changed it.
 

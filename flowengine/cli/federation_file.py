@@ -6,7 +6,7 @@ import tomllib
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -17,6 +17,7 @@ from flowengine.api.schema import Name, SitePath
 from flowengine.api.sites import Fact, SiteRequest
 from flowengine.cli.limit import parse_rate, parse_window
 from flowengine.errors import NotFound, UsageError
+from flowengine.units import NAME_PATTERN
 
 __all__ = ["Federation", "SiteEntry", "read_federation"]
 
@@ -106,6 +107,18 @@ class Federation:
         return SiteRequest(facts=facts, max_tasks=site.max_tasks)
 
 
+_DESCRIBED: Final = "docs/reference/federation-file.md describes the file"
+
+
+def _in_words(error: msgspec.ValidationError) -> str:
+    """What is wrong in the file, without patterns; where it is wrong stands at the end."""
+    said = str(error).replace("Object contains", "it has an").replace("unknown field", "unknown key")
+    return said.replace(
+        f"Expected `str` matching regex {NAME_PATTERN!r}",
+        "a name has lower-case letters, digits and dashes, 63 at most, and no dash at an end",
+    )
+
+
 def read_federation(path: Path) -> Federation:
     """The federation that a file describes.
 
@@ -121,10 +134,10 @@ def read_federation(path: Path) -> Federation:
         raise NotFound(f"there is no file {path}", hint="flow demo makes one to try") from None
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
-        raise UsageError(
-            f"{path}: {error}", hint="docs/reference/federation-file.md describes the file"
-        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is no TOML: {error}", hint=_DESCRIBED) from None
+    except msgspec.ValidationError as error:
+        raise UsageError(f"{path}: {_in_words(error)}", hint=_DESCRIBED) from None
     base = path.resolve().parent
     names = [site.name for site in found.site]
     _refuse_twice(path, "site", names)

@@ -121,7 +121,9 @@ def _list_local(path: bytes) -> list[tuple[bytes, int, int, int]]:
             rows.append((name, st.st_mode, st.st_size, st.st_mtime_ns))
         return rows
     except FileNotFoundError:
-        raise NotFound(f"{show_path(path)} does not exist", hint="check the spelling") from None
+        from flowengine.store.selection import spelling_of
+
+        raise NotFound(f"{show_path(path)} does not exist", hint=spelling_of(path)) from None
 
 
 def _reader(
@@ -424,10 +426,9 @@ def _last_landed(path: str, ticket_file: str | None) -> tuple[Any, bool]:
             "what last landed behind a ticket is not known here", hint="say what it must equal with --against"
         )
     if not os.path.lexists(place.path):
-        raise NotFound(
-            f"{show_path(place.path)} does not exist",
-            hint="check the spelling; relative paths start at the current folder",
-        )
+        from flowengine.store.selection import spelling_of
+
+        raise NotFound(f"{show_path(place.path)} does not exist", hint=spelling_of(place.path))
     landed = LandedManifest(os.path.abspath(place.path))
     if not os.path.exists(landed.path):
         raise NotFound(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from flowengine.cli.federation import json_option, note, open_client, plain, print_table
+from flowengine.cli.groups import Group
 from flowengine.errors import Exit, NotFound, UsageError
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["label"]
 
 
-@click.group()
+@click.group(cls=Group)
 def label() -> None:
     """Label statements: a data owner's signed word on what lies below a root of a site.
 

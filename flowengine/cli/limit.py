@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from flowengine.cli.federation import json_option, note, open_client, plain, print_table, show_time
+from flowengine.cli.groups import Group
 from flowengine.errors import Exit, UsageError
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ _SCOPE: Final = re.compile(
 )
 
 
-@click.group()
+@click.group(cls=Group)
 def limit() -> None:
     """Bandwidth limits per link, site, storage, tenant or transfer, with other rates for hours of the day.
 

@@ -16,6 +16,7 @@ from flowengine.cli.federation import (
     print_table,
     show_time,
 )
+from flowengine.cli.groups import Group
 from flowengine.cli.limit import parse_rate, show_rate
 from flowengine.errors import Exit, UsageError
 from flowengine.plan.explain import format_bits
@@ -29,7 +30,7 @@ _SOURCE = click.argument("source", metavar="SOURCE", shell_complete=complete_sit
 _TARGET = click.argument("target", metavar="TARGET", shell_complete=complete_site)
 
 
-@click.group()
+@click.group(cls=Group)
 def link() -> None:
     """Links between sites: what they carry, measured and declared.
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Local", "Location", "Remote", "all_at_sites", "parse_location"]
 
+_NEARLY = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?:(?!/)")
 _SITE = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?:/(?!/)")
 
 
@@ -45,6 +46,11 @@ def all_at_sites(texts: Sequence[str]) -> bool:
     at_sites = [_SITE.match(text) is not None for text in texts]
     if any(at_sites) and not all(at_sites):
         other = texts[at_sites.index(False)]
+        if _NEARLY.match(other):
+            raise UsageError(
+                f"{other!r} names no place at a site: its path does not begin with a slash",
+                hint=f"write it as SITE:/PATH, or ./{other} for a file of that name here",
+            )
         raise UsageError(
             f"{other!r} is not at a site, {texts[at_sites.index(True)]!r} is: bytes go from site to site, not through here",
             hint="run an agent where the data is (flow site token), or flow serve and a ticket between two hosts",

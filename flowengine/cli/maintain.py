@@ -15,12 +15,13 @@ from flowengine.cli.federation import (
     print_table,
     show_time,
 )
+from flowengine.cli.groups import Group
 from flowengine.errors import Exit, UsageError
 
 __all__ = ["maintain"]
 
 
-@click.group()
+@click.group(cls=Group)
 def maintain() -> None:
     """Maintenance: times in which a site or a link is not to be used.
 

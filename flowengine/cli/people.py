@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flowengine.cli.federation import json_option, note, open_client, plain, print_table, show_time
+from flowengine.cli.groups import Group
 from flowengine.errors import Exit, NotFound
 from flowengine.units import format_bytes
 
@@ -20,7 +21,7 @@ __all__ = ["tenant", "token", "user"]
 _ROLES = ("admin", "operator", "user", "auditor")
 
 
-@click.group()
+@click.group(cls=Group)
 def user() -> None:
     """Who may come in, and as what."""
 
@@ -31,8 +32,8 @@ def user_ls(as_json: bool) -> int:
     """List users."""
     with open_client() as client:
         users = client.users()
-    rows = [(one.name, one.role, one.tenant, "disabled" if one.disabled else "-") for one in users]
-    return _listed("users", users, ("USER", "ROLE", "TENANT", ""), rows, as_json)
+    rows = [(one.name, one.role, one.tenant, "disabled" if one.disabled else "active") for one in users]
+    return _listed("users", users, ("USER", "ROLE", "TENANT", "STATE"), rows, as_json)
 
 
 @user.command("add")
@@ -61,7 +62,7 @@ def user_add(name: str, role: Any, tenant: str, valid: str) -> int:
     with open_client() as client:
         client.add_user(UserRequest(name=name, role=role, tenant=tenant))
         print(_login_string(client, _new_token(client, name, valid, "first login")))
-    note(f"{name} logs in by pasting this into: flow login -")
+    note(f"{name} runs flow login and pastes this line; it is good for {valid}")
     return Exit.DONE
 
 
@@ -90,7 +91,7 @@ def user_set(name: str, role: Any, tenant: str | None, disabled: bool | None) ->
     return Exit.DONE
 
 
-@click.group()
+@click.group(cls=Group)
 def token() -> None:
     """API tokens: for scripts, and for more machines."""
 
@@ -164,7 +165,7 @@ def _login_string(client: Client, made: Token) -> str:
     return Login(client.url, fingerprint, UserToken.parse(made.secret)).format_secret()
 
 
-@click.group()
+@click.group(cls=Group)
 def tenant() -> None:
     """Parties with a share of the federation: weights, bounds, what they use."""
 

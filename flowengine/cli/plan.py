@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from flowengine.cli.groups import Group
 from flowengine.cli.plan_transfer import show
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ BAR = 24
 MOST_LINKS = 20
 
 
-class _Plans(click.Group):
+class _Plans(Group):
     """Says which command takes places, to whoever leaves it out."""
 
     def resolve_command(

@@ -16,7 +16,7 @@ from flowengine.cli.federation import (
     show_time,
 )
 from flowengine.errors import Exit, UsageError
-from flowengine.units import format_bytes, format_rate
+from flowengine.units import format_bytes, format_count, format_rate
 
 if TYPE_CHECKING:
     from flowengine.api.plans import Plan
@@ -113,7 +113,7 @@ def show(
     if as_json:
         print_json(plain(plan))
     else:
-        _print(plan)
+        _print(plan, len(targets))
     if not plan.permitted:
         return Exit.DENIED
     return Exit.FAILED if plan.promise == "refused" else Exit.DONE
@@ -149,12 +149,15 @@ def _lacking(counters: Any) -> tuple[int, int]:
     return max(0, size), max(1, counters.objects - counters.objects_unchanged)
 
 
-def _print(plan: Plan) -> None:
+def _print(plan: Plan, targets: int) -> None:
     print(plan.text)
     if plan.id:
         print(f"  plan      {plan.id}, kept until {show_time(plan.expires)}")
     if plan.size_bytes is not None:
-        print(f"  moves     {format_bytes(plan.size_bytes)} in {plan.objects or 1} objects, to each target")
+        each = ", to each target" if targets > 1 else ""
+        print(
+            f"  moves     {format_bytes(plan.size_bytes)} in {format_count(plan.objects or 1, 'object')}{each}"
+        )
     for way in plan.ways:
         price = f", {way.usd_per_gb:g} USD/GB" if way.usd_per_gb else ""
         print(f"  way       {' > '.join(way.sites)}, {format_rate(way.rate_bits_per_s / 8)}{price}")
@@ -162,8 +165,10 @@ def _print(plan: Plan) -> None:
         for route in plan.routes:
             print(f"  way       {' > '.join(route)}")
     if plan.expected is not None:
+        expected, earliest = show_time(plan.expected), show_time(plan.earliest)
         latest = show_time(plan.latest) if plan.latest else "nobody can say how late"
-        print(f"  there     {show_time(plan.expected)}, between {show_time(plan.earliest)} and {latest}")
+        span = f", between {earliest} and {latest}" if not earliest == expected == latest else ""
+        print(f"  there     {expected}{span}")
     if plan.usd:
         print(f"  costs     {plan.usd:.2f} USD")
     for line in plan.binds:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from flowengine.cli.groups import Group
 from flowengine.cli.policy_bundle import bundle
 from flowengine.cli.policy_options import at_option, directory_option, json_option, print_json
 from flowengine.errors import Exit
@@ -26,7 +27,7 @@ _ARRIVALS: Final = ("relay", "hold", "land", "process")
 _MAX_SHOWN: Final = 60
 
 
-@click.group()
+@click.group(cls=Group)
 def policy() -> None:
     """Residency policies: what may be where, and why.
 

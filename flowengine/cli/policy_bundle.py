@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from flowengine.cli.groups import Group
 from flowengine.cli.policy_options import at_option, directory_option, json_option, print_json
 from flowengine.errors import Exit
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["bundle"]
 
 
-@click.group()
+@click.group(cls=Group)
 def bundle() -> None:
     """Signed bundles: what agents load."""
 

@@ -18,6 +18,7 @@ from flowengine.cli.federation import (
     remember_sites,
     show_time,
 )
+from flowengine.cli.groups import Group
 from flowengine.errors import Exit, NotFound, UsageError
 from flowengine.units import format_bytes
 
@@ -29,7 +30,7 @@ __all__ = ["site"]
 _SITE = click.argument("name", metavar="SITE", shell_complete=complete_site)
 
 
-@click.group()
+@click.group(cls=Group)
 def site() -> None:
     """The sites: what they offer, who they are, how they join and leave."""
 

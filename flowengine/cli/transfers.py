@@ -16,6 +16,7 @@ from flowengine.cli.federation import (
     print_table,
     show_time,
 )
+from flowengine.cli.groups import Group
 from flowengine.cli.third_party import describe, follow, summary
 from flowengine.errors import Exit
 from flowengine.units import format_bytes, format_rate
@@ -28,7 +29,7 @@ __all__ = ["transfer", "why"]
 _STATES = ("requested", "started", "suspended", "completed", "terminated", "quarantined", "purged")
 
 
-@click.group()
+@click.group(cls=Group)
 def transfer() -> None:
     """Transfers between sites: list, watch, steer."""
 

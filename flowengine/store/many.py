@@ -174,6 +174,8 @@ def _load() -> ctypes.CDLL | None:
         interface = library.flow_many_interface
     except (OSError, AttributeError):
         return None
+    if interface() != _INTERFACE:
+        return None
     number, pointer, names = ctypes.c_int64, ctypes.c_void_p, ctypes.c_char_p
     for name, result, arguments in (
         ("flow_many_interface", number, []),
@@ -189,7 +191,7 @@ def _load() -> ctypes.CDLL | None:
     ):
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
-    return library if interface() == _INTERFACE else None
+    return library
 
 
 _library = _load()

@@ -13,7 +13,7 @@ from flowengine.errors import NotFound, UsageError
 from flowengine.store.filesystem import local_error
 from flowengine.units import show_path
 
-__all__ = ["Root", "Selection", "select"]
+__all__ = ["Root", "Selection", "select", "spelling_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,12 @@ class Selection:
         return Selection([Root(self.roots[0].path, name)], self.files_from)
 
 
+def spelling_of(path: bytes) -> str:
+    """What to look at where a path of this machine does not exist."""
+    hint = "check the spelling; relative paths start at the current folder"
+    return f"{hint}, and a place at a site is written SITE:/PATH" if b":" in path else hint
+
+
 def select(paths: list[bytes], files_from: list[bytes] | None = None) -> Selection:
     """The selection that a command line means.
 
@@ -68,10 +74,7 @@ def select(paths: list[bytes], files_from: list[bytes] | None = None) -> Selecti
             if not is_dir:
                 os.lstat(path)
         except FileNotFoundError:
-            raise NotFound(
-                f"source {show_path(path)} does not exist",
-                hint="check the spelling; relative paths start at the current folder",
-            ) from None
+            raise NotFound(f"source {show_path(path)} does not exist", hint=spelling_of(path)) from None
         except NotADirectoryError:
             raise UsageError(
                 f"{show_path(path)} is not a folder",

@@ -172,7 +172,9 @@ def _open_root(path: bytes, *, make: bool) -> int:
         if make:
             os.makedirs(path, exist_ok=True)
         return os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        if make:
+            raise local_error(error, "cannot make the target", path) from error
         return -1
     except (FileExistsError, NotADirectoryError):
         raise LocalError(

@@ -80,7 +80,7 @@ _WHERE: Final = {
 def bottleneck_line(
     source: dict[str, int], target: dict[str, int], elapsed_s: float, threads: dict[str, int]
 ) -> str:
-    """One line that names the stage which was busiest, and how busy the link was.
+    """One line that names the stage which was busiest, and how busy the link was if that shows.
 
     Args:
         source, target: milliseconds per stage at each end (sums over threads).
@@ -100,6 +100,6 @@ def bottleneck_line(
     worst = max(shares, key=lambda name: shares[name])
     place, what = _WHERE[worst]
     line = f"{place}: {what} took {min(shares[worst], 100):.0f} % of the time"
-    if worst != "send":
+    if worst != "send" and shares.get("send", 0) >= 1:
         line += f"; the link was {min(shares.get('send', 0), 100):.0f} % used"
     return line

@@ -137,7 +137,7 @@ def test_a_federation_file(tmp_path: Path) -> None:
         (('name = "b"\nlisten', 'name = "a"\nlisten'), "twice"),
         (('target = "b"', 'target = "c"'), "'c'"),
         (("200Mbit/s", "200"), "200"),
-        (('name = "lab"', 'name = "Lab"'), "regex"),
+        (('name = "lab"', 'name = "Lab"'), "lower-case letters"),
         (("[[site]]", "[[site"), "f.toml"),
     ],
 )

@@ -180,9 +180,12 @@ def _listing(site: str, path: str, answer: Answer) -> Listing:
             raise Denied(f"site {site}: {answer.message}", reason="policy-denied", path=path)
         if answer.reason == "account-unmapped":
             raise Denied(f"site {site}: {answer.message}", reason=answer.reason, path=path)
-        kind = NotFound if answer.reason == "not-found" else PeerError
-        reason = answer.reason if answer.reason in ("not-found", "denied") else "peer"
-        raise kind(f"site {site}: {answer.message or answer.reason}", reason=reason, path=path)
+        told = f"site {site}: {answer.message or answer.reason}"
+        if answer.reason == "not-found":
+            raise NotFound(told, hint=f"flow ls {site}:/ begins at what the site offers", path=path)
+        if answer.reason in ("not-offered", "denied"):
+            raise Denied(told, hint=f"flow ls {site}:/ begins at what the site offers", path=path)
+        raise PeerError(told, hint="the log of the site's agent says more", reason="peer", path=path)
     entries = []
     for name, what, size, mtime_ns in answer.entries:
         try:

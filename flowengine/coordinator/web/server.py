@@ -199,13 +199,24 @@ def _tree() -> dict[str, Any]:
     return root
 
 
+_NAMES: Final = "names have lower-case letters, digits and dashes, 63 at most"
+_WRITTEN: Final = {
+    **dict.fromkeys(("site", "source", "target", "user", "tenant"), _NAMES),
+    "transfer": "it begins with t-: flow transfer ls lists them",
+    "plan": "it begins with p-: flow plan show prints it",
+    "token": "it has eight hexadecimal digits: flow token ls lists them",
+    "handle": "it begins with ap-: flow approval ls lists them",
+    "maintenance": "it begins with m-: flow maintain ls lists them",
+}
+"""What to do about a name in a path that is none, by the kind of name."""
+
+
 def _check_path(name: str, value: str) -> None:
     try:
         msgspec.convert(value, PATH_TYPES[name])
-    except msgspec.ValidationError as error:
-        raise UsageError(
-            f"{value[:100]!r} names no {name}: {error}", hint="look at how it is written"
-        ) from None
+    except msgspec.ValidationError:
+        hint = _WRITTEN.get(name, "look at how it is written; GET /v1/openapi.json has the pattern")
+        raise UsageError(f"{value[:100]!r} is not how a {name} is written", hint=hint) from None
 
 
 def _idempotency_key(request: web.BaseRequest) -> str:
