@@ -1,0 +1,126 @@
+"""Feeds the compiled libraries, built to notice wrong access to memory, with what a peer may send; for test_compiled_memory.
+
+Called as `compiled_memory.py FOLDER SEED ROUNDS`, in a process that has the sanitizers' libraries loaded first.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from flowengine.manifest.entries import FILE, Entry, encode
+
+number, pointer = ctypes.c_int64, ctypes.c_void_p
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = pointer, [ctypes.c_size_t]
+libc.free.argtypes = [pointer]
+SEGMENT_NUMBERS, COLUMN_NUMBERS, CHUNK_BYTES = 8, 5, 36
+KEPT = [
+    b"",
+    b"\x90",
+    b"\xdc\x00\x10",
+    b"\xdd\xff\xff\xff\xff",
+    b"\x91\x9b",
+    b"\x91\x9b\xc5\xff\xff",
+    b"\xc1" * 40,
+]
+
+
+@contextmanager
+def memory(size: int, content: bytes = b"") -> Iterator[int]:
+    """So many bytes and not one more: what touches the next one is noticed."""
+    place = libc.malloc(max(size, 1))
+    ctypes.memmove(place, content, len(content))
+    yield place
+    libc.free(place)
+
+
+def made(rng: random.Random) -> bytes:
+    """A list of entries as a peer encodes it."""
+    entries = []
+    for index in range(rng.choice([1, 2, 15, 16, 17, 300])):
+        lengths = [rng.randrange(1, 99_999) for _ in range(rng.choice([0, 1, 1, 1, 3, 30]))]
+        chunks = b"".join([length.to_bytes(4, "little") + rng.randbytes(32) for length in lengths])
+        mtime_ns = rng.choice([0, -1, -33, 127, 128, 70_000, 2**62, -(2**63), 1_700_000_000 * 10**9])
+        name = b"f%05d" % index + rng.randbytes(rng.randrange(3)).hex().encode()
+        entries.append(Entry(name, FILE, rng.choice([0, 0o644, 0o7777]), mtime_ns, sum(lengths), chunks))
+    return bytes(encode(entries))
+
+
+def damaged(rng: random.Random, data: bytes) -> bytes:
+    """The same with a few bytes changed, gone or added, or cut off."""
+    changed = bytearray(data)
+    for _ in range(rng.choice([1, 1, 2, 5])):
+        at = rng.randrange(len(changed) + 1)
+        kind = rng.randrange(4)
+        if kind == 0:
+            changed[at : at + 1] = rng.randbytes(1)
+        elif kind == 1:
+            del changed[at : at + rng.randrange(1, 20)]
+        elif kind == 2:
+            changed[at:at] = rng.randbytes(rng.randrange(1, 6))
+        else:
+            del changed[at:]
+    return bytes(changed)
+
+
+def look(library: ctypes.CDLL, data: bytes, room: int) -> bool:
+    """Look over bytes of entries, and take their columns where they are good."""
+    with memory(len(data), data) as place, memory(8 * SEGMENT_NUMBERS * room) as out:
+        count = library.flow_segments(place, len(data), 0, 0, out, room)
+        assert count <= room
+        if count <= 0:
+            return False
+        rows = (number * (SEGMENT_NUMBERS * count)).from_address(out)
+        files, chunks = sum(rows[1::SEGMENT_NUMBERS]), sum(rows[3::SEGMENT_NUMBERS])
+        with (
+            memory(len(data)) as names,
+            memory(8 * COLUMN_NUMBERS * files) as numbers,
+            memory(CHUNK_BYTES * chunks) as packed,
+        ):
+            library.flow_columns(place, len(data), names, numbers, packed)
+    return True
+
+
+def cut(library: ctypes.CDLL, rng: random.Random) -> None:
+    """Cut bytes that nothing stands before or behind, in all ways."""
+    size = rng.choice([rng.randrange(1, 400), rng.randrange(1, 60_000)])
+    minimum, average, maximum = rng.choice([(256, 512, 4096), (16_384, 65_536, 262_144), (68, 512, 600)])
+    most = size // minimum + 1
+    with memory(size, rng.choice([rng.randbytes(size), bytes(size)])) as place, memory(4 * most) as lengths:
+        for way in range(library.flow_cut_ways()):
+            library.flow_cut(place, size, minimum, average, maximum, way, lengths, most)
+
+
+def main() -> None:
+    folder, seed, rounds = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    many, cutter = ctypes.CDLL(str(folder / "_many.so")), ctypes.CDLL(str(folder / "_cut.so"))
+    calls: list[tuple[Any, list[Any]]] = [
+        (many.flow_segments, [pointer, number, number, number, pointer, number]),
+        (many.flow_columns, [pointer, number, pointer, pointer, pointer]),
+        (cutter.flow_cut_ways, []),
+        (cutter.flow_cut, [pointer, number, number, number, number, number, pointer, number]),
+    ]
+    for function, arguments in calls:
+        function.restype, function.argtypes = number, arguments
+    rng = random.Random(seed)
+    taken = refused = 0
+    for _ in range(rounds):
+        good = made(rng)
+        assert look(many, good, 1000)
+        for data in [*KEPT, *(damaged(rng, good) for _ in range(30))]:
+            if look(many, data, rng.choice([1, 2, 1000])):
+                taken += 1
+            else:
+                refused += 1
+        cut(cutter, rng)
+    print(f"{taken} taken, {refused} refused")
+
+
+if __name__ == "__main__":
+    main()
