@@ -16,9 +16,10 @@ DRIVER = Path(__file__).with_name("compiled_memory.py")
 @pytest.mark.slow
 def test_compiled_code_stays_within_its_memory(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     checks = ["-fsanitize=address,undefined", "-fno-sanitize=alignment", "-fno-sanitize-recover=all"]
+    # Not optimized: with -O1 gcc 12 leaves reads in loops unchecked.
     for source in (PACKAGE / "store" / "_many.c", PACKAGE / "chunking" / "_cut.c"):
         library = tmp_path / source.with_suffix(".so").name
-        command = ["gcc", "-g", "-O1", "-Wall", "-Werror", *checks, "-fPIC", "-shared"]
+        command = ["gcc", "-g", "-O0", "-Wall", "-Werror", *checks, "-fPIC", "-shared"]
         subprocess.run([*command, "-o", library, source], check=True)
     runtimes = [
         subprocess.run(
