@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from flowengine.cli.federation import json_option, note, open_client, plain, print_table
+from flowengine.cli.federation import json_option, note, open_client, plain
 from flowengine.cli.groups import Group
-from flowengine.errors import Exit, NotFound, UsageError
+from flowengine.cli.statements import (
+    facts_of,
+    print_statements,
+    read_statement,
+    typed_fact,
+    until,
+    write_statement,
+)
+from flowengine.errors import Exit, UsageError
 
 if TYPE_CHECKING:
     from flowengine.api.policies import AgreementInfo
+    from flowengine.trust.statements import Fact
 
 __all__ = ["agreement"]
 
@@ -100,11 +108,11 @@ def sign(
         issued=int(time.time()),
         roots=[_root(text) for text in roots],
         recipients=sorted(set(recipients)) or ["*"],
-        facts=dict(_fact(text) for text in facts),
+        facts=facts_of(facts, _fact),
         expires=None if expires is None else moment(expires),
         withdrawn=withdraw,
     )
-    output.write_bytes(sign_agreement(said, read_private_key(key_file)))
+    write_statement(output, sign_agreement(said, read_private_key(key_file)))
     if as_json:
         print_json(
             {"agreement": os.fspath(output), "id": agreement_id, "number": number, "facts": said.facts}
@@ -121,10 +129,8 @@ def _root(text: str) -> str:
     return f"{site}:{path.rstrip('/') or '/'}"
 
 
-def _fact(text: str) -> tuple[str, bool | int | str | list[str]]:
+def _fact(text: str) -> tuple[str, Fact]:
     """One fact from NAME=VALUE, typed as its attribute is; what a bundle declares itself is taken by its looks."""
-    from flowengine.policy.conditions import LineError
-    from flowengine.policy.reader import fact_value
     from flowengine.policy.vocabulary import ATTRIBUTES
 
     name, mark, raw = text.partition("=")
@@ -139,16 +145,7 @@ def _fact(text: str) -> tuple[str, bool | int | str | list[str]]:
     if "agreement" not in attribute.by:
         known = ", ".join(sorted(name for name, one in ATTRIBUTES.items() if "agreement" in one.by))
         raise UsageError(f"--fact {text!r}: no agreement says {name}", hint=f"they say {known}")
-    shown: object = raw
-    if attribute.type == "set":
-        shown = [word for word in raw.split(",") if word]
-    elif attribute.type == "flag":
-        shown = {"true": True, "false": False}.get(raw, raw)
-    try:
-        value = fact_value(attribute, shown)
-    except LineError as error:
-        raise UsageError(f"--fact {text!r}: {error.message}", hint=error.hint) from None
-    return name, sorted(value) if isinstance(value, frozenset) else value
+    return name, typed_fact(text, raw, attribute)
 
 
 @agreement.command("set")
@@ -158,10 +155,9 @@ def set_(file: Path, as_json: bool) -> int:
     """Hand the signed agreement FILE to the coordinator, which hands it to all sites."""
     from flowengine.cli.output import print_json
 
-    if not file.is_file():
-        raise NotFound(f"there is no agreement {file}", hint="flow agreement sign makes one")
+    document = read_statement(file, "agreement", "flow agreement sign")
     with open_client() as client:
-        made = client.set_agreement(file.read_bytes())
+        made = client.set_agreement(document)
     if as_json:
         print_json(plain(made))
     else:
@@ -179,30 +175,21 @@ def _words(info: AgreementInfo) -> str:
 @json_option
 def ls(as_json: bool) -> int:
     """List all agreements, and which sites have not read them yet."""
-    from flowengine.cli.output import print_json
-
     with open_client() as client:
         found, sites = client.agreements(), client.sites()
-    last = max((one.serial for one in found), default=0)
-    behind = [
-        one.name for one in sites if one.policy.takes and one.state != "revoked" and one.policy.labels < last
-    ]
-    if as_json:
-        print_json({"agreements": plain(found), "behind": behind})
-        return Exit.DONE
-    rows = [
-        (
+    return print_statements(
+        "agreements",
+        found,
+        sites,
+        ("AGREEMENT", "BY", "NUMBER", "DATA", "TO", "SAYS", "UNTIL"),
+        lambda one: (
             one.id,
             one.authority,
             str(one.number),
             ", ".join(one.roots),
             ", ".join(one.recipients),
             _words(one),
-            f"{one.expires:%Y-%m-%d}" if one.expires else "-",
-        )
-        for one in found
-    ]
-    print_table(("AGREEMENT", "BY", "NUMBER", "DATA", "TO", "SAYS", "UNTIL"), rows)
-    if behind:
-        print(f"not everything has arrived yet at: {', '.join(behind)}", file=sys.stderr)
-    return Exit.DONE
+            until(one.expires),
+        ),
+        as_json=as_json,
+    )

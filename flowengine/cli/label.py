@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from flowengine.cli.federation import json_option, note, open_client, plain, print_table
+from flowengine.cli.federation import json_option, note, open_client, plain
 from flowengine.cli.groups import Group
-from flowengine.errors import Exit, NotFound, UsageError
+from flowengine.cli.statements import (
+    facts_of,
+    print_statements,
+    read_statement,
+    typed_fact,
+    until,
+    write_statement,
+)
+from flowengine.errors import Exit, UsageError
 
 if TYPE_CHECKING:
     from flowengine.api.policies import LabelInfo
+    from flowengine.trust.statements import Fact
 
 __all__ = ["label"]
 
@@ -90,11 +98,11 @@ def sign(
         issued=int(time.time()),
         labels=sorted(set(labels)),
         contracts=sorted(set(contracts)),
-        facts=dict(_fact(text) for text in facts),
+        facts=facts_of(facts, _fact),
         expires=None if expires is None else moment(expires),
         withdrawn=withdraw,
     )
-    output.write_bytes(sign_labels(said, read_private_key(key_file)))
+    write_statement(output, sign_labels(said, read_private_key(key_file)))
     if as_json:
         print_json({"statement": os.fspath(output), "owner": owner, "number": number, "labels": said.labels})
     else:
@@ -102,11 +110,9 @@ def sign(
     return Exit.DONE
 
 
-def _fact(text: str) -> tuple[str, bool | int | str | list[str]]:
-    """One fact from NAME=VALUE, typed as its attribute is."""
-    from flowengine.policy.conditions import LineError
+def _fact(text: str) -> tuple[str, Fact]:
+    """One fact from NAME=VALUE."""
     from flowengine.policy.labels import FACTS
-    from flowengine.policy.reader import fact_value
     from flowengine.policy.vocabulary import ATTRIBUTES
 
     name, mark, raw = text.partition("=")
@@ -116,14 +122,7 @@ def _fact(text: str) -> tuple[str, bool | int | str | list[str]]:
         raise UsageError(
             f"--fact {text!r}: not NAME=VALUE with one of {known}", hint="write it like persons=1200"
         )
-    attribute = ATTRIBUTES[name]
-    try:
-        value = fact_value(
-            attribute, [word for word in raw.split(",") if word] if attribute.type == "set" else raw
-        )
-    except LineError as error:
-        raise UsageError(f"--fact {text!r}: {error.message}", hint=error.hint) from None
-    return name, sorted(value) if isinstance(value, frozenset) else value
+    return name, typed_fact(text, raw, ATTRIBUTES[name])
 
 
 @label.command("set")
@@ -133,10 +132,9 @@ def set_(file: Path, as_json: bool) -> int:
     """Hand the signed statement FILE to the coordinator, which hands it to all sites."""
     from flowengine.cli.output import print_json
 
-    if not file.is_file():
-        raise NotFound(f"there is no statement {file}", hint="flow label sign makes one")
+    document = read_statement(file, "statement", "flow label sign")
     with open_client() as client:
-        made = client.set_label(file.read_bytes())
+        made = client.set_label(document)
     if as_json:
         print_json(plain(made))
     else:
@@ -156,28 +154,13 @@ def _words(info: LabelInfo) -> str:
 @json_option
 def ls(site: str | None, as_json: bool) -> int:
     """List all label statements, and which sites have not read them yet."""
-    from flowengine.cli.output import print_json
-
     with open_client() as client:
-        statements, sites = client.labels(site), client.sites()
-    last = max((one.serial for one in statements), default=0)
-    behind = [
-        one.name for one in sites if one.policy.takes and one.state != "revoked" and one.policy.labels < last
-    ]
-    if as_json:
-        print_json({"labels": plain(statements), "behind": behind})
-        return Exit.DONE
-    rows = [
-        (
-            f"{one.site}:{one.path}",
-            one.owner,
-            str(one.number),
-            _words(one),
-            f"{one.expires:%Y-%m-%d}" if one.expires else "-",
-        )
-        for one in statements
-    ]
-    print_table(("DATA", "OWNER", "NUMBER", "LABELS", "UNTIL"), rows)
-    if behind:
-        print(f"not everything has arrived yet at: {', '.join(behind)}", file=sys.stderr)
-    return Exit.DONE
+        found, sites = client.labels(site), client.sites()
+    return print_statements(
+        "labels",
+        found,
+        sites,
+        ("DATA", "OWNER", "NUMBER", "LABELS", "UNTIL"),
+        lambda one: (f"{one.site}:{one.path}", one.owner, str(one.number), _words(one), until(one.expires)),
+        as_json=as_json,
+    )

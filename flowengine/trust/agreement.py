@@ -13,11 +13,10 @@ from typing import Final
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from flowengine.errors import AuthenticationError, UsageError
+from flowengine.errors import AuthenticationError
 from flowengine.policy.agreements import ANYBODY, Agreement
-from flowengine.policy.model import Authority, Value
-from flowengine.trust.envelope import is_signed_by, open_envelope, seal_signed
-from flowengine.trust.labels import root_problem
+from flowengine.policy.model import Authority
+from flowengine.trust.statements import Fact, Form, root_problem, values_of
 from flowengine.units import is_name
 
 __all__ = [
@@ -28,7 +27,6 @@ AGREEMENT_DOMAIN: Final = "flowengine agreement 1"
 MAX_NAMED: Final = 100
 """Roots, recipients and facts that one statement may name, of each."""
 _MAX_ID: Final = 100
-_MAX_NUMBER: Final = 1 << 62
 
 
 class AgreementStatement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -51,13 +49,9 @@ class AgreementStatement(msgspec.Struct, frozen=True, kw_only=True, omit_default
     issued: int
     roots: list[str]
     recipients: list[str]
-    facts: dict[str, bool | int | str | list[str]] = {}
+    facts: dict[str, Fact] = {}
     expires: int | None = None
     withdrawn: bool = False
-
-
-_encode = msgspec.msgpack.Encoder().encode
-_decoder = msgspec.msgpack.Decoder(AgreementStatement)
 
 
 def sign_agreement(said: AgreementStatement, key: Ed25519PrivateKey) -> bytes:
@@ -66,9 +60,7 @@ def sign_agreement(said: AgreementStatement, key: Ed25519PrivateKey) -> bytes:
     Raises:
         UsageError: it says something that nobody would accept.
     """
-    if problem := _problem(said):
-        raise UsageError(f"this agreement cannot be made: {problem}", hint="docs/spec/trust.md has its form")
-    return seal_signed(AGREEMENT_DOMAIN, _encode(said), key)
+    return _FORM.sign(said, key)
 
 
 def verify_agreement(document: bytes, authorities: Mapping[str, Authority]) -> Agreement:
@@ -86,22 +78,18 @@ def verify_agreement(document: bytes, authorities: Mapping[str, Authority]) -> A
             hint="authorities.toml of the bundle lists them; a newer bundle may be on its way",
             reason="agreement-unknown-authority",
         )
-    envelope = open_envelope(document, AGREEMENT_DOMAIN, "agreement-forged", "agreement")
-    if not is_signed_by(envelope, authority.key):
+    if not _FORM.is_signed_by(document, authority.key):
         raise AuthenticationError(
             f"agreement {said.id!r} is not signed with the key of {said.authority!r}",
             hint="the authority signs it again: flow agreement sign",
             reason="agreement-forged",
         )
-    facts: dict[str, Value] = {
-        name: frozenset(value) if isinstance(value, list) else value for name, value in said.facts.items()
-    }
     roots = tuple(
         (site, path.rstrip("/") or "/") for site, _, path in (text.partition(":") for text in said.roots)
     )
     return Agreement(
-        said.id, said.authority, authority.key, said.number, roots, frozenset(said.recipients), facts, said.issued,
-        said.expires, said.withdrawn, sha256(document).hexdigest(),
+        said.id, said.authority, authority.key, said.number, roots, frozenset(said.recipients), values_of(said.facts),
+        said.issued, said.expires, said.withdrawn, sha256(document).hexdigest(),
     )  # fmt: skip
 
 
@@ -111,25 +99,12 @@ def peek_agreement(document: bytes) -> AgreementStatement:
     Raises:
         AuthenticationError: it is none (reason "agreement-forged").
     """
-    envelope = open_envelope(document, AGREEMENT_DOMAIN, "agreement-forged", "agreement")
-    try:
-        said = _decoder.decode(envelope.payload)
-    except (msgspec.MsgspecError, ValueError, RecursionError, OverflowError) as error:
-        raise AuthenticationError(
-            f"an agreement cannot be understood: {error}", reason="agreement-forged"
-        ) from None
-    if problem := _problem(said):
-        raise AuthenticationError(f"an agreement cannot be used: {problem}", reason="agreement-forged")
-    return said
+    return _FORM.peek(document)
 
 
 def _problem(said: AgreementStatement) -> str:
     if not said.authority or not 0 < len(said.id) <= _MAX_ID or not said.id.isprintable():
         return "it names no authority, or has no id of printable letters"
-    if not 0 < said.number < _MAX_NUMBER or not 0 <= said.issued < _MAX_NUMBER:
-        return "its number or time is out of range"
-    if said.expires is not None and not 0 <= said.expires < _MAX_NUMBER:
-        return "its end is out of range"
     if max(len(said.roots), len(said.recipients), len(said.facts)) > MAX_NAMED:
         return f"it has more than {MAX_NAMED} roots, recipients or facts"
     if not said.roots or not said.recipients:
@@ -142,3 +117,6 @@ def _problem(said: AgreementStatement) -> str:
     if odd:
         return f"{odd[0][:60]!r} is no site"
     return ""
+
+
+_FORM: Final = Form(AgreementStatement, AGREEMENT_DOMAIN, "an agreement", "agreement-forged", _problem)

@@ -13,10 +13,9 @@ from typing import Final
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from flowengine.errors import AuthenticationError, UsageError
+from flowengine.errors import AuthenticationError
 from flowengine.policy.labels import FACTS, Labelling
-from flowengine.policy.model import Value
-from flowengine.trust.envelope import is_signed_by, open_envelope, seal_signed
+from flowengine.trust.statements import Fact, Form, root_problem, values_of
 from flowengine.units import is_name
 
 __all__ = [
@@ -24,14 +23,12 @@ __all__ = [
     "MAX_LABELS",
     "LabelStatement",
     "peek_labels",
-    "root_problem",
     "sign_labels",
     "verify_labels",
 ]
 
 LABEL_DOMAIN: Final = "flowengine label statement 1"
 MAX_LABELS: Final = 100
-_MAX_NUMBER: Final = 1 << 62
 
 
 class LabelStatement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -55,13 +52,9 @@ class LabelStatement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     issued: int
     labels: list[str]
     contracts: list[str] = []
-    facts: dict[str, bool | int | str | list[str]] = {}
+    facts: dict[str, Fact] = {}
     expires: int | None = None
     withdrawn: bool = False
-
-
-_encode = msgspec.msgpack.Encoder().encode
-_decoder = msgspec.msgpack.Decoder(LabelStatement)
 
 
 def sign_labels(said: LabelStatement, key: Ed25519PrivateKey) -> bytes:
@@ -70,12 +63,7 @@ def sign_labels(said: LabelStatement, key: Ed25519PrivateKey) -> bytes:
     Raises:
         UsageError: it says something that nobody would accept.
     """
-    problem = _problem(said)
-    if problem:
-        raise UsageError(
-            f"this label statement cannot be made: {problem}", hint="docs/spec/trust.md has its form"
-        )
-    return seal_signed(LABEL_DOMAIN, _encode(said), key)
+    return _FORM.sign(said, key)
 
 
 def verify_labels(document: bytes, owners: Mapping[str, bytes]) -> Labelling:
@@ -96,19 +84,15 @@ def verify_labels(document: bytes, owners: Mapping[str, bytes]) -> Labelling:
             hint="owners.toml of the bundle lists the owners; a newer bundle may be on its way",
             reason="label-unknown-owner",
         )
-    envelope = open_envelope(document, LABEL_DOMAIN, "label-forged", "label statement")
-    if not is_signed_by(envelope, key):
+    if not _FORM.is_signed_by(document, key):
         raise AuthenticationError(
             f"the label statement on {said.site}:{said.path} is not signed with the key of {said.owner!r}",
             hint="the owner signs it again: flow label set",
             reason="label-forged",
         )
-    facts: dict[str, Value] = {
-        name: frozenset(value) if isinstance(value, list) else value for name, value in said.facts.items()
-    }
     return Labelling(
         said.owner, key, said.site, said.path, said.number, said.issued, frozenset(said.labels),
-        frozenset(said.contracts), facts, said.expires, said.withdrawn, sha256(document).hexdigest(),
+        frozenset(said.contracts), values_of(said.facts), said.expires, said.withdrawn, sha256(document).hexdigest(),
     )  # fmt: skip
 
 
@@ -118,27 +102,7 @@ def peek_labels(document: bytes) -> LabelStatement:
     Raises:
         AuthenticationError: it is none (reason "label-forged").
     """
-    envelope = open_envelope(document, LABEL_DOMAIN, "label-forged", "label statement")
-    try:
-        said = _decoder.decode(envelope.payload)
-    except (msgspec.MsgspecError, ValueError, RecursionError, OverflowError) as error:
-        raise AuthenticationError(
-            f"a label statement cannot be understood: {error}", reason="label-forged"
-        ) from None
-    problem = _problem(said)
-    if problem:
-        raise AuthenticationError(f"a label statement cannot be used: {problem}", reason="label-forged")
-    return said
-
-
-def root_problem(path: str) -> str:
-    """Why a path is no root that a statement can be about; empty where it is one."""
-    parts = path.split("/")[1:]
-    if not path.startswith("/") or "\0" in path or (path != "/" and not all(parts)):
-        return "its root is no path like /data/cohort"
-    if any(part in (".", "..") for part in parts):
-        return "its root is no plain path"
-    return ""
+    return _FORM.peek(document)
 
 
 def _problem(said: LabelStatement) -> str:
@@ -146,11 +110,12 @@ def _problem(said: LabelStatement) -> str:
         return "it names no owner or no site"
     if problem := root_problem(said.path):
         return problem
-    if not 0 < said.number < _MAX_NUMBER or not 0 <= said.issued < _MAX_NUMBER:
-        return "its number or time is out of range"
     if len(said.labels) > MAX_LABELS or len(said.contracts) > MAX_LABELS:
         return f"it has more than {MAX_LABELS} labels or contracts"
     odd = sorted(set(said.facts) - FACTS)
     if odd:
         return f"an owner cannot say {odd[0][:60]!r}; known are {', '.join(sorted(FACTS))}"
     return ""
+
+
+_FORM: Final = Form(LabelStatement, LABEL_DOMAIN, "a label statement", "label-forged", _problem)

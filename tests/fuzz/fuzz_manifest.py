@@ -198,20 +198,7 @@ TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
 }
 
 
-def main(arguments: list[str]) -> None:
-    """Run one target under atheris until it stops by itself."""
-    if arguments[1:] == ["--list"]:
-        sys.stdout.write("".join(f"{name}\n" for name in TARGETS))
-        return
-    if len(arguments) < 2 or arguments[1] not in TARGETS:
-        raise SystemExit(f"usage: {arguments[0]} {{{','.join(TARGETS)}}} [libFuzzer options]")
-    import atheris
-    from instrument import instrument_package
-
-    instrument_package(atheris, "flowengine.manifest.")
-    atheris.Setup([arguments[0], *arguments[2:]], TARGETS[arguments[1]])
-    atheris.Fuzz()
-
-
 if __name__ == "__main__":
-    main(sys.argv)
+    from instrument import fuzz
+
+    fuzz(sys.argv, TARGETS, "flowengine.manifest.")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from sqlalchemy import select
+from sqlalchemy import Table, and_, select
 
 from flowengine.api.policies import AgreementInfo, LabelInfo, PolicyBundle
 from flowengine.coordinator.database.policies import (
@@ -17,7 +17,7 @@ from flowengine.coordinator.database.policies import (
     show_bundle,
     show_label,
 )
-from flowengine.coordinator.database.tables import agreements, bundles, labels, sites
+from flowengine.coordinator.database.tables import AnyRow, agreements, bundles, labels, sites
 from flowengine.coordinator.database.transactions import Writing, json_text
 from flowengine.errors import FlowError, IntegrityError, UsageError
 from flowengine.policy.agreements import ANYBODY, Agreement, may_say, speaks_for
@@ -93,27 +93,9 @@ def keep_label(writing: Writing, document: bytes, owners: Mapping[str, bytes], u
         FlowError: a later one of this owner on this root is there already (reason "conflict").
     """
     said = verify_labels(document, owners)
-    here = (labels.c.owner == said.owner) & (labels.c.site == said.site) & (labels.c.path == said.path)
-    before = writing.connection.execute(select(labels.c.number).where(here)).scalar()
-    if before is not None and before >= said.number:
-        raise FlowError(
-            f"statement {said.number} of {said.owner} on {said.site}:{said.path} is not later than {before}",
-            hint="sign it again with a higher number: flow label sign --number",
-            reason="conflict",
-        )
-    serial = writing.count_up("label")
-    values = {
-        "serial": serial,
-        "number": said.number,
-        "document": document,
-        "added": writing.now,
-        "added_by": user,
-    }
-    if before is None:
-        values |= {"owner": said.owner, "site": said.site, "path": said.path}
-        writing.connection.execute(labels.insert().values(**values))
-    else:
-        writing.connection.execute(labels.update().where(here).values(**values))
+    about = {"owner": said.owner, "site": said.site, "path": said.path}
+    shown = f"{said.owner} on {said.site}:{said.path}"
+    row = _keep(writing, labels, about, said.number, document, user, shown, "flow label sign")
     writing.emit(
         "label.set",
         site=said.site,
@@ -124,7 +106,7 @@ def keep_label(writing: Writing, document: bytes, owners: Mapping[str, bytes], u
         labels=sorted(said.labels),
         wake=_all_sites(writing),
     )
-    return show_label(writing.connection.execute(select(labels).where(here)).one())
+    return show_label(row)
 
 
 def keep_agreement(writing: Writing, document: bytes, policies: PolicySet | None, user: str) -> AgreementInfo:
@@ -141,26 +123,9 @@ def keep_agreement(writing: Writing, document: bytes, policies: PolicySet | None
     said = verify_agreement(document, authorities)
     assert policies is not None
     _check_agreement(said, policies, authorities[said.authority])
-    here = (agreements.c.authority == said.authority) & (agreements.c.id == said.id)
-    before = writing.connection.execute(select(agreements.c.number).where(here)).scalar()
-    if before is not None and before >= said.number:
-        raise FlowError(
-            f"statement {said.number} of {said.authority} on {said.id} is not later than {before}",
-            hint="sign it again with a higher number: flow agreement sign --number",
-            reason="conflict",
-        )
-    values = {
-        "serial": writing.count_up("label"),
-        "number": said.number,
-        "document": document,
-        "added": writing.now,
-        "added_by": user,
-    }
-    if before is None:
-        values |= {"authority": said.authority, "id": said.id}
-        writing.connection.execute(agreements.insert().values(**values))
-    else:
-        writing.connection.execute(agreements.update().where(here).values(**values))
+    about = {"authority": said.authority, "id": said.id}
+    shown = f"{said.authority} on {said.id}"
+    row = _keep(writing, agreements, about, said.number, document, user, shown, "flow agreement sign")
     writing.emit(
         "agreement.set",
         user=user,
@@ -170,7 +135,48 @@ def keep_agreement(writing: Writing, document: bytes, policies: PolicySet | None
         withdrawn=said.withdrawn,
         wake=_all_sites(writing),
     )
-    return show_agreement(writing.connection.execute(select(agreements).where(here)).one())
+    return show_agreement(row)
+
+
+def _keep(
+    writing: Writing,
+    table: Table,
+    about: Mapping[str, str],
+    number: int,
+    document: bytes,
+    user: str,
+    shown: str,
+    made_by: str,
+) -> AnyRow:
+    """Keep a statement in place of an earlier one about the same; gives its row.
+
+    Args:
+        about: the columns that tell what it is about, and whose word it is.
+        shown, made_by: the same in words, and the command that signs one.
+
+    Raises:
+        FlowError: a later one is there already (reason "conflict").
+    """
+    here = and_(*(table.c[name] == value for name, value in about.items()))
+    before = writing.connection.execute(select(table.c.number).where(here)).scalar()
+    if before is not None and before >= number:
+        raise FlowError(
+            f"statement {number} of {shown} is not later than {before}",
+            hint=f"sign it again with a higher number: {made_by} --number",
+            reason="conflict",
+        )
+    values = {
+        "serial": writing.count_up("label"),
+        "number": number,
+        "document": document,
+        "added": writing.now,
+        "added_by": user,
+    }
+    if before is None:
+        writing.connection.execute(table.insert().values(**values, **about))
+    else:
+        writing.connection.execute(table.update().where(here).values(**values))
+    return writing.connection.execute(select(table).where(here)).one()
 
 
 def _check_agreement(said: Agreement, policies: PolicySet, authority: Authority) -> None:

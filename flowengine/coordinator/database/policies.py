@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Column, ColumnElement, Connection, LargeBinary, func, select
+from sqlalchemy import Column, ColumnElement, Connection, LargeBinary, Select, Table, func, select
 
 from flowengine.api.policies import AgreementInfo, LabelInfo, PolicyBundle
 from flowengine.coordinator.database.people import moment, optional_moment
@@ -17,8 +17,8 @@ from flowengine.errors import AuthenticationError
 from flowengine.policy.agreements import Agreement
 from flowengine.policy.labels import Inherited, overlaps
 from flowengine.policy.model import Authority
-from flowengine.trust.agreement import peek_agreement, verify_agreement
-from flowengine.trust.labels import peek_labels
+from flowengine.trust.agreement import AgreementStatement, peek_agreement, verify_agreement
+from flowengine.trust.labels import LabelStatement, peek_labels
 
 __all__ = [
     "ABOUT_BUNDLES",
@@ -91,55 +91,58 @@ def show_bundle(row: AnyRow, in_force: int) -> PolicyBundle:
     )
 
 
+def _said(row: AnyRow, said: LabelStatement | AgreementStatement) -> dict[str, Any]:
+    """What lists show of labels and agreements alike."""
+    return {
+        "serial": row.serial,
+        "number": said.number,
+        "facts": dict(said.facts),
+        "issued": moment(said.issued),
+        "expires": optional_moment(said.expires),
+        "withdrawn": said.withdrawn,
+        "added": moment(row.added),
+        "added_by": row.added_by,
+    }
+
+
 def show_label(row: AnyRow) -> LabelInfo:
     """A label statement as the API shows it."""
     said = peek_labels(row.document)
     return LabelInfo(
-        serial=row.serial,
         owner=said.owner,
         site=said.site,
         path=said.path,
-        number=said.number,
         labels=said.labels,
         contracts=said.contracts,
-        facts=dict(said.facts),
-        issued=moment(said.issued),
-        expires=optional_moment(said.expires),
-        withdrawn=said.withdrawn,
-        added=moment(row.added),
-        added_by=row.added_by,
+        **_said(row, said),
     )
-
-
-def label_rows(connection: Connection, after: int, limit: int, site: str | None = None) -> Sequence[AnyRow]:
-    """Label statements in the order of their serials."""
-    query = select(labels).where(labels.c.serial > after).order_by(labels.c.serial).limit(limit)
-    return connection.execute(query if site is None else query.where(labels.c.site == site)).all()
 
 
 def show_agreement(row: AnyRow) -> AgreementInfo:
     """An agreement as the API shows it."""
     said = peek_agreement(row.document)
     return AgreementInfo(
-        serial=row.serial,
         authority=said.authority,
         id=said.id,
-        number=said.number,
         roots=said.roots,
         recipients=said.recipients,
-        facts=dict(said.facts),
-        issued=moment(said.issued),
-        expires=optional_moment(said.expires),
-        withdrawn=said.withdrawn,
-        added=moment(row.added),
-        added_by=row.added_by,
+        **_said(row, said),
     )
+
+
+def _rows(table: Table, after: int, limit: int) -> Select[Any]:
+    return select(table).where(table.c.serial > after).order_by(table.c.serial).limit(limit)
+
+
+def label_rows(connection: Connection, after: int, limit: int, site: str | None = None) -> Sequence[AnyRow]:
+    """Label statements in the order of their serials."""
+    query = _rows(labels, after, limit)
+    return connection.execute(query if site is None else query.where(labels.c.site == site)).all()
 
 
 def agreement_rows(connection: Connection, after: int, limit: int) -> Sequence[AnyRow]:
     """Agreements in the order of their serials."""
-    query = select(agreements).where(agreements.c.serial > after).order_by(agreements.c.serial).limit(limit)
-    return connection.execute(query).all()
+    return connection.execute(_rows(agreements, after, limit)).all()
 
 
 def statement_rows(connection: Connection, after: int, limit: int) -> list[AnyRow]:
