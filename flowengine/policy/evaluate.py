@@ -14,9 +14,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import tzinfo
+from functools import cached_property, partial
 from typing import Final
 
-from flowengine.policy.compile import Namespace, all_expression, any_expression, line_expression
+from flowengine.policy.compile import (
+    Namespace,
+    all_expression,
+    any_expression,
+    line_expression,
+    policy_function,
+)
 from flowengine.policy.merge import Collision, Merged, merge, timed_collision
 from flowengine.policy.model import (
     FALSE,
@@ -43,11 +50,7 @@ _MERGE_CACHE_ENTRIES: Final = 8192
 
 
 class CompiledRule:
-    """A rule ready to evaluate: `run` gives its row from `facts.get`; `leaves` the truth of one line each."""
-
-    __slots__ = (
-        "index", "is_forbid", "is_permit", "leaves", "lines", "rule", "run", "unless", "when", "when_count",
-    )  # fmt: skip
+    """A rule whose parts can be evaluated apart, which tables and analyses do; they are compiled when first asked for."""
 
     def __init__(self, policies: PolicySet, policy: Policy, rule: Rule, index: int) -> None:
         self.rule = rule
@@ -56,23 +59,39 @@ class CompiledRule:
         self.is_permit = rule.effect == "permit"
         self.lines = tuple(line for part in (*rule.when, *rule.unless) for line in leaves(part))
         self.when_count = sum(1 for part in rule.when for _ in leaves(part))
-        names = Namespace(rule=self)
+        self._policies = policies
+        self._policy = policy
+
+    @cached_property
+    def leaves(self) -> tuple[Leaf, ...]:
+        """The truth of one line each."""
+        names = Namespace()
         # Staleness matters where truth permits: in a permit's condition, in the exception of the others.
         truths = [
-            line_expression(policies, policy, line, self.is_permit == (position < self.when_count), names)
+            line_expression(
+                self._policies, self._policy, line, self.is_permit == (position < self.when_count), names
+            )
             for position, line in enumerate(self.lines)
         ]
-        when = all_expression(rule.when, 0, len(self.lines))
-        unless = any_expression(rule.unless, self.when_count)
-        self.leaves: tuple[Leaf, ...] = tuple(names.function(f"lambda get: {truth}") for truth in truths)
-        self.when: Combiner = names.function(f"lambda t: {when}")
-        self.unless: Combiner = names.function(f"lambda t: {unless}")
-        self.run: Callable[[Getter], Row] = names.function(
-            f"lambda get: (rule, (t := [{', '.join(truths)}]), {when}, {unless})"
-        )
+        return tuple(names.function(f"lambda get: {truth}") for truth in truths)
+
+    @cached_property
+    def when(self) -> Combiner:
+        """The truth of the condition by those of all lines."""
+        return _combiner(all_expression(self.rule.when, 0, len(self.lines)))
+
+    @cached_property
+    def unless(self) -> Combiner:
+        """The truth of the exceptions by those of all lines."""
+        return _combiner(any_expression(self.rule.unless, self.when_count))
 
 
-Row = tuple[CompiledRule, list[int], int, int]
+def _combiner(expression: str) -> Combiner:
+    made: Combiner = Namespace().function(f"lambda t: {expression}")
+    return made
+
+
+Row = tuple[CompiledRule, Sequence[int], int, int]
 """A rule, the truths of its lines, of `when` and of `unless`: what the evaluator writes down for every rule."""
 
 
@@ -95,7 +114,7 @@ class RuleTrace:
         return self._row[0].rule
 
     @property
-    def truths(self) -> list[int]:
+    def truths(self) -> Sequence[int]:
         """The truth of every line, of the condition first and then of the exceptions."""
         return self._row[1]
 
@@ -126,36 +145,49 @@ class RuleTrace:
 
 
 class CompiledPolicy:
-    """The rules of a policy for one use; `run_scope` gives the truth of its scope and of the scope's lines."""
-
-    __slots__ = (
-        "_silent", "policy", "rules", "run_scope", "runs", "scope", "scope_leaves", "scope_lines", "unlisted_deny",
-    )  # fmt: skip
+    """The rules of a policy for one use; `run` makes the trace of it from `facts.get`."""
 
     def __init__(self, policies: PolicySet, policy: Policy, rules: tuple[CompiledRule, ...]) -> None:
         self.policy = policy
         self.rules = rules
-        self.runs = tuple(rule.run for rule in rules)
         self.unlisted_deny = policy.unlisted == "deny"
         self.scope_lines = tuple(line for part in policy.scope for line in leaves(part))
-        names = Namespace()
-        truths = [line_expression(policies, policy, line, False, names) for line in self.scope_lines]
-        scope = all_expression(policy.scope, 0, len(truths))
-        self.scope_leaves: tuple[Leaf, ...] = tuple(
-            names.function(f"lambda get: {truth}") for truth in truths
+        self._policies = policies
+        self.run: Callable[[Getter], PolicyTrace] = policy_function(
+            policies,
+            policy,
+            [rule.rule for rule in rules],
+            Namespace(
+                rules=rules,
+                fires=RuleTrace,
+                silent=_Silent(self).__getitem__,
+                trace=partial(PolicyTrace, self),
+            ),
         )
-        self.scope: Combiner = names.function(f"lambda t: {scope}")
-        self.run_scope: Callable[[Getter], tuple[list[int], int]] = names.function(
-            f"lambda get: ((t := [{', '.join(truths)}]), {scope})"
-        )
-        self._silent: dict[tuple[int, ...], PolicyTrace] = {}
 
-    def silent(self, truths: list[int]) -> PolicyTrace:
-        """The trace of a policy that is out of scope: one for each combination of truths of its scope."""
-        key = tuple(truths)
-        found = self._silent.get(key)
-        if found is None:
-            found = self._silent[key] = PolicyTrace(self, FALSE, truths, _NO_ROWS, _NONE, _NONE, _NONE)
+    @cached_property
+    def scope_leaves(self) -> tuple[Leaf, ...]:
+        """The truth of one line of the scope each."""
+        names = Namespace()
+        truths = [
+            line_expression(self._policies, self.policy, line, False, names) for line in self.scope_lines
+        ]
+        return tuple(names.function(f"lambda get: {truth}") for truth in truths)
+
+    @cached_property
+    def scope(self) -> Combiner:
+        """The truth of the scope by those of its lines."""
+        return _combiner(all_expression(self.policy.scope, 0, len(self.scope_lines)))
+
+
+class _Silent(dict[tuple[int, ...], "PolicyTrace"]):
+    """The traces of a policy that is out of scope: one for each combination of truths of its scope."""
+
+    def __init__(self, compiled: CompiledPolicy) -> None:
+        self._compiled = compiled
+
+    def __missing__(self, truths: tuple[int, ...]) -> PolicyTrace:
+        found = self[truths] = PolicyTrace(self._compiled, FALSE, truths, _NO_ROWS, _NONE, _NONE, _NONE)
         return found
 
 
@@ -168,7 +200,7 @@ class PolicyTrace:
         self,
         compiled: CompiledPolicy,
         scope: int,
-        scope_truths: list[int],
+        scope_truths: Sequence[int],
         rows: Sequence[Row],
         permits: Sequence[RuleTrace],
         forbids: Sequence[RuleTrace],
@@ -262,6 +294,7 @@ class Engine:
         self._compiled_shadow = {
             use: [self._compile(policy, use) for policy in self.shadowed] for use in USES
         }
+        self._runs = {use: [compiled.run for compiled in found] for use, found in self.compiled.items()}
         self._merged: dict[tuple[int, ...], Merged] = {}
 
     def _compile(self, policy: Policy, use: str) -> CompiledPolicy:
@@ -280,7 +313,8 @@ class Engine:
             facts: Known facts by attribute name, resolved and with closed labels; what is absent is unknown.
             can: What the agent that would carry out the duties can do; None where that is not asked (analysis).
         """
-        traces = [evaluate(compiled, facts) for compiled in self.compiled[use]]
+        get = facts.get
+        traces = [run(get) for run in self._runs[use]]
         shadowed = self._compiled_shadow[use]
         shadow = [evaluate(compiled, facts) for compiled in shadowed] if shadowed else []
         decision = Decision(use, facts, can, traces, shadow)
@@ -387,15 +421,14 @@ class Engine:
 
 def evaluate(compiled: CompiledPolicy, facts: Facts) -> PolicyTrace:
     """One policy on facts: the truth of every line of its scope and, unless that is false, of its rules."""
-    get = facts.get
-    truths, scope = compiled.run_scope(get)
-    if scope == FALSE:
-        return compiled.silent(truths)
-    return _fire(compiled, scope, truths, [run(get) for run in compiled.runs])
+    return compiled.run(facts.get)
 
 
 def judge(
-    compiled: CompiledPolicy, scope: int, scope_truths: list[int], truths_of_rules: Sequence[list[int]]
+    compiled: CompiledPolicy,
+    scope: int,
+    scope_truths: Sequence[int],
+    truths_of_rules: Sequence[Sequence[int]],
 ) -> PolicyTrace:
     """What a policy comes to when the lines of its rules have these truths."""
     rules = zip(compiled.rules, truths_of_rules, strict=True)
@@ -403,7 +436,7 @@ def judge(
     return _fire(compiled, scope, scope_truths, rows)
 
 
-def _fire(compiled: CompiledPolicy, scope: int, scope_truths: list[int], rows: list[Row]) -> PolicyTrace:
+def _fire(compiled: CompiledPolicy, scope: int, scope_truths: Sequence[int], rows: list[Row]) -> PolicyTrace:
     """Which rules fire: permits that are sure, others unless surely not."""
     permits: list[RuleTrace] = []
     forbids: list[RuleTrace] = []
