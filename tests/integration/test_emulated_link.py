@@ -11,7 +11,7 @@ import pytest
 
 from perf.link import ADDRESSES, Link, LinkError, LinkSpec, parse_spec
 
-pytestmark = [pytest.mark.root, pytest.mark.slow]
+pytestmark = [pytest.mark.root, pytest.mark.alone, pytest.mark.slow]
 
 SERVER = """
 import socket, sys

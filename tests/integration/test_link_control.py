@@ -12,7 +12,7 @@ from support import MIB, Flow, assert_same, random_file, wait_until
 from flowengine.transfer.streams import stream_count
 from perf.link import ADDRESSES, Link, LinkSpec
 
-pytestmark = [pytest.mark.root, pytest.mark.slow]
+pytestmark = [pytest.mark.root, pytest.mark.alone, pytest.mark.slow]
 
 FIRST_STREAMS = stream_count(0.06, 0, congestion="reno")
 

@@ -12,7 +12,7 @@ import pytest
 from perf.route_sites import MBIT, RouteSite, RouteSites, wait_for
 from tests.overlay import overlay
 
-pytestmark = [pytest.mark.root, pytest.mark.slow]
+pytestmark = [pytest.mark.root, pytest.mark.alone, pytest.mark.slow]
 
 SITES = ["s", "t", "r", "q", "p"]
 RELAYS = "rqp"

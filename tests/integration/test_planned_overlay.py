@@ -21,7 +21,7 @@ from support import MIB, free_port, wait_until
 from flowengine.api.links import ProbeRequest
 from tests.overlay import HUB, overlay
 
-pytestmark = [pytest.mark.root, pytest.mark.slow]
+pytestmark = [pytest.mark.root, pytest.mark.alone, pytest.mark.slow]
 
 MBIT = 1_000_000
 SITES = {"s": "FR", "t": "DE", "r": "NL", "q": "NL", "p": "US", "u": "DE"}
