@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support import random_file
 
 from perf.route_sites import MBIT, RouteSite, RouteSites, wait_for
 from tests.overlay import overlay
@@ -38,7 +38,7 @@ def sites(tmp_path: Path) -> Iterator[RouteSites]:
 def fill(site: RouteSite, files: int) -> None:
     """So many files of 16 MiB, as datasets of shards are."""
     for number in range(files):
-        (site.folder / f"data/shard-{number:03d}").write_bytes(os.urandom(1 << 24))
+        random_file(site.folder / f"data/shard-{number:03d}", 1 << 24, seed=number)
 
 
 def test_three_routes_carry_700_mbit_and_one_dies(sites: RouteSites) -> None:
