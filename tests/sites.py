@@ -210,7 +210,7 @@ class Federation:
 def federation(
     folder: Path, *sites: str, options: list[str] | None = None, host: str = "127.0.0.1"
 ) -> Iterator[Federation]:
-    """A federation that runs while the block lasts; whatever still runs then is killed.
+    """A federation that runs while the block lasts, its sites started at once; whatever still runs then is killed.
 
     Args:
         host: where the coordinator listens.
@@ -222,7 +222,9 @@ def federation(
         with coordinator.client() as client:
             made = Federation(coordinator, client, folder=folder)
             for site in sites:
-                made.add(site)
+                made.make(site).start(ready=False)
+            for agent in made.sites.values():
+                agent.wait_ready()
             yield made
     finally:
         for running in [*(made.sites.values() if made else []), coordinator]:

@@ -63,7 +63,6 @@ def test_it_serves_until_it_is_stopped_and_only_once(flow: Flow, tmp_path: Path)
         assert b"sqlite" not in Path(f"/proc/{coordinator}/cmdline").read_bytes()
         os.kill(running.pid, signal.SIGINT)
         assert running.finish().code == 0
-    flow("up", path, "--once", "true")
 
 
 @pytest.mark.parametrize("victim", ["coordinator", "b"])

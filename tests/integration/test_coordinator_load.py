@@ -17,7 +17,6 @@ from support import until
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio]
 
 TENANTS = 5
-AGENTS = 20
 MIB = 1 << 20
 QUICK = ("--lease-s", "2", "--offline-s", "3")
 """Terms with which what a death leaves behind is found soon."""
@@ -132,15 +131,17 @@ async def end(tasks: list[asyncio.Task[None]]) -> None:
             await task
 
 
-async def test_many_transfers_of_5_tenants_over_20_agents(
+async def test_many_transfers_of_5_tenants_over_many_agents(
     state: str, tmp_path: Path, pytestconfig: pytest.Config
 ) -> None:
-    # 200 is what is promised; on PostgreSQL, whose server takes as much time as the coordinator, every day fewer.
-    count = 200 if state.startswith("sqlite") or pytestconfig.getoption("--full") else 50
+    """200 transfers and 20 agents are what is promised; every day it is half of that, and on PostgreSQL, whose server
+    takes as much time as the coordinator, a quarter.
+    """
+    count = 200 if pytestconfig.getoption("--full") else 100 if state.startswith("sqlite") else 50
     coordinator = Coordinator(state, tmp_path / "secrets")
     with running(coordinator):
         lab = Lab([coordinator], tmp_path)
-        admin, users, agents, log = await federation(lab, AGENTS, size=4 * MIB)
+        admin, users, agents, log = await federation(lab, count // 10, size=4 * MIB)
         ids = await queue(users, agents, count, random.Random(7))
         tasks = await run_agents(agents)
         ended = await until_all_ended(admin, count, 300)
@@ -152,8 +153,7 @@ async def test_many_transfers_of_5_tenants_over_20_agents(
     assert all(item["counters"]["bytes_done"] == 4 * MIB for item in ended)
     assert check_one_holder_at_a_time(history) == count
     check_never_held_twice(log)
-    if count == 200:  # with fewer, a site has two or three tasks to choose from: chance says who comes first
-        check_fair(history, {transfer: number % TENANTS for number, transfer in enumerate(ids)})
+    check_fair(history, {transfer: number % TENANTS for number, transfer in enumerate(ids)})
     print(f"the coordinator had {own / MIB:.0f} MiB at most, its planner's process {planner / MIB:.0f}")
     assert own < 150 * MIB, f"{own / MIB:.0f} MiB"
     assert planner > 0, "nothing was planned"
