@@ -113,10 +113,6 @@ class Hub:
             if not self._agents[site]:
                 del self._agents[site]
 
-    def connected(self) -> list[str]:
-        """Sites whose agents have a stream here."""
-        return list(self._agents)
-
     def news(self) -> asyncio.Event:
         """An event that is set at the next news: take it before reading the database, wait for it after."""
         return self._news

@@ -24,7 +24,7 @@ from flowengine.policy.model import (
     leaves,
 )
 from flowengine.policy.outcomes import Outcome, negated, outcome, product
-from flowengine.policy.phrases import KINDS, LANGUAGES, USE_NAMES, duty_text, line_text, moment_text
+from flowengine.policy.phrases import KINDS, LANGUAGES, duty_text, line_text, moment_text
 from flowengine.policy.reasons import failing_lines, nearest_permit, reasons, unknown_lines
 
 __all__ = [
@@ -394,8 +394,3 @@ def _instants(line: Line, facts: Mapping[str, Value]) -> list[int]:
     if isinstance(line.right, Literal):
         values.append(line.right.value)
     return [value for value in values if isinstance(value, int)]
-
-
-def use_text(use: str, language: str) -> str:
-    """The name of a use."""
-    return USE_NAMES[use][LANGUAGES.index(language)]

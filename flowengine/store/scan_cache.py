@@ -250,11 +250,6 @@ class ScanCache:
             ],
         )
 
-    def forget_pieces(self, identity: Identity) -> None:
-        """Drop what is known of an inode: it turned out to be wrong."""
-        key = (_s(identity.dev), _s(identity.ino))
-        self._write(key, [("DELETE FROM piece WHERE dev=? AND ino=?", [key])])
-
     def close(self) -> None:
         """Write what waits and close the database."""
         self.flush()

@@ -368,11 +368,6 @@ class UnitPacker:
     def __init__(self) -> None:
         self._unit = Unit()
 
-    @property
-    def pending_bytes(self) -> int:
-        """Bytes in the unit that is not full yet."""
-        return self._unit.raw_bytes
-
     def add(self, hold: Hold, index: int, count: int) -> Iterator[Unit]:
         """Add a run; gives the units that it fills."""
         lengths = hold.lengths

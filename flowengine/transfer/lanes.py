@@ -106,11 +106,6 @@ class Credit:
         self._used = 0
         self._closed = False
 
-    @property
-    def in_flight_bytes(self) -> int:
-        """Bytes sent whose receipt is still out."""
-        return self._used
-
     def try_take(self, size_bytes: int) -> bool:
         """Take credit if there is enough now. A unit larger than the window passes when nothing is in flight."""
         with self._condition:

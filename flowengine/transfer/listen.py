@@ -227,12 +227,6 @@ class Listener:
         """The port, once it is bound."""
         return self._port
 
-    def close_bound(self) -> None:
-        """Close the listening sockets in this process (after a fork, in the one that does not serve)."""
-        for sock in self._bound:
-            sock.close()
-        self._bound = []
-
     async def serve(self, handler: Handler, *, max_connections: int = 256) -> None:
         """Accept until cancelled; each client's request is handled in its own task.
 

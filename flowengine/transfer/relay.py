@@ -144,10 +144,6 @@ class Relay:
             for hop_id, p in self._passages.items()
         ]
 
-    def owns(self, hop_id: bytes) -> bool:
-        """Whether a hop leads through here."""
-        return hop_id in self._passages
-
     def drop_revoked(self) -> None:
         """End what passes between neighbours of which one's certificate was revoked."""
         for passage in self._passages.values():

@@ -41,10 +41,6 @@ class StageClock:
         """Seconds since this clock was made."""
         return (perf_counter_ns() - self.started_ns) / 1e9
 
-    def busy_s(self, name: str) -> float:
-        """Seconds of one stage, over all threads."""
-        return sum(stage.busy_ns for stage in self._stages if stage.name == name) / 1e9
-
     def busy_ms(self) -> dict[str, int]:
         """Milliseconds per stage, over all threads."""
         totals: dict[str, int] = {}

@@ -165,14 +165,6 @@ def last_activated(connection: Connection) -> str:
     return "" if line is None else str(msgspec.json.decode(line)["bundle"])
 
 
-def find_values(connection: Connection) -> list[tuple[str, str, object]]:
-    """Digest, name and value of what the chain only shows digests of."""
-    return [
-        (row.digest, row.name, msgspec.json.decode(row.value))
-        for row in connection.execute(select(evidence_values))
-    ]
-
-
 def take_checkpoint(writing: Writing, site: str, document: bytes, anchors_pem: str) -> Checkpoint:
     """Keep a checkpoint of a site's chain, and compare it with those that are here.
 
