@@ -13,7 +13,19 @@ from msgspec import Meta
 
 from flowengine.units import NAME_PATTERN
 
-__all__ = ["Name", "Page", "Problem", "Rate", "Request", "Resource", "SitePath", "Size", "Text", "Word"]
+__all__ = [
+    "Name",
+    "Page",
+    "Problem",
+    "Rate",
+    "Request",
+    "Resource",
+    "SitePath",
+    "Size",
+    "Text",
+    "Word",
+    "in_words",
+]
 
 Name: TypeAlias = Annotated[str, Meta(pattern=NAME_PATTERN)]
 """Name of a site, tenant or user: as a DNS label."""
@@ -51,3 +63,25 @@ class Page(Resource):
 
     items: list[Any]
     next: str = ""
+
+
+def in_words(error: msgspec.ValidationError) -> str:
+    """What is wrong with a value, for people; where it stands is told at the end.
+
+    >>> try:
+    ...     msgspec.convert("Lab", Name)
+    ... except msgspec.ValidationError as error:
+    ...     in_words(error)
+    'a name has lower-case letters, digits and dashes, 63 at most, and no dash at an end'
+    """
+    for said, told in (
+        (
+            f"Expected `str` matching regex {NAME_PATTERN!r}",
+            "a name has lower-case letters, digits and dashes, 63 at most, and no dash at an end",
+        ),
+        ("Object contains unknown field", "there is no such key as"),
+        ("Object missing required field", "what is missing is"),
+    ):
+        if str(error).startswith(said):
+            return told + str(error).removeprefix(said)
+    return str(error)

@@ -12,6 +12,7 @@ import click
 from flowengine.cli.groups import Group
 from flowengine.cli.policy_options import print_json
 from flowengine.errors import Exit
+from flowengine.units import format_count
 
 if TYPE_CHECKING:
     from flowengine.evidence.chain import Record
@@ -138,7 +139,9 @@ def _verify_site(site: str, ca: Path | None, as_json: bool) -> int:
         click.echo("  records     stay at the site; there the same command evaluates each decision anew")
         for finding in verdict.findings:
             click.echo(f"  WRONG       {finding.what}: {finding.text}")
-        click.echo(f"{len(verdict.findings)} findings" if verdict.findings else "they are of one history")
+        click.echo(
+            format_count(len(verdict.findings), "finding") if verdict.findings else "they are of one history"
+        )
     return Exit.INTEGRITY if verdict.findings else Exit.DONE
 
 
@@ -182,7 +185,7 @@ def _print_verdict(said: dict[str, Any], verdict: dict[str, Any]) -> None:
     for finding in verdict["findings"]:
         click.echo(f"  WRONG       {finding['what']}: {finding['text']}")
     click.echo(
-        f"{len(verdict['findings'])} findings"
+        format_count(len(verdict["findings"]), "finding")
         if verdict["findings"]
         else "nothing is wrong with what is there"
     )

@@ -13,11 +13,10 @@ from msgspec import Meta
 
 from flowengine.api.links import LimitWindow, LinkRequest
 from flowengine.api.people import TenantRequest
-from flowengine.api.schema import Name, SitePath
+from flowengine.api.schema import Name, SitePath, in_words
 from flowengine.api.sites import Fact, SiteRequest
 from flowengine.cli.limit import parse_rate, parse_window
 from flowengine.errors import NotFound, UsageError
-from flowengine.units import NAME_PATTERN
 
 __all__ = ["Federation", "SiteEntry", "read_federation"]
 
@@ -110,15 +109,6 @@ class Federation:
 _DESCRIBED: Final = "docs/reference/federation-file.md describes the file"
 
 
-def _in_words(error: msgspec.ValidationError) -> str:
-    """What is wrong in the file, without patterns; where it is wrong stands at the end."""
-    said = str(error).replace("Object contains", "it has an").replace("unknown field", "unknown key")
-    return said.replace(
-        f"Expected `str` matching regex {NAME_PATTERN!r}",
-        "a name has lower-case letters, digits and dashes, 63 at most, and no dash at an end",
-    )
-
-
 def read_federation(path: Path) -> Federation:
     """The federation that a file describes.
 
@@ -137,7 +127,7 @@ def read_federation(path: Path) -> Federation:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is no TOML: {error}", hint=_DESCRIBED) from None
     except msgspec.ValidationError as error:
-        raise UsageError(f"{path}: {_in_words(error)}", hint=_DESCRIBED) from None
+        raise UsageError(f"{path}: {in_words(error)}", hint=_DESCRIBED) from None
     base = path.resolve().parent
     names = [site.name for site in found.site]
     _refuse_twice(path, "site", names)

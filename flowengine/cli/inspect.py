@@ -96,9 +96,10 @@ def _list_site(location: str, as_json: bool) -> int:
         return Exit.DONE
     letters = {"directory": "d", "file": "-", "link": "l"}
     for entry in listing.entries:
-        when = entry.mtime.astimezone().strftime("%Y-%m-%d %H:%M")
+        # What a site offers is listed without a time.
+        when = entry.mtime.astimezone().strftime("%Y-%m-%d %H:%M") if entry.mtime.timestamp() else ""
         slash = "/" if entry.kind == "directory" else ""
-        print(f"{letters.get(entry.kind, '?')} {entry.size_bytes:>14} {when} {entry.name}{slash}")
+        print(f"{letters.get(entry.kind, '?')} {entry.size_bytes:>14} {when:16} {entry.name}{slash}")
     if not listing.complete:
         note(f"{location} holds more than these {len(listing.entries)} entries")
     return Exit.DONE

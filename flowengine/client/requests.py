@@ -9,6 +9,7 @@ from typing import Final, Literal, TypeAlias
 
 import msgspec
 
+from flowengine.api.schema import in_words
 from flowengine.api.transfers import Endpoint, Priority, TransferOptions, TransferRequest
 from flowengine.errors import UsageError
 
@@ -74,6 +75,10 @@ def transfer_request(
     for name, words in (("labels", labels), ("contracts", contracts)):
         if isinstance(words, str):
             raise UsageError(f"{name} is one text, not a list of them", hint=f"write {name}=[{words!r}]")
+    if not isinstance(deadline, datetime | timedelta | None):
+        raise UsageError(
+            f"the deadline {deadline!r} is no point in time", hint="give a datetime, or a timedelta from now"
+        )
     if isinstance(deadline, timedelta):
         deadline = now + deadline
     elif deadline is not None and deadline.tzinfo is None:
@@ -103,4 +108,7 @@ def transfer_request(
     try:  # constructors check nothing; the coordinator would, but later and with less context
         return msgspec.convert(msgspec.to_builtins(request), TransferRequest)
     except msgspec.ValidationError as error:
-        raise UsageError(f"this transfer cannot be asked for: {error}") from None
+        raise UsageError(
+            f"this transfer cannot be asked for: {in_words(error)}",
+            hint="help(flowengine.AsyncClient.copy) says what may be given",
+        ) from None

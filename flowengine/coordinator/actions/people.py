@@ -27,7 +27,9 @@ def given(raw: bytes) -> set[str]:
 def _check_tenant(writing: Writing, name: str) -> None:
     known = writing.connection.execute(select(tenants.c.name).where(tenants.c.name == name)).first()
     if known is None:
-        raise NotFound(f"there is no tenant {name}", hint="make it first: POST /v1/tenants")
+        raise NotFound(
+            f"there is no tenant {name}", hint="flow tenant set makes it; flow tenant ls lists all"
+        )
 
 
 def create_user(writing: Writing, request: UserRequest, by: str) -> User:
@@ -35,7 +37,9 @@ def create_user(writing: Writing, request: UserRequest, by: str) -> User:
     if request.name is None:
         raise UsageError("a new user needs a name", hint="set name to something like alice")
     if find_user(writing.connection, request.name) is not None:
-        raise FlowError(f"there is a user {request.name} already", hint="PATCH it", reason="conflict")
+        raise FlowError(
+            f"there is a user {request.name} already", hint="flow user set changes it", reason="conflict"
+        )
     _check_tenant(writing, request.tenant)
     writing.connection.execute(
         users.insert().values(
@@ -123,7 +127,9 @@ def create_tenant(writing: Writing, request: TenantRequest, by: str) -> Tenant:
     if request.name is None:
         raise UsageError("a new tenant needs a name", hint="set name to something like physics")
     if find_tenant(writing.connection, writing.now, request.name) is not None:
-        raise FlowError(f"there is a tenant {request.name} already", hint="PATCH it", reason="conflict")
+        raise FlowError(
+            f"there is a tenant {request.name} already", hint="flow tenant set changes it", reason="conflict"
+        )
     writing.connection.execute(
         tenants.insert().values(**{name: getattr(request, name) for name in request.__struct_fields__})
     )

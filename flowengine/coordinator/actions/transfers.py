@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -55,7 +56,10 @@ def site_rows_of(connection: Connection, request: TransferRequest) -> dict[str, 
     found = {row.name: row for row in connection.execute(select(sites).where(sites.c.name.in_(list(names))))}
     for name in names:
         if name not in found or found[name].state == "revoked":
-            raise NotFound(f"there is no site {name}", hint="flow site ls lists the sites", site=name)
+            known = connection.execute(select(sites.c.name).where(sites.c.state != "revoked")).scalars()
+            close = difflib.get_close_matches(name, known, n=1)
+            meant = f"did you mean {close[0]}? " if close else ""
+            raise NotFound(f"there is no site {name}", hint=f"{meant}flow site ls lists the sites", site=name)
     return found
 
 

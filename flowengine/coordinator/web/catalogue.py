@@ -21,7 +21,7 @@ from flowengine.api.sites import JoinToken, Listing, ListingEntry, Site
 from flowengine.coordinator.actions import enrolment
 from flowengine.coordinator.database import catalogue as stored
 from flowengine.coordinator.database.people import moment
-from flowengine.coordinator.database.tables import limits, sites
+from flowengine.coordinator.database.tables import limits, sites, tenants
 from flowengine.coordinator.database.transactions import Writing, json_text
 from flowengine.coordinator.openapi import document
 from flowengine.coordinator.rules.windows import check_windows
@@ -115,7 +115,7 @@ class Catalogue:
         check_windows(said.windows)
 
         def work(writing: Writing) -> Limit:
-            _check_storage(writing.connection, scope)
+            _check_scope(writing.connection, scope)
             values = {
                 "rate_bits_per_s": said.rate_bits_per_s,
                 "windows": json_text(said.windows),
@@ -138,7 +138,7 @@ class Catalogue:
 
         def work(writing: Writing) -> None:
             if not writing.connection.execute(delete(limits).where(limits.c.scope == scope)).rowcount:
-                raise NotFound(f"there is no limit for {scope}", hint="flow limit lists them")
+                raise NotFound(f"there is no limit for {scope}", hint="flow limit ls lists them")
             _tell_limit(writing, scope, call.user.name, "limit.removed")
 
         await self._db.write(work)
@@ -150,19 +150,29 @@ def _encoded_document() -> bytes:
     return msgspec.json.encode(document())
 
 
-def _check_storage(connection: Connection, scope: str) -> None:
-    """Refuse a limit of storage that a site does not offer: nothing would ever be counted by it."""
+def _check_scope(connection: Connection, scope: str) -> None:
+    """Refuse a limit of a site, a tenant or a root that is not there: nothing would ever be held to it."""
     kind, _, name = scope.partition(":")
-    if kind not in ("read", "write"):
+    if kind == "tenant":
+        if connection.execute(select(tenants.c.name).where(tenants.c.name == name)).first() is None:
+            raise NotFound(f"there is no tenant {name}", hint="flow tenant ls lists the tenants")
         return
-    site, _, root = name.partition(":")
+    if kind in ("read", "write"):
+        site, _, root = name.partition(":")
+        _check_storage(connection, site, root)
+        return
+    for site in name.split(">") if kind in ("site", "link") else ():
+        if connection.execute(select(sites.c.name).where(sites.c.name == site)).first() is None:
+            raise enrolment.no_site(site)
+
+
+def _check_storage(connection: Connection, site: str, root: str) -> None:
     row = connection.execute(select(sites.c.roots, sites.c.last_seen).where(sites.c.name == site)).first()
     if row is None:
-        raise NotFound(f"there is no site {site}", hint="flow site ls lists them")
+        raise enrolment.no_site(site)
     offered = [one.name for one in stored.decode_roots(row.roots)]
-    if (
-        root not in offered and row.last_seen is not None
-    ):  # what a site that has not come yet offers nobody knows
+    # What a site that has not come yet offers nobody knows.
+    if root not in offered and row.last_seen is not None:
         raise NotFound(
             f"site {site} offers no root {root}",
             hint=f"it offers {', '.join(offered) or 'nothing'}: name one of these exactly",

@@ -18,6 +18,7 @@ from aiohttp import web
 from aiohttp.web_exceptions import HTTPRequestEntityTooLarge
 from aiohttp.web_protocol import RequestHandler
 
+from flowengine.api.schema import in_words
 from flowengine.coordinator.routes import ROUTES
 from flowengine.coordinator.routes.queries import PATH_TYPES
 from flowengine.coordinator.routes.route import MAX_BODY_BYTES, Route
@@ -175,14 +176,16 @@ class HttpServer(web.Server):
             return msgspec.convert(values, route.query, strict=False)
         except msgspec.ValidationError as error:
             known = ", ".join(field.encode_name for field in self._queries[route.name]) or "none"
-            raise UsageError(f"parameters: {error}", hint=f"this takes the parameters {known}") from None
+            raise UsageError(
+                f"parameters: {in_words(error)}", hint=f"this takes the parameters {known}"
+            ) from None
 
     def _body(self, route: Route, raw: bytes) -> Any:
         try:
             return self._bodies[route.name].decode(raw)
         except msgspec.ValidationError as error:
             raise UsageError(
-                f"the body is not as it must be: {error}", hint="GET /v1/openapi.json describes it"
+                f"the body is not as it must be: {in_words(error)}", hint="GET /v1/openapi.json describes it"
             ) from None
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
             raise UsageError(f"the body is no JSON: {error}", hint="send UTF-8 JSON") from None
