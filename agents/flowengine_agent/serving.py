@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import msgspec
 import trio
 
-from flowengine.errors import Denied, IntegrityError, LocalError, ProtocolError, TemporaryError
+from flowengine.errors import Denied, FlowError, LocalError, ProtocolError, TemporaryError
 from flowengine.transfer.channel import first_flow_error
 from flowengine.transfer.listen import Incoming, Listener
 from flowengine.transfer.session import Counters, Observer
@@ -332,7 +332,8 @@ class DataPort:
                             version_id=outcome.version_id.hex(),
                             receipt=base64.b64encode(receipt).decode("ascii"),
                         )
-                    except IntegrityError as error:
+                    except FlowError as error:  # the driver has had its last word, so nobody else would tell it
+                        log.warning("did not come to its end", reason=error.reason, why=error.message)
                         reporter.finish("failed", error=error)
                     site.ledger.spend(grant)  # behind the journal: an end that was told is never run again
                     with trio.move_on_after(_TELL_S):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -69,7 +70,7 @@ COUNTRIES = {"paris": "FR", "berlin": "DE", "boston": "US", "denver": "US"}
 
 @dataclass
 class World:
-    """paris has the data; berlin may have them; boston and denver may hold them sealed."""
+    """paris has the data; berlin may have them; boston and denver may hold them sealed; denver only dials out."""
 
     federation: Federation
     liar: LyingCoordinator
@@ -94,7 +95,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     keys = PolicyKeys()
     with federation(base, options=keys.options(base)) as running:
         for site in COUNTRIES:
-            running.make(site, lines=keys.site_lines)
+            running.make(site, lines=keys.site_lines, **({"listen": ""} if site == "denver" else {}))
         for agent in running.sites.values():
             agent.start(ready=False)
         make_data(running["paris"].data)
@@ -264,6 +265,22 @@ def test_held_copies_move_on_sealed_and_open_only_where_the_key_is(world: World)
     assert taken.returncode == 0, taken.stderr
     world.copy("denver:/data/kept/", "berlin:/data/in")
     assert content(berlin.data / "in") == content(world["paris"].data / "cohort")
+
+
+def test_why_it_cannot_be_opened_is_told_also_where_the_holder_dialled(world: World) -> None:
+    staging = world["paris"].data / "busy/.flow-staging"
+    staging.mkdir(parents=True)
+    with open(staging / "lock", "wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)  # lets data land beside it, and nobody open into the folder
+        asked = world.federation.client.copy("denver:/data/kept/", "paris:/data/busy")
+
+        def told() -> bool:
+            (task,) = asked.refresh().tasks
+            return "another transfer writes to" in task.message
+
+        wait_until(told, "the reason", 30)
+    assert asked.wait(90).state == "completed"
+    assert content(world["paris"].data / "busy") == content(world["paris"].data / "cohort")
 
 
 def test_a_damaged_held_object_is_named_and_not_opened(world: World) -> None:
