@@ -89,7 +89,7 @@ def ls(config_path: str, as_json: bool) -> int:
         return 0
     for row in rows:
         print(
-            f"{row['key']}  {row['site']}:{row['path']}  tenant {row['tenant'] or '-'}  since {row['created']}"
+            f"{row['key']}  {row['site']}:{show_path(os.fsencode(row['path']))}  tenant {row['tenant'] or '-'}  since {row['created']}"
         )
     return 0
 
@@ -226,5 +226,6 @@ def take(document: str, config_path: str) -> int:
             f"{document} says to hold a key of this site itself", reason="sealing-key-other"
         )
     ring.add(kept)
-    print(f"this site opens now what {kept.site}:{kept.path} was sealed to (key {kept.key.id.hex()})")
+    shown = f"{kept.site}:{show_path(os.fsencode(kept.path))}"
+    print(f"this site opens now what {shown} was sealed to (key {kept.key.id.hex()})")
     return 0

@@ -17,6 +17,8 @@ from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 from flowengine.errors import AuthenticationError, LocalError
 from flowengine.trust.certificates import Rng
 from flowengine.trust.sealed import KEY_BYTES, SealingKey
+from flowengine.trust.statements import MAX_TIME
+from flowengine.units import is_name
 from flowengine.wire.keys import Secret
 
 __all__ = ["KeptKey", "OpeningKey", "dump_key", "load_key", "make_key", "unwrap_key", "wrap_key"]
@@ -211,6 +213,13 @@ def unwrap_key(document: bytes, own: OpeningKey, where: str) -> KeptKey:
         raise _foreign(where, "it cannot be read as a wrapped key") from None
     if wrapped.format != _WRAPPED:
         raise _foreign(where, f"it says to be {wrapped.format[:60]!r}")
+    if (
+        not is_name(wrapped.site)
+        or not wrapped.path.startswith("/")
+        or not (wrapped.tenant == "" or is_name(wrapped.tenant))
+        or not 0 <= wrapped.created < MAX_TIME
+    ):
+        raise _foreign(where, "no site has what it says to be of")
     if wrapped.to != own.public:
         raise _foreign(
             where, f"it was wrapped for the opening key {wrapped.to[:16]}…, this site's is {own.public[:16]}…"

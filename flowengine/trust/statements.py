@@ -17,7 +17,7 @@ from flowengine.errors import AuthenticationError, UsageError
 from flowengine.policy.model import Value
 from flowengine.trust.envelope import is_signed_by, open_envelope, seal_signed
 
-__all__ = ["Fact", "Form", "count_problem", "root_problem", "values_of"]
+__all__ = ["MAX_TIME", "Fact", "Form", "count_problem", "root_problem", "values_of"]
 
 MAX_NUMBER: Final = 1 << 62
 MAX_TIME: Final = 253_402_300_800

@@ -7,12 +7,13 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sealing import chunks_of, events_of, seal_into
 
 from flowengine.chunking import DEFAULT_PROFILE
-from flowengine.errors import IntegrityError, LocalError, NotFound, TemporaryError
+from flowengine.errors import AuthenticationError, IntegrityError, LocalError, NotFound, TemporaryError
 from flowengine.store.buffers import BufferPool
 from flowengine.store.keyring import Keyring
 from flowengine.store.reading import SEGMENT_BYTES
@@ -314,6 +315,27 @@ def test_a_key_is_given_to_one_site_and_to_no_other(tmp_path: Path) -> None:
     changed = document.replace(b"/data/a", b"/data/b")
     with pytest.raises(Exception, match="changed on its way"):
         unwrap_key(changed, berlin.opening_key(), "a file")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"path": "data"},
+        {"site": "no\nsite"},
+        {"tenant": "\x07"},
+        {"created": 10**17},
+        {"created": -1},
+    ],
+)
+def test_a_wrapped_key_says_nothing_that_no_site_has(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    """It is shown to operators, and listed with all others."""
+    kept = Keyring(str(tmp_path / "paris")).key_for("paris", "lab", "/data/a")
+    for name, value in wrong.items():
+        setattr(kept, name, value)
+    own = Keyring(str(tmp_path / "berlin")).opening_key()
+    with pytest.raises(AuthenticationError) as refused:
+        unwrap_key(wrap_key(kept, own.public), own, "a file")
+    assert refused.value.reason == "sealing-key-other"
 
 
 def test_another_key_is_named(places: tuple[Path, Path, Path]) -> None:
