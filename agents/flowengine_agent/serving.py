@@ -332,9 +332,8 @@ class DataPort:
                             version_id=outcome.version_id.hex(),
                             receipt=base64.b64encode(receipt).decode("ascii"),
                         )
-                    except (
-                        FlowError
-                    ) as error:  # the driver has had its last word, so nobody else would tell it
+                    except FlowError as error:
+                        # The driver has had its last word, so nobody else would tell it.
                         log.warning("did not come to its end", reason=error.reason, why=error.message)
                         reporter.finish("failed", error=error)
                     site.ledger.spend(grant)  # behind the journal: an end that was told is never run again
