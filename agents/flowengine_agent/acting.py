@@ -29,7 +29,8 @@ from flowengine.api.agents import Answer
 from flowengine.errors import FlowError, LocalError, ProtocolError, TemporaryError
 from flowengine.store.quarantine import Quarantine
 from flowengine.store.sealed_open import Opened
-from flowengine.transfer.handing import Broke, Ended, Landed, error_of, handed, hear_end, keep_session
+from flowengine.transfer.handing import Broke, Ended, Landed, error_of
+from flowengine.transfer.keeper import handed, hear_end, keep_session
 from flowengine.transfer.line import Line, line_pair
 from flowengine.transfer.session import Counters, Observer, Session
 from flowengine.transfer.source import SourceOutcome

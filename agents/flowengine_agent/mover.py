@@ -32,15 +32,8 @@ import flowengine
 import flowengine_agent
 from flowengine.errors import LocalError
 from flowengine.store.sealed_open import Opened
-from flowengine.transfer.handing import (
-    Ended,
-    Handed,
-    Landed,
-    hear_answer,
-    tell_landed,
-    told_error,
-    work_on_session,
-)
+from flowengine.transfer.handing import Ended, Handed, Landed, told_error
+from flowengine.transfer.hands import hear_answer, tell_landed, work_on_session
 from flowengine.transfer.line import Line
 from flowengine.transfer.session import Counters, Observer, Session
 from flowengine_agent.accounts import Account, AccountRules

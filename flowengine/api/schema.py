@@ -45,7 +45,7 @@ class Resource(msgspec.Struct, kw_only=True):
 
 
 class Problem(Resource):
-    """An error as RFC 9457 problem details. `reason` is the stable word of docs/reference/reasons.md."""
+    """An error as RFC 9457 problem details. `reason` is the stable word of docs/reference/errors.md."""
 
     title: str
     status: int

@@ -14,7 +14,8 @@ from sessions import session_over
 from flowengine.errors import Denied, FlowError, NotFound, ProtocolError, TemporaryError
 from flowengine.transfer.channel import first_flow_error
 from flowengine.transfer.control import Control
-from flowengine.transfer.handing import Status, error_of, keep_session, told_error
+from flowengine.transfer.handing import Status, error_of, told_error
+from flowengine.transfer.keeper import keep_session
 from flowengine.transfer.line import Line, line_pair
 from flowengine.transfer.pacing import AskingPacer, Limits
 from flowengine.transfer.session import Counters

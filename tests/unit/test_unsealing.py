@@ -13,7 +13,8 @@ from sealing import seal_into
 
 from flowengine.errors import LocalError
 from flowengine.store.sealed_open import Opened
-from flowengine.transfer.handing import Ended, hear_end
+from flowengine.transfer.handing import Ended
+from flowengine.transfer.keeper import hear_end
 from flowengine.transfer.line import Line, line_pair
 from flowengine.trust.sealed import SealingKey
 from flowengine_agent.acting import OwnHands
