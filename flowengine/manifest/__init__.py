@@ -13,7 +13,7 @@ Invariants
     - Nothing here opens a file or a socket: bytes come and go through callables of the caller.
 """
 
-from flowengine.manifest.block import Block, Columns, Parser, Segment
+from flowengine.manifest.block import Block, Columns, Parser, Segment, join_blocks
 from flowengine.manifest.build import MAX_DEPTH, ManifestBuilder, Page, Summary
 from flowengine.manifest.compare import Change, diff
 from flowengine.manifest.cut import ChunkList, ChunkListBuilder, ChunkRunCutter, PageCutter, cut_pages
@@ -79,5 +79,6 @@ __all__ = [
     "decode_extra",
     "diff",
     "encode_extra",
+    "join_blocks",
     "order_key",
 ]

@@ -13,18 +13,19 @@ Invariants
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple, Protocol
 from zlib import crc32
 
 import msgspec
 
-from flowengine.chunking import CHUNK_BYTES
+from flowengine.chunking import CHUNK_BYTES, ID_BYTES
 from flowengine.errors import ProtocolError
 from flowengine.manifest.cut import page_ends
-from flowengine.manifest.entries import FILE, Entry, Header, check_entries, encode
+from flowengine.manifest.entries import FILE, UNPACK_LENGTHS, Entry, Header, check_entries, encode
 
-__all__ = ["PYTHON", "Block", "Columns", "Parser", "Segment", "list_head"]
+__all__ = ["PYTHON", "Block", "Columns", "Parser", "Segment", "join_blocks", "list_head"]
 
 decode = msgspec.msgpack.Decoder(list[Entry]).decode
 _PLAIN: Final = Header()
@@ -55,14 +56,19 @@ class Columns(NamedTuple):
 
     Attributes:
         names: with NUL behind each.
-        numbers: of each file five native int64: bytes of its packed chunks, size, mode, mtime_ns, and where its entry
+        packed: of each file five native int64: bytes of its packed chunks, size, mode, mtime_ns, and where its entry
             ends in the block's bytes.
         chunks: of all files, packed, one behind the other.
     """
 
     names: bytes
-    numbers: Sequence[int]
+    packed: bytes
     chunks: bytes
+
+    @property
+    def numbers(self) -> memoryview[int]:
+        """`packed` as numbers."""
+        return memoryview(self.packed).cast("q")
 
 
 class Parser(Protocol):
@@ -163,6 +169,29 @@ class Block:
             self._names = self.columns.names.split(b"\0")[:-1]
         return self._names
 
+    @property
+    def sizes(self) -> list[int]:
+        """Bytes of each file."""
+        return self.columns.numbers[1::5].tolist()
+
+    @property
+    def chunk_counts(self) -> list[int]:
+        """How many chunks each file has."""
+        if self.chunks == self.count and 0 not in self.columns.numbers[::5].tolist():
+            return [1] * self.count
+        return [size // CHUNK_BYTES for size in self.columns.numbers[::5]]
+
+    @property
+    def chunk_lengths(self) -> list[int]:
+        """Bytes of each chunk of all files."""
+        return [length for (length,) in UNPACK_LENGTHS(self.columns.chunks)]
+
+    @property
+    def chunk_ids(self) -> list[bytes]:
+        """The ids of all chunks."""
+        chunks = self.columns.chunks
+        return [chunks[at : at + ID_BYTES] for at in range(4, len(chunks), CHUNK_BYTES)]
+
     def segments_after(self, count: int, weight: int) -> list[Segment]:
         """Its segments where a page has so many entries of this weight already."""
         return self.segments if not count else self._parser.segments(self.data, count, weight)
@@ -183,12 +212,24 @@ class Block:
             while end < self.count and end - start < most_entries and chunks < most_chunks:
                 chunks += numbers[5 * end] // CHUNK_BYTES
                 end += 1
-            part = Block.parse(
-                list_head(end - start) + self.data[self.end_of(start) : self.end_of(end)], self._parser
-            )
-            assert part is not None
-            yield part
+            yield self.part(start, end)
             start = end
+
+    def part(self, first: int, last: int) -> Block:
+        """The block of its entries from `first` on, before `last`; there must be one."""
+        if first == 0 and last == self.count:
+            return self
+        data = list_head(last - first) + self.data[self.end_of(first) : self.end_of(last)]
+        part = Block.parse(data, self._parser)
+        assert part is not None
+        return part
+
+
+def join_blocks(blocks: Sequence[Block]) -> bytes:
+    """The bytes of blocks of one directory that follow each other, as of one."""
+    if len(blocks) == 1:
+        return blocks[0].data
+    return list_head(sum(map(len, blocks))) + b"".join([block.data[block.begin :] for block in blocks])
 
 
 def list_head(count: int) -> bytes:
@@ -251,7 +292,7 @@ class _Python:
             numbers += (len(entry.chunks), entry.size, entry.mode, entry.mtime_ns, at)
         return Columns(
             b"".join([entry.name + b"\0" for entry in rows]),
-            numbers,
+            struct.pack(f"={len(numbers)}q", *numbers),
             b"".join([entry.chunks for entry in rows]),
         )
 

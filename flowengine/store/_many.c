@@ -19,7 +19,7 @@
 #error "proofs are little-endian; Python does without this library"
 #endif
 
-#define INTERFACE 2
+#define INTERFACE 3
 #define KINDS 4
 enum { SMALL, LARGE, FOLDER, OTHER };
 
@@ -67,21 +67,25 @@ static int kind_of(const Row *row, int64_t large) {
     return S_ISDIR(row->mode) ? FOLDER : OTHER;
 }
 
-/* u32 count, five numbers of each, the names with a slash between them; little-endian as this file demands. */
-static int prove(Listing *out) {
-    size_t count = (size_t)out->count[SMALL], names = (size_t)out->name_bytes[SMALL];
-    if (!count) return 0;
-    size_t size = 4 + 40 * count + names - 1;
-    char *at = out->proof = malloc(size + 1);
-    if (!at) return ENOMEM;
+/* u32 count, five numbers of each, the names with a slash between them; little-endian as this file demands. What `at`
+   points to has a byte more than that. */
+void flow_prove(const char *names, int64_t name_bytes, const Row *rows, int64_t count, char *at) {
     uint32_t number = (uint32_t)count;
     memcpy(at, &number, 4);
     at += 4;
-    for (size_t i = 0; i < count; i++, at += 40) memcpy(at, &out->rows[SMALL][i], 40);
-    memcpy(at, out->names[SMALL], names);
-    for (size_t i = 0; i + 1 < names; i++)
+    for (int64_t i = 0; i < count; i++, at += 40) memcpy(at, &rows[i], 40);
+    memcpy(at, names, (size_t)name_bytes);
+    for (int64_t i = 0; i + 1 < name_bytes; i++)
         if (!at[i]) at[i] = '/';
-    out->proof_bytes = (int64_t)size;
+}
+
+static int prove(Listing *out) {
+    int64_t count = out->count[SMALL], names = out->name_bytes[SMALL];
+    if (!count) return 0;
+    out->proof = malloc((size_t)(4 + 40 * count + names));
+    if (!out->proof) return ENOMEM;
+    flow_prove(out->names[SMALL], names, out->rows[SMALL], count, out->proof);
+    out->proof_bytes = 3 + 40 * count + names;
     return 0;
 }
 
@@ -192,10 +196,12 @@ void flow_free(Listing *out) {
     memset(out, 0, sizeof *out);
 }
 
-/* Read files whole, one behind the other, while each is as expected (size, mtime, ctime of each); how many were. */
-int64_t flow_read(int64_t folder, const char *names, int64_t count, const int64_t *expected, char *buffer) {
-    for (int64_t i = 0; i < count; i++, names += strlen(names) + 1) {
-        int64_t size = expected[3 * i];
+/* Read files whole, one behind the other, while each is as expected (size, mtime, ctime of each, `stride` numbers
+   apart); how many were. */
+int64_t flow_read(int64_t folder, const char *names, int64_t count, const int64_t *expected, int64_t stride,
+                  char *buffer) {
+    for (int64_t i = 0; i < count; i++, names += strlen(names) + 1, expected += stride) {
+        int64_t size = expected[0];
         /* a pipe in the file's place holds nobody up */
         int fd = openat((int)folder, names, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
         if (fd < 0) return i;
@@ -206,8 +212,8 @@ int64_t flow_read(int64_t folder, const char *names, int64_t count, const int64_
         while (got < 0 && errno == EINTR);
         int failed = fstat(fd, &st);
         close(fd);
-        if (failed || got != size || st.st_size != size || ns(st.st_mtim) != expected[3 * i + 1] ||
-            ns(st.st_ctim) != expected[3 * i + 2])
+        if (failed || got != size || st.st_size != size || ns(st.st_mtim) != expected[1] ||
+            ns(st.st_ctim) != expected[2])
             return i;
         buffer += size;
     }
@@ -463,14 +469,15 @@ static uint8_t *put_binary(uint8_t *at, const void *data, int64_t length) {
     if (length < 256) *at++ = 0xc4;
     else *at++ = 0xc5, *at++ = (uint8_t)(length >> 8);
     *at++ = (uint8_t)length;
+    if (!data) return at; /* it comes piece by piece */
     memcpy(at, data, length);
     return at + length;
 }
 
-/* Encode files of these names and stats; `counts` has the number of chunks of each, `chunks` all of them. `out` has
-   room for 5 bytes and for each entry 48, its name and its chunks. How many bytes it takes. */
+/* Encode files of these names and stats; `counts` has the number of chunks of each (NULL: one), `lengths` and `ids` are
+   those of all chunks. `out` has room for 5 bytes and for each entry 48, its name and its chunks. How many bytes it takes. */
 int64_t flow_encode(const char *names, const Row *rows, int64_t count, int64_t mode_bits, const int64_t *counts,
-                    const uint8_t *chunks, uint8_t *out) {
+                    const int64_t *lengths, const uint8_t *ids, uint8_t *out) {
     uint8_t *at = out;
     if (count < 16) *at++ = 0x90 | (uint8_t)count;
     else if (count < 65536) *at++ = 0xdc, *at++ = (uint8_t)(count >> 8), *at++ = (uint8_t)count;
@@ -487,10 +494,70 @@ int64_t flow_encode(const char *names, const Row *rows, int64_t count, int64_t m
         at = put_whole(at, rows[i].mode & mode_bits);
         at = put_whole(at, rows[i].mtime_ns);
         at = put_whole(at, rows[i].size);
-        at = put_binary(at, chunks, counts[i] * CHUNK);
-        chunks += counts[i] * CHUNK;
+        int64_t chunks = counts ? counts[i] : 1;
+        at = put_binary(at, NULL, chunks * CHUNK);
+        for (; chunks; chunks--, lengths++, ids += 32) {
+            uint32_t one = (uint32_t)*lengths;
+            memcpy(at, &one, 4);
+            memcpy(at + 4, ids, 32);
+            at += CHUNK;
+        }
         memcpy(at, "\xc4\0\0\xc4\0\xc4\0", 8);
         at += 8;
+    }
+    return at - out;
+}
+
+/* --- a run of files that landed: numbers as `flow_columns` gives them, staging names made of numbers ----------------- */
+
+static void staged(char *name, int64_t number) { sprintf(name, "s.%llx", (unsigned long long)number); }
+
+/* Make the staging files of a run, whose bytes lie one behind the other; errno of the first that fails, or 0. */
+int64_t flow_write_run(int64_t folder, int64_t first, int64_t count, const int64_t *numbers, const char *data) {
+    char name[24];
+    for (int64_t i = 0; i < count; i++, numbers += 5) {
+        staged(name, first + i);
+        int error = write_one((int)folder, name, data, numbers[1], (mode_t)numbers[2], numbers[3]);
+        if (error) return error;
+        data += numbers[1];
+    }
+    return 0;
+}
+
+/* Give the files of a run their names in a folder and look at each there, as `flow_place` does. How many failed. */
+int64_t flow_place_run(int64_t from, int64_t first, int64_t to, const char *names, int64_t count, Row *rows,
+                       int64_t *errors) {
+    char name[24];
+    int64_t folder = to, failed = 0;
+    for (int64_t i = 0; i < count; i++, names += strlen(names) + 1) {
+        staged(name, first + i);
+        flow_place(from, name, &folder, names, 1, rows + i, errors + i);
+        failed += errors[i] != 0;
+    }
+    return failed;
+}
+
+/* Rows of the log of a chunk index (flowengine/store/index_log.py) for files of a folder; how many bytes. `out` has room
+   for each for 30 bytes, the prefix, its name and its chunks. */
+int64_t flow_log(const char *prefix, int64_t prefix_bytes, const char *names, const Row *rows, const int64_t *numbers,
+                 const char *chunks, int64_t count, char *out) {
+    char *at = out;
+    for (int64_t i = 0; i < count; i++, numbers += 5) {
+        size_t length = strlen(names);
+        uint16_t path = (uint16_t)(prefix_bytes + length);
+        uint32_t packed = (uint32_t)numbers[0];
+        if (packed) {
+            int64_t rest[3] = {rows[i].size, rows[i].mtime_ns, 0};
+            memcpy(at, &path, 2);
+            memcpy(at + 2, &packed, 4);
+            memcpy(at + 6, rest, 24);
+            memcpy(at + 30, prefix, (size_t)prefix_bytes);
+            at += 30 + prefix_bytes;
+            memcpy(at, names, length);
+            memcpy(at + length, chunks, packed);
+            at += length + packed;
+        }
+        names += length + 1, chunks += packed;
     }
     return at - out;
 }

@@ -23,8 +23,10 @@ from functools import cached_property
 from itertools import chain
 from typing import Final, NamedTuple, TypeAlias
 
-from flowengine.manifest import Block, Columns, Parser, Segment
+from flowengine.chunking import CHUNK_BYTES, pack_chunks
+from flowengine.manifest import FILE, Block, Columns, Entry, Parser, Segment
 from flowengine.manifest.block import PYTHON
+from flowengine.manifest.entries import encode as encode_entries
 from flowengine.store.filesystem import READ_FILE
 
 __all__ = [
@@ -33,18 +35,25 @@ __all__ = [
     "Row",
     "Rows",
     "Stat",
+    "encode_files",
     "is_compiled",
+    "joined",
     "list_folder",
     "listing_of",
+    "log_rows",
     "parse_block",
     "place_files",
+    "place_run",
     "read_files",
+    "read_rows",
     "same_files",
+    "staging_name",
     "stats_proof",
     "write_files",
+    "write_run",
 ]
 
-_INTERFACE: Final = 2
+_INTERFACE: Final = 3
 _KINDS: Final = 4
 _SMALL, _LARGE, _FOLDER, _OTHER = range(_KINDS)
 _FORMAT: Final = struct.Struct("=10q")
@@ -132,6 +141,58 @@ class Rows:
         """(name, stat) of each."""
         return [*zip(self.names, self.stats, strict=True)] if self._count else []
 
+    @property
+    def sizes(self) -> list[int]:
+        """Bytes of each."""
+        return self._column(1)
+
+    @property
+    def ctimes(self) -> list[int]:
+        """When each changed last, in ns."""
+        return self._column(3)
+
+    @property
+    def modes(self) -> list[int]:
+        """What each is, and its permissions."""
+        return self._column(4)
+
+    def _column(self, number: int) -> list[int]:
+        if not self.packed_names:
+            return [st[number] for st in self.stats] if self._count else []
+        column: list[int] = memoryview(self.packed).cast("q")[number :: len(Stat._fields)].tolist()
+        return column
+
+    def part(self, first: int, last: int) -> Rows:
+        """Those from `first` on, before `last`."""
+        if first == 0 and last == self._count:
+            return self
+        if not self.packed_names:
+            return _packed(self.pairs()[first:last])
+        names = b"\0".join([*self.names[first:last], b""])
+        return Rows(last - first, names, self.packed[_FORMAT.size * first : _FORMAT.size * last])
+
+    @property
+    def proof(self) -> bytes:
+        """`stats_proof` of them."""
+        if _library is None or not self.packed_names:
+            return stats_proof(self.pairs())
+        out = ctypes.create_string_buffer(4 + 40 * self._count + len(self.packed_names))
+        _library.flow_prove(self.packed_names, len(self.packed_names), self.packed, self._count, out)
+        return out.raw[:-1]
+
+
+def joined(parts: Sequence[Rows]) -> Rows:
+    """Rows of one folder, those of one part behind those of the other."""
+    if len(parts) == 1:
+        return parts[0]
+    if all(rows.packed_names for rows in parts):
+        return Rows(
+            sum(map(len, parts)),
+            b"".join([rows.packed_names for rows in parts]),
+            b"".join([rows.packed for rows in parts]),
+        )
+    return _packed([pair for rows in parts for pair in rows.pairs()])
+
 
 _NO_ROWS: Final = Rows(0, b"", b"")
 
@@ -181,13 +242,17 @@ def _load() -> ctypes.CDLL | None:
         ("flow_many_interface", number, []),
         ("flow_list", number, [number, number, pointer]),
         ("flow_free", None, [pointer]),
-        ("flow_read", number, [number, names, number, pointer, pointer]),
+        ("flow_read", number, [number, names, number, pointer, number, pointer]),
         ("flow_write", number, [number, names, number, pointer, pointer]),
         ("flow_place", None, [number, names, pointer, names, number, pointer, pointer]),
         ("flow_segments", number, [names, number, number, number, pointer, number]),
         ("flow_columns", number, [names, number, pointer, pointer, pointer]),
         ("flow_same", number, [names, number, names, names, number, number]),
-        ("flow_encode", number, [names, names, number, number, names, names, pointer]),
+        ("flow_prove", None, [names, number, names, number, pointer]),
+        ("flow_encode", number, [names, names, number, number, names, names, names, pointer]),
+        ("flow_write_run", number, [number, number, number, names, pointer]),
+        ("flow_place_run", number, [number, number, number, names, number, pointer, pointer]),
+        ("flow_log", number, [names, number, names, names, names, names, number, pointer]),
     ):
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
@@ -295,10 +360,12 @@ class _Compiled:
     def columns(self, data: bytes, entries: int) -> Columns:
         assert _library is not None
         names, chunks = ctypes.create_string_buffer(len(data)), ctypes.create_string_buffer(len(data))
-        numbers = (ctypes.c_int64 * (5 * entries))()
+        numbers = ctypes.create_string_buffer(40 * entries)
         size = _library.flow_columns(data, len(data), names, numbers, chunks)
-        found = memoryview(numbers).cast("B").cast("q")
-        return Columns(names.raw[:size], found, chunks.raw[: sum(found[::5])])
+        packed = numbers.raw
+        return Columns(
+            ctypes.string_at(names, size), packed, ctypes.string_at(chunks, sum(memoryview(packed).cast("q")[::5]))
+        )
 
 
 _SEGMENT: Final = struct.Struct("=8q")
@@ -328,6 +395,39 @@ def same_files(block: Block, rows: Rows, *, attributes: bool) -> bool:
     )
 
 
+def encode_files(
+    rows: Rows, mode_bits: int, counts: Sequence[int] | None, lengths: Sequence[int], ids: bytes
+) -> bytes:
+    """The entries of regular files, encoded.
+
+    Args:
+        mode_bits: those of a mode that are kept.
+        counts: how many chunks each file has; None: one each.
+        lengths, ids: of all chunks.
+    """
+    if _library is None or not rows.packed_names:
+        entries: list[Entry] = []
+        at = 0
+        for number, (name, st) in enumerate(rows.pairs()):
+            end = at + (counts[number] if counts is not None else 1)
+            chunks = pack_chunks([(lengths[n], ids[32 * n : 32 * n + 32]) for n in range(at, end)])
+            entries.append(Entry(name, FILE, st.st_mode & mode_bits, st.st_mtime_ns, st.st_size, chunks))
+            at = end
+        return encode_entries(entries)
+    out = ctypes.create_string_buffer(5 + 48 * len(rows) + len(rows.packed_names) + CHUNK_BYTES * len(lengths))
+    size = _library.flow_encode(
+        rows.packed_names,
+        rows.packed,
+        len(rows),
+        mode_bits,
+        None if counts is None else struct.pack(f"={len(counts)}q", *counts),
+        struct.pack(f"={len(lengths)}q", *lengths),
+        ids,
+        out,
+    )
+    return ctypes.string_at(out, size)
+
+
 # --- reading --------------------------------------------------------------------------------------------------------
 
 
@@ -350,7 +450,18 @@ def read_files(folder: int, rows: Sequence[tuple[bytes, AnyStat]], buffer: memor
     )
     names = b"\0".join([name for name, _ in rows])
     place = ctypes.addressof(ctypes.c_char.from_buffer(buffer, at))
-    return int(_library.flow_read(folder, names, len(rows), expected, place))
+    return int(_library.flow_read(folder, names, len(rows), expected, 3, place))
+
+
+def read_rows(folder: int, rows: Rows, buffer: memoryview, at: int) -> int:
+    """The same of rows as they were listed."""
+    if _library is None or not rows.packed_names:
+        return read_files(folder, rows.pairs(), buffer, at)
+    if sum(rows.sizes) >= len(buffer) - at:
+        raise ValueError("the files do not fit into the buffer")
+    place = ctypes.addressof(ctypes.c_char.from_buffer(buffer, at))
+    expected = rows.packed[8:]  # from the size of the first on
+    return int(_library.flow_read(folder, rows.packed_names, len(rows), expected, len(Stat._fields), place))
 
 
 def _read_files(folder: int, rows: Sequence[tuple[bytes, AnyStat]], buffer: memoryview, at: int) -> int:
@@ -462,3 +573,67 @@ def _place_files(folder: int, moves: Sequence[tuple[str, int, bytes]]) -> tuple[
                 st = Stat.of(os.stat(name, dir_fd=to, follow_symlinks=False))
         stats.append(st)
     return stats, failed
+
+
+# --- runs of files --------------------------------------------------------------------------------------------------
+
+
+def staging_name(number: int) -> str:
+    """What the staging file of a small object is called."""
+    return f"s.{number:x}"
+
+
+def write_run(folder: int, first: int, block: Block, data: memoryview) -> None:
+    """Make the staging files of a block, from number `first` on, whose bytes lie one behind the other in `data`.
+
+    Raises:
+        OSError: of the first that could not be made; those before it are there.
+    """
+    if block.size_bytes > len(data):
+        raise ValueError("a file's bytes lie outside the data")
+    if _library is None or data.readonly:
+        at = 0
+        what: list[tuple[int, int, int, int]] = []
+        for entry in block.entries:
+            what.append((at, entry.size, entry.mode, entry.mtime_ns))
+            at += entry.size
+        write_files(folder, [staging_name(first + n) for n in range(block.count)], what, data)
+        return
+    place = ctypes.addressof(ctypes.c_char.from_buffer(data))
+    error = _library.flow_write_run(folder, first, block.count, block.columns.packed, place)
+    if error:
+        raise OSError(error, os.strerror(error))
+
+
+def place_run(folder: int, first: int, block: Block, to: int) -> tuple[Rows | None, list[Stat | None], list[int]]:
+    """Give the staging files of a block their names in an open folder, and look at each there.
+
+    Returns:
+        Rows of all where all went well; else None, and what `place_files` gives.
+    """
+    if _library is None:
+        moves = [(staging_name(first + n), to, name) for n, name in enumerate(block.names)]
+        stats, failed = place_files(folder, moves)
+        whole = [*zip(block.names, [st for st in stats if st is not None], strict=False)]
+        return (_packed(whole) if len(whole) == block.count else None), stats, failed
+    rows = ctypes.create_string_buffer(block.count * _FORMAT.size)
+    errors = (ctypes.c_int64 * block.count)()
+    names = block.columns.names
+    if not _library.flow_place_run(folder, first, to, names, block.count, rows, errors):
+        return Rows(block.count, names, rows.raw), [], []
+    looks = map(Stat._make, _FORMAT.iter_unpack(rows.raw))
+    found: list[Stat | None] = [None if error else st for error, st in zip(errors, looks, strict=True)]
+    return None, found, [number for number, error in enumerate(errors) if error > 0]
+
+
+def log_rows(prefix: bytes, block: Block, rows: Rows) -> bytes | None:
+    """What `store.index_log` notes of a block's files that landed; None where Python is to do it."""
+    if _library is None or not rows.packed_names:
+        return None
+    columns = block.columns
+    room = block.count * (30 + len(prefix)) + len(columns.names) + len(columns.chunks)
+    out = ctypes.create_string_buffer(room)
+    size = _library.flow_log(
+        prefix, len(prefix), columns.names, rows.packed, columns.packed, columns.chunks, block.count, out
+    )
+    return ctypes.string_at(out, size)

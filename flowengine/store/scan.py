@@ -26,7 +26,7 @@ from typing import Final
 import msgspec
 
 from flowengine.chunking import CHUNK_BYTES
-from flowengine.manifest import FILE, FLAG_SPARSE, HARDLINK, Block, Entry
+from flowengine.manifest import FILE, FLAG_SPARSE, HARDLINK, Block, Entry, join_blocks
 from flowengine.store.buffers import BufferPool
 from flowengine.store.filesystem import READ_FILE
 from flowengine.store.many import Listing, Row, Stat, list_folder, listing_of
@@ -52,7 +52,7 @@ from flowengine.store.scan_small import (
     batches,
     read_extra,
 )
-from flowengine.store.selection import Selection
+from flowengine.store.selection import Selection, subset_tree
 from flowengine.wire.filters import FilterSet
 from flowengine.wire.messages import LARGE_OBJECT_BYTES
 from flowengine.wire.paths import MAX_DEPTH, MAX_PATH_BYTES, STAGING_NAME
@@ -125,7 +125,7 @@ class Scanner:
         self._mode_bits = 0o7777 if owner else 0o1777
         self._links: dict[tuple[int, int], tuple[bytes, int]] = {}
         self._named: set[bytes] = set()
-        self._subset = _subset_tree(selection.files_from)
+        self._subset = subset_tree(selection.files_from)
         self._small = SmallReader(reader, pool, self._extra, self._mode_bits)
         self._least_chunk = reader.profile.minimum
         self.objects = 0
@@ -464,12 +464,23 @@ class Scanner:
         remember: bool,
     ) -> Iterator[Event]:
         """Entries of a directory in which something is new, large ones at their place among the small ones."""
-        smalls, larges = listing.smalls.pairs(), listing.larges.pairs()
-        newest = max([st.st_ctime_ns for _, st in smalls + larges])
+        newest = max(listing.smalls.ctimes + listing.larges.ctimes)
         age = time.time_ns() - newest
         if 0 <= age < RACY_NS:
             time.sleep((RACY_NS - age) / 1e9)
         racy_from = time.time_ns() - RACY_NS
+        if (
+            newest < racy_from
+            and not known
+            and not len(listing.larges)
+            and not listing.linked
+            and self._extra is None
+            and 0 not in listing.smalls.sizes
+            and all([mode & 0o170000 == 0o100000 for mode in listing.smalls.modes])
+        ):
+            yield from self._fresh_blocks(frame, listing, st_dir, racy_from, remember=remember)
+            return
+        smalls, larges = listing.smalls.pairs(), listing.larges.pairs()
         proofs = split_proof(listing.proof) if known else [b""] * len(smalls)
         found = [known.get(proof) for proof in proofs]
         keep: list[Row] = []
@@ -506,6 +517,39 @@ class Scanner:
             assert self._cache is not None
             part = DirectoryPart(stats_proof(keep), encode_entries(keep_entries))
             self._cache.save_directory(st_dir.st_dev, st_dir.st_ino, [part])
+
+    def _fresh_blocks(
+        self, frame: _Frame, listing: Listing, st_dir: os.stat_result, racy_from: int, *, remember: bool
+    ) -> Iterator[Event]:
+        """Entries of a directory of which nothing is known and that holds nothing but files, none of them empty."""
+        smalls, cache = listing.smalls, self._cache if remember else None
+        parts: list[DirectoryPart] = []
+        blocks: list[Block] = []
+        ends = batches(smalls.sizes, self._least_chunk, self._pool.size_bytes)
+        for first, last in pairwise([0, *ends]):
+            rows = smalls.part(first, last)
+            batch = self._small.make_block(frame.dirfd, rows)
+            if batch is not None and batch.block is not None:
+                batch.path = frame.real
+                proof = listing.proof if len(ends) == 1 else rows.proof
+                part = DirectoryPart(proof, batch.block.data)
+                blocks.append(batch.block)
+            else:
+                made = self._small.make(frame.dirfd, rows.pairs(), [None] * len(rows), racy_from)
+                for name, error in made.failures:
+                    yield self._unread(frame, name, error)
+                if not made.entries:
+                    continue
+                part = DirectoryPart(stats_proof(made.rows), encode_entries(made.entries))
+                batch = Batch(made.entries, made.buffer, made.starts, frame.real)
+            parts.append(part)
+            if cache is not None and last < len(smalls):
+                cache.add_directory_part(st_dir.st_dev, st_dir.st_ino, len(parts), part)
+            yield batch
+        if cache is not None and parts:
+            if len(blocks) == len(ends) > 1:
+                parts = [DirectoryPart(listing.proof, join_blocks(blocks))]
+            cache.save_directory(st_dir.st_dev, st_dir.st_ino, parts)
 
     def _unread(self, frame: _Frame, name: bytes, error: OSError | ObjectChanged) -> ScanFailed:
         if isinstance(error, OSError):
@@ -597,18 +641,3 @@ def _join(path: bytes, name: bytes) -> bytes:
 
 def _lengths(packed: bytes) -> list[int]:
     return [int.from_bytes(packed[at : at + 4], "little") for at in range(0, len(packed), CHUNK_BYTES)]
-
-
-def _subset_tree(paths: list[bytes] | None) -> dict[bytes, object] | None:
-    """`--files-from` as nested names; an empty dict below a name means all of it."""
-    if paths is None:
-        return None
-    tree: dict[bytes, object] = {}
-    for path in paths:
-        node = tree
-        parts = [part for part in path.split(b"/") if part not in (b"", b".")]
-        for part in parts:
-            below = node.setdefault(part, {})
-            assert isinstance(below, dict)
-            node = below
-    return tree

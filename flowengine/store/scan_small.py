@@ -11,6 +11,7 @@ import os
 import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from typing import Final
 
 import msgspec
@@ -20,10 +21,11 @@ from flowengine.chunking import Cutter, chunk_id, pack_chunks
 from flowengine.manifest import FILE, SYMLINK, Entry
 from flowengine.store.buffers import Buffer, BufferPool
 from flowengine.store.filesystem import READ_FILE
-from flowengine.store.many import AnyStat, Row, Stat, read_files
+from flowengine.store.many import AnyStat, Row, Rows, Stat, encode_files, parse_block, read_files, read_rows
 from flowengine.store.proofs import with_ctime
 from flowengine.store.reading import ObjectChanged, ObjectReader
 from flowengine.store.scan_cache import PROVISIONAL
+from flowengine.store.scan_events import Batch
 from flowengine.wire.messages import LARGE_OBJECT_BYTES
 
 __all__ = [
@@ -154,6 +156,39 @@ class SmallReader:
             made.buffer.release()
             made.buffer = None
         return made
+
+    def make_block(self, folder: int, rows: Rows) -> Batch | None:
+        """A batch of regular files of an open folder of which none is empty or known, as a block.
+
+        None where one of them is not (any more) as it was listed: they are for `make`, then.
+        """
+        sizes = rows.sizes
+        total = sum(sizes)
+        self._pace(total)
+        buffer = self._hold_shared(total)
+        view, begin = buffer.view, self._filled
+        if read_rows(folder, rows, view, begin) != len(rows):
+            buffer.release()
+            return None
+        self._filled += total
+        starts = [*accumulate(sizes[:-1], initial=begin)]
+        counts: list[int] | None = None
+        lengths = sizes
+        if max(sizes) > self._minimum:
+            counts, lengths = [], []
+            for start, size in zip(starts, sizes, strict=True):
+                cut = self._cutter.lengths(view[start : start + size]) if size > self._minimum else [size]
+                counts.append(len(cut))
+                lengths += cut
+        bounds = accumulate(lengths, initial=begin)
+        ids = b"".join([blake3(view[start:end]).digest() for start, end in pairwise(bounds)])
+        block = parse_block(encode_files(rows, self._mode_bits, counts, lengths, ids))
+        if block is None:
+            buffer.release()
+            return None
+        self.objects_read += len(rows)
+        self.bytes_read += total
+        return Batch(block, buffer, starts, b"")
 
     def _read(self, folder: int, fresh: list[Row], made: Made) -> dict[bytes, Stat]:
         """Read objects to the shared buffer: the stat of each that could be read."""

@@ -100,3 +100,18 @@ def select(paths: list[bytes], files_from: list[bytes] | None = None) -> Selecti
         seen[name] = path
         roots.append(Root(path, name))
     return Selection(roots, files_from)
+
+
+def subset_tree(paths: list[bytes] | None) -> dict[bytes, object] | None:
+    """`--files-from` as nested names; an empty dict below a name means all of it."""
+    if paths is None:
+        return None
+    tree: dict[bytes, object] = {}
+    for path in paths:
+        node = tree
+        parts = [part for part in path.split(b"/") if part not in (b"", b".")]
+        for part in parts:
+            below = node.setdefault(part, {})
+            assert isinstance(below, dict)
+            node = below
+    return tree

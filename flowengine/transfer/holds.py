@@ -258,7 +258,7 @@ class FineHold:
 class BatchHold:
     """A batch of small objects; its chunks are those of its entries, in order."""
 
-    __slots__ = ("_batch", "_begun", "_lengths", "_owners", "_pace", "number")
+    __slots__ = ("_batch", "_begun", "_counts", "_lengths", "_owners", "_pace", "_sums", "number")
 
     def __init__(self, batch: Batch, pace: Pace = _at_once) -> None:
         self._pace = pace
@@ -267,11 +267,21 @@ class BatchHold:
         self._batch = batch
         self._lengths: list[int] = []
         self._owners: list[int] = []
+        self._counts: list[int] = []
+        self._sums: list[int] = []
 
     @property
     def lengths(self) -> list[int]:
         """Of the chunks; made when first asked for, since of what is unchanged nobody asks."""
-        if not self._lengths:
+        block = self._batch.block
+        if not self._lengths and block is not None:
+            self._counts = block.chunk_counts
+            self._lengths = block.chunk_lengths
+            self._owners = [n for n, count in enumerate(self._counts) for _ in range(count)]
+            if self._batch.buffer is not None:  # they lie one behind the other
+                self._sums = [*accumulate(self._lengths, initial=self._batch.starts[0])]
+        elif not self._lengths:
+            self._counts = [len(entry.chunks) // CHUNK_BYTES for entry in self._batch.entries]
             for index, entry in enumerate(self._batch.entries):
                 packed = entry.chunks
                 if len(packed) == CHUNK_BYTES:
@@ -290,6 +300,10 @@ class BatchHold:
         owners = self._owners
         found: list[Part] = []
         end = index + count
+        if self._sums:
+            assert batch.buffer is not None
+            start = self._sums[index]
+            return [BufferPart(batch.buffer, start, self._sums[end] - start)]
         at = index
         while at < end:
             owner = owners[at]
@@ -319,9 +333,9 @@ class BatchHold:
     def begin(self, index: int, count: int) -> None:
         """Chunks of it are about to be sent."""
         # Only objects of several chunks can be left in the middle, and of a run only the first and the last one.
-        entries, owners = self._batch.entries, self._owners
+        counts, owners = self._counts, self._owners
         for owner in (owners[index], owners[index + count - 1]):
-            if len(entries[owner].chunks) > CHUNK_BYTES:
+            if counts[owner] > 1:
                 self._begun.add(owner)
 
     def has_begun(self, index: int) -> bool:

@@ -46,7 +46,7 @@ def test_both_parsers_agree(entries: list[Entry], count: int, weight: int) -> No
     assert other is not None
     assert one.segments == other.segments
     assert one.segments_after(count, weight) == other.segments_after(count, weight)
-    assert (one.columns.names, [*one.columns.numbers], one.columns.chunks) == other.columns
+    assert one.columns == other.columns
     assert one.entries == entries
     assert one.names == [entry.name for entry in entries]
     assert (one.first_name, one.last_name) == (entries[0].name, entries[-1].name)
