@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from typing import Final
 
 from flowengine.chunking import CHUNK_BYTES
-from flowengine.manifest import Entry
+from flowengine.manifest import Block, Entry
 from flowengine.store.landed import index_folder
-from flowengine.store.many import AnyStat
+from flowengine.store.many import AnyStat, Rows, log_rows
 
 __all__ = ["LOG_SUFFIX", "IndexLog", "read_log"]
 
@@ -59,6 +59,15 @@ class IndexLog:
                 path = before + name
                 out += (pack(len(path), len(packed), st.st_size, st.st_mtime_ns, 0), path, packed)
                 self.chunks += len(packed) // CHUNK_BYTES
+
+    def add_block(self, folder: bytes, block: Block, rows: Rows) -> None:
+        """The same, of a block and the stats of its files."""
+        data = log_rows(folder + b"/" if folder else b"", block, rows)
+        if data is None:
+            self.add_small(folder, [*zip(block.names, rows.stats, block.entries, strict=True)])
+        else:
+            self._rows.append(data)
+            self.chunks += block.chunks
 
     def flush(self) -> None:
         """Write what was added. Failures cost the cache only."""

@@ -364,7 +364,9 @@ class _Compiled:
         size = _library.flow_columns(data, len(data), names, numbers, chunks)
         packed = numbers.raw
         return Columns(
-            ctypes.string_at(names, size), packed, ctypes.string_at(chunks, sum(memoryview(packed).cast("q")[::5]))
+            ctypes.string_at(names, size),
+            packed,
+            ctypes.string_at(chunks, sum(memoryview(packed).cast("q")[::5])),
         )
 
 
@@ -414,7 +416,9 @@ def encode_files(
             entries.append(Entry(name, FILE, st.st_mode & mode_bits, st.st_mtime_ns, st.st_size, chunks))
             at = end
         return encode_entries(entries)
-    out = ctypes.create_string_buffer(5 + 48 * len(rows) + len(rows.packed_names) + CHUNK_BYTES * len(lengths))
+    out = ctypes.create_string_buffer(
+        5 + 48 * len(rows) + len(rows.packed_names) + CHUNK_BYTES * len(lengths)
+    )
     size = _library.flow_encode(
         rows.packed_names,
         rows.packed,
@@ -605,7 +609,9 @@ def write_run(folder: int, first: int, block: Block, data: memoryview) -> None:
         raise OSError(error, os.strerror(error))
 
 
-def place_run(folder: int, first: int, block: Block, to: int) -> tuple[Rows | None, list[Stat | None], list[int]]:
+def place_run(
+    folder: int, first: int, block: Block, to: int
+) -> tuple[Rows | None, list[Stat | None], list[int]]:
     """Give the staging files of a block their names in an open folder, and look at each there.
 
     Returns:

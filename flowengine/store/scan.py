@@ -406,7 +406,13 @@ class Scanner:
                 return
             known = dict(zip(split_proof(listing.proof), hit, strict=True))
         elif len(smalls):
-            self.size_bytes += sum([st.st_size for st in smalls.stats if st.st_mode & 0o170000 == 0o100000])
+            self.size_bytes += sum(
+                [
+                    size
+                    for size, mode in zip(smalls.sizes, smalls.modes, strict=True)
+                    if mode & 0o170000 == 0o100000
+                ]
+            )
         remember = whole and self._cache is not None and self._extra is None
         yield from self._fresh(frame, listing, known, st_dir, remember=remember)
 
@@ -476,7 +482,7 @@ class Scanner:
             and not listing.linked
             and self._extra is None
             and 0 not in listing.smalls.sizes
-            and all([mode & 0o170000 == 0o100000 for mode in listing.smalls.modes])
+            and not [mode for mode in listing.smalls.modes if mode & 0o170000 != 0o100000]
         ):
             yield from self._fresh_blocks(frame, listing, st_dir, racy_from, remember=remember)
             return

@@ -18,9 +18,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import itertools
 import os
 import struct
+import threading
 from collections.abc import Iterator
 from typing import Final
 
@@ -30,6 +30,7 @@ from blake3 import blake3
 from flowengine.chunking import CHUNK_BYTES, chunk_id
 from flowengine.errors import TemporaryError
 from flowengine.store.filesystem import boot_id, local_error
+from flowengine.store.many import staging_name
 from flowengine.units import show_path
 from flowengine.wire.paths import STAGING_NAME
 
@@ -210,7 +211,8 @@ class Staging:
             raise local_error(error, "cannot make the staging folder in", root_path) from error
         self._root_fd = root_fd
         self._root_path = root_path
-        self._numbers = itertools.count(1)
+        self._next_number = 1
+        self._numbers_lock = threading.Lock()
         self._locks: list[int] = []
         try:
             self._lock(
@@ -288,7 +290,13 @@ class Staging:
 
     def small_name(self) -> str:
         """A fresh name for a small object's staging file; safe from any thread."""
-        return f"s.{next(self._numbers):x}"
+        return staging_name(self.small_numbers(1))
+
+    def small_numbers(self, count: int) -> int:
+        """The first of so many numbers, each for one `staging_name`; safe from any thread."""
+        with self._numbers_lock:
+            first, self._next_number = self._next_number, self._next_number + count
+        return first
 
     def open_object(self, path: bytes, size_bytes: int, attempt: int = 0) -> StagedObject:
         """The staging file of a large object, with what an earlier session left in it.

@@ -20,7 +20,7 @@ import queue
 import resource
 import threading
 from collections.abc import Callable, Container, Iterator
-from itertools import islice
+from itertools import accumulate, islice, pairwise, repeat
 from time import perf_counter_ns
 from typing import Final
 
@@ -29,9 +29,9 @@ from blake3 import blake3
 from flowengine.chunking import CHUNK_BYTES, ID_BYTES, chunk_id
 from flowengine.chunking.fine import FINE_BYTES, fine_id, fine_lengths
 from flowengine.errors import IntegrityError, ProtocolError
-from flowengine.manifest import FILE, Entry
+from flowengine.manifest import FILE, Block, Entry
 from flowengine.store.filesystem import local_error
-from flowengine.store.many import write_files
+from flowengine.store.many import write_files, write_run
 from flowengine.store.staging import Staging
 from flowengine.transfer.control import Control
 from flowengine.transfer.session import Counters
@@ -41,6 +41,7 @@ from flowengine.transfer.sinks import (
     UNWANTED,
     WANTED,
     FineOffer,
+    LandedRun,
     LargeObject,
     Location,
     Refinement,
@@ -76,7 +77,8 @@ class Landing:
 
     Attributes:
         publishable: what is complete, for the publisher: (kind, directory, entry, staging name or sink); of kind
-            "smalls" the last is a list of (entry, staging name).
+            "smalls" the last is a list of (entry, staging name), of kind "block" a block and the number of the staging
+            file of its first file.
         turn: see `in_turn`.
         links: hard links that wait for their first name; kept by the publisher.
         closing: nothing more will be offered.
@@ -163,6 +165,22 @@ class Landing:
                     whole.append(index)
             self._open_objects += len(whole)
         return whole
+
+    def open_block(self, offer: SmallOffer) -> bool:
+        """Want all of an offer that is a block, if nothing of it is at hand or on its way; whether that was so."""
+        assert offer.block is not None
+        ids = dict.fromkeys(offer.ids)
+        if len(ids) != len(offer.wanted):
+            return False
+        names = offer.block.names
+        with self.lock:
+            if not (self.inflight.keys().isdisjoint(ids) and self.recent.keys().isdisjoint(ids)):
+                return False
+            self.inflight.update(ids)
+            offer.wanted[:] = bytes([WANTED]) * len(ids)
+            offer.directory.open_names.update(names)
+            self._open_objects += len(names)
+        return True
 
     def landed(self, objects: list[tuple[TargetDirectory, list[bytes]]]) -> None:
         """Objects that were open landed: per directory their names."""
@@ -434,6 +452,13 @@ class Landing:
         self, offer: SmallOffer, index: int, count: int, plain: memoryview, stages: tuple[Stage, Stage]
     ) -> int:
         verify, write = stages
+        if (
+            offer.block is not None
+            and not offer.sinks
+            and not offer.block.mode_bits & self._masked
+            and (files := offer.whole_files(index, count)) is not None
+        ):
+            return self._deliver_block(offer, offer.block.part(*files), index, plain, stages)
         with self.in_turn():
             begin = perf_counter_ns()
             parts = self._verify_small(offer, index, count, plain)
@@ -469,6 +494,48 @@ class Landing:
             self._arrived(arrived, plain)
             write.since(begin)
         return at
+
+    def _deliver_block(
+        self,
+        offer: SmallOffer,
+        block: Block,
+        index: int,
+        plain: memoryview,
+        stages: tuple[Stage, Stage],
+    ) -> int:
+        """Whole files of an offer that is a block; `block` is these alone."""
+        verify, write = stages
+        end = index + block.chunks
+        ids = offer.ids[index:end]
+        with self.in_turn():
+            begin = perf_counter_ns()
+            bounds = [*accumulate(offer.lengths[index:end], initial=0)]
+            # A record that is too short gives shorter slices, which have other hashes.
+            found = [blake3(plain[start:stop]).digest() for start, stop in pairwise(bounds)]
+            if found != ids:
+                wrong = next(n for n, (one, other) in enumerate(zip(found, ids, strict=True)) if one != other)
+                raise _wrong_chunk(offer.directory, offer.entries[offer.owners[index + wrong]])
+            begin = verify.since(begin)
+            number = self.staging.small_numbers(block.count)
+            write_run(self.staging.fd, number, block, plain)
+            self.publishable.put(("block", offer.directory, _NO_ENTRY, (block, number)))
+            run = LandedRun(offer.directory.path, block, number)
+            with self.lock:
+                waiters = [*map(self.inflight.pop, ids, repeat(None))]
+                self.recent.update(zip(ids, zip(repeat(run), range(len(ids)), strict=False), strict=True))
+                self._forget_oldest()
+            if any(waiters):
+                chunks = block.columns.chunks
+                self._serve(
+                    [
+                        (some, at, stop - at, chunks[n * CHUNK_BYTES : (n + 1) * CHUNK_BYTES])
+                        for n, (some, (at, stop)) in enumerate(zip(waiters, pairwise(bounds), strict=True))
+                        if some
+                    ],
+                    plain,
+                )
+            write.since(begin)
+        return bounds[-1]
 
     def _write_whole(
         self,
@@ -662,10 +729,19 @@ class Landing:
                     if waiters:
                         waiting.append((waiters, at, length, packed[start : start + CHUNK_BYTES]))
                     at += length
-            if len(recent) > _RECENT_CHUNKS + _RECENT_STEP:
-                # Many at once: finding the oldest of a dict walks over all that were taken from its front before.
-                for identity in list(islice(recent, len(recent) - _RECENT_CHUNKS)):
-                    del recent[identity]
+            self._forget_oldest()
+        self._serve(waiting, plain)
+
+    def _forget_oldest(self) -> None:
+        """Bound what is remembered of chunks that arrived; inside the lock."""
+        recent = self.recent
+        if len(recent) > _RECENT_CHUNKS + _RECENT_STEP:
+            # Many at once: finding the oldest of a dict walks over all that were taken from its front before.
+            for identity in list(islice(recent, len(recent) - _RECENT_CHUNKS)):
+                del recent[identity]
+
+    def _serve(self, waiting: list[tuple[list[Waiter], int, int, bytes]], plain: memoryview) -> None:
+        """Write chunks to whoever waits for them: (who, where in `plain`, how long, the packed chunk) of each."""
         for waiters, at, length, one in waiting:
             for sink, offset in waiters:
                 if not sink.failed:
@@ -810,6 +886,8 @@ def chunk_lengths(offer: SmallOffer | RunOffer | FineOffer, index: int, count: i
         return offer.lengths[index : index + count]
     if isinstance(offer, FineOffer):
         return fine_lengths(offer.packed[index * FINE_BYTES : (index + count) * FINE_BYTES])
+    if offer.block is not None:
+        return offer.lengths[index : index + count]
     found: list[int] = []
     for chunk in range(index, index + count):
         owner = offer.owners[chunk]

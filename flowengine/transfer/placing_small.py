@@ -11,7 +11,7 @@ from blake3 import blake3
 
 from flowengine.chunking import CHUNK_BYTES, Cutter, chunk_id, pack_chunks
 from flowengine.errors import ProtocolError
-from flowengine.manifest import FILE, HARDLINK, SYMLINK, Entry, Header
+from flowengine.manifest import FILE, HARDLINK, SYMLINK, Block, Entry, Header
 from flowengine.manifest.entries import check_entries
 from flowengine.store.buffers import fresh_memory
 from flowengine.store.filesystem import open_beneath
@@ -53,26 +53,58 @@ class SmallPlacer:
 
     def offer_block(self, directory: TargetDirectory, message: EncodedOffer) -> bool:
         """Answer an offer whose entries are a block; False where it is to be decoded and given to `offer`."""
-        if not directory.recalled or directory.keys is not None:
+        if directory.keys is not None or directory.fd < 0 or self._placement.landing.halted:
+            return False
+        recalled, empty = bool(directory.recalled), directory.was_empty
+        if not recalled and (not empty or self._placement.dry):
             return False
         block = parse_block(message.data)
         if (
             block is None
             or block.count > MAX_OFFER_ENTRIES
+            or block.chunks > MAX_OFFER_CHUNKS
             or block.mode_bits & SET_ID_BITS
             or not directory.last_name < block.first_name
-            or not directory.keeps(block)
         ):
             return False
         self._placement.landing.wait_for_objects()
+        if recalled:
+            if not directory.keeps(block):
+                return False
+            self._taken(directory, block)
+            self._placement.kept(block.count, block.size_bytes)
+            self._placement.answer_none()
+            return True
+        return self._all_new(directory, block)
+
+    def _taken(self, directory: TargetDirectory, block: Block) -> int:
+        """Take note of a block that was offered; gives the offer's number."""
         directory.last_name = block.last_name
-        self._placement.recorder.block(block)
-        self._placement.next_number()
+        directory.entries += block.count
         if directory.offered is not None:
             directory.offered.update(block.names)
-        directory.entries += block.count
-        self._placement.kept(block.count, block.size_bytes)
-        self._placement.answer_none()
+        self._placement.recorder.block(block)
+        return self._placement.next_number()
+
+    def _all_new(self, directory: TargetDirectory, block: Block) -> bool:
+        """Want all of a block for a directory that was empty, if no chunk of it is at hand; whether that was so."""
+        placement, landing = self._placement, self._placement.landing
+        sizes = block.sizes
+        if (
+            placement.has_index()
+            or min(sizes) == 0
+            or max(sizes) >= LARGE_OBJECT_BYTES
+            or STAGING_NAME in block.names
+            or placement.lookalikes.known(block.size_bytes)
+        ):
+            return False
+        offer = SmallOffer(directory, block)
+        if not landing.open_block(offer):
+            return False
+        number = self._taken(directory, block)
+        offer.open = len(offer.wanted)
+        landing.offers[number] = offer
+        placement.answer(offer.wanted)
         return True
 
     def offer(self, directory: TargetDirectory, message: Offer) -> None:

@@ -20,15 +20,15 @@ from collections.abc import Callable, Sequence
 from time import perf_counter_ns
 from typing import Final
 
-from flowengine.manifest import FILE, SYMLINK, Entry
+from flowengine.manifest import FILE, SYMLINK, Block, Entry
 from flowengine.store.filesystem import local_error, open_beneath, sync_filesystem
 from flowengine.store.index_log import IndexLog
-from flowengine.store.many import AnyStat, Stat, place_files
+from flowengine.store.many import AnyStat, Rows, Stat, place_files, place_run, staging_name
 from flowengine.store.proofs import encode_entries, stats_proof
 from flowengine.store.scan_cache import DirectoryPart, Identity, ScanCache
 from flowengine.transfer.control import Control
 from flowengine.transfer.landing import Landing
-from flowengine.transfer.sinks import LargeObject, TargetDirectory
+from flowengine.transfer.sinks import BlockRows, LargeObject, TargetDirectory, part_of
 from flowengine.transfer.timing import StageClock
 from flowengine.units import show_path
 from flowengine.wire.messages import LARGE_OBJECT_BYTES, Landed
@@ -53,6 +53,10 @@ _LEAST_PART: Final = 128
 
 _Run = tuple[TargetDirectory, list[tuple[Entry, str]]]
 """Small objects of a directory that are written whole, each with the name of its staging file."""
+_BlockRun = tuple[TargetDirectory, Block, int]
+"""Files of a block that are written whole, with the number of the first one's staging file."""
+_PlacedBlock = tuple[TargetDirectory, Block, Rows]
+"""Files of a block that have their names, with their stats there."""
 _Placed = tuple[TargetDirectory, list[Entry], Sequence[Stat | None]]
 """Objects of a directory that have their names, each with its stat there."""
 
@@ -90,6 +94,7 @@ class Publisher:
         self._index_log = index_log
         self._parts: dict[bytes, int] = {}
         self._unkept: dict[bytes, list[tuple[bytes, AnyStat, Entry]]] = {}
+        self._unkept_blocks: dict[bytes, list[BlockRows]] = {}
         self._finished_directories = 0
         self.needs_final_sync = False
         self.make_way: Callable[[TargetDirectory, bytes], bool] | None = None
@@ -126,6 +131,7 @@ class Publisher:
 
     def _publish(self, batch: list[tuple[str, TargetDirectory, Entry, object]]) -> None:
         smalls = _smalls(batch)
+        blocks = [(d, *what) for kind, d, _, what in batch if kind == "block" and isinstance(what, tuple)]
         larges = [
             large
             for kind, _, _, large in batch
@@ -143,9 +149,11 @@ class Publisher:
                         raise local_error(
                             error, "cannot sync", what.directory.child(what.entry.name)
                         ) from error
-        self._sync_data(smalls, larges)
+        self._sync_data(smalls, blocks, larges)
         placed = self._place_smalls(smalls)
+        placed_blocks = self._place_blocks(blocks, placed)
         touched = {directory.fd: directory for directory, entries, _ in placed if entries}
+        touched.update({directory.fd: directory for directory, _, _ in placed_blocks})
         landed: list[tuple[TargetDirectory, Entry]] = []
         for large in larges:
             assert large.staged is not None
@@ -177,17 +185,75 @@ class Publisher:
                 self._landing.disown(large)
         placed += [(directory, [entry], [self._look(directory, entry)]) for directory, entry in landed]
         self._remember(placed)
-        if self._tell is not None and placed:
-            self._tell([(d.child(entry.name), entry.size) for d, entries, _ in placed for entry in entries])
-        self._counters.objects_done += sum([len(entries) for _, entries, _ in placed])
-        self._counters.bytes_done += sum([entry.size for _, entries, _ in placed for entry in entries])
+        self._remember_blocks(placed_blocks)
+        if self._tell is not None and (placed or placed_blocks):
+            self._tell(
+                [(d.child(entry.name), entry.size) for d, entries, _ in placed for entry in entries]
+                + [
+                    (d.child(entry.name), entry.size)
+                    for d, block, _ in placed_blocks
+                    for entry in block.entries
+                ]
+            )
+        self._count(placed, placed_blocks)
         self._control.post(Landed(self._counters.objects_done, self._counters.bytes_done))
-        self._landing.landed([(d, [entry.name for entry in entries]) for d, entries, _ in placed])
+        self._landing.landed(
+            [(d, [entry.name for entry in entries]) for d, entries, _ in placed]
+            + [(d, block.names) for d, block, _ in placed_blocks]
+        )
         for kind, directory, _, _ in batch:
             if kind == "directory" and self._landing.directories.get(directory.path) is directory:
                 self._finish_directory(directory)
-        if self._landing.links and not placed:
+        if self._landing.links and not placed and not placed_blocks:
             self._drop_links()
+
+    def _count(self, placed: list[_Placed], blocks: list[_PlacedBlock]) -> None:
+        counters = self._counters
+        counters.objects_done += sum([len(entries) for _, entries, _ in placed])
+        counters.objects_done += sum([block.count for _, block, _ in blocks])
+        counters.bytes_done += sum([entry.size for _, entries, _ in placed for entry in entries])
+        counters.bytes_done += sum([block.size_bytes for _, block, _ in blocks])
+
+    def _place_blocks(self, blocks: list[_BlockRun], placed: list[_Placed]) -> list[_PlacedBlock]:
+        """Give the files of blocks their names; what is not placed whole is added to `placed`."""
+        found: list[_PlacedBlock] = []
+        for directory, block, first in blocks:
+            with self._landing.in_turn():
+                rows, stats, failed = place_run(self._staging.fd, first, block, directory.fd)
+            if rows is not None:
+                found.append((directory, block, rows))
+                continue
+            lost = {
+                n for n in failed if not self._rename(staging_name(first + n), directory, block.entries[n])
+            }
+            kept = [
+                (e, st) for n, (e, st) in enumerate(zip(block.entries, stats, strict=True)) if n not in lost
+            ]
+            if kept:
+                placed.append((directory, [entry for entry, _ in kept], [st for _, st in kept]))
+        return found
+
+    def _remember_blocks(self, placed: list[_PlacedBlock]) -> None:
+        """Tell the scan cache and the chunk index of blocks that have their names."""
+        for directory, block, rows in placed:
+            directory.unchanged_all = False
+            directory.add_block(block, rows)
+            if self._index_log is not None:
+                self._index_log.add_block(directory.path, block, rows)
+                self._flush_full_index()
+            if self._cache is None:
+                continue
+            if directory.end is not None and not directory.open_names.difference(block.names):
+                self._unkept_blocks.pop(directory.path, None)
+                continue  # written whole when the directory is finished, in a moment
+            waiting = self._unkept_blocks.setdefault(directory.path, [])
+            waiting.append((block, rows))
+            if (
+                sum([one.count for one, _ in waiting]) >= _LEAST_PART
+                and (part := part_of(waiting)) is not None
+            ):
+                del self._unkept_blocks[directory.path]
+                self._add_part(directory, part)
 
     def _place_smalls(self, smalls: list[_Run]) -> list[_Placed]:
         """Give small objects their names; those that have them now, by directory."""
@@ -266,17 +332,21 @@ class Publisher:
         finally:
             os.close(fd)
 
-    def _sync_data(self, smalls: list[_Run], larges: list[LargeObject]) -> None:
+    def _sync_data(self, smalls: list[_Run], blocks: list[_BlockRun], larges: list[LargeObject]) -> None:
         try:
             for large in larges:
                 assert large.staged is not None
                 os.fsync(large.staged.fd)
-            if sum([len(run) for _, run in smalls]) > _SYNC_EACH:
+            count = sum([len(run) for _, run in smalls]) + sum([block.count for _, block, _ in blocks])
+            if count > _SYNC_EACH:
                 sync_filesystem(self._staging.fd)
             else:
                 for _, run in smalls:
                     for _, staged in run:
                         self._sync_small(staged)
+                for _, block, first in blocks:
+                    for number in range(first, first + block.count):
+                        self._sync_small(staging_name(number))
         except OSError as error:
             raise local_error(error, "cannot sync", b"the target") from error
 
@@ -424,12 +494,16 @@ class Publisher:
         if len(waiting) < _LEAST_PART:
             return
         del self._unkept[directory.path]
-        st_dir = os.fstat(directory.fd)
-        number = self._parts[directory.path] = self._parts.get(directory.path, 0) + 1
         part = DirectoryPart(
             stats_proof([(name, st) for name, st, _ in waiting]),
             encode_entries([entry for _, _, entry in waiting]),
         )
+        self._add_part(directory, part)
+
+    def _add_part(self, directory: TargetDirectory, part: DirectoryPart) -> None:
+        assert self._cache is not None
+        st_dir = os.fstat(directory.fd)
+        number = self._parts[directory.path] = self._parts.get(directory.path, 0) + 1
         self._cache.add_directory_part(st_dir.st_dev, st_dir.st_ino, number, part)
 
     def _flush_full_index(self) -> None:
@@ -474,13 +548,12 @@ class Publisher:
                     or st.st_mtime_ns != end.mtime_ns
                 ):
                     self._sync_finished(directory)
-            if self._cache is not None and not directory.unchanged_all and directory.rows:
+            if (
+                self._cache is not None
+                and not directory.unchanged_all
+                and (part := directory.part()) is not None
+            ):
                 st = os.fstat(directory.fd)
-                directory.rows.sort(key=lambda row: row[0])
-                part = DirectoryPart(
-                    stats_proof([(name, row) for name, row, _ in directory.rows]),
-                    encode_entries([entry for _, _, entry in directory.rows]),
-                )
                 self._cache.save_directory(st.st_dev, st.st_ino, [part])
         except OSError as error:
             self._landing.report(
@@ -491,6 +564,7 @@ class Publisher:
             os.close(directory.fd)
             directory.forget_rows()
             self._unkept.pop(directory.path, None)
+            self._unkept_blocks.pop(directory.path, None)
             parent = directory.parent
             if parent is not None:
                 with self._landing.lock:
@@ -520,6 +594,8 @@ def _smalls(batch: list[tuple[str, TargetDirectory, Entry, object]]) -> list[_Ru
 def _measure(item: tuple[str, TargetDirectory, Entry, object]) -> tuple[int, int]:
     """(objects, bytes) that an item of the queue stands for."""
     kind, _, entry, what = item
+    if kind == "block" and isinstance(what, tuple):
+        return what[0].count, what[0].size_bytes
     if kind == "smalls" and isinstance(what, list):
         return len(what), sum([one.size for one, _ in what])
     return 1, entry.size

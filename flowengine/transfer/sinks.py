@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import os
 import threading
+from bisect import bisect_right
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from operator import itemgetter
 from typing import Final
 
 from flowengine.chunking import CHUNK_BYTES
 from flowengine.chunking.fine import FINE_BYTES
-from flowengine.manifest import Block, Entry
+from flowengine.manifest import Block, Entry, join_blocks
 from flowengine.store.filesystem import open_beneath
-from flowengine.store.many import AnyStat, Listing, Stat, same_files
+from flowengine.store.many import AnyStat, Listing, Rows, Stat, joined, same_files, staging_name
+from flowengine.store.proofs import encode_entries, stats_proof
+from flowengine.store.scan_cache import DirectoryPart
 from flowengine.store.staging import StagedObject, Staging
 from flowengine.transfer.basis import Basis
 from flowengine.transfer.following import Follower
@@ -27,9 +32,12 @@ __all__ = [
     "NOT_WANTED",
     "UNWANTED",
     "WANTED",
+    "BlockRows",
     "FineOffer",
+    "LandedRun",
     "LargeObject",
     "Location",
+    "Place",
     "Refinement",
     "Region",
     "RunOffer",
@@ -38,6 +46,7 @@ __all__ = [
     "SmallOffer",
     "TargetDirectory",
     "Waiter",
+    "part_of",
 ]
 
 
@@ -51,6 +60,49 @@ UNWANTED: Final = 4
 """It was wanted and is not any more; the source may have sent it before it heard."""
 
 
+BlockRows = tuple[Block, Rows]
+"""Files of a directory, and their stats there."""
+
+
+def part_of(found: list[BlockRows]) -> DirectoryPart | None:
+    """Blocks of one directory as the scan cache keeps them; None where there are none, or one lies within another."""
+    found.sort(key=lambda one: one[0].first_name)
+    for (one, _), (other, _) in pairwise(found):
+        if not one.last_name < other.first_name:
+            return None
+    if not found:
+        return None
+    return DirectoryPart(
+        joined([rows for _, rows in found]).proof, join_blocks([block for block, _ in found])
+    )
+
+
+class LandedRun:
+    """Files of a block that landed: where each of their chunks can be read again, if somebody asks.
+
+    Args:
+        folder: their directory's path, from the target's root.
+        number: that of the first one's staging file.
+    """
+
+    __slots__ = ("_block", "_folder", "_number")
+
+    def __init__(self, folder: bytes, block: Block, number: int) -> None:
+        self._folder = folder
+        self._block = block
+        self._number = number
+
+    def place_of(self, chunk: int) -> Place:
+        """Where a chunk of the run is."""
+        lengths = self._block.chunk_lengths
+        firsts = [*accumulate(self._block.chunk_counts, initial=0)]
+        owner = bisect_right(firsts, chunk) - 1
+        first = firsts[owner]
+        name = self._block.names[owner]
+        path = self._folder + b"/" + name if self._folder else name
+        return path, staging_name(self._number + owner), sum(lengths[first:chunk])
+
+
 class TargetDirectory:
     """One directory at the target while objects of it are on their way.
 
@@ -62,7 +114,7 @@ class TargetDirectory:
     """
 
     __slots__ = (
-        "_existing", "_kept", "_known", "_rows", "_same", "created", "end", "entries", "fd", "keys", "last_name", "linked", "listing", "name", "offered",
+        "_existing", "_kept", "_known", "_landed", "_rows", "_same", "created", "end", "entries", "fd", "keys", "last_name", "linked", "listing", "name", "offered",
         "open_names", "parent", "path", "recalled", "recalled_at", "st", "unchanged_all",
     )  # fmt: skip
 
@@ -85,12 +137,18 @@ class TargetDirectory:
         self.end: DirectoryEnd | None = None
         self._rows: list[tuple[bytes, AnyStat, Entry]] = []
         self._kept: list[tuple[int, Block]] = []
+        self._landed: list[BlockRows] = []
         self.offered: set[bytes] | None = None
         self.keys: dict[bytes, bytes] | None = None
         self.linked = False
         self.last_name = b""
         self.unchanged_all = True
         self.entries = 0
+
+    @property
+    def was_empty(self) -> bool:
+        """Whether nothing stood there when it was entered."""
+        return self.listing is None or not any(map(len, self.listing[:4]))
 
     @property
     def existing(self) -> dict[bytes, Stat]:
@@ -116,7 +174,31 @@ class TargetDirectory:
             assert self.listing is not None
             stats = self.listing.smalls.stats[start : start + block.count]
             self._rows += zip(block.names, stats, block.entries, strict=True)
+        while self._landed:
+            block, rows = self._landed.pop()
+            self._rows += zip(block.names, rows.stats, block.entries, strict=True)
         return self._rows
+
+    def add_block(self, block: Block, rows: Rows) -> None:
+        """More of them, as a block."""
+        self._landed.append((block, rows))
+
+    def part(self) -> DirectoryPart | None:
+        """All of them as the scan cache keeps them; None where there are none."""
+        if not self._rows:
+            found = list(self._landed)
+            for start, block in self._kept:
+                assert self.listing is not None
+                found.append((block, self.listing.smalls.part(start, start + block.count)))
+            made = part_of(found)
+            if made is not None:
+                return made
+        rows = sorted(self.rows, key=itemgetter(0))
+        if not rows:
+            return None
+        return DirectoryPart(
+            stats_proof([(name, st) for name, st, _ in rows]), encode_entries([entry for _, _, entry in rows])
+        )
 
     def add_rows(self, rows: list[tuple[bytes, AnyStat, Entry]]) -> None:
         """More of them, in any order."""
@@ -124,7 +206,7 @@ class TargetDirectory:
 
     def forget_rows(self) -> None:
         """They were kept."""
-        self._rows, self._kept = [], []
+        self._rows, self._kept, self._landed = [], [], []
 
     def _recalled_entries(self) -> list[Entry]:
         return self.recalled.entries if isinstance(self.recalled, Block) else self.recalled
@@ -289,27 +371,64 @@ class RunOffer:
 
 
 class SmallOffer:
-    """An offered batch of small objects, as far as it is wanted."""
+    """An offered batch of small objects, as far as it is wanted.
 
-    __slots__ = ("directory", "entries", "first", "open", "owners", "sinks", "wanted")
+    Attributes:
+        block: the entries, where they came as one.
+        lengths, ids: of all chunks of a block.
+    """
 
-    def __init__(self, directory: TargetDirectory, entries: list[Entry]) -> None:
+    __slots__ = (
+        "_entries", "_ids", "_lengths", "block", "directory", "first", "open", "owners", "sinks", "wanted",
+    )  # fmt: skip
+
+    def __init__(self, directory: TargetDirectory, entries: list[Entry] | Block) -> None:
         self.directory = directory
-        self.entries = entries
-        self.owners: list[int] = []
-        self.first: list[int] = []
-        for index, entry in enumerate(entries):
-            self.first.append(len(self.owners))
-            count = len(entry.chunks) // CHUNK_BYTES
-            self.owners += [index] * count if count != 1 else (index,)
+        self._ids: list[bytes] = []
+        self._lengths: list[int] = []
+        self.block = entries if isinstance(entries, Block) else None
+        self._entries = None if isinstance(entries, Block) else entries
+        counts = (
+            entries.chunk_counts
+            if isinstance(entries, Block)
+            else [len(entry.chunks) // CHUNK_BYTES for entry in entries]
+        )
+        self.first = [*accumulate(counts[:-1], initial=0)]
+        self.owners = [index for index, count in enumerate(counts) for _ in range(count)]
         self.wanted = bytearray(len(self.owners))
         self.open = 0
         self.sinks: dict[int, SmallObject] = {}
 
+    @property
+    def entries(self) -> list[Entry]:
+        """The entries; those of a block are made when first asked for."""
+        if self._entries is None:
+            assert self.block is not None
+            self._entries = self.block.entries
+        return self._entries
+
+    @property
+    def ids(self) -> list[bytes]:
+        if not self._ids and self.block is not None:
+            self._ids = self.block.chunk_ids
+        return self._ids
+
+    @property
+    def lengths(self) -> list[int]:
+        if not self._lengths and self.block is not None:
+            self._lengths = self.block.chunk_lengths
+        return self._lengths
+
+    def whole_files(self, index: int, count: int) -> tuple[int, int] | None:
+        """Which files of a block chunks are, from the first on and before the last; None where one is not whole."""
+        first, last = self.owners[index], self.owners[index + count - 1] + 1
+        end = self.first[last] if last < len(self.first) else len(self.owners)
+        return (first, last) if self.first[first] == index and end == index + count else None
+
     def chunks_of(self, owner: int) -> slice:
         """Which chunks are those of an entry."""
-        first = self.first[owner]
-        return slice(first, first + len(self.entries[owner].chunks) // CHUNK_BYTES)
+        end = self.first[owner + 1] if owner + 1 < len(self.first) else len(self.owners)
+        return slice(self.first[owner], end)
 
 
 class Region:
@@ -397,5 +516,7 @@ class FineOffer:
 
 
 Waiter = tuple[Sink, int]
-Location = tuple[bytes, str, int]
+Place = tuple[bytes, str, int]
 """(final path, staging name, offset): where a chunk that arrived in this session can be read."""
+Location = Place | tuple[LandedRun, int]
+"""The same, or the run of files that it arrived with, and which chunk of it it is."""
