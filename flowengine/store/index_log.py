@@ -15,7 +15,8 @@ from typing import Final
 from flowengine.chunking import CHUNK_BYTES
 from flowengine.manifest import Block, Entry
 from flowengine.store.landed import index_folder
-from flowengine.store.many import AnyStat, Rows, log_rows
+from flowengine.store.many import AnyStat, Rows
+from flowengine.store.runs import log_rows
 
 __all__ = ["LOG_SUFFIX", "IndexLog", "read_log"]
 

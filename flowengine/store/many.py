@@ -23,40 +23,37 @@ from functools import cached_property
 from itertools import chain
 from typing import Final, NamedTuple, TypeAlias
 
-from flowengine.chunking import CHUNK_BYTES, pack_chunks
-from flowengine.manifest import FILE, Block, Columns, Entry, Parser, Segment
+from flowengine.manifest import Block, Columns, Parser, Segment
 from flowengine.manifest.block import PYTHON
-from flowengine.manifest.entries import encode as encode_entries
 from flowengine.store.filesystem import READ_FILE
 
 __all__ = [
+    "STAT",
     "AnyStat",
     "Listing",
     "Row",
     "Rows",
     "Stat",
-    "encode_files",
     "is_compiled",
     "joined",
+    "library",
     "list_folder",
     "listing_of",
-    "log_rows",
     "parse_block",
     "place_files",
-    "place_run",
     "read_files",
     "read_rows",
+    "rows_of",
     "same_files",
-    "staging_name",
     "stats_proof",
     "write_files",
-    "write_run",
 ]
 
 _INTERFACE: Final = 3
 _KINDS: Final = 4
 _SMALL, _LARGE, _FOLDER, _OTHER = range(_KINDS)
-_FORMAT: Final = struct.Struct("=10q")
+STAT: Final = struct.Struct("=10q")
+"""A `Stat` as the library has it."""
 _ENCODING: Final = sys.getfilesystemencoding()  # os.fsencode does just this, three times slower
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL
 
@@ -130,7 +127,7 @@ class Rows:
 
     @cached_property
     def stats(self) -> list[Stat]:
-        return [*map(Stat._make, _FORMAT.iter_unpack(self.packed))]
+        return [*map(Stat._make, STAT.iter_unpack(self.packed))]
 
     def __contains__(self, name: bytes) -> bool:
         if not self.packed_names:
@@ -167,9 +164,9 @@ class Rows:
         if first == 0 and last == self._count:
             return self
         if not self.packed_names:
-            return _packed(self.pairs()[first:last])
+            return rows_of(self.pairs()[first:last])
         names = b"\0".join([*self.names[first:last], b""])
-        return Rows(last - first, names, self.packed[_FORMAT.size * first : _FORMAT.size * last])
+        return Rows(last - first, names, self.packed[STAT.size * first : STAT.size * last])
 
     @property
     def proof(self) -> bytes:
@@ -191,7 +188,7 @@ def joined(parts: Sequence[Rows]) -> Rows:
             b"".join([rows.packed_names for rows in parts]),
             b"".join([rows.packed for rows in parts]),
         )
-    return _packed([pair for rows in parts for pair in rows.pairs()])
+    return rows_of([pair for rows in parts for pair in rows.pairs()])
 
 
 _NO_ROWS: Final = Rows(0, b"", b"")
@@ -262,6 +259,11 @@ def _load() -> ctypes.CDLL | None:
 _library = _load()
 
 
+def library() -> ctypes.CDLL | None:
+    """The compiled library, where it is in use."""
+    return _library
+
+
 def is_compiled() -> bool:
     """Whether the compiled library is in use."""
     return _library is not None
@@ -281,7 +283,7 @@ def list_folder(fd: int, large_bytes: int) -> Listing:
             Rows(
                 count,
                 ctypes.string_at(found.names[kind], found.name_bytes[kind]),
-                ctypes.string_at(found.rows[kind], count * _FORMAT.size),
+                ctypes.string_at(found.rows[kind], count * STAT.size),
             )
             if (count := found.count[kind])
             else _NO_ROWS
@@ -322,7 +324,7 @@ def listing_of(found: Iterable[Row], large_bytes: int, error: OSError | None = N
             kinds[_SMALL if kind == 0o120000 else _FOLDER if kind == 0o040000 else _OTHER].append(row)
     smalls = kinds[_SMALL]
     linked = any(st.st_nlink > 1 and st.st_mode & 0o170000 == 0o100000 for _, st in smalls)
-    packed = [_packed(rows) for rows in kinds]
+    packed = [rows_of(rows) for rows in kinds]
     return Listing(
         packed[0],
         packed[1],
@@ -334,7 +336,8 @@ def listing_of(found: Iterable[Row], large_bytes: int, error: OSError | None = N
     )
 
 
-def _packed(rows: list[Row]) -> Rows:
+def rows_of(rows: Sequence[Row]) -> Rows:
+    """Rows that are unpacked already."""
     made = Rows(len(rows), b"", b"")
     made.names = [name for name, _ in rows]
     made.stats = [st for _, st in rows]
@@ -395,41 +398,6 @@ def same_files(block: Block, rows: Rows, *, attributes: bool) -> bool:
         and (not attributes or (st.st_mode & 0o7777, st.st_mtime_ns) == (entry.mode, entry.mtime_ns))
         for (name, st), entry in zip(rows.pairs(), block.entries, strict=True)
     )
-
-
-def encode_files(
-    rows: Rows, mode_bits: int, counts: Sequence[int] | None, lengths: Sequence[int], ids: bytes
-) -> bytes:
-    """The entries of regular files, encoded.
-
-    Args:
-        mode_bits: those of a mode that are kept.
-        counts: how many chunks each file has; None: one each.
-        lengths, ids: of all chunks.
-    """
-    if _library is None or not rows.packed_names:
-        entries: list[Entry] = []
-        at = 0
-        for number, (name, st) in enumerate(rows.pairs()):
-            end = at + (counts[number] if counts is not None else 1)
-            chunks = pack_chunks([(lengths[n], ids[32 * n : 32 * n + 32]) for n in range(at, end)])
-            entries.append(Entry(name, FILE, st.st_mode & mode_bits, st.st_mtime_ns, st.st_size, chunks))
-            at = end
-        return encode_entries(entries)
-    out = ctypes.create_string_buffer(
-        5 + 48 * len(rows) + len(rows.packed_names) + CHUNK_BYTES * len(lengths)
-    )
-    size = _library.flow_encode(
-        rows.packed_names,
-        rows.packed,
-        len(rows),
-        mode_bits,
-        None if counts is None else struct.pack(f"={len(counts)}q", *counts),
-        struct.pack(f"={len(lengths)}q", *lengths),
-        ids,
-        out,
-    )
-    return ctypes.string_at(out, size)
 
 
 # --- reading --------------------------------------------------------------------------------------------------------
@@ -543,7 +511,7 @@ def place_files(folder: int, moves: Sequence[tuple[str, int, bytes]]) -> tuple[l
     if _library is None or not moves:
         return _place_files(folder, moves)
     count = len(moves)
-    rows = ctypes.create_string_buffer(count * _FORMAT.size)
+    rows = ctypes.create_string_buffer(count * STAT.size)
     errors = (ctypes.c_int64 * count)()
     names, folders, places = zip(*moves, strict=True)
     _library.flow_place(
@@ -555,7 +523,7 @@ def place_files(folder: int, moves: Sequence[tuple[str, int, bytes]]) -> tuple[l
         rows,
         errors,
     )
-    stats: list[Stat | None] = [*map(Stat._make, _FORMAT.iter_unpack(rows.raw))]
+    stats: list[Stat | None] = [*map(Stat._make, STAT.iter_unpack(rows.raw))]
     failed: list[int] = []
     if any(errors):
         stats = [None if error else st for error, st in zip(errors, stats, strict=True)]
@@ -577,69 +545,3 @@ def _place_files(folder: int, moves: Sequence[tuple[str, int, bytes]]) -> tuple[
                 st = Stat.of(os.stat(name, dir_fd=to, follow_symlinks=False))
         stats.append(st)
     return stats, failed
-
-
-# --- runs of files --------------------------------------------------------------------------------------------------
-
-
-def staging_name(number: int) -> str:
-    """What the staging file of a small object is called."""
-    return f"s.{number:x}"
-
-
-def write_run(folder: int, first: int, block: Block, data: memoryview) -> None:
-    """Make the staging files of a block, from number `first` on, whose bytes lie one behind the other in `data`.
-
-    Raises:
-        OSError: of the first that could not be made; those before it are there.
-    """
-    if block.size_bytes > len(data):
-        raise ValueError("a file's bytes lie outside the data")
-    if _library is None or data.readonly:
-        at = 0
-        what: list[tuple[int, int, int, int]] = []
-        for entry in block.entries:
-            what.append((at, entry.size, entry.mode, entry.mtime_ns))
-            at += entry.size
-        write_files(folder, [staging_name(first + n) for n in range(block.count)], what, data)
-        return
-    place = ctypes.addressof(ctypes.c_char.from_buffer(data))
-    error = _library.flow_write_run(folder, first, block.count, block.columns.packed, place)
-    if error:
-        raise OSError(error, os.strerror(error))
-
-
-def place_run(
-    folder: int, first: int, block: Block, to: int
-) -> tuple[Rows | None, list[Stat | None], list[int]]:
-    """Give the staging files of a block their names in an open folder, and look at each there.
-
-    Returns:
-        Rows of all where all went well; else None, and what `place_files` gives.
-    """
-    if _library is None:
-        moves = [(staging_name(first + n), to, name) for n, name in enumerate(block.names)]
-        stats, failed = place_files(folder, moves)
-        whole = [*zip(block.names, [st for st in stats if st is not None], strict=False)]
-        return (_packed(whole) if len(whole) == block.count else None), stats, failed
-    rows = ctypes.create_string_buffer(block.count * _FORMAT.size)
-    errors = (ctypes.c_int64 * block.count)()
-    names = block.columns.names
-    if not _library.flow_place_run(folder, first, to, names, block.count, rows, errors):
-        return Rows(block.count, names, rows.raw), [], []
-    looks = map(Stat._make, _FORMAT.iter_unpack(rows.raw))
-    found: list[Stat | None] = [None if error else st for error, st in zip(errors, looks, strict=True)]
-    return None, found, [number for number, error in enumerate(errors) if error > 0]
-
-
-def log_rows(prefix: bytes, block: Block, rows: Rows) -> bytes | None:
-    """What `store.index_log` notes of a block's files that landed; None where Python is to do it."""
-    if _library is None or not rows.packed_names:
-        return None
-    columns = block.columns
-    room = block.count * (30 + len(prefix)) + len(columns.names) + len(columns.chunks)
-    out = ctypes.create_string_buffer(room)
-    size = _library.flow_log(
-        prefix, len(prefix), columns.names, rows.packed, columns.packed, columns.chunks, block.count, out
-    )
-    return ctypes.string_at(out, size)

@@ -21,9 +21,10 @@ from flowengine.chunking import Cutter, chunk_id, pack_chunks
 from flowengine.manifest import FILE, SYMLINK, Entry
 from flowengine.store.buffers import Buffer, BufferPool
 from flowengine.store.filesystem import READ_FILE
-from flowengine.store.many import AnyStat, Row, Rows, Stat, encode_files, parse_block, read_files, read_rows
+from flowengine.store.many import AnyStat, Row, Rows, Stat, parse_block, read_files, read_rows
 from flowengine.store.proofs import with_ctime
 from flowengine.store.reading import ObjectChanged, ObjectReader
+from flowengine.store.runs import encode_files
 from flowengine.store.scan_cache import PROVISIONAL
 from flowengine.store.scan_events import Batch
 from flowengine.wire.messages import LARGE_OBJECT_BYTES

@@ -30,7 +30,7 @@ from blake3 import blake3
 from flowengine.chunking import CHUNK_BYTES, chunk_id
 from flowengine.errors import TemporaryError
 from flowengine.store.filesystem import boot_id, local_error
-from flowengine.store.many import staging_name
+from flowengine.store.runs import staging_name
 from flowengine.units import show_path
 from flowengine.wire.paths import STAGING_NAME
 

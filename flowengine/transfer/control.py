@@ -137,7 +137,8 @@ class Control:
                 await self._rest(sent_at, long=in_a_row > _BUSY_SENDS)
                 # Cleared before looking: what is posted from here on wakes again.
                 self._signalled = self._hurried = False
-                while self._outgoing:
+                more = bool(self._outgoing)
+                while more:
                     parts: list[bytes] = []
                     size = 0
                     while self._outgoing and size < _JOIN_BYTES:
@@ -148,6 +149,9 @@ class Control:
                     await self._stream.send_all(b"".join(parts))
                     self.bytes_sent += size
                     sent_at = trio.current_time()
+                    more = size >= _JOIN_BYTES and bool(self._outgoing)
+                if self._outgoing:
+                    continue  # what was posted while this was sent waits for more, as all else does
                 if self._closing:
                     return
                 await self._wake.wait()

@@ -31,7 +31,8 @@ from flowengine.chunking.fine import FINE_BYTES, fine_id, fine_lengths
 from flowengine.errors import IntegrityError, ProtocolError
 from flowengine.manifest import FILE, Block, Entry
 from flowengine.store.filesystem import local_error
-from flowengine.store.many import write_files, write_run
+from flowengine.store.many import write_files
+from flowengine.store.runs import write_run
 from flowengine.store.staging import Staging
 from flowengine.transfer.control import Control
 from flowengine.transfer.session import Counters
@@ -44,6 +45,7 @@ from flowengine.transfer.sinks import (
     LandedRun,
     LargeObject,
     Location,
+    Place,
     Refinement,
     RunOffer,
     Sink,
@@ -438,7 +440,7 @@ class Landing:
             size, start = end, start + CHUNK_BYTES
         begin = verify.since(begin)
         run = packed[index * CHUNK_BYTES : (index + count) * CHUNK_BYTES]
-        location: Location | None = None
+        location: Place | None = None
         if not target.failed:
             target.put(offer.offsets[index], plain[:size], run)
             where = target.directory.child(target.entry.name)
@@ -465,7 +467,7 @@ class Landing:
             begin = verify.since(begin)
             directory, entries, sinks = offer.directory, offer.entries, offer.sinks
             path, small_name = directory.path + b"/" if directory.path else b"", self.staging.small_name
-            arrived: list[tuple[bytes, int, Location | None]] = []
+            arrived: list[tuple[bytes, int, Place | None]] = []
             whole: list[tuple[Entry, str]] = []
             what: list[tuple[int, int, int, int]] = []
             at = 0
@@ -476,7 +478,7 @@ class Landing:
                     sink = self._small_sink(offer, owner)
                     before = sum(_lengths(packed[: number * CHUNK_BYTES]))
                     run = packed[number * CHUNK_BYTES : (number + chunks) * CHUNK_BYTES]
-                    location: Location | None = None
+                    location: Place | None = None
                     if not sink.failed:
                         sink.put(before, plain[at : at + size], run)
                         location = path + entry.name, sink.staged, before
@@ -700,7 +702,7 @@ class Landing:
             return f"the target cannot give it its attributes: {error.strerror}"
         return ""
 
-    def _arrived(self, items: list[tuple[bytes, int, Location | None]], plain: memoryview) -> None:
+    def _arrived(self, items: list[tuple[bytes, int, Place | None]], plain: memoryview) -> None:
         """Chunks are here: remember where, and write them to whoever else waits for them.
 
         Args:

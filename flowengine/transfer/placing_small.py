@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
-from itertools import islice, takewhile
+import time
+from itertools import accumulate, islice, pairwise, takewhile
 from typing import Final
 
 from blake3 import blake3
@@ -15,7 +16,8 @@ from flowengine.manifest import FILE, HARDLINK, SYMLINK, Block, Entry, Header
 from flowengine.manifest.entries import check_entries
 from flowengine.store.buffers import fresh_memory
 from flowengine.store.filesystem import open_beneath
-from flowengine.store.many import AnyStat, Row, Stat, parse_block, read_files
+from flowengine.store.many import AnyStat, Row, Stat, parse_block, read_files, read_rows, same_files
+from flowengine.store.scan import RACY_NS
 from flowengine.transfer.copying import CopyJob, append_copy
 from flowengine.transfer.lookalikes import Found
 from flowengine.transfer.placement import SET_ID_BITS, Placement
@@ -56,7 +58,7 @@ class SmallPlacer:
         if directory.keys is not None or directory.fd < 0 or self._placement.landing.halted:
             return False
         recalled, empty = bool(directory.recalled), directory.was_empty
-        if not recalled and (not empty or self._placement.dry):
+        if not recalled and (directory.known if not empty else self._placement.dry):
             return False
         block = parse_block(message.data)
         if (
@@ -68,14 +70,14 @@ class SmallPlacer:
         ):
             return False
         self._placement.landing.wait_for_objects()
-        if recalled:
-            if not directory.keeps(block):
-                return False
-            self._taken(directory, block)
-            self._placement.kept(block.count, block.size_bytes)
-            self._placement.answer_none()
-            return True
-        return self._all_new(directory, block)
+        if not recalled and empty:
+            return self._all_new(directory, block)
+        if not (directory.keeps(block) if recalled else self._all_same(directory, block)):
+            return False
+        self._taken(directory, block)
+        self._placement.kept(block.count, block.size_bytes)
+        self._placement.answer_none()
+        return True
 
     def _taken(self, directory: TargetDirectory, block: Block) -> int:
         """Take note of a block that was offered; gives the offer's number."""
@@ -85,6 +87,39 @@ class SmallPlacer:
             directory.offered.update(block.names)
         self._placement.recorder.block(block)
         return self._placement.next_number()
+
+    def _all_same(self, directory: TargetDirectory, block: Block) -> bool:
+        """Read what stands in a directory of which nothing is known: whether it is just the block."""
+        listing = directory.listing
+        if (
+            listing is None
+            or self._placement.atomic
+            or not same_files(block, listing.smalls, attributes=True)
+            or max(listing.smalls.ctimes) >= time.time_ns() - RACY_NS
+        ):
+            return False
+        smalls, sizes, ids, lengths = listing.smalls, block.sizes, block.chunk_ids, block.chunk_lengths
+        firsts = [*accumulate(block.chunk_counts, initial=0)]
+        if self._room is None:
+            self._room = fresh_memory(_COMPARE_BYTES + 1)
+        counters, view = self._placement.counters, self._room
+        start = 0
+        while start < block.count:
+            end, total = start, 0
+            while end < block.count and total + sizes[end] <= _COMPARE_BYTES:
+                total += sizes[end]
+                end += 1
+            if end == start or read_rows(directory.fd, smalls.part(start, end), view, 0) != end - start:
+                return False
+            counters.objects_read += end - start
+            counters.bytes_read += total
+            bounds = accumulate(lengths[firsts[start] : firsts[end]], initial=0)
+            found = [blake3(view[at:to]).digest() for at, to in pairwise(bounds)]
+            if found != ids[firsts[start] : firsts[end]]:
+                return False
+            start = end
+        directory.keep_block(block)
+        return True
 
     def _all_new(self, directory: TargetDirectory, block: Block) -> bool:
         """Want all of a block for a directory that was empty, if no chunk of it is at hand; whether that was so."""

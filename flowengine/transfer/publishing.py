@@ -23,8 +23,9 @@ from typing import Final
 from flowengine.manifest import FILE, SYMLINK, Block, Entry
 from flowengine.store.filesystem import local_error, open_beneath, sync_filesystem
 from flowengine.store.index_log import IndexLog
-from flowengine.store.many import AnyStat, Rows, Stat, place_files, place_run, staging_name
+from flowengine.store.many import AnyStat, Rows, Stat, place_files
 from flowengine.store.proofs import encode_entries, stats_proof
+from flowengine.store.runs import place_run, staging_name
 from flowengine.store.scan_cache import DirectoryPart, Identity, ScanCache
 from flowengine.transfer.control import Control
 from flowengine.transfer.landing import Landing

@@ -17,8 +17,9 @@ from flowengine.chunking import CHUNK_BYTES
 from flowengine.chunking.fine import FINE_BYTES
 from flowengine.manifest import Block, Entry, join_blocks
 from flowengine.store.filesystem import open_beneath
-from flowengine.store.many import AnyStat, Listing, Rows, Stat, joined, same_files, staging_name
+from flowengine.store.many import AnyStat, Listing, Rows, Stat, joined, same_files
 from flowengine.store.proofs import encode_entries, stats_proof
+from flowengine.store.runs import staging_name
 from flowengine.store.scan_cache import DirectoryPart
 from flowengine.store.staging import StagedObject, Staging
 from flowengine.transfer.basis import Basis
@@ -252,6 +253,11 @@ class TargetDirectory:
         self._kept.append((start, block))
         self.recalled_at += block.count
         return True
+
+    def keep_block(self, block: Block) -> None:
+        """All that stands here are just these files, which is worth keeping."""
+        self._kept.append((0, block))
+        self.unchanged_all = False
 
     def is_as(self, end: DirectoryEnd) -> bool:
         """Whether nothing was done in it and it has the mode and time that it is to have."""
