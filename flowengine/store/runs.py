@@ -97,8 +97,8 @@ def place_run(
     if compiled is None:
         moves = [(staging_name(first + n), to, name) for n, name in enumerate(block.names)]
         stats, failed = place_files(folder, moves)
-        whole = [*zip(block.names, [st for st in stats if st is not None], strict=False)]
-        return (rows_of(whole) if len(whole) == block.count else None), stats, failed
+        whole = [(name, st) for name, st in zip(block.names, stats, strict=True) if st is not None]
+        return (rows_of(whole), [], []) if len(whole) == block.count else (None, stats, failed)
     rows = ctypes.create_string_buffer(block.count * STAT.size)
     errors = (ctypes.c_int64 * block.count)()
     names = block.columns.names

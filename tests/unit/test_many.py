@@ -10,11 +10,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from flowengine.chunking import pack_chunks
-from flowengine.manifest import Entry
+from flowengine.chunking import chunk_id, pack_chunks
+from flowengine.manifest import Block, Entry
 from flowengine.store import many
+from flowengine.store.index_log import IndexLog, read_log
+from flowengine.store.landed import index_folder
 from flowengine.store.many import Stat, list_folder, place_files, read_files, write_files
 from flowengine.store.proofs import encode_entries
+from flowengine.store.runs import encode_files, place_run, write_run
 from flowengine.store.scan_small import batches
 
 LARGE = 1000
@@ -205,3 +208,97 @@ def test_files_are_compared_with_a_block(tmp_path: Path, folder: int) -> None:
     alone = many.parse_block(encode_entries([one]))
     assert alone is not None
     assert not many.same_files(alone, listing.smalls, attributes=True)
+
+
+def block_of(listing: many.Listing, data: dict[bytes, bytes], cut: int = 1 << 20) -> Block:
+    """The block of a folder's small files, each in chunks of `cut` bytes."""
+    pieces = [
+        [data[name][at : at + cut] for at in range(0, len(data[name]), cut)] for name in listing.smalls.names
+    ]
+    lengths = [len(piece) for some in pieces for piece in some]
+    ids = b"".join([chunk_id(piece) for some in pieces for piece in some])
+    encoded = encode_files(listing.smalls, 0o1777, [len(some) for some in pieces], lengths, ids)
+    block = many.parse_block(encoded)
+    assert block is not None
+    if cut == 1 << 20:
+        assert encode_files(listing.smalls, 0o1777, None, lengths, ids) == encoded
+    return block
+
+
+CONTENTS = {b"a": b"1", b"bb": b"22" * 200, b"\xff": b"333"}
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("cut", [1 << 20, 7])
+def test_a_run_is_encoded_made_placed_and_logged(tmp_path: Path, cut: int) -> None:
+    for name, content in CONTENTS.items():
+        path = Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), name)))
+        path.write_bytes(content)
+        os.utime(path, ns=(5, -7))
+        path.chmod(0o6754)
+    staging, target = tmp_path / "staging", tmp_path / "target"
+    staging.mkdir()
+    target.mkdir()
+    fds = [os.open(path, os.O_RDONLY) for path in (tmp_path, staging, target)]
+    try:
+        listing = list_folder(fds[0], LARGE)
+        block = block_of(listing, CONTENTS, cut)
+        packed = {name: pack_chunks(
+            [(len(c[at : at + cut]), chunk_id(c[at : at + cut])) for at in range(0, len(c), cut)]
+        ) for name, c in CONTENTS.items()}  # fmt: skip
+        assert block.entries == [
+            Entry(name, 0, 0o754, -7, len(content), packed[name]) for name, content in CONTENTS.items()
+        ]
+        room = memoryview(bytearray(1000))
+        assert many.read_rows(fds[0], listing.smalls, room, 3) == 3
+        assert many.read_rows(fds[0], listing.smalls.part(1, 3), room, 900 - 403) == 2
+        data = b"".join(CONTENTS.values())
+        assert bytes(room[3 : 3 + len(data)]) == data
+        write_run(fds[1], 255, block, room[3:])
+        write_run(fds[1], 300, block, memoryview(data))
+        assert sorted(path.name for path in staging.iterdir()) == [
+            "s.100",
+            "s.101",
+            "s.12c",
+            "s.12d",
+            "s.12e",
+            "s.ff",
+        ]
+        rows, stats, failed = place_run(fds[1], 255, block, fds[2])
+        assert rows is not None
+        assert (stats, failed) == ([], [])
+        placed = list_folder(fds[2], LARGE).smalls
+        assert rows.pairs() == placed.pairs()
+        assert rows.proof == many.stats_proof(placed.pairs()) == placed.proof
+        assert many.joined([placed.part(0, 1), placed.part(1, 3)]).pairs() == placed.pairs()
+        assert many.same_files(block, placed, attributes=True)
+        assert [(target / os.fsdecode(name)).read_bytes() for name in CONTENTS] == [*CONTENTS.values()]
+        log = IndexLog(os.fsencode(tmp_path), "p", str(tmp_path))
+        log.add_block(b"x/y", block, rows)
+        assert log.chunks == block.chunks
+        log.flush()
+        (written,) = Path(index_folder(os.fsencode(tmp_path), "p", str(tmp_path))).iterdir()
+        assert [*read_log(str(written))] == [
+            (b"x/y/" + name, len(content), -7, 0, packed[name]) for name, content in CONTENTS.items()
+        ]
+        # A folder stands where one of them comes to: all others are placed.
+        (target / "bb").unlink()
+        (target / "bb").mkdir()
+        rows, stats, failed = place_run(fds[1], 300, block, fds[2])
+        assert rows is None
+        assert failed == [1]
+        assert [st is None for st in stats] == [False, True, False]
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+@pytest.mark.usefixtures("way")
+def test_a_run_says_what_could_not_be_made(tmp_path: Path, folder: int) -> None:
+    (tmp_path / "a").write_bytes(b"1")
+    block = block_of(list_folder(folder, LARGE), {b"a": b"1"})
+    (tmp_path / "s.1").mkdir()
+    with pytest.raises(FileExistsError):
+        write_run(folder, 1, block, memoryview(b"1"))
+    with pytest.raises(ValueError, match="outside"):
+        write_run(folder, 2, block, memoryview(b""))
