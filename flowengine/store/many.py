@@ -138,17 +138,17 @@ class Rows:
         """(name, stat) of each."""
         return [*zip(self.names, self.stats, strict=True)] if self._count else []
 
-    @property
+    @cached_property
     def sizes(self) -> list[int]:
         """Bytes of each."""
         return self._column(1)
 
-    @property
+    @cached_property
     def ctimes(self) -> list[int]:
         """When each changed last, in ns."""
         return self._column(3)
 
-    @property
+    @cached_property
     def modes(self) -> list[int]:
         """What each is, and its permissions."""
         return self._column(4)

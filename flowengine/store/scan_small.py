@@ -67,6 +67,13 @@ class Made:
 
 def batches(sizes: Sequence[int], minimum: int, most_bytes: int) -> list[int]:
     """Where batches of objects of these sizes end, which are cut to chunks of at least `minimum` bytes."""
+    total = sum(sizes)
+    if (
+        len(sizes) <= MAX_BATCH_ENTRIES
+        and total < most_bytes
+        and len(sizes) + total // minimum < MAX_BATCH_CHUNKS
+    ):
+        return [len(sizes)]
     ends: list[int] = []
     count = chunks = total = 0
     for at, size in enumerate(sizes):

@@ -102,7 +102,7 @@ class SmallPlacer:
         firsts = [*accumulate(block.chunk_counts, initial=0)]
         if self._room is None:
             self._room = fresh_memory(_COMPARE_BYTES + 1)
-        counters, view = self._placement.counters, self._room
+        view = self._room
         start = 0
         while start < block.count:
             end, total = start, 0
@@ -111,13 +111,13 @@ class SmallPlacer:
                 end += 1
             if end == start or read_rows(directory.fd, smalls.part(start, end), view, 0) != end - start:
                 return False
-            counters.objects_read += end - start
-            counters.bytes_read += total
             bounds = accumulate(lengths[firsts[start] : firsts[end]], initial=0)
             found = [blake3(view[at:to]).digest() for at, to in pairwise(bounds)]
             if found != ids[firsts[start] : firsts[end]]:
                 return False
             start = end
+        self._placement.counters.objects_read += block.count
+        self._placement.counters.bytes_read += block.size_bytes
         directory.keep_block(block)
         return True
 
