@@ -46,6 +46,7 @@ from flowengine_agent.mover import (
     Look,
     Objects,
     Operation,
+    Owned,
     Purge,
     Reach,
     Started,
@@ -54,7 +55,7 @@ from flowengine_agent.mover import (
     Unseal,
     Where,
 )
-from flowengine_agent.roots import Place, Roots
+from flowengine_agent.roots import OfferedRoot, Place, Roots
 
 __all__ = ["Acting", "Hands", "MoverHands", "OwnHands"]
 
@@ -254,6 +255,10 @@ class MoverHands:
     async def hide(self, place: Place, task: str, paths: list[bytes], *, staging: bool) -> tuple[int, int]:
         return await self._ask(Hide(Where.of(place), task, paths, staging), tuple[int, int], _DUTY_S)
 
+    async def owned(self, root: str) -> int:
+        """Bytes of the account's own files in an offered folder."""
+        return await self._ask(Owned(root), int, _DUTY_S)
+
     async def purge(self, place: Place, task: str) -> int:
         return await self._ask(Purge(Where.of(place), task), int, _DUTY_S)
 
@@ -369,6 +374,7 @@ class Acting:
         self._log = log
         self._movers: dict[int, _Mover] = {}
         self._starting: dict[int, trio.Lock] = {}
+        self._owned: dict[tuple[str, int], int] = {}
         self._nursery: trio.Nursery | None = None
 
     def hands(self, requester: str, tenant: str) -> Hands:
@@ -395,6 +401,26 @@ class Acting:
             f"what landed by account {name} cannot be reached: nobody is mapped to it any more",
             hint="map it again in [accounts.map] of site.toml until what it holds under duties is gone",
         )
+
+    async def count(self, root: OfferedRoot) -> None:
+        """Find out how full a folder is: each mapped account counts its own files, the agent all others.
+
+        Of an account that cannot be asked what it had at the last time counts.
+        """
+        accounts = self._rules.accounts if self._rules is not None else []
+        mapped = {account.uid for account in accounts}
+        before = root.landed_so_far()
+        total = await trio.to_thread.run_sync(root.walk, lambda uid: uid not in mapped)
+        for account in accounts:
+            key = (root.folder.name, account.uid)
+            try:
+                self._owned[key] = await MoverHands(self, account).owned(root.folder.name)
+            except FlowError as error:
+                self._log.warning(
+                    "an account's files are not counted", account=account.name, why=error.message
+                )
+            total += self._owned.get(key, 0)
+        root.counted(total, before)
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep movers until cancelled.

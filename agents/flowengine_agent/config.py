@@ -452,13 +452,7 @@ def _check_folders(
             )
     if accounts is None:
         return
-    for number, root in enumerate(roots, 1):
-        if root.budget_bytes is not None:
-            reader.wrong(
-                f"root {number}.budget",
-                "cannot be held where accounts are mapped: the agent may not see all that lies there; use a quota "
-                "of the file system",
-            )
+    for root in roots:
         if _lies_in(accounts.state, root.path):
             reader.wrong("accounts.state", f"{accounts.state!r} lies in the offered folder {root.path!r}")
     if state is not None and _lies_in(accounts.state, state):

@@ -466,7 +466,7 @@ class _Agent:
         while True:
             for root in site.roots.roots:
                 if root.folder.budget_bytes is not None:
-                    await trio.to_thread.run_sync(root.count)
+                    await site.acting.count(root)
             now = time.time()
             site.ledger.prune(now)
             site.journal.forget_old(now - _REMEMBER_S)

@@ -51,6 +51,7 @@ __all__ = [
     "Look",
     "Objects",
     "Operation",
+    "Owned",
     "Purge",
     "Reach",
     "Started",
@@ -155,6 +156,12 @@ class Hide(_Operation, frozen=True, tag="hide"):
     staging: bool
 
 
+class Owned(_Operation, frozen=True, tag="owned"):
+    """Bytes of the account's own files in an offered folder."""
+
+    root: str
+
+
 class Purge(_Operation, frozen=True, tag="purge"):
     """Destroy what is in quarantine; bytes of what was under way."""
 
@@ -162,7 +169,7 @@ class Purge(_Operation, frozen=True, tag="purge"):
     task: str
 
 
-Operation: TypeAlias = Look | Count | Stat | Reach | Give | TakeIn | Unseal | Objects | Hide | Purge
+Operation: TypeAlias = Look | Count | Stat | Reach | Give | TakeIn | Unseal | Objects | Hide | Owned | Purge
 _decode: Final = msgspec.msgpack.Decoder(Operation).decode
 _encode: Final = msgspec.msgpack.Encoder().encode
 
@@ -325,6 +332,9 @@ def _answer(operation: Operation, roots: Roots) -> object:
                 return objects_of(folder) if folder is not None else []
         case Hide(where, task, paths, staging):
             return hide(_place(roots, where), task, paths, staging=staging)
+        case Owned(root):
+            me = os.geteuid()
+            return _place(roots, Where(root, b"", True)).root.walk(lambda uid: uid == me)
         case Purge(where, task):
             return purge(_place(roots, where), task)
     raise AssertionError(operation)

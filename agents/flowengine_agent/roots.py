@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -102,11 +102,13 @@ class OfferedRoot:
             os.close(self._fd)
         self._fd = -1
 
-    def count(self) -> int:
-        """Walk the folder and count its bytes; for a thread."""
+    def walk(self, counts: Callable[[int], bool] = lambda uid: True) -> int:
+        """Bytes of the files in it, as far as this process may look; for a thread.
+
+        Args:
+            counts: whether a file of a user id counts.
+        """
         total = 0
-        with self._lock:
-            before = dict(self._coming)
         pending = [os.fsencode(self.folder.path)]
         while pending:
             try:
@@ -114,13 +116,29 @@ class OfferedRoot:
                     for entry in entries:
                         if entry.is_dir(follow_symlinks=False):
                             pending.append(entry.path)
-                        else:
-                            total += entry.stat(follow_symlinks=False).st_size
+                            continue
+                        st = entry.stat(follow_symlinks=False)
+                        total += st.st_size if counts(st.st_uid) else 0
             except OSError:
                 continue  # it went meanwhile, or is not ours to count
+        return total
+
+    def count(self) -> int:
+        """Walk the folder, and take what it holds for used; for a thread."""
+        before = self.landed_so_far()
+        total = self.walk()
+        self.counted(total, before)
+        return total
+
+    def landed_so_far(self) -> dict[str, int]:
+        """What running tasks have landed, for `counted`; to be asked before a walk begins."""
+        with self._lock:
+            return dict(self._coming)
+
+    def counted(self, total: int, before: dict[str, int]) -> None:
+        """So many bytes were found in it, among them what had landed before."""
         with self._lock:
             self._used, self._counted = total, before
-        return total
 
     def used_bytes(self) -> int:
         """As counted last, with what has landed since."""

@@ -396,6 +396,30 @@ def test_a_mover_that_does_not_answer_is_cut_off(lab: Lab) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
+def test_a_budget_counts_what_only_its_owner_may_see_and_is_held(lab: Lab) -> None:
+    agent, data = lab.made["a"], lab.data("a")
+    write(data / "alice/hidden", os.urandom(300_000), ALICE)
+    write(data / "bob/hidden", os.urandom(200_000), BOB)
+    (data / "of-the-site").write_bytes(bytes(1000))
+    there = sum(path.stat().st_size for path in data.rglob("*") if path.is_file())
+    agent.kill()
+    agent.root_lines = [f'budget = "{there + 200_000}"']
+    agent.start()
+
+    def used() -> int | None:
+        (root,) = lab.made.client.site("a").roots
+        return root.used_bytes
+
+    wait_until(lambda: used() == there, "the count of all that lies there")
+    write(lab.data("b") / "alice/large", os.urandom(150_000), ALICE)
+    assert lab.copy("alice", "b:/data/alice/large", "a:/data/alice/in/").state == "completed"
+    full = refused(lambda: lab.copy("alice", "b:/data/alice/large", "a:/data/alice/again/"))
+    assert full.reason == "budget"
+    agent.kill()
+    agent.root_lines = []
+    agent.start()
+
+
 def test_a_killed_agent_leaves_nothing_and_idle_movers_end(lab: Lab) -> None:
     agent = lab.made["a"]
     lab.users["alice"].ls("a:/data/alice")

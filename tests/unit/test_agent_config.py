@@ -227,15 +227,6 @@ def test_min_uid_lets_lower_accounts_in_but_never_root(tmp_path: Path) -> None:
         _mapped(tmp_path, 'bob = "root"', more="min_uid = 1")
 
 
-def test_a_budget_cannot_be_held_where_accounts_are_mapped(tmp_path: Path) -> None:
-    path = tmp_path / "site.toml"
-    path.write_text(
-        _MAPPED.format(lines="", more="").replace('name = "/data"', 'name = "/data"\nbudget = "1TB"')
-    )
-    with pytest.raises(UsageError, match="use a quota"):
-        load_config(str(path))
-
-
 def test_what_accounts_keep_lies_neither_in_a_root_nor_in_the_agents_state(tmp_path: Path) -> None:
     for folder in ("/srv/data/x", "/var/lib/agent/accounts"):
         with pytest.raises(UsageError, match=r"accounts\.state"):
