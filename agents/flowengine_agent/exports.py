@@ -25,8 +25,8 @@ from flowengine.store.state_file import StateFile
 
 __all__ = ["RESERVED_S", "Exports"]
 
-RESERVED_S: Final = 86_400
-"""How long a reservation counts that nobody settles."""
+RESERVED_S: Final = 600
+"""How long a reservation counts whose session does not begin: twice as long as the release that goes with it holds."""
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS export (
     task TEXT PRIMARY KEY, controller TEXT NOT NULL, party TEXT NOT NULL, country TEXT, labels TEXT NOT NULL,

@@ -17,6 +17,7 @@ from flowengine.coordinator.actions.feeding import serve_directly, version_of
 from flowengine.coordinator.actions.grants import Terms, task_grant, task_routes
 from flowengine.coordinator.actions.transfers import redrive
 from flowengine.coordinator.database.catalogue import decode_addresses, limits_of_site, revoked_serials
+from flowengine.coordinator.database.ledger import count_for_good
 from flowengine.coordinator.database.people import moment
 from flowengine.coordinator.database.policies import newest
 from flowengine.coordinator.database.tables import (
@@ -30,7 +31,14 @@ from flowengine.coordinator.database.tables import (
     transfers,
 )
 from flowengine.coordinator.database.transactions import Writing, json_text
-from flowengine.coordinator.database.transfers import decode_counters, decode_request, lock_transfer, settle
+from flowengine.coordinator.database.transfers import (
+    decode_counters,
+    decode_request,
+    has_moved,
+    lock_transfer,
+    moved_bytes,
+    settle,
+)
 from flowengine.coordinator.database.work import (
     add_usage,
     claim_rows,
@@ -345,6 +353,9 @@ def _record(
             "flows": json_text(said.hops),
             "link_bound": is_link_bound(said.stages),
         }
+        ends = said.state != "running"
+        if has_moved(said.counters) and (ends or not has_moved(before)):
+            count_for_good(writing, row.id, moved_bytes(said.counters) if ends else None)
         moved = max(0, said.counters.bytes_done - before.bytes_done)
         if moved:
             add_usage(writing, row.tenant, moved, 0)

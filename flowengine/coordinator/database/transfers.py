@@ -27,15 +27,17 @@ from flowengine.coordinator.database.tables import AnyRow, landed, task_plans, t
 from flowengine.coordinator.database.transactions import Writing
 from flowengine.coordinator.planning.outcome import TaskPlan, Told
 from flowengine.coordinator.rules.feeding import source_of
-from flowengine.coordinator.rules.states import UNHEARD, TaskFacts, Verdict, derive
+from flowengine.coordinator.rules.states import TaskFacts, Verdict, derive
 from flowengine.errors import NotFound
 
 __all__ = [
     "decode_decisions",
     "find_transfer",
+    "has_moved",
     "landed_after",
     "list_transfers",
     "lock_transfer",
+    "moved_bytes",
     "settle",
     "show_task",
     "show_transfers",
@@ -281,18 +283,31 @@ def lock_transfer(writing: Writing, transfer: str, tenant: str | None = None) ->
     return row
 
 
-def _moved(connection: Connection, transfer: str) -> dict[str, int]:
-    """Bytes that came to the target of each task, reused ones among them: a copy is a copy.
+def _moved(connection: Connection, transfer: str) -> dict[str, int | None]:
+    """Bytes that came to the target of each task, reused ones among them: a copy is a copy, and one of no bytes, too.
 
-    Of a target that was not heard to the end nobody knows: it counts as if something had come.
+    What somebody holds who has not told its end may have moved, nobody knows how much. Tasks of which surely nothing
+    has are left out.
     """
-    query = select(tasks.c.id, tasks.c.counters, tasks.c.reason).where(tasks.c.transfer == transfer)
-    found = {}
-    for row in connection.execute(query):
+    query = select(tasks.c.id, tasks.c.counters, tasks.c.state, tasks.c.fence, tasks.c.holder)
+    found: dict[str, int | None] = {}
+    for row in connection.execute(query.where(tasks.c.transfer == transfer)):
         counted = decode_counters(row.counters)
-        moved = counted.bytes_done + counted.bytes_unchanged
-        found[row.id] = max(moved, int(row.reason == UNHEARD))
+        if row.state == "done" or has_moved(counted):
+            found[row.id] = moved_bytes(counted)
+        elif row.fence and row.holder:
+            found[row.id] = None
     return found
+
+
+def moved_bytes(counted: Counters) -> int:
+    """How much came to the target; of what is not whole there, what was sent."""
+    return counted.bytes_done or counted.bytes_sent
+
+
+def has_moved(counted: Counters) -> bool:
+    """Whether anything came to the target, whole or not, or was there already and counts as a copy."""
+    return bool(counted.bytes_sent or counted.objects_done or counted.objects_unchanged)
 
 
 def settle(writing: Writing, transfer: str) -> Verdict:

@@ -115,7 +115,7 @@ class Bench:
         return row.state, row.reason
 
     def says(self, id_: str, state: str, seq: int = 1, done: int = 0, **more: Any) -> str:
-        said = Report(fence=7, seq=seq, state=state, counters=Counters(bytes_done=done), **more)  # type: ignore[arg-type]
+        said = Report(fence=7, seq=seq, state=state, counters=Counters(bytes_sent=done), **more)  # type: ignore[arg-type]
         return report(self.writing(), "b", f"{id_}.1", said, self.terms).directive
 
 
@@ -141,8 +141,8 @@ def test_what_policy_denies_ends_when_its_agent_could_not_go_on_any_more(bench: 
     row = bench.connection.execute(select(tasks)).one()
     assert "study/ended" in row.message
     assert "has not been heard since 2027-01-15 08:00:00 UTC" in row.message
-    kept = bench.connection.execute(select(ledger.c.expires)).scalar_one()
-    assert kept is None, "what may have moved counts"
+    kept = bench.connection.execute(select(ledger)).one()
+    assert (kept.expires, kept.size_bytes) == (None, None), "what may have moved counts"
 
 
 def test_a_site_that_comes_back_does_not_make_a_second_end(bench: Bench) -> None:
@@ -192,6 +192,42 @@ def test_a_retry_is_decided_by_the_policies_and_counters_of_its_moment(bench: Be
     steer(bench.writing(), "t-1", "retry", "u", None, by, bench.chain)
     assert bench.state("t-1")[0] == "requested"
     assert isinstance(bench.copy("t-3", by), Denied)
+
+
+@pytest.mark.parametrize(
+    ("how", "kept"),
+    [
+        ("nobody claimed it", False),
+        ("it was claimed, and nothing is known of it", True),
+        ("it was given back with nothing moved", False),
+        ("half an object had moved", True),
+        ("half an object had moved, and a second session never began", True),
+        ("it is complete, and there was nothing in it", True),
+    ],
+)
+def test_a_cancelled_transfer_gives_back_only_what_surely_has_not_moved(
+    bench: Bench, how: str, kept: bool
+) -> None:
+    by = decider()
+    bench.copy("t-1", by)
+    if how != "nobody claimed it":
+        bench.runs("t-1")
+    if how.startswith("it was given back"):
+        bench.says("t-1", "released")
+    elif how.startswith("half"):
+        bench.says("t-1", "running", done=5)
+    elif how.startswith("it is complete"):
+        bench.says("t-1", "done", version_id="00", receipt="cg==")
+    if how.endswith("never began"):
+        bench.says("t-1", "failed", seq=2, done=5, reason="disconnected", retryable=True)
+        bench.runs("t-1")
+        bench.connection.execute(update(tasks).values(counters="{}", fence=8, holder_seq=-1))
+        said = Report(fence=8, seq=1, state="failed", counters=Counters(), reason="policy-denied")
+        report(bench.writing(), "b", "t-1.1", said, bench.terms)
+    elif not how.startswith("it is complete"):
+        steer(bench.writing(), "t-1", "cancel", "u", None, by, bench.chain)
+    assert bench.state("t-1")[0] in ("terminated", "completed")
+    assert isinstance(bench.copy("t-2", by), Denied) is kept
 
 
 def test_a_retry_of_what_moved_in_part_counts_once(bench: Bench) -> None:
