@@ -21,6 +21,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Final, Protocol
 
 from flowengine.chunking import CHUNK_BYTES
+from flowengine.errors import ProtocolError
 from flowengine.transfer.sinks import (
     CLAIMED,
     FINER,
@@ -35,6 +36,7 @@ from flowengine.transfer.sinks import (
     SmallOffer,
     TargetDirectory,
 )
+from flowengine.wire.messages import MAX_FINE_CHUNKS
 from flowengine.wire.records import Run
 
 if TYPE_CHECKING:
@@ -46,6 +48,9 @@ HALTED: Final = "policy-stopped"
 """The reason of what does not land for a halt."""
 ANSWER_S: Final = 5.0
 """How long a source that halts waits for the target's word; then what has not begun to leave does not."""
+
+MAX_UNWANTED_CHUNKS: Final = 1_000_000
+"""More than can be wanted and not here: an offer is answered by a bitmap, and what is wanted is bounded in bytes."""
 
 
 # --- at the target ----------------------------------------------------------------------------------------------
@@ -196,6 +201,7 @@ class Leaving:
         self._clock = clock
         self._changed = threading.Condition()
         self._unwanted: dict[int, set[int]] = {}
+        self._told = 0
         self._said = False
         self._until: float | None = None
 
@@ -204,9 +210,19 @@ class Leaving:
 
         Args:
             all_of_it: whether that is all of what was asked for before it halted.
+
+        Raises:
+            ProtocolError: it names what no offer has, or more than it can have wanted.
         """
         with self._changed:
             for number, index, count in runs:
+                self._told += max(1, count)
+                if number < 0 or index < 0 or not 0 < count <= MAX_FINE_CHUNKS - index:
+                    raise ProtocolError(f"the target wants chunks {index}+{count} of offer {number} no more")
+                if self._told > MAX_UNWANTED_CHUNKS:
+                    raise ProtocolError(
+                        f"the target wants {self._told} chunks no more, and never wanted so many"
+                    )
                 self._unwanted.setdefault(number, set()).update(range(index, index + count))
             self._said = self._said or all_of_it
             self._changed.notify_all()

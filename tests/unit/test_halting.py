@@ -193,3 +193,12 @@ def test_nobody_waits_for_the_targets_word_once_the_session_is_over() -> None:
     leaving = Leaving(lambda run: None)
     leaving.close()
     assert leaving.parts(batch(), (0, 3, 1), halted=True) == [(0, 3, 1)]  # into a socket that is closed
+
+
+@pytest.mark.parametrize(
+    "runs",
+    [[(0, 0, 0)], [(-1, 0, 1)], [(0, -1, 2)], [(0, 0, 1 << 62)], [(0, 1 << 62, 1)], [(0, 0, 32_768)] * 31],
+)
+def test_a_target_does_not_make_a_source_remember_what_it_never_offered(runs: list[Run]) -> None:
+    with pytest.raises(ProtocolError, match="no more"):
+        Leaving(lambda run: None).unwanted(runs, all_of_it=True)
