@@ -54,5 +54,5 @@ def local_federation(
         lines += ["[[site]]", f'name = "{name}"', f'root = [{{ path = "{name}", name = "/data" }}]', rest]
     path = base / "federation.toml"
     path.write_text("\n".join([*lines, extra]), encoding="utf-8")
-    with run_federation(read_federation(path), base / "state", lambda line: None) as running:
+    with run_federation(read_federation(path), base / "state") as running:
         yield Local(base, running)

@@ -17,7 +17,7 @@ from flowengine.client.access import Access
 from flowengine.client.tls import client_context
 from flowengine.client.transport import Transport
 from flowengine.errors import Exit, FlowError
-from flowengine.units import format_bytes, format_duration
+from flowengine.units import format_bytes, format_count, format_duration
 from flowengine_agent.config import SiteConfig, load_config
 from flowengine_agent.identity import Identity, load_identity
 from flowengine_agent.roots import OfferedRoot
@@ -67,7 +67,9 @@ def _all(config_path: str) -> Iterator[Finding]:
     except FlowError as error:
         yield Finding("config", "wrong", error.message, error.hint)
         return
-    yield Finding("config", "ok", f"{config_path}: site {config.site}, {len(config.roots)} roots")
+    yield Finding(
+        "config", "ok", f"{config_path}: site {config.site}, {format_count(len(config.roots), 'root')}"
+    )
     yield _account(config)
     yield _state(config)
     for folder in config.roots:

@@ -271,7 +271,7 @@ class Gate:
         if release is None:
             matter = self._leaving(bundle, carried, route)
             asked = _whole_route(route, arrival_use(carried.required))
-            judged = tuple(self._judge(bundle, carried, route, matter, asked))
+            judged = tuple(self._judge(bundle, route, matter, asked))
             if all(one.decision.permit for one in judged):
                 self._check(bundle, carried, route, matter, judged)
             return judged
@@ -280,7 +280,7 @@ class Gate:
         matter = self._behind(bundle, carried, route, matter, release)
         here = next(hop for hop, party in enumerate(route) if party == self.me)
         use = point if point == "relay" else arrival_use(carried.required)
-        return tuple(self._judge(bundle, carried, route, matter, [(use, here)]))
+        return tuple(self._judge(bundle, route, matter, [(use, here)]))
 
     @property
     def least_offline_s(self) -> float | None:
@@ -437,7 +437,7 @@ class Gate:
             leaves: at the source, which holds it to the duties that come before the first byte: the keys with which
                 what leaves is sealed.
         """
-        judged = self._judge(bundle, carried, route, matter, asked)
+        judged = self._judge(bundle, route, matter, asked)
         ids = [os.urandom(8).hex() for _ in judged]
         entries = [
             self.recorder.decided(bundle, point, carried, route, one, name, self.clock_error_ms())
@@ -457,7 +457,7 @@ class Gate:
         taken: tuple[Owed, ...] = ()
         if point != "publish":  # what was taken on before is settled then
             taken = duties_owed(point, carried, judged, ids, self.me.site, int(self._clock()))
-            entries += self._approved(bundle, carried, route, matter, judged)
+            entries += self._approved(bundle, carried, route, matter)
             for duty in taken:
                 entries.append(duty.entry("accepted"))
                 if duty.duty.type in SETTLED_AT_ONCE:
@@ -466,12 +466,7 @@ class Gate:
         return Permit(bundle, tuple(judged), tuple(ids), taken)
 
     def _approved(
-        self,
-        bundle: InForce,
-        carried: Carried,
-        route: Sequence[Party],
-        matter: Matter,
-        judged: Sequence[Judged],
+        self, bundle: InForce, carried: Carried, route: Sequence[Party], matter: Matter
     ) -> list[Entry]:
         """The records of the approvals that count."""
         if self.knowledge is None:
@@ -540,12 +535,7 @@ class Gate:
         }
 
     def _judge(
-        self,
-        bundle: InForce,
-        carried: Carried,
-        route: Sequence[Party],
-        matter: Matter,
-        asked: Sequence[tuple[str, int]],
+        self, bundle: InForce, route: Sequence[Party], matter: Matter, asked: Sequence[tuple[str, int]]
     ) -> list[Judged]:
         now = int(self._clock())
         judged = []

@@ -125,7 +125,7 @@ class Keeper:
                 nursery.start_soon(self._hide_one, holding)
         for holding in self.holdings.in_state("hidden"):
             if self._may_purge(holding, self.possible()):
-                await self._purge(holding, now)
+                await self._purge(holding)
         await self._tell()
 
     # --- the clock ----------------------------------------------------------------------------------------------
@@ -235,7 +235,7 @@ class Keeper:
         )
         await self._record(self.holdings.find(holding.task) or holding)
 
-    async def _purge(self, holding: Holding, now: Instant) -> None:
+    async def _purge(self, holding: Holding) -> None:
         root = self._root(holding)
         if root is None:
             return

@@ -118,7 +118,7 @@ def _transfer(ctx: click.Context, sources: list[str], target: str, *, delete: bo
     )
     _ask_policy(froms, to, given)
     with Progress(given["progress"], "checking" if given["dry_run"] else "moving") as progress:
-        report = _run(froms, to, settings, given["files_from"], progress)
+        report = _run(froms, to, settings, progress)
     if not given["as_json"] or report.failures:
         print_failures(report.failures)
     _print_report(report, given, delete=delete)
@@ -205,7 +205,7 @@ def _files_from(path: str | None) -> list[bytes] | None:
     return [line for line in lines if line and not line.startswith(b"#")]
 
 
-def _run(froms: list[Location], to: Location, settings: Any, files_from: str | None, progress: Any) -> Any:
+def _run(froms: list[Location], to: Location, settings: Any, progress: Any) -> Any:
     from flowengine.store.selection import select
 
     locals_ = [place for place in froms if isinstance(place, Local)]

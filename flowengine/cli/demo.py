@@ -96,7 +96,7 @@ def _run(base: Path, keep: bool, postgresql: str | None) -> int:
         note(
             "pyarrow is not installed: the tables are CSV (pip install 'flowengine-transfer[demo]' brings Parquet)"
         )
-    with run_federation(read_federation(path), base / "federation.state", note) as running:
+    with run_federation(read_federation(path), base / "federation.state") as running:
         _show(running, base)
         print(
             f"\nThat was the demo: {time.monotonic() - began:.0f} seconds, every object verified and durable.",

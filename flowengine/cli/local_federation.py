@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +51,7 @@ class Running:
 
 
 @contextmanager
-def run_federation(federation: Federation, folder: Path, tell: Callable[[str], None]) -> Iterator[Running]:
+def run_federation(federation: Federation, folder: Path) -> Iterator[Running]:
     """Start everything that is described, state in `folder`; stop it at the end of the block.
 
     What was there before goes on: sites keep their certificates, transfers their state.

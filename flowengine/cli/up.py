@@ -47,7 +47,7 @@ def up(file: Path, state: Path | None, once: str | None) -> int:
 
     federation = read_federation(file)
     folder = (state or file.with_suffix(".state")).resolve()
-    with run_federation(federation, folder, note) as running:
+    with run_federation(federation, folder) as running:
         if once is not None:
             return subprocess.run(once, shell=True, env=running.environment(), check=False).returncode  # noqa: S602
         show_running(running)

@@ -31,6 +31,7 @@ from flowengine.coordinator.decisions import Decider
 from flowengine.coordinator.housekeeping import Housekeeping
 from flowengine.coordinator.hub import Hub
 from flowengine.coordinator.service import Service, Settings
+from flowengine.coordinator.web.calls import log
 from flowengine.coordinator.web.handlers import handlers_of
 from flowengine.coordinator.web.principals import Principals
 from flowengine.coordinator.web.server import HttpServer
@@ -139,6 +140,7 @@ async def _first_login(service: Service, options: Options) -> None:
     path = os.path.join(options.secrets, "admin-login")
     write_secret(path, login.format_secret().encode() + b"\n")
     await service.database.write(lambda w: first_admin(w, token))
+    log.info("the first admin logs in with: flow login < %s", path)
 
 
 def serve(options: Options, ready: Callable[[str], None], clock: Callable[[], float]) -> None:

@@ -66,7 +66,7 @@ def overdue(policies: PolicySet, now: int) -> list[str]:
         for policy in policies.policies
         if policy.mode != "draft" and policy.review_by <= now
     ]
-    used = _used_lists(policies, [policy for policy in policies.policies if policy.mode != "draft"])
+    used = _used_lists([policy for policy in policies.policies if policy.mode != "draft"])
     return late + [
         f"list {name}"
         for name, found in sorted(policies.lists.items())
@@ -100,7 +100,7 @@ def _policy_dates(policy: Policy, now: int) -> Iterator[Problem]:
         yield _warn(policy, "shadow", message, 'set mode = "enforce" or "draft"')
 
 
-def _used_lists(policies: PolicySet, chosen: Sequence[Policy]) -> set[str]:
+def _used_lists(chosen: Sequence[Policy]) -> set[str]:
     used: set[str] = set()
     for policy in chosen:
         for line in _lines(
@@ -117,7 +117,7 @@ def _lines(groups: Iterable[Sequence[Condition]]) -> list[Line]:
 
 def _lists(policies: PolicySet, now: int) -> Iterator[Problem]:
     active = [policy for policy in policies.policies if policy.mode != "draft"]
-    used, anywhere = _used_lists(policies, active), _used_lists(policies, policies.policies)
+    used, anywhere = _used_lists(active), _used_lists(policies.policies)
     for name, found in policies.lists.items():
         if name not in used:
             if name not in anywhere and not _in_a_duty(policies, name):

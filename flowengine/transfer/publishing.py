@@ -381,7 +381,7 @@ class Publisher:
             return True
         except OSError as error:
             self._raise_if_full(error, directory, entry)
-            self._landing.fail(directory, entry.name, "local", _why_not_placed(error, directory, entry))
+            self._landing.fail(directory, entry.name, "local", _why_not_placed(error))
             return False
 
     @staticmethod
@@ -602,7 +602,7 @@ def _measure(item: tuple[str, TargetDirectory, Entry, object]) -> tuple[int, int
     return 1, entry.size
 
 
-def _why_not_placed(error: OSError, directory: TargetDirectory, entry: Entry) -> str:
+def _why_not_placed(error: OSError) -> str:
     if isinstance(error, IsADirectoryError):
         return "a folder of this name is in the way at the target; remove it or sync with --delete"
     return error.strerror or str(error)
