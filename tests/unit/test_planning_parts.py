@@ -25,7 +25,13 @@ from flowengine.coordinator.database.tables import (
 from flowengine.coordinator.database.transactions import Writing, json_text
 from flowengine.coordinator.decisions import Decider
 from flowengine.coordinator.planning.outcome import HeldLease, TaskPlan, Told, leases_of, plans_of
-from flowengine.coordinator.planning.picture import Picture, demands_of, overlay_of, read_picture
+from flowengine.coordinator.planning.picture import (
+    Picture,
+    demands_of,
+    overlay_of,
+    read_picture,
+    sighted_links,
+)
 from flowengine.coordinator.planning.stored import (
     apply,
     last_plan,
@@ -83,8 +89,9 @@ def know(connection: Connection, source: str, target: str, rate: float) -> None:
 
 
 def solve(picture: Picture) -> tuple[dict[str, TaskPlan], list[HeldLease]]:
-    overlay = overlay_of(picture, [(task.source, task.target) for task in picture.tasks])
-    demands = demands_of(picture)
+    pairs = [(task.source, task.target) for task in picture.tasks]
+    overlay = overlay_of(picture, pairs)
+    demands = demands_of(picture, sighted_links(picture, overlay, pairs))
     made = plan(overlay, demands, None, NOW)
     counted = {task.id: task.counted for task in picture.tasks}
     plans = plans_of(made, 1, {}, counted, {})
@@ -133,6 +140,17 @@ def test_storage_that_is_shared_divides_its_rate_and_is_named(connection: Connec
     rates = [sum(ways(plans[one]).values()) for one in (alone, other, fast)]
     assert (rates[0] + rates[1], rates[2]) == (40, 60)
     assert {lease.task: round(lease.rate_bits_per_s / MBIT) for lease in held}[alone] == rates[0]
+
+
+def test_a_copy_to_a_relay_goes_on_where_ways_over_it_are_taken_for_dead(connection: Connection) -> None:
+    over, own = add_task(connection, 1), add_task(connection, 2, target_site="r")
+    for pair in (("s", "t"), ("s", "r"), ("r", "t")):
+        know(connection, *pair, 100 * MBIT)
+    picture = read_picture(connection, NOW, Decider())
+    picture.shut = frozenset({("s", "r"), ("r", "t")})
+    plans, _ = solve(picture)
+    assert ways(plans[over]) == {("s", "t"): 100}
+    assert ways(plans[own]) == {("s", "r"): 100}
 
 
 @pytest.mark.parametrize(

@@ -386,8 +386,7 @@ def overlay_of(picture: Picture, pairs: Iterable[tuple[str, str]]) -> Overlay:
         _link(picture, key)
         for key in sorted(candidates)
         if key[0] != key[1]
-        and key not in picture.shut
-        and (key in straight or key in blind or key in picture.known or _capacity(picture, key) is not None)
+        and (key in straight or (key not in picture.shut and (key in blind or is_sighted(picture, *key))))
     ]
     by_scope = {limit.scope: limit for limit in picture.limits}
     relayed = _relay_caps(picture, wanted)
@@ -519,12 +518,13 @@ def sighted_links(
 ) -> frozenset[str] | None:
     """The links of `overlay_of` these pairs that are there for everybody; None where all are.
 
-    A guess that some pair has to rely on is no reason for another one to leave its straight way.
+    A guess that some pair has to rely on is no reason for another one to leave its straight way; and what is taken for
+    dead is there only where it is a pair's own straight way.
     """
-    blind = _blind_hops(picture, pairs)
-    if not blind:
+    apart = _blind_hops(picture, pairs) | picture.shut
+    if not apart:
         return None
-    return frozenset(link.label for link in overlay.links if (link.source, link.target) not in blind)
+    return frozenset(link.label for link in overlay.links if (link.source, link.target) not in apart)
 
 
 def allowed_of(
@@ -536,8 +536,11 @@ def allowed_of(
 ) -> Allowed:
     """What policy leaves between two sites, and the stored plan (or "") that the user chose."""
     links = picture.chosen.get(plan) if plan else None
-    if links is None and sighted is not None and not meets(picture, *pair):
-        links = sighted | {"→".join(pair)}
+    if links is None and sighted is not None:
+        hops = {pair}
+        if meets(picture, *pair):
+            hops = {hop for relay in relays for hop in ((pair[0], relay), (relay, pair[1]))} - picture.shut
+        links = sighted | {"→".join(hop) for hop in hops}
     return Allowed(relays=relays, links=links)
 
 
