@@ -449,13 +449,19 @@ def test_without_the_capabilities_nothing_starts(lab: Lab) -> None:
     assert "lacks CAP_SETUID" in found.stdout
 
 
-def test_what_policy_takes_away_is_taken_by_the_account_and_the_record_names_it(lab: Lab) -> None:
-    content = build({"study.toml": POLICY}, 1, int(time.time()) + 86_400)
+def activate(lab: Lab, version: int, policy: bytes) -> None:
+    content = build({"study.toml": policy}, version, int(time.time()) + 86_400)
     for role, key in KEYS.items():
         content = sign(content, role, key)
     lab.made.client.activate_bundle(content)
     for site in ("a", "b"):
-        wait_until(lambda at=site: lab.made.client.site(at).policy.version == 1, f"the bundle at {site}")
+        wait_until(
+            lambda at=site: lab.made.client.site(at).policy.version == version, f"the bundle at {site}"
+        )
+
+
+def test_what_policy_takes_away_is_taken_by_the_account_and_the_record_names_it(lab: Lab) -> None:
+    activate(lab, 1, POLICY)
     folder(lab.data("a") / "alice/study/deep", ALICE)
     write(lab.data("a") / "alice/study/deep/x", b"for a while", ALICE)
     running = lab.users["alice"].copy("a:/data/alice/study/", "b:/data/alice/due", labels=["study"])
@@ -471,3 +477,70 @@ def test_what_policy_takes_away_is_taken_by_the_account_and_the_record_names_it(
     for site, said in (("a", left["account"]), ("b", landed["counted"]["account"])):
         found, _ = read_evidence_folder(str(lab.made[site].state / "evidence"))
         assert found.kept[said["digest"]].value == f"{ALICE}:{ALICE}"  # a name of a person: beside the chain
+
+
+COUNTED = POLICY.replace(
+    b'{delete_after = "1 second", proof = "certificate"}',
+    b'{count = {ledger = "transfers", label = "study", window = "calendar_year"}}',
+)
+FINISH = b"""
+[[rule]]
+id = "ended"
+effect = "forbid"
+on = ["land"]
+stop = "finish-file"
+when = []
+why = "The agreement has ended"
+"""
+
+
+def test_what_an_account_copies_without_a_byte_is_decided_counted_and_on_the_record(lab: Lab) -> None:
+    activate(lab, 2, COUNTED)
+    folder(lab.data("a") / "alice/twins", ALICE)
+    write(lab.data("a") / "alice/twins/one", random.Random(2).randbytes(200_000), ALICE)
+    for _ in range(2):
+        done = lab.copy("alice", "a:/data/alice/twins/", "b:/data/alice/twins", labels=["study"])
+        (landed,) = (
+            row
+            for row in evidence_of(lab.made["b"])
+            if row["kind"] == "chunk-root" and row.get("transfer") == done.id
+        )
+        assert (landed["objects"] >= 1, landed["size_bytes"]) == (True, 200_000)
+        counted = [
+            row["state"]
+            for row in evidence_of(lab.made["a"])
+            if row["kind"] == "obligation"
+            and row.get("transfer") == done.id
+            and row["duty"]["type"] == "count"
+        ]
+        assert counted.count("accepted") == counted.count("fulfilled") > 0
+    assert done.counters.bytes_unchanged == 200_000
+
+
+@pytest.mark.parametrize(("source", "target"), [("a", "b"), ("b", "a")])
+def test_a_mild_stop_reaches_the_files_that_another_process_carries(
+    lab: Lab, source: str, target: str
+) -> None:
+    version = {"a": 3, "b": 5}[source]
+    activate(lab, version, COUNTED)
+    there = folder(lab.data(source) / "alice/tree", ALICE)
+    write(there / "a", random.Random(3).randbytes(12_000_000), ALICE)
+    for number in range(4):
+        write(there / f"b{number}", random.Random(4 + number).randbytes(4_000_000), ALICE)
+    lab.made.client.set_limit(f"link:{source}>{target}", 16_000_000)
+    running = lab.users["alice"].copy(
+        f"{source}:/data/alice/tree/", f"{target}:/data/alice/file-{source}", labels=["study"]
+    )
+    to = lab.data(target) / f"alice/file-{source}"
+    wait_until(
+        lambda: sum(path.stat().st_blocks * 512 for path in to.glob(".flow-staging/*")) > 1_000_000,
+        "some of the first file",
+        40,
+    )
+    activate(lab, version + 1, COUNTED + FINISH)
+    wait_until(lambda: "transfer is stopped" in lab.made[target].log, "the target's stop", 20)
+    lab.made.client.remove_limit(f"link:{source}>{target}")
+    wait_until(lambda: running.refresh().state in ("quarantined", "purged"), "the end", 60)
+    assert [path.name for path in to.iterdir() if path.is_file()] == ["a"]
+    assert (to / "a").read_bytes() == (there / "a").read_bytes()
+    assert (to / "a").stat().st_uid == ALICE
