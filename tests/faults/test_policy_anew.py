@@ -48,14 +48,14 @@ when   = []
 then   = [{then}]
 why    = "Members of the study receive"
 """
-COUNT = '{count = {ledger = "transfers", label = "study", window = "calendar_year"}}'
+COUNT = '{count = {ledger = "transfers", window = "calendar_year"}}'
 SEALED = '{encrypt = {at = ["flight", "rest"]}}'
 ENOUGH = """
 [[rule]]
 id     = "enough"
 effect = "forbid"
 on     = ["land", "hold"]
-when   = ["ledger.transfers_after('study', 'recipient', 'calendar_year') > {most}"]
+when   = ["ledger.transfers_after('{label}', 'recipient', 'calendar_year') > {most}"]
 why    = "The agreement covers so many"
 """
 ENDED = """
@@ -93,12 +93,13 @@ class World:
     def client(self) -> Any:
         return self.federation.client
 
-    def ask(self, source: str, to: str, **options: Any) -> Transfer:
-        found: Transfer = self.client.copy(f"a:/data/{source}", f"b:/data/{to}/", labels=["study"], **options)
+    def ask(self, source: str, to: str, *labels: str, **options: Any) -> Transfer:
+        places = f"a:/data/{source}", f"b:/data/{to}/"
+        found: Transfer = self.client.copy(*places, labels=["study", *labels], **options)
         return found
 
-    def copy(self, source: str, to: str) -> Transfer:
-        transfer = self.ask(source, to)
+    def copy(self, source: str, to: str, *labels: str) -> Transfer:
+        transfer = self.ask(source, to, *labels)
         wait_until(lambda: transfer.refresh().ended, "the end", 40)
         assert transfer.record.state == "completed", transfer.record.message
         return transfer
@@ -141,14 +142,13 @@ def make_data(data: Path) -> None:
 def test_a_copy_of_which_no_byte_has_to_move_is_decided_counted_and_on_the_record(
     world: World, use: str, then: str
 ) -> None:
-    source = "small" if use == "land" else "third"  # each counts from where the other left off
-    before = 0 if use == "land" else 3
-    world.activate(ENOUGH.replace("{most}", str(before + 3)), then=then, use=use)
-    first = world.copy(source, f"{use}-1")
+    source = "small" if use == "land" else "third"
+    world.activate(ENOUGH.replace("{label}", use).replace("{most}", "3"), then=then, use=use)
+    first = world.copy(source, f"{use}-1", use)
     # The same once more: nothing moves. Then under other names, where what lies there is taken if it can be read.
-    same = world.copy(source, f"{use}-1")
+    same = world.copy(source, f"{use}-1", use)
     assert same.record.counters.bytes_unchanged > 0
-    other = world.copy("more" if use == "land" else source, f"{use}-1")
+    other = world.copy("more" if use == "land" else source, f"{use}-1", use)
     if use == "land":
         assert other.record.counters.bytes_reused == 100_000
     for transfer in (first, same, other):
@@ -164,14 +164,38 @@ def test_a_copy_of_which_no_byte_has_to_move_is_decided_counted_and_on_the_recor
         ]
         assert states == ["accepted", "fulfilled"]
     with pytest.raises(Denied, match="covers so many"):
-        world.ask(source, f"{use}-3")
+        world.ask(source, f"{use}-3", use)
+
+
+def test_a_cancelled_transfer_leaves_room_only_where_nothing_had_moved(world: World) -> None:
+    world.activate(ENOUGH.replace("{label}", "rare").replace("{most}", "1"), then=COUNT)
+    agent = world.federation["b"]
+    agent.kill()
+    waits = world.ask("small", "cancelled", "rare")
+    with pytest.raises(Denied, match="covers so many"):  # what waits has its place
+        world.ask("small", "other", "rare")
+    waits.cancel()
+    agent.start()
+    world.client.set_limit("link:a>b", RATE)
+    moves = world.ask("large", "cancelled", "rare")
+    wait_until(lambda: staged_bytes(world, "cancelled") > MIB, "some bytes", 30)
+    moves.cancel()
+    wait_until(lambda: moves.refresh().ended, "the end", 30)
+    world.client.remove_limit("link:a>b")
+    with pytest.raises(Denied, match="covers so many"):
+        world.ask("small", "other", "rare")
+
+
+def staged_bytes(world: World, to: str) -> int:
+    found = (world.federation["b"].data / to).rglob(".flow-staging/*")
+    return sum(path.stat().st_blocks * 512 for path in found)
 
 
 def test_what_was_paused_goes_on_only_as_the_newest_policies_let_it(world: World) -> None:
     world.activate()
     world.client.set_limit("link:a>b", RATE)
     transfer = world.ask("large", "paused")
-    wait_until(lambda: transfer.refresh().tasks[0].counters.bytes_sent > MIB, "some bytes", 30)
+    wait_until(lambda: staged_bytes(world, "paused") > MIB, "some bytes", 30)
     transfer.pause()
     wait_until(lambda: transfer.refresh().state == "suspended", "the pause", 30)
     world.activate(ENDED)
