@@ -44,6 +44,8 @@ __all__ = ["handed", "hear_end", "keep_session"]
 
 _SPLICE_BYTES: Final = 256 * 1024
 _PACES_EVERY_S: Final = 0.1
+_MOST_QUESTIONS: Final = 1024
+"""That hands may have open at once: more than they have threads."""
 _LAST_WORDS_S: Final = 5.0
 """How long what the hands said last may take to go out."""
 
@@ -127,6 +129,7 @@ class _Keeper:
         self._landed = landed
         self._paces: dict[str, float | None] = {}
         self._all_said = trio.Event()
+        self._questions = 0
         self._carried: dict[str, int] = {}
         self._clock = session.clock = _Clock()
 
@@ -208,11 +211,17 @@ class _Keeper:
             for near in list(self._paces):
                 self._tell_pace(near)
 
+    async def _answer(self, asked: Take | Durable) -> None:
+        try:
+            await (self._take(asked) if isinstance(asked, Take) else self._durable(asked))
+        finally:
+            self._questions -= 1
+        self._tell(Answered(asked.ticket))
+
     async def _take(self, asked: Take) -> None:
         pacer = pacer_for(self._session, asked.near)
         while (wait := pacer.take_nowait(asked.size)) > 0:  # noqa: ASYNC110 - time is what is waited for
             await trio.sleep(min(wait, _PACES_EVERY_S))
-        self._tell(Answered(asked.ticket))
 
     # --- what the hands say -------------------------------------------------------------------------------------
 
@@ -230,10 +239,11 @@ class _Keeper:
                 case Dial(count, via):
                     if session.streams.dial is not None:
                         session.streams.dial(count, via)
-                case Take():
-                    self._nursery.start_soon(self._take, message)
-                case Durable():
-                    self._nursery.start_soon(self._durable, message)
+                case Take() | Durable():
+                    if self._questions >= _MOST_QUESTIONS:
+                        raise odd("more than it can wait for")
+                    self._questions += 1
+                    self._nursery.start_soon(self._answer, message)
                 case Ended() | Broke():
                     with trio.move_on_after(_LAST_WORDS_S):
                         await self._all_said.wait()
@@ -270,7 +280,6 @@ class _Keeper:
     async def _durable(self, told: Durable) -> None:
         if self._landed is not None:
             await trio.to_thread.run_sync(self._landed, told.rows, told.wrong)
-        self._tell(Answered(told.ticket))
 
 
 async def hear_end(line: Line, landed: Landed | None = None) -> Ended | Broke | None:

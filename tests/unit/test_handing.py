@@ -250,6 +250,30 @@ async def test_what_no_hands_say_ends_their_session(said: bytes) -> None:
 
 
 @pytest.mark.trio
+async def test_hands_that_ask_without_end_are_left() -> None:
+    """Each of their threads asks one thing at a time; who asks more has the agent keep it all in mind."""
+    one, other = lines()
+    near, far = trio.testing.memory_stream_pair()
+    ours, theirs = socket.socketpair()
+    session = session_over(near)
+    session.pacer.set_rate(8)
+
+    async def ask() -> None:
+        for ticket in range(2_000):
+            other.post(msgspec.msgpack.encode({"is": "take", "ticket": ticket, "near": "", "size": 1000}))
+        await other.flush()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask)
+        with pytest.raises((FlowError, BaseExceptionGroup)) as refused, trio.fail_after(20):
+            await keep_session(session, one, ours, counters=Counters())
+    assert isinstance(first_flow_error(refused.value), ProtocolError), refused.value
+    other.close()
+    theirs.close()
+    await far.aclose()
+
+
+@pytest.mark.trio
 async def test_descriptors_in_the_middle_of_a_message_are_no_message_and_are_closed() -> None:
     ours, theirs = line_pair()
     line = Line(ours, "the other is gone")
