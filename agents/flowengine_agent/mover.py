@@ -140,6 +140,9 @@ class Unseal(_Operation, frozen=True, tag="unseal"):
     xattrs: bool
     owner: bool
 
+    def __repr__(self) -> str:  # it holds keys
+        return f"<Unseal {self.where}>"
+
 
 class Objects(_Operation, frozen=True, tag="objects"):
     """Paths and sizes of the version that landed last at a place."""

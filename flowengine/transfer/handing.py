@@ -98,6 +98,9 @@ class Handed(msgspec.Struct, frozen=True):
     route: list[Party]
     dials: bool
 
+    def __repr__(self) -> str:  # it holds keys
+        return f"<Handed {self.session_id.hex()}>"
+
 
 class _Told(msgspec.Struct, tag_field="is"):
     """Base of what is told on the line."""

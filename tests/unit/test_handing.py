@@ -15,7 +15,7 @@ from flowengine.errors import Denied, FlowError, NotFound, ProtocolError, Tempor
 from flowengine.transfer.channel import first_flow_error
 from flowengine.transfer.control import Control
 from flowengine.transfer.handing import Status, error_of, told_error
-from flowengine.transfer.keeper import keep_session
+from flowengine.transfer.keeper import handed, keep_session
 from flowengine.transfer.line import Line, line_pair
 from flowengine.transfer.pacing import AskingPacer, Limits
 from flowengine.transfer.session import Counters
@@ -23,6 +23,8 @@ from flowengine.wire.control import ControlDecoder, encode
 from flowengine.wire.keys import NO_FINGERPRINT, Direction, SessionSecrets
 from flowengine.wire.messages import WantStreams
 from flowengine.wire.messages import encode as encode_message
+from flowengine_agent.hands import Giving, Taking
+from flowengine_agent.mover import Give, TakeIn, Unseal, Where
 
 
 def lines() -> tuple[Line, Line]:
@@ -152,6 +154,22 @@ def test_a_bug_is_told_and_shown(capsys: pytest.CaptureFixture[str]) -> None:
     found = error_of(told_error(ValueError("odd")))
     assert (found.reason, "ValueError('odd')" in found.message) == ("failed", True)
     assert "ValueError: odd" in capsys.readouterr().err
+
+
+@pytest.mark.trio
+async def test_keys_stand_in_no_text_of_what_is_handed_over() -> None:
+    near, far = trio.testing.memory_stream_pair()
+    told = handed(session_over(near))
+    key, secrets = os.urandom(32), [part for part in told.secrets if isinstance(part, bytes)]
+    where = Where("/data", b"in", False)
+    for operation in (
+        Give(where, told, Giving(seal=key)),
+        TakeIn(where, told, Taking()),
+        Unseal(where, [key], False, False),
+    ):
+        assert not any(repr(secret)[2:-1] in repr(operation) for secret in (key, *secrets))
+        assert "<" in repr(operation)
+    await far.aclose()
 
 
 def test_secrets_that_were_handed_over_make_the_same_keys_there_and_none_here() -> None:
