@@ -49,6 +49,8 @@ __all__ = ["Housekeeping"]
 
 _LEADER_LOCK: Final = 0x666C6F78
 _PRUNE_EVERY: Final = 600
+_UNHEARD_EVERY: Final = 5
+"""Rounds from one decision on what waits for agents that are cut off to the next."""
 _BATCH: Final = 1000
 _SIGN_EVERY_S: Final = 60.0
 """How often the coordinator signs for its chain of evidence, where it has grown."""
@@ -131,7 +133,8 @@ class Housekeeping:
             await self._db.write(end_leases)
             await self._db.write(lambda w: mark_silent(w, service.settings.offline_s))
             await self._db.write(end_feeds)
-            await self._db.write(lambda w: end_unheard(w, service.decider, service.settings.offline_s))
+            if self._rounds % _UNHEARD_EVERY == 0:
+                await self._db.write(lambda w: end_unheard(w, service.decider, service.settings.offline_s))
             await self._db.write(name_waits)
             if self._rounds % _PRUNE_EVERY == 0:
                 await self._db.write(lambda w: prune(w, service.settings))
