@@ -66,7 +66,17 @@ def wait_until_nobody_writes(target: Path) -> None:
     wait_until(nobody, f"the end of every session that writes to {target}")
 
 
-async def until(condition: Callable[[], Any], what: str, seconds: float = 90.0) -> Any:
+def files_below(folder: Path) -> Iterator[Path]:
+    """Every file and link below a folder where others write meanwhile: what goes is left out, and may be gone by now."""
+    for place, folders, names in os.walk(folder):
+        for name in names:
+            yield Path(place, name)
+        yield from (path for name in folders if (path := Path(place, name)).is_symlink())
+
+
+async def until(
+    condition: Callable[[], Any], what: str, seconds: float = 90.0, pause_at_most_s: float = 0.1
+) -> Any:
     """`wait_until` for asyncio and trio, where the condition may be something to ask; asked less and less often."""
     deadline = time.monotonic() + seconds
     pause_s = 0.005
@@ -78,7 +88,7 @@ async def until(condition: Callable[[], Any], what: str, seconds: float = 90.0) 
             return value
         assert time.monotonic() < deadline, f"waited {seconds:.0f} s in vain: {what}"
         await anyio.sleep(pause_s)
-        pause_s = min(2 * pause_s, 0.1)
+        pause_s = min(2 * pause_s, pause_at_most_s)
 
 
 async def is_listening(port: int) -> bool:
@@ -91,7 +101,7 @@ async def is_listening(port: int) -> bool:
     return True
 
 
-_FIRST_PORT, _LAST_PORT = 10_240, 32_766
+_FIRST_PORT, _LAST_PORT, _WORKERS = 10_240, 32_760, 8
 
 
 def free_port() -> int:
@@ -101,7 +111,7 @@ def free_port() -> int:
     """
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
     while True:
-        port = random.SystemRandom().randrange(_FIRST_PORT, _LAST_PORT, 2) + worker % 2
+        port = random.SystemRandom().randrange(_FIRST_PORT, _LAST_PORT, _WORKERS) + worker % _WORKERS
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
@@ -274,16 +284,12 @@ class Running:
 
 
 def children(pid: int) -> list[int]:
-    """Process ids of a process's children."""
-    found = []
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            with contextlib.suppress(OSError):
-                with open(f"/proc/{name}/stat", "rb") as file:
-                    fields = file.read().rpartition(b")")[2].split()
-                if int(fields[1]) == pid and fields[0] != b"Z":
-                    found.append(int(name))
-    return found
+    """Process ids of a process's children (proc(5): each thread has its own)."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):  # it may end meanwhile
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            found += map(int, Path(f"/proc/{pid}/task/{thread}/children").read_text().split())
+    return [child for child in found if not gone(child)]
 
 
 def gone(pid: int) -> bool:
@@ -473,7 +479,9 @@ def journal_rows(journal: Path) -> list[tuple[int, int, bytes]]:
 def assert_journals_are_true(target: Path) -> int:
     """Whatever was killed: each chunk that a journal below a target names is in its staging file; how many there are."""
     count = 0
-    for journal in target.rglob(".flow-staging/l.*.j"):
+    for journal in files_below(target):
+        if not journal.match(".flow-staging/l.*.j"):
+            continue
         with open(journal.with_suffix(""), "rb") as staged:
             for offset, length, identity in journal_rows(journal):
                 staged.seek(offset)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from deaths import roomy_folder
 from support import GIB, MIB, Flow, children, peak_memory, random_file, wait_until
 
 pytestmark = pytest.mark.slow
@@ -17,11 +17,11 @@ LIMIT = 300 * MIB
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Path]:
-    """A folder that is removed at once: what these tests write is large."""
-    with tempfile.TemporaryDirectory(prefix="flow-memory-", dir=tmp_path) as folder:
+def place(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A folder that is removed at once: what these tests write is large, in the long forms too large for memory."""
+    long_form = request.node.get_closest_marker("full") is not None
+    with TemporaryDirectory(dir=tmp_path) if long_form else roomy_folder(tmp_path) as folder:
         yield Path(folder)
-    shutil.rmtree(tmp_path, ignore_errors=True)
 
 
 def peaks(flow: Flow, *command: object) -> dict[str, int]:

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from liars import evidence_of
 from proxy import Proxy
 from sites import Federation, federation
-from support import MIB, random_file, wait_until
+from support import MIB, files_below, random_file, wait_until
 
 from flowengine.api.transfers import ENDED
 from flowengine.client.synchronous import Transfer
@@ -219,9 +219,10 @@ def begin(made: Federation, source: str, to: str, **options: object) -> Transfer
 def staged_bytes(made: Federation, to: str) -> int:
     """Bytes written of what has no name of its own yet; its files have their whole size from the start."""
     found = 0
-    for path in (made["b"].data / to).rglob(".flow-staging/*"):
-        with contextlib.suppress(FileNotFoundError):
-            found += path.stat().st_blocks * 512
+    for path in files_below(made["b"].data / to):
+        if path.parent.name == ".flow-staging":
+            with contextlib.suppress(FileNotFoundError):
+                found += path.stat().st_blocks * 512
     return found
 
 
@@ -259,7 +260,7 @@ def visible(made: Federation, to: str) -> list[str]:
     folder = made["b"].data / to
     return sorted(
         str(path.relative_to(folder))
-        for path in folder.rglob("*")
+        for path in files_below(folder)
         if path.is_file() and ".flow-staging" not in path.parts
     )
 
@@ -283,7 +284,7 @@ def test_stop_now_cuts_in_seconds_and_takes_everything_that_arrived(
     assert "destroyed" in why.line
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def more(made: Federation) -> Iterator[None]:
     """More large objects behind the one that is under way: they are offered, and asked for, long before their turn."""
     folders = [made[source].data / "set/later/more" for source in ("a", "c")]
@@ -496,7 +497,7 @@ def test_what_landed_under_onward_forbid_is_no_source_again(made: Federation, bu
     again = made.client.copy("b:/data/once", "a:/data/back/", labels=["open"])
     wait_until(lambda: again.refresh().ended, "the end", 30)
     assert (again.record.state, again.record.reason) == ("terminated", "policy-onward")
-    assert not [path for path in (made["a"].data / "back").rglob("*") if path.is_file()]
+    assert not [path for path in files_below(made["a"].data / "back") if path.is_file()]
 
 
 def evidence_verdict(made: Federation, site: str) -> Verdict:

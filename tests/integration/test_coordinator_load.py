@@ -48,7 +48,8 @@ async def until_all_ended(admin: Http, count: int, timeout_s: float) -> list[dic
     """All transfers, once the stream of events has told of the end of each."""
     ended: set[str] = set()
     async with asyncio.timeout(timeout_s):
-        async for event in admin.follow("/v1/events?types=transfer.completed"):
+        async for event in admin.follow("/v1/events?types=transfer.completed,transfer.terminated"):
+            assert event["type"] == "transfer.completed", event
             ended.add(event["transfer"])
             if len(ended) == count:
                 break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 import trio
 from liars import LyingCoordinator, LyingGate, PolicyKeys, evidence_of, identity_of
 from sites import Federation, SiteAgent, federation
-from support import wait_until
+from support import files_below, wait_until, wait_until_nobody_writes
 
 from flowengine.api.transfers import Transfer
 from flowengine.cli.third_party import summary
@@ -138,20 +139,22 @@ def make_data(data: Path) -> None:
 
 
 def content(folder: Path) -> dict[str, object]:
+    wait_until_nobody_writes(folder)
     return {
         str(path.relative_to(folder)): path.readlink() if path.is_symlink() else path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_symlink() or path.is_file()
+        for path in files_below(folder)
     }
 
 
 def traces(folder: Path) -> list[Path]:
     """Files and names below a folder in which the marker stands."""
-    return [
-        path
-        for path in folder.rglob("*")
-        if MARKER.decode() in path.name or (path.is_file() and MARKER in path.read_bytes())
-    ]
+    found = [Path(place, name) for place, names, _ in os.walk(folder) for name in names]
+    found = [path for path in found if MARKER.decode() in path.name]
+    for path in files_below(folder):
+        with contextlib.suppress(FileNotFoundError):
+            if MARKER.decode() in path.name or (path.is_file() and MARKER in path.read_bytes()):
+                found.append(path)
+    return found
 
 
 def keys_command(agent: SiteAgent, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
@@ -342,7 +345,6 @@ def test_what_is_not_sealed_does_not_stay_where_it_may_only_be_held(world: World
                 if line["kind"] == "quarantine" and line["task"] == grant.task and "is not sealed" in line["why"]  # noqa: B023
             ],
             "what came is in quarantine, on the record",
-            20,
         )  # fmt: skip
         wait_until(
             lambda: not [path for path in traces(boston.data) if "quarantine" not in str(path)],

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from liars import LyingCoordinator, LyingGate, PolicyKeys, evidence_of, identity_of
 from proxy import Proxy
 from sites import Federation, SiteAgent, federation
-from support import Flow, wait_until
+from support import Flow, files_below, wait_until
 
 from flowengine.api.sites import Fact, SiteRequest
 from flowengine.errors import Denied, FlowError
@@ -104,7 +104,7 @@ class World:
         return [
             path
             for site in ("berlin", "utrecht", "boston")
-            for path in self[site].data.rglob("*")
+            for path in files_below(self[site].data)
             if path.is_file() and path.stat().st_size > 1000
         ]
 

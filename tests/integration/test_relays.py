@@ -128,8 +128,9 @@ def test_a_big_file_goes_on_where_its_relay_was_lost(
             peer = hosts.peer(hosts.way("t", "r", "s"), hosts.way("t", "q", "s"))
 
             async def kill() -> None:
-                while hosts["r"].passed_bytes() < size // 4:
-                    await trio.sleep(0.01)
+                await until(
+                    lambda: hosts["r"].passed_bytes() >= size // 4, "a quarter over r", pause_at_most_s=0.01
+                )
                 if changes:
                     with open(big, "r+b") as file:
                         file.write(b"another beginning")
