@@ -273,7 +273,7 @@ class _Keeper:
         self._clock.busy, self._clock.counts = told.busy, told.threads
         self._carried = told.carried
         session.peer_progress = Progress(told.peer)
-        session.changes += told.changes
+        session.told_changes(told.changes)
         if self._observe is not None:
             self._observe(self._counters)
 

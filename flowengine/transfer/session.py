@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
@@ -43,6 +44,9 @@ _ASSUMED_BYTES_PER_S: Final = 312_500_000
 """2.5 Gbit/s: what a link is taken for until it was measured."""
 PROGRESS_S: Final = 0.5
 _CHANGES_AT_ONCE: Final = 20
+_MOST_CHANGES: Final = 1000
+_MOST_LETTERS: Final = 300
+"""Of one change that is told from outside."""
 MAX_OPEN_OFFERS: Final = 512
 """Offers that a source may have unanswered."""
 
@@ -227,6 +231,11 @@ class Session:
                     )
                 )
                 last = now
+
+    def told_changes(self, fresh: Iterable[str]) -> None:
+        """The side that sends, or the process that carries the session, decided something; the first thousand are kept."""
+        room = max(0, _MOST_CHANGES - len(self.changes))
+        self.changes += [change[:_MOST_LETTERS] for change in islice(fresh, room)]
 
     def peer_counters(self) -> dict[str, int]:
         """The numbers of the peer's last word, its stage times as in `clock_counters`."""

@@ -462,7 +462,7 @@ class _Target:
                 if message.halt:
                     self._session.halt(message.halt[:1000])
                 self._session.peer_progress = message
-                self._session.changes += message.changes
+                self._session.told_changes(message.changes)
             case WantStreams(count, via) if self._session.streams.dial is not None:
                 if not self._session.fixed_streams:
                     self._session.want_streams(min(count, MAX_STREAMS), via)

@@ -14,7 +14,7 @@ from sessions import session_over
 from flowengine.errors import Denied, FlowError, NotFound, ProtocolError, TemporaryError
 from flowengine.transfer.channel import first_flow_error
 from flowengine.transfer.control import Control
-from flowengine.transfer.handing import Status, error_of, told_error
+from flowengine.transfer.handing import Ended, Status, error_of, told_error
 from flowengine.transfer.keeper import handed, keep_session
 from flowengine.transfer.line import Line, line_pair
 from flowengine.transfer.pacing import AskingPacer, Limits
@@ -264,6 +264,24 @@ async def test_what_no_hands_say_ends_their_session(said: bytes) -> None:
     assert counters == Counters()
     other.close()
     theirs.close()
+    await far.aclose()
+
+
+@pytest.mark.trio
+async def test_what_was_decided_elsewhere_is_kept_within_bounds() -> None:
+    one, other = lines()
+    near, far = trio.testing.memory_stream_pair()
+    ours, theirs = socket.socketpair()
+    session = session_over(near)
+    theirs.close()
+    for _ in range(3):
+        other.post(msgspec.msgpack.encode(Status({}, {}, {}, {}, {}, ["x" * 1000] * 700)))
+    other.post(msgspec.msgpack.encode(Ended(b"done", b"")))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(other.flush)
+        assert await keep_session(session, one, ours, counters=Counters()) == b"done"
+    assert [len(change) for change in session.changes] == [300] * 1000
+    other.close()
     await far.aclose()
 
 
