@@ -64,8 +64,12 @@ class LoopThread:
             raise
 
     def close(self) -> None:
-        """End the loop and its thread; what still runs on it is waited for."""
-        self._portal.start_task_soon(self._portal.stop)
+        """End the loop and its thread; what still runs on it is cancelled.
+
+        Something may run though nobody waits for it: an interrupt comes at any instruction, also after a call was
+        started and before its caller could remember that.
+        """
+        self._portal.start_task_soon(self._portal.stop, True)
         self._thread.join()
 
 
