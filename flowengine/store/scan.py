@@ -389,7 +389,7 @@ class Scanner:
         self.size_bytes += sum([st.st_size for st in larges.stats]) if len(larges) else 0
         known: dict[bytes, Entry] = {}
         hit: Block | list[Entry] | None = None
-        st_dir = os.fstat(frame.dirfd)
+        st_dir = frame.st or os.fstat(frame.dirfd)
         if self._cache is not None and len(smalls) and self._extra is None:
             hit, known = recall(self._cache, st_dir, listing.proof)
         if isinstance(hit, Block) and not len(larges) and not listing.linked:

@@ -245,7 +245,18 @@ class Placer:
         if self._placement.dry or directory.fd < 0:
             self._placement.landing.directory_skipped(directory)
             return
+        if directory.learned:
+            self._keep_learned(directory)
         self._placement.landing.directory_ended(directory, message)
+
+    def _keep_learned(self, directory: TargetDirectory) -> None:
+        """Tell the scan cache what was read of a directory in which nothing else happened; else the publisher does."""
+        cache, st = self._placement.cache, directory.st
+        part = directory.part() if directory.unchanged_all and cache is not None and st is not None else None
+        if part is None:
+            directory.unchanged_all = False
+        elif cache is not None and st is not None:
+            cache.save_directory(st.st_dev, st.st_ino, [part])
 
     def _may_delete(self, directory: TargetDirectory, name: bytes) -> bool:
         """What a filter hides from the transfer is safe from it."""

@@ -112,10 +112,12 @@ class TargetDirectory:
         recalled: where nothing changed since the scan cache saw it, all its small objects in name order; those
             before `recalled_at` were offered.
         st: of the directory itself, before anything was done in it.
+        unchanged_all: nothing was done in it, and the scan cache knows it as it is.
+        learned: the same, but for the scan cache.
     """
 
     __slots__ = (
-        "_existing", "_kept", "_known", "_landed", "_rows", "_same", "created", "end", "entries", "fd", "keys", "last_name", "linked", "listing", "name", "offered",
+        "_existing", "_kept", "_known", "_landed", "_rows", "_same", "created", "end", "entries", "fd", "keys", "last_name", "learned", "linked", "listing", "name", "offered",
         "open_names", "parent", "path", "recalled", "recalled_at", "st", "unchanged_all",
     )  # fmt: skip
 
@@ -144,6 +146,7 @@ class TargetDirectory:
         self.linked = False
         self.last_name = b""
         self.unchanged_all = True
+        self.learned = False
         self.entries = 0
 
     @property
@@ -257,7 +260,7 @@ class TargetDirectory:
     def keep_block(self, block: Block) -> None:
         """All that stands here are just these files, which is worth keeping."""
         self._kept.append((0, block))
-        self.unchanged_all = False
+        self.learned = True
 
     def is_as(self, end: DirectoryEnd) -> bool:
         """Whether nothing was done in it and it has the mode and time that it is to have."""
