@@ -20,7 +20,7 @@ import queue
 import resource
 import threading
 from collections.abc import Callable, Container, Iterator
-from itertools import accumulate, islice, pairwise, repeat
+from itertools import islice
 from time import perf_counter_ns
 from typing import Final
 
@@ -29,12 +29,12 @@ from blake3 import blake3
 from flowengine.chunking import CHUNK_BYTES, ID_BYTES, chunk_id
 from flowengine.chunking.fine import FINE_BYTES, fine_id, fine_lengths
 from flowengine.errors import IntegrityError, ProtocolError
-from flowengine.manifest import FILE, Block, Entry
+from flowengine.manifest import FILE, Entry
 from flowengine.store.filesystem import local_error
 from flowengine.store.many import write_files
-from flowengine.store.runs import write_run
 from flowengine.store.staging import Staging
 from flowengine.transfer.control import Control
+from flowengine.transfer.landing_blocks import deliver_block, wrong_chunk
 from flowengine.transfer.session import Counters
 from flowengine.transfer.sinks import (
     CLAIMED,
@@ -42,7 +42,6 @@ from flowengine.transfer.sinks import (
     UNWANTED,
     WANTED,
     FineOffer,
-    LandedRun,
     LargeObject,
     Location,
     Place,
@@ -55,7 +54,7 @@ from flowengine.transfer.sinks import (
     Waiter,
 )
 from flowengine.transfer.timing import Stage, StageClock
-from flowengine.units import MIB, show_path
+from flowengine.units import MIB
 from flowengine.wire.messages import LARGE_OBJECT_BYTES, DirectoryEnd, Failed, Received
 from flowengine.wire.records import Run
 
@@ -168,21 +167,10 @@ class Landing:
             self._open_objects += len(whole)
         return whole
 
-    def open_block(self, offer: SmallOffer) -> bool:
-        """Want all of an offer that is a block, if nothing of it is at hand or on its way; whether that was so."""
-        assert offer.block is not None
-        ids = dict.fromkeys(offer.ids)
-        if len(ids) != len(offer.wanted):
-            return False
-        names = offer.block.names
-        with self.lock:
-            if not (self.inflight.keys().isdisjoint(ids) and self.recent.keys().isdisjoint(ids)):
-                return False
-            self.inflight.update(ids)
-            offer.wanted[:] = bytes([WANTED]) * len(ids)
-            offer.directory.open_names.update(names)
-            self._open_objects += len(names)
-        return True
+    def opened_all(self, directory: TargetDirectory, names: list[bytes]) -> None:
+        """Many objects are on their way; inside the lock."""
+        directory.open_names.update(names)
+        self._open_objects += len(names)
 
     def landed(self, objects: list[tuple[TargetDirectory, list[bytes]]]) -> None:
         """Objects that were open landed: per directory their names."""
@@ -421,7 +409,7 @@ class Landing:
         length = int.from_bytes(packed[start : start + 4], "little")
         data = plain[at : at + length]
         if len(data) != length or chunk_id(data) != packed[start + 4 : start + CHUNK_BYTES]:
-            raise _wrong_chunk(directory, entry)
+            raise wrong_chunk(directory, entry)
         return length
 
     def _deliver_run(
@@ -436,7 +424,7 @@ class Landing:
             end = size + length
             # A record that is too short gives a shorter slice, which has another hash.
             if chunk_id(plain[size:end]) != packed[start + 4 : start + CHUNK_BYTES]:
-                raise _wrong_chunk(target.directory, target.entry)
+                raise wrong_chunk(target.directory, target.entry)
             size, start = end, start + CHUNK_BYTES
         begin = verify.since(begin)
         run = packed[index * CHUNK_BYTES : (index + count) * CHUNK_BYTES]
@@ -460,7 +448,7 @@ class Landing:
             and not offer.block.mode_bits & self._masked
             and (files := offer.whole_files(index, count)) is not None
         ):
-            return self._deliver_block(offer, offer.block.part(*files), index, plain, stages)
+            return deliver_block(self, offer, offer.block.part(*files), index, plain, stages)
         with self.in_turn():
             begin = perf_counter_ns()
             parts = self._verify_small(offer, index, count, plain)
@@ -496,48 +484,6 @@ class Landing:
             self._arrived(arrived, plain)
             write.since(begin)
         return at
-
-    def _deliver_block(
-        self,
-        offer: SmallOffer,
-        block: Block,
-        index: int,
-        plain: memoryview,
-        stages: tuple[Stage, Stage],
-    ) -> int:
-        """Whole files of an offer that is a block; `block` is these alone."""
-        verify, write = stages
-        end = index + block.chunks
-        ids = offer.ids[index:end]
-        with self.in_turn():
-            begin = perf_counter_ns()
-            bounds = [*accumulate(offer.lengths[index:end], initial=0)]
-            # A record that is too short gives shorter slices, which have other hashes.
-            found = [blake3(plain[start:stop]).digest() for start, stop in pairwise(bounds)]
-            if found != ids:
-                wrong = next(n for n, (one, other) in enumerate(zip(found, ids, strict=True)) if one != other)
-                raise _wrong_chunk(offer.directory, offer.entries[offer.owners[index + wrong]])
-            begin = verify.since(begin)
-            number = self.staging.small_numbers(block.count)
-            write_run(self.staging.fd, number, block, plain)
-            self.publishable.put(("block", offer.directory, _NO_ENTRY, (block, number)))
-            run = LandedRun(offer.directory.path, block, number)
-            with self.lock:
-                waiters = [*map(self.inflight.pop, ids, repeat(None))]
-                self.recent.update(zip(ids, zip(repeat(run), range(len(ids)), strict=False), strict=True))
-                self._forget_oldest()
-            if any(waiters):
-                chunks = block.columns.chunks
-                self._serve(
-                    [
-                        (some, at, stop - at, chunks[n * CHUNK_BYTES : (n + 1) * CHUNK_BYTES])
-                        for n, (some, (at, stop)) in enumerate(zip(waiters, pairwise(bounds), strict=True))
-                        if some
-                    ],
-                    plain,
-                )
-            write.since(begin)
-        return bounds[-1]
 
     def _write_whole(
         self,
@@ -577,7 +523,7 @@ class Landing:
             if len(packed) == CHUNK_BYTES:
                 data = plain[at : at + entry.size]
                 if len(data) != entry.size or blake3(data).digest() != packed[4:]:
-                    raise _wrong_chunk(directory, entry)
+                    raise wrong_chunk(directory, entry)
                 parts.append((owner, 0, 1, entry.size))
                 at += entry.size
                 number += 1
@@ -731,10 +677,10 @@ class Landing:
                     if waiters:
                         waiting.append((waiters, at, length, packed[start : start + CHUNK_BYTES]))
                     at += length
-            self._forget_oldest()
-        self._serve(waiting, plain)
+            self.forget_oldest()
+        self.serve(waiting, plain)
 
-    def _forget_oldest(self) -> None:
+    def forget_oldest(self) -> None:
         """Bound what is remembered of chunks that arrived; inside the lock."""
         recent = self.recent
         if len(recent) > _RECENT_CHUNKS + _RECENT_STEP:
@@ -742,7 +688,7 @@ class Landing:
             for identity in list(islice(recent, len(recent) - _RECENT_CHUNKS)):
                 del recent[identity]
 
-    def _serve(self, waiting: list[tuple[list[Waiter], int, int, bytes]], plain: memoryview) -> None:
+    def serve(self, waiting: list[tuple[list[Waiter], int, int, bytes]], plain: memoryview) -> None:
         """Write chunks to whoever waits for them: (who, where in `plain`, how long, the packed chunk) of each."""
         for waiters, at, length, one in waiting:
             for sink, offset in waiters:
@@ -873,13 +819,6 @@ class Landing:
 
 
 _NO_ENTRY: Final = Entry(b"-", FILE, 0, 0)
-
-
-def _wrong_chunk(directory: TargetDirectory, entry: Entry) -> IntegrityError:
-    return IntegrityError(
-        f"a chunk of {show_path(directory.child(entry.name))} does not have the hash it was offered with",
-        hint="nothing of it was used; if it repeats, the source's memory or disk is faulty, or it lies",
-    )
 
 
 def chunk_lengths(offer: SmallOffer | RunOffer | FineOffer, index: int, count: int) -> list[int]:

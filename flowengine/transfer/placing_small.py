@@ -19,6 +19,7 @@ from flowengine.store.filesystem import open_beneath
 from flowengine.store.many import AnyStat, Row, Stat, parse_block, read_files, read_rows, same_files
 from flowengine.store.scan import RACY_NS
 from flowengine.transfer.copying import CopyJob, append_copy
+from flowengine.transfer.landing_blocks import want_block
 from flowengine.transfer.lookalikes import Found
 from flowengine.transfer.placement import SET_ID_BITS, Placement
 from flowengine.transfer.refining import Refiner
@@ -134,7 +135,7 @@ class SmallPlacer:
         ):
             return False
         offer = SmallOffer(directory, block)
-        if not landing.open_block(offer):
+        if not want_block(landing, offer):
             return False
         number = self._taken(directory, block)
         offer.open = len(offer.wanted)

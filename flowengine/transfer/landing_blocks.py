@@ -1,0 +1,103 @@
+"""Files that stay a block from the offer to the publisher: wanted whole, verified and written by the run.
+
+The account of what is open stays `transfer.landing`'s, and its invariants hold here as well.
+"""
+
+from __future__ import annotations
+
+from itertools import accumulate, pairwise, repeat
+from time import perf_counter_ns
+from typing import TYPE_CHECKING
+
+from blake3 import blake3
+
+from flowengine.chunking import CHUNK_BYTES
+from flowengine.errors import IntegrityError
+from flowengine.manifest import FILE, Block, Entry
+from flowengine.store.runs import write_run
+from flowengine.transfer.sinks import WANTED, LandedRun, SmallOffer, TargetDirectory
+from flowengine.transfer.timing import Stage
+from flowengine.units import show_path
+
+if TYPE_CHECKING:
+    from flowengine.transfer.landing import Landing
+
+__all__ = ["deliver_block", "want_block", "wrong_chunk"]
+
+_NO_ENTRY = Entry(b"-", FILE, 0, 0)
+
+
+def want_block(landing: Landing, offer: SmallOffer) -> bool:
+    """Want all of an offer that is a block, if nothing of it is at hand or on its way; whether that was so."""
+    assert offer.block is not None
+    ids = dict.fromkeys(offer.ids)
+    if len(ids) != len(offer.wanted):
+        return False
+    names = offer.block.names
+    with landing.lock:
+        if not (landing.inflight.keys().isdisjoint(ids) and landing.recent.keys().isdisjoint(ids)):
+            return False
+        landing.inflight.update(ids)
+        offer.wanted[:] = bytes([WANTED]) * len(ids)
+        landing.opened_all(offer.directory, names)
+    return True
+
+
+def deliver_block(
+    landing: Landing,
+    offer: SmallOffer,
+    block: Block,
+    index: int,
+    plain: memoryview,
+    stages: tuple[Stage, Stage],
+) -> int:
+    """Verify and write whole files of an offer that is a block; gives how many bytes of `plain` they take.
+
+    Args:
+        block: these files alone.
+        index: their first chunk among those of the offer.
+
+    Raises:
+        IntegrityError: a chunk has not the hash that it was offered with.
+        OSError: as the file system says.
+    """
+    verify, write = stages
+    end = index + block.chunks
+    ids = offer.ids[index:end]
+    with landing.in_turn():
+        begin = perf_counter_ns()
+        bounds = [*accumulate(offer.lengths[index:end], initial=0)]
+        # A record that is too short gives shorter slices, which have other hashes.
+        found = [blake3(plain[start:stop]).digest() for start, stop in pairwise(bounds)]
+        if found != ids:
+            wrong = next(n for n, (one, other) in enumerate(zip(found, ids, strict=True)) if one != other)
+            raise wrong_chunk(offer.directory, offer.entries[offer.owners[index + wrong]])
+        begin = verify.since(begin)
+        number = landing.staging.small_numbers(block.count)
+        write_run(landing.staging.fd, number, block, plain)
+        landing.publishable.put(("block", offer.directory, _NO_ENTRY, (block, number)))
+        run = LandedRun(offer.directory.path, block, number)
+        with landing.lock:
+            waiters = [*map(landing.inflight.pop, ids, repeat(None))]
+            landing.recent.update(zip(ids, zip(repeat(run), range(len(ids)), strict=False), strict=True))
+            landing.forget_oldest()
+        if any(waiters):
+            chunks = block.columns.chunks
+            landing.serve(
+                [
+                    (some, at, stop - at, chunks[n * CHUNK_BYTES : (n + 1) * CHUNK_BYTES])
+                    for n, (some, (at, stop)) in enumerate(zip(waiters, pairwise(bounds), strict=True))
+                    if some
+                ],
+                plain,
+            )
+        write.since(begin)
+    return bounds[-1]
+
+
+def wrong_chunk(directory: TargetDirectory, entry: Entry) -> IntegrityError:
+    """The error for bytes that are not what was offered."""
+    return IntegrityError(
+        f"a chunk of {show_path(directory.child(entry.name))} does not have the hash it was offered with",
+        hint="nothing of it was used; if it repeats, the source's memory or disk is faulty, or it lies",
+    )
