@@ -118,7 +118,12 @@ class Keyring:
             except NotFound:
                 make_secret_folder(self.folder)
                 secret = self._rng(32)
-                write_secret(path, secret, replace=False)
+                try:
+                    write_secret(path, secret, replace=False)
+                except LocalError:
+                    if not os.path.exists(path):
+                        raise
+                    secret = read_secret(path)  # another process made it meanwhile
         if len(secret) != 32:
             raise LocalError(
                 f"the opening key {path} is damaged: it has {len(secret)} bytes instead of 32",

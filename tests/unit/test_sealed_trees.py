@@ -303,6 +303,18 @@ def test_keys_are_made_once_kept_and_missed_by_name(tmp_path: Path) -> None:
         assert secret not in str(wrong.value)
 
 
+def test_an_opening_key_that_two_processes_make_at_once_is_one(tmp_path: Path) -> None:
+    folder = str(tmp_path / "keys")
+    first: list[str] = []
+
+    def meanwhile(size: int) -> bytes:
+        first.append(Keyring(folder).opening_key().public)
+        return os.urandom(size)
+
+    assert Keyring(folder, rng=meanwhile).opening_key().public == first[0]
+    assert Keyring(folder).opening_key().public == first[0]
+
+
 def test_a_key_is_given_to_one_site_and_to_no_other(tmp_path: Path) -> None:
     paris, berlin, boston = (Keyring(str(tmp_path / name)) for name in ("paris", "berlin", "boston"))
     kept = paris.key_for("paris", "lab", "/data/a")

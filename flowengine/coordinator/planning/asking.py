@@ -271,7 +271,7 @@ class Asking:
             raise refusal(request, shown)
         return Admitted(size, objects, shown.promise == "admitted", solved.promises)
 
-    async def chosen(self, request: TransferRequest, tenant: str) -> Plan | None:
+    async def chosen(self, request: TransferRequest, user: str, tenant: str) -> Plan | None:
         """The stored plan that a request names, when it may still be followed.
 
         Raises:
@@ -288,7 +288,6 @@ class Asking:
         def read(connection: Connection) -> Plan:
             row = connection.execute(select(plans).where(plans.c.id == request.plan)).first()
             picture = read_picture(connection, now, decider)
-            user = row.user if row is not None else ""
             permitted = relays_for(connection, picture, decider, request, user)
             return check_chosen(row, request, tenant, picture, now, permitted)
 

@@ -91,7 +91,7 @@ class Transfers:
         request = call.body
         if (kept := await service.kept(call)) is not None:
             return kept  # asked again: what it was promised then counts against it now
-        plan = await self._asking.chosen(request, user.tenant)
+        plan = await self._asking.chosen(request, user.name, user.tenant)
         if plan is not None and request.size_bytes is None and plan.size_bytes is not None:
             request = msgspec.structs.replace(request, size_bytes=plan.size_bytes, objects=plan.objects)
         for _ in range(MAX_ADMISSIONS):
