@@ -348,7 +348,9 @@ class Agent:
                     continue
                 claimed = await self.http("POST", "/v1/agent/claim", {"boot": self.boot, "count": free})
                 for task in claimed["tasks"]:
-                    assert task["task"] not in self.holding, "the same task was given twice to one agent"
+                    # Where the lease ended while nobody answered its reports it may be given the same task again.
+                    before = self.holding.get(task["task"], 0)
+                    assert task["fence"] > before, "the same task was given twice under one fence"
                     self.holding[task["task"]] = task["fence"]
                     self.seen_fence = max(self.seen_fence, task["fence"])
                     self._note(task, "begin")
@@ -403,7 +405,8 @@ class Agent:
                     return
             self._note(task, state)
         finally:
-            self.holding.pop(task["task"], None)
+            if self.holding.get(task["task"]) == task["fence"]:
+                del self.holding[task["task"]]
             self._work.set()
 
     async def _report(self, path: str, said: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:

@@ -168,7 +168,6 @@ class Hosts:
             await host.listener.meet(document, served.handle, taken.set)
         except FlowError as error:
             host.log.append(error.message)
-            await trio.sleep(0.1)
         finally:
             taken.set()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -123,6 +123,19 @@ async def run_agents(agents: list[Agent]) -> list[asyncio.Task[None]]:
     return [asyncio.create_task(agent.run()) for agent in agents]
 
 
+async def while_they_run(
+    agents: list[asyncio.Task[None]], waiting: Coroutine[Any, Any, list[dict[str, Any]]]
+) -> list[dict[str, Any]]:
+    """What is waited for; where an agent ends instead, its fault at once."""
+    found = asyncio.create_task(waiting)
+    done, _ = await asyncio.wait([found, *agents], return_when=asyncio.FIRST_COMPLETED)
+    if found not in done:
+        found.cancel()
+        for agent in done:
+            agent.result()
+    return await found
+
+
 async def end(tasks: list[asyncio.Task[None]]) -> None:
     for task in tasks:
         assert not task.done() or task.exception() is None, task.exception()
@@ -145,7 +158,7 @@ async def test_many_transfers_of_5_tenants_over_many_agents(
         admin, users, agents, log = await federation(lab, count // 10, size=4 * MIB)
         ids = await queue(users, agents, count, random.Random(7))
         tasks = await run_agents(agents)
-        ended = await until_all_ended(admin, count, 300)
+        ended = await while_they_run(tasks, until_all_ended(admin, count, 300))
         history = await all_events(admin, "task.")
         await end(tasks)
         own, planner = coordinator.peak_bytes()
@@ -176,7 +189,7 @@ async def test_kill_9_at_random_moments_loses_nothing(state: str, tmp_path: Path
             coordinator.kill()
             await asyncio.to_thread(coordinator.start)
         ids = await queueing
-        ended = await until_all_ended(admin, count, 300)
+        ended = await while_they_run(tasks, until_all_ended(admin, count, 300))
         history = await all_events(admin, "task.")
         await end(tasks)
         await lab.aclose()
@@ -202,7 +215,7 @@ async def test_two_coordinators_on_one_postgresql_and_one_is_killed(
         leader = leads.index(True) if True in leads else 0
         pair[leader].kill()
         ids = await queueing
-        ended = await until_all_ended(admin, count, 300)
+        ended = await while_they_run(tasks, until_all_ended(admin, count, 300))
         left = lab.client(urls=[lab.urls[1 - leader]])
         await until(lambda: leads_now(left), "the other one to lead")
         history = await all_events(admin, "task.")
