@@ -18,6 +18,13 @@ NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
 needs_root = pytest.mark.root
 
 
+def open_to_all(tmp_path: Path) -> None:
+    """Let other accounts reach a test's folder: what pytest makes is for its own account alone."""
+    above = 3 if "PYTEST_XDIST_WORKER" in os.environ else 2
+    for folder in (tmp_path, *tmp_path.parents[:above]):
+        folder.chmod(0o755)
+
+
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     small_tree(tmp_path / "source", 60, size=20_000, per_folder=20)
@@ -95,8 +102,7 @@ def test_what_may_not_be_read_is_named_and_the_rest_lands(source: Path, tmp_path
     for folder in (state, target):
         folder.mkdir()
         os.chown(folder, 65534, 65534)
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
+    open_to_all(tmp_path)
     os.chown(source, 65534, 65534)
     done = Flow(state, NOBODY)("cp", f"{source}/", target, "--json", code=7)
     assert {(row["path"], row["reason"]) for row in done.data["failures"]} == {
@@ -114,8 +120,7 @@ def test_a_target_that_may_not_be_written(source: Path, tmp_path: Path) -> None:
     state.mkdir()
     target.mkdir(mode=0o755)
     os.chown(state, 65534, 65534)
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
+    open_to_all(tmp_path)
     for place in (target, target / "below"):
         done = Flow(state, NOBODY)("cp", f"{source}/", place, code=1)
         assert "ermission denied" in done.stderr
