@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Generic, ParamSpec, Protocol, TypeVar
 
 import anyio
+import anyio.lowlevel
 from anyio.from_thread import BlockingPortal
 
 from flowengine.api.events import Event
@@ -42,6 +43,8 @@ class LoopThread:
             async with BlockingPortal() as portal:
                 self._ready.set_result(portal)
                 await portal.sleep_until_stopped()
+            for _ in range(3):  # connections that were cut off are closed in the loop's next rounds
+                await anyio.lowlevel.checkpoint()
 
         try:
             anyio.run(main, backend="asyncio")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from coordinators import Agent, Coordinator, Http, Lab, Log, copy_request, running
+from coordinators import Agent, Coordinator, Http, Lab, Log, connections_end, copy_request, running
 from support import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio]
@@ -143,6 +143,7 @@ async def end(tasks: list[asyncio.Task[None]]) -> None:
     for task in tasks:
         with suppress(asyncio.CancelledError):
             await task
+    await connections_end()
 
 
 async def test_many_transfers_of_5_tenants_over_many_agents(
