@@ -13,8 +13,9 @@ Invariants
 from __future__ import annotations
 
 import ctypes
-import os
 from typing import TYPE_CHECKING, Final
+
+from flowengine.compiled import load_library
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,25 +65,16 @@ class _Buffer(ctypes.Structure):
     )
 
 
-def _load() -> ctypes.CDLL | None:
-    """The compiled library, if there is one that fits this file."""
-    try:
-        library = ctypes.CDLL(os.path.join(os.path.dirname(__file__), "_cut.so"))
-        interface = library.flow_cut_interface
-    except (OSError, AttributeError):
-        return None
-    number, pointer = ctypes.c_int64, ctypes.c_void_p
-    for name, arguments in (
-        ("flow_cut_interface", []),
-        ("flow_cut_ways", []),
-        ("flow_cut", [pointer, number, number, number, number, number, pointer, number]),
-    ):
-        function = getattr(library, name)
-        function.restype, function.argtypes = number, arguments
-    return library if interface() == _INTERFACE else None
-
-
-_library = _load()
+_NUMBER, _POINTER = ctypes.c_int64, ctypes.c_void_p
+_library = load_library(
+    __file__,
+    "cut",
+    _INTERFACE,
+    [
+        ("flow_cut_ways", _NUMBER, []),
+        ("flow_cut", _NUMBER, [_POINTER, *[_NUMBER] * 5, _POINTER, _NUMBER]),
+    ],
+)
 _python = ctypes.PyDLL(None)
 _get_buffer, _release_buffer = _python.PyObject_GetBuffer, _python.PyBuffer_Release
 _get_buffer.argtypes = [ctypes.py_object, ctypes.c_void_p, ctypes.c_int]

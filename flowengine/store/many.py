@@ -23,6 +23,7 @@ from functools import cached_property
 from itertools import chain
 from typing import Final, NamedTuple, TypeAlias
 
+from flowengine.compiled import load_library
 from flowengine.manifest import Block, Columns, Parser, Segment
 from flowengine.manifest.block import PYTHON
 from flowengine.store.filesystem import READ_FILE
@@ -225,38 +226,27 @@ class _CListing(ctypes.Structure):
     )
 
 
-def _load() -> ctypes.CDLL | None:
-    """The compiled library, if there is one that fits this file."""
-    try:
-        library = ctypes.CDLL(os.path.join(os.path.dirname(__file__), "_many.so"))
-        interface = library.flow_many_interface
-    except (OSError, AttributeError):
-        return None
-    if interface() != _INTERFACE:
-        return None
-    number, pointer, names = ctypes.c_int64, ctypes.c_void_p, ctypes.c_char_p
-    for name, result, arguments in (
-        ("flow_many_interface", number, []),
-        ("flow_list", number, [number, number, pointer]),
-        ("flow_free", None, [pointer]),
-        ("flow_read", number, [number, names, number, pointer, number, pointer]),
-        ("flow_write", number, [number, names, number, pointer, pointer]),
-        ("flow_place", None, [number, names, pointer, names, number, pointer, pointer]),
-        ("flow_segments", number, [names, number, number, number, pointer, number]),
-        ("flow_columns", number, [names, number, pointer, pointer, pointer]),
-        ("flow_same", number, [names, number, names, names, number, number]),
-        ("flow_prove", None, [names, number, names, number, pointer]),
-        ("flow_encode", number, [names, names, number, number, names, names, names, pointer]),
-        ("flow_write_run", number, [number, number, number, names, pointer]),
-        ("flow_place_run", number, [number, number, number, names, number, pointer, pointer]),
-        ("flow_log", number, [names, number, names, names, names, names, number, pointer]),
-    ):
-        function = getattr(library, name)
-        function.restype, function.argtypes = result, arguments
-    return library
-
-
-_library = _load()
+_NUMBER, _POINTER, _NAMES = ctypes.c_int64, ctypes.c_void_p, ctypes.c_char_p
+_library = load_library(
+    __file__,
+    "many",
+    _INTERFACE,
+    [
+        ("flow_list", _NUMBER, [_NUMBER, _NUMBER, _POINTER]),
+        ("flow_free", None, [_POINTER]),
+        ("flow_read", _NUMBER, [_NUMBER, _NAMES, _NUMBER, _POINTER, _NUMBER, _POINTER]),
+        ("flow_write", _NUMBER, [_NUMBER, _NAMES, _NUMBER, _POINTER, _POINTER]),
+        ("flow_place", None, [_NUMBER, _NAMES, _POINTER, _NAMES, _NUMBER, _POINTER, _POINTER]),
+        ("flow_segments", _NUMBER, [_NAMES, _NUMBER, _NUMBER, _NUMBER, _POINTER, _NUMBER]),
+        ("flow_columns", _NUMBER, [_NAMES, _NUMBER, _POINTER, _POINTER, _POINTER]),
+        ("flow_same", _NUMBER, [_NAMES, _NUMBER, _NAMES, _NAMES, _NUMBER, _NUMBER]),
+        ("flow_prove", None, [_NAMES, _NUMBER, _NAMES, _NUMBER, _POINTER]),
+        ("flow_encode", _NUMBER, [_NAMES, _NAMES, _NUMBER, _NUMBER, _NAMES, _NAMES, _NAMES, _POINTER]),
+        ("flow_write_run", _NUMBER, [_NUMBER, _NUMBER, _NUMBER, _NAMES, _POINTER]),
+        ("flow_place_run", _NUMBER, [_NUMBER, _NUMBER, _NUMBER, _NAMES, _NUMBER, _POINTER, _POINTER]),
+        ("flow_log", _NUMBER, [_NAMES, _NUMBER, _NAMES, _NAMES, _NAMES, _NAMES, _NUMBER, _POINTER]),
+    ],
+)
 
 
 def library() -> ctypes.CDLL | None:
