@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import threading
 from functools import cache
 from typing import Final
 
@@ -19,6 +20,7 @@ __all__ = [
     "exchange",
     "local_error",
     "open_beneath",
+    "process_umask",
     "raise_descriptor_limit",
     "sync_filesystem",
 ]
@@ -28,6 +30,7 @@ READ_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
 
 _RENAME_EXCHANGE: Final = 2
 _COPY_BYTES: Final = 1 << 20
+_umask_lock = threading.Lock()
 
 
 @cache
@@ -106,6 +109,25 @@ def boot_id() -> bytes:
         with open("/proc/sys/kernel/random/boot_id", "rb") as file:
             return file.read().strip()
     return b""
+
+
+def process_umask() -> int:
+    """The bits that are taken from the modes of what this process makes.
+
+    Read from where the kernel shows it: `umask(2)` tells it only by setting another, and what other threads make in that
+    moment would get that one, for good.
+    """
+    try:
+        with open("/proc/self/status", "rb") as status:
+            for line in status:
+                if line.startswith(b"Umask:"):
+                    return int(line.split()[1], 8)
+    except OSError:
+        pass
+    with _umask_lock:
+        umask = os.umask(0o077)
+        os.umask(umask)
+    return umask
 
 
 def raise_descriptor_limit() -> None:

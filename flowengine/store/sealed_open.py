@@ -18,7 +18,7 @@ from typing import Final
 
 from flowengine.errors import FlowError, IntegrityError, LocalError, ProtocolError, TemporaryError
 from flowengine.store.attributes import apply_extra
-from flowengine.store.filesystem import local_error, open_beneath, sync_filesystem
+from flowengine.store.filesystem import local_error, open_beneath, process_umask, sync_filesystem
 from flowengine.store.staging import Staging
 from flowengine.trust.sealed import (
     HEADER_BYTES,
@@ -348,13 +348,12 @@ class _Opening:
 
     def dress_folders(self) -> None:
         """Give folders their modes and times; one that nothing was sealed of gets the usual mode."""
-        umask = os.umask(0o077)
-        os.umask(umask)
+        mode = 0o777 & ~process_umask()
         described = {meta.path for meta in self._folders}
         for path in self._made - described:
             with self._opened(path) as fd:
                 if fd >= 0:
-                    os.fchmod(fd, 0o777 & ~umask)
+                    os.fchmod(fd, mode)
         for meta in sorted(self._folders, key=lambda one: one.path, reverse=True):
             self._dress_folder(meta)
 

@@ -30,7 +30,7 @@ from flowengine.chunking import CHUNK_BYTES, ID_BYTES, chunk_id
 from flowengine.chunking.fine import FINE_BYTES, fine_id, fine_lengths
 from flowengine.errors import IntegrityError, ProtocolError
 from flowengine.manifest import FILE, Entry
-from flowengine.store.filesystem import local_error
+from flowengine.store.filesystem import local_error, process_umask
 from flowengine.store.many import write_files
 from flowengine.store.staging import Staging
 from flowengine.transfer.control import Control
@@ -127,9 +127,7 @@ class Landing:
         self.turn = threading.Lock()
         self._local = threading.local()
         self.sinks: set[Sink] = set()
-        umask = os.umask(0o077)
-        os.umask(umask)
-        self._masked = umask | 0o7000
+        self._masked = process_umask() | 0o7000
         self._max_directories = max(64, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
 
     # --- bookkeeping, any thread --------------------------------------------------------------------------------
