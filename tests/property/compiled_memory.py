@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import random
+import struct
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,8 @@ number, pointer = ctypes.c_int64, ctypes.c_void_p
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = pointer, [ctypes.c_size_t]
 libc.free.argtypes = [pointer]
-SEGMENT_NUMBERS, COLUMN_NUMBERS, CHUNK_BYTES = 8, 5, 36
+SEGMENT_NUMBERS, COLUMN_NUMBERS, STAT_NUMBERS, CHUNK_BYTES = 8, 5, 10, 36
+PREFIX, REGULAR = b"a/folder/", 0o100000
 KEPT = [
     b"",
     b"\x90",
@@ -83,7 +85,21 @@ def look(library: ctypes.CDLL, data: bytes, room: int) -> bool:
             memory(8 * COLUMN_NUMBERS * files) as numbers,
             memory(CHUNK_BYTES * chunks) as packed,
         ):
-            library.flow_columns(place, len(data), names, numbers, packed)
+            used = library.flow_columns(place, len(data), names, numbers, packed)
+            columns = (number * (COLUMN_NUMBERS * files)).from_address(numbers)
+            stats: list[int] = []
+            for at in range(0, len(columns), COLUMN_NUMBERS):
+                _, size, mode, mtime_ns, _ = columns[at : at + COLUMN_NUMBERS]
+                stats += (1, size, mtime_ns, 1, REGULAR | mode, 1, 0, 1, 0, 0)
+            rows_of = struct.pack(f"={len(stats)}q", *stats)
+            with (
+                memory(used, ctypes.string_at(names, used)) as listed,
+                memory(len(rows_of), rows_of) as found,
+                memory(files * (30 + len(PREFIX)) + used + CHUNK_BYTES * chunks) as log,
+                memory(len(PREFIX), PREFIX) as prefix,
+            ):
+                assert library.flow_same(place, len(data), listed, found, files, 1)
+                library.flow_log(prefix, len(PREFIX), listed, found, numbers, packed, files, log)
     return True
 
 
@@ -103,6 +119,8 @@ def main() -> None:
     calls: list[tuple[Any, list[Any]]] = [
         (many.flow_segments, [pointer, number, number, number, pointer, number]),
         (many.flow_columns, [pointer, number, pointer, pointer, pointer]),
+        (many.flow_same, [pointer, number, pointer, pointer, number, number]),
+        (many.flow_log, [pointer, number, *[pointer] * 4, number, pointer]),
         (cutter.flow_cut_ways, []),
         (cutter.flow_cut, [pointer, number, number, number, number, number, pointer, number]),
     ]
