@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from liars import PolicyKeys, evidence_of
 from sites import Federation, federation
+from studies import STUDY
 from support import MIB, random_file, wait_until
 
 from flowengine.client.synchronous import Transfer
@@ -25,15 +26,9 @@ from flowengine_agent.holdings import Holdings
 
 pytestmark = pytest.mark.slow
 
-POLICY = """
-[policy]
-id          = "study"
-version     = "1"
-title       = "A study"
-owner       = "dac@example.org"
-applies_to  = ["data.labels includes 'study'"]
-effective   = 2020-01-01
-review_by   = 2099-01-01
+POLICY = (
+    STUDY
+    + """
 [[rule]]
 id     = "members"
 effect = "permit"
@@ -48,6 +43,7 @@ when   = []
 then   = [{then}]
 why    = "Members of the study receive"
 """
+)
 COUNT = '{count = {ledger = "transfers", window = "calendar_year"}}'
 SEALED = '{encrypt = {at = ["flight", "rest"]}}'
 ENOUGH = """

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from liars import evidence_of
 from proxy import Proxy
 from sites import Federation, federation
+from studies import STUDY
 from support import MIB, files_below, random_file, wait_until
 
 from flowengine.api.transfers import ENDED
@@ -44,15 +45,9 @@ RATE = 24_000_000
 STOPS_S = 5.0
 OFFLINE_S = 3.0
 
-POLICY = """
-[policy]
-id          = "study"
-version     = "1"
-title       = "A study"
-owner       = "dac@example.org"
-applies_to  = ["data.labels includes 'study'"]
-effective   = 2020-01-01
-review_by   = 2099-01-01
+POLICY = (
+    STUDY
+    + """
 max_offline = "3 seconds"
 
 [[rule]]
@@ -63,6 +58,7 @@ when   = []
 then   = [{then}]
 why    = "Members of the study"
 """
+)
 FORBID = """
 [[rule]]
 id     = "ended"

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 from sqlalchemy import Connection, create_engine, select, update
+from studies import STUDY
 
 from flowengine.api.agents import Disposed, Report
 from flowengine.api.sites import SitePolicy
@@ -31,15 +32,9 @@ from flowengine.errors import Denied
 from flowengine.policy import Engine, load
 
 NOW = 1_800_000_000.0
-POLICY = """
-[policy]
-id          = "study"
-version     = "1"
-title       = "A study"
-owner       = "dac@example.org"
-applies_to  = ["data.labels includes 'study'"]
-effective   = 2020-01-01
-review_by   = 2099-01-01
+POLICY = (
+    STUDY
+    + """
 max_offline = "10 seconds"
 [[rule]]
 id     = "members"
@@ -55,6 +50,7 @@ on     = ["land"]
 when   = ["ledger.transfers_after('study', 'any', 'calendar_year') > 1"]
 why    = "One at a time"
 """
+)
 ENDED = """
 [[rule]]
 id     = "ended"
