@@ -138,18 +138,7 @@ class Publisher:
             for kind, _, _, large in batch
             if kind == "large" and isinstance(large, LargeObject) and self._may_publish(large)
         ]
-        links = [(d, e) for kind, d, e, _ in batch if kind == "symlink"]
-        hard = self._landing.links + [(d, e) for kind, d, e, _ in batch if kind == "hardlink"]
-        for kind, _, _, what in batch:
-            if kind == "checkpoint":
-                assert isinstance(what, LargeObject)
-                if not what.failed and what.staged is not None and what.remaining:
-                    try:
-                        what.staged.sync()
-                    except OSError as error:
-                        raise local_error(
-                            error, "cannot sync", what.directory.child(what.entry.name)
-                        ) from error
+        self._sync_checkpoints(batch)
         self._sync_data(smalls, blocks, larges)
         placed = self._place_smalls(smalls)
         placed_blocks = self._place_blocks(blocks, placed)
@@ -161,18 +150,9 @@ class Publisher:
             if self._rename(large.staged.name, large.directory, large.entry):
                 landed.append((large.directory, large.entry))
                 touched[large.directory.fd] = large.directory
-        for directory, entry in links:
-            if self._make_link(directory, entry):
-                landed.append((directory, entry))
-                touched[directory.fd] = directory
-        self._landing.links = []
-        for directory, entry in hard:
-            verdict = self._make_hard_link(directory, entry)
-            if verdict is None:
-                self._landing.links.append((directory, entry))
-            elif verdict:
-                landed.append((directory, entry))
-                touched[directory.fd] = directory
+        made = self._make_links(batch)
+        landed += made
+        touched.update({directory.fd: directory for directory, _ in made})
         try:
             self._sync_directories(self._with_new_parents(list(touched.values())))
         except OSError as error:
@@ -207,6 +187,34 @@ class Publisher:
                 self._finish_directory(directory)
         if self._landing.links and not placed and not placed_blocks:
             self._drop_links()
+
+    def _sync_checkpoints(self, batch: list[tuple[str, TargetDirectory, Entry, object]]) -> None:
+        """Make durable what arrived so far of large objects that are far from whole."""
+        for kind, _, _, what in batch:
+            if kind == "checkpoint":
+                assert isinstance(what, LargeObject)
+                if not what.failed and what.staged is not None and what.remaining:
+                    try:
+                        what.staged.sync()
+                    except OSError as error:
+                        raise local_error(
+                            error, "cannot sync", what.directory.child(what.entry.name)
+                        ) from error
+
+    def _make_links(
+        self, batch: list[tuple[str, TargetDirectory, Entry, object]]
+    ) -> list[tuple[TargetDirectory, Entry]]:
+        """Make symbolic links, and hard links whose first name is there; gives those that were made."""
+        hard = self._landing.links + [(d, e) for kind, d, e, _ in batch if kind == "hardlink"]
+        made = [(d, e) for kind, d, e, _ in batch if kind == "symlink" and self._make_link(d, e)]
+        self._landing.links = []
+        for directory, entry in hard:
+            verdict = self._make_hard_link(directory, entry)
+            if verdict is None:
+                self._landing.links.append((directory, entry))
+            elif verdict:
+                made.append((directory, entry))
+        return made
 
     def _count(self, placed: list[_Placed], blocks: list[_PlacedBlock]) -> None:
         counters = self._counters
