@@ -53,6 +53,7 @@ from flowengine.store.scan_small import (
     read_extra,
 )
 from flowengine.store.selection import Selection, subset_tree
+from flowengine.units import show_path
 from flowengine.wire.filters import FilterSet
 from flowengine.wire.messages import LARGE_OBJECT_BYTES
 from flowengine.wire.paths import MAX_DEPTH, MAX_PATH_BYTES, STAGING_NAME
@@ -259,8 +260,6 @@ class Scanner:
 
     def _collision(self, root: _Frame, name: bytes, first: bytes, second: bytes) -> ScanFailed:
         root.complete = self.complete = False
-        from flowengine.units import show_path
-
         return ScanFailed(
             name,
             "collision",
