@@ -28,6 +28,8 @@ __all__ = ["Branch", "Columns", "Search", "Searcher", "cheapest_tree"]
 
 HOP_WEIGHT = 1e-9
 Branch = tuple[Place, Place, tuple[int, ...]]
+_RANK_AT_ONCE = 20_000
+"""From so many distances of one rank on it is quicker to look at one link of each site at a time."""
 
 
 class Columns:
@@ -175,6 +177,14 @@ class Searcher:
             for site, start, end in zip(self._heads, self._starts, self._ends, strict=True)
         }
         self._sources = network.link_source[self._order]
+        counts = self._ends - self._starts
+        # Sites with many links first, so that those that have a link of some rank are the first so many.
+        by_degree = np.argsort(-counts, kind="stable")
+        self._ranked_heads = self._heads[by_degree]
+        self._ranks = [
+            self._starts[by_degree[: np.count_nonzero(counts > rank)]] + rank
+            for rank in range(int(counts.max(initial=0)))
+        ]
 
     def links_into(self, site: int) -> IntArray:
         """Links that end at a site, in overlay order."""
@@ -212,14 +222,31 @@ class Searcher:
             distance.append(direct)
         ordered = relay_weights[self._order]
         for _ in range(limit if len(weights) else 0):
-            reached = distance[-1][self._sources]
-            reached += ordered[:, None]
-            nearest = distance[-1].copy()
-            nearest[self._heads] = np.minimum(
-                nearest[self._heads], np.minimum.reduceat(reached, self._starts, axis=0)
-            )
-            distance.append(nearest)
+            distance.append(self._one_link_further(distance[-1], ordered))
         return Search(self, weights, relay_weights, rows, tuple(distance))
+
+    def _one_link_further(self, distance: FloatArray, weights: FloatArray) -> FloatArray:
+        """Least distances over one link more.
+
+        Args:
+            distance: Of sites by sources.
+            weights: Of the links, in order of their targets.
+        """
+        nearest = distance.copy()
+        if len(weights) * distance.shape[1] < _RANK_AT_ONCE * len(self._ranks):
+            reached = distance[self._sources]
+            reached += weights[:, None]
+            least = np.minimum.reduceat(reached, self._starts, axis=0)
+            nearest[self._heads] = np.minimum(nearest[self._heads], least)
+            return nearest
+        # The same, link by link of each site: what is at hand at a time stays in the cache.
+        least = distance[self._ranked_heads]
+        for links in self._ranks:
+            reached = distance[self._sources[links]]
+            reached += weights[links][:, None]
+            np.minimum(least[: len(links)], reached, out=least[: len(links)])
+        nearest[self._ranked_heads] = least
+        return nearest
 
     def cheapest(self, search: Search, group: Group, weights: FloatArray) -> tuple[float, tuple[Branch, ...]]:
         """The lightest column for a group and its weight; infinity and nothing when there is none.

@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import pytest
 
-from flowengine.plan import Allowed, Cap, Demand, Estimate, Link, Overlay, Place, Site, Window
+from flowengine.plan import Allowed, Cap, Demand, Estimate, Link, Overlay, Place, Site, Window, routes
 from flowengine.plan.demands import group_demands
 from flowengine.plan.greedy import fill
 from flowengine.plan.network import Network
@@ -109,13 +109,19 @@ def small_network(seed):
     return Network(Overlay(sites=tuple(Site(name=n) for n in names), links=links)), rng
 
 
-def test_searched_routes_are_the_lightest_of_all():
+def test_searched_routes_are_the_lightest_of_all(monkeypatch):
     for seed in range(40):
         network, rng = small_network(seed)
         weights = np.array([rng.choice([0.0, 1.0, 2.0, 5.0]) for _ in network.links])
         relays = frozenset(rng.sample(sorted(network.sites), 4))
         allowed = Allowed(relays=relays)
-        search = Searcher(network).search(weights, list(range(6)), allowed, 2)
+        found = []
+        for least in (0, 1_000_000):  # link by link of each site, and all links of all sites at once
+            monkeypatch.setattr(routes, "_RANK_AT_ONCE", least)
+            found.append(Searcher(network).search(weights, list(range(6)), allowed, 2))
+        search = found[0]
+        for one, other in zip(search.distance, found[1].distance, strict=True):
+            assert one.tobytes() == other.tobytes()
         for source, target in itertools.permutations(range(6), 2):
             best = math.inf
             for count in range(3):
