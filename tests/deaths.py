@@ -5,31 +5,20 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from sites import Coordinator, SiteAgent
-from support import GIB, MIB, Flow, assert_journals_are_true, assert_same, journal_rows, wait_until
+from support import MIB, Flow, assert_journals_are_true, assert_same, journal_rows, wait_until
 
 from flowengine.trust.tokens import Login
 
-__all__ = ["LOST_PER_KILL", "everybody_dies", "logged_in", "roomy_folder"]
+__all__ = ["LOST_PER_KILL", "everybody_dies", "logged_in"]
 
 LOST_PER_KILL = 24 * MIB
 """What a killed end may lose of what was on its way: the credit window and what sockets hold. A small transfer needs
 this beside its 3 %; a large one does not."""
-
-
-@contextmanager
-def roomy_folder(otherwise: Path) -> Iterator[Path]:
-    """Memory where there is plenty of it, since gigabytes are written."""
-    room = os.statvfs("/dev/shm")
-    roomy = room.f_bavail * room.f_frsize > 8 * GIB
-    with tempfile.TemporaryDirectory(prefix="flow-kill-", dir="/dev/shm" if roomy else otherwise) as folder:
-        yield Path(folder)
 
 
 def logged_in(coordinator: Coordinator, place: Path, prefix: list[str] | None = None) -> Flow:

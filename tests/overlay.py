@@ -20,6 +20,8 @@ _MTU = 9000
 _FREE = "10gbit"
 _QUEUE_MS = 40
 """What waits on a link at most, in milliseconds of its rate."""
+_BURST_MS = 20
+"""What a link may catch up after a time without a packet: a machine that wakes late loses nothing of the rate."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Overlay:
         minor = list(self.addresses).index(receiver) + 10
         _run(
             *self.prefix(sender), "tc", "class", "change", "dev", "eth0", "parent", "1:", "classid", f"1:{minor}",
-            "htb", "rate", f"{rate_bits_per_s}bit",
+            "htb", *_htb(rate_bits_per_s),
         )  # fmt: skip
 
     def cut(self, site: str) -> None:
@@ -81,34 +83,17 @@ def _add(made: Overlay, site: str, links: Mapping[tuple[str, str], int]) -> None
         rate = links.get((site, other))
         if rate is None:
             continue
-        _run(
-            *tc,
-            "class",
-            "add",
-            "dev",
-            "eth0",
-            "parent",
-            "1:",
-            "classid",
-            f"1:{number}",
-            "htb",
-            "rate",
-            f"{rate}bit",
-        )
-        _run(
-            *tc,
-            "qdisc",
-            "add",
-            "dev",
-            "eth0",
-            "parent",
-            f"1:{number}",
-            "bfifo",
-            "limit",
-            str(rate * _QUEUE_MS // 8000),
-        )
+        parent = ("dev", "eth0", "parent")
+        _run(*tc, "class", "add", *parent, "1:", "classid", f"1:{number}", "htb", *_htb(rate))
+        waits = str(rate * _QUEUE_MS // 8000)
+        _run(*tc, "qdisc", "add", *parent, f"1:{number}", "bfifo", "limit", waits)
         _run(*tc, "filter", "add", "dev", "eth0", "parent", "1:", "protocol", "ip", "u32", "match", "ip", "dst",
              f"{made.addresses[other]}/32", "flowid", f"1:{number}")  # fmt: skip
+
+
+def _htb(rate_bits_per_s: int) -> list[str]:
+    burst = str(rate_bits_per_s * _BURST_MS // 8000)
+    return ["rate", f"{rate_bits_per_s}bit", "burst", burst, "cburst", burst]
 
 
 def _remove(sites: list[str]) -> None:

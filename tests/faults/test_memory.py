@@ -8,8 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from deaths import roomy_folder
-from support import GIB, MIB, Flow, children, peak_memory, random_file, wait_until
+from support import GIB, MIB, Flow, children, peak_memory, random_file, roomy_folder, wait_until
 
 pytestmark = pytest.mark.slow
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import random_file
+from support import assert_rate, random_file, roomy_folder
 
 from perf.route_sites import MBIT, RouteSite, RouteSites, wait_for
 from tests.overlay import overlay
@@ -25,8 +25,8 @@ DIRECT, OVER_R, OVER_Q = ("t", "s"), ("t", "r", "s"), ("t", "q", "s")
 
 @pytest.fixture
 def sites(tmp_path: Path) -> Iterator[RouteSites]:
-    with overlay(SITES, LINKS) as net:
-        made = RouteSites(tmp_path)
+    with overlay(SITES, LINKS) as net, roomy_folder(tmp_path) as folder:
+        made = RouteSites(folder)
         try:
             for name in SITES:
                 made.add(name, prefix=net.prefix(name), address=net.addresses[name], relays=name in RELAYS)
@@ -43,11 +43,11 @@ def fill(site: RouteSite, files: int) -> None:
 
 def test_three_routes_carry_700_mbit_and_one_dies(sites: RouteSites) -> None:
     source, target = sites["s"], sites["t"]
-    fill(source, 64)
+    fill(source, 80)
     sites.pull("s", "t", DIRECT, OVER_R, OVER_Q)
     wait_for(lambda: target.count("pulled") > 1 << 20, "first bytes", 10)
     target.rate_mbit("pulled", 5.0)  # in which TCP finds its rate
-    assert target.rate_mbit("pulled", 3.0) >= 0.9 * 700
+    assert_rate(lambda: target.rate_mbit("pulled", 3.0), 0.9 * 700)
     assert sites["p"].count("passed") == 0
 
     sites["r"].process.kill()
@@ -56,11 +56,11 @@ def test_three_routes_carry_700_mbit_and_one_dies(sites: RouteSites) -> None:
     before = target.count("pulled")  # the other streams went on until then
     wait_for(lambda: target.count("pulled") > before + (4 << 20), "bytes over what is left", 10)
     assert time.monotonic() - killed < 3.0
-    assert target.rate_mbit("pulled", 2.0) >= 0.8 * 400
+    assert_rate(lambda: target.rate_mbit("pulled", 2.0), 0.8 * 400)
 
     wait_for(lambda: "pulled completed" in target.said(), "end", 60)
     sent = int(target.said().rpartition("bytes ")[2].split()[0])
-    assert sent < (1 << 30) + (64 << 20)  # what had landed or was journalled was not sent again
+    assert sent < (80 << 24) + (64 << 20)  # what had landed or was journalled was not sent again
     for shard in sorted((source.folder / "data").iterdir()):
         assert (target.folder / "in" / shard.name).read_bytes() == shard.read_bytes()
 
@@ -74,7 +74,7 @@ def test_a_cap_that_changes_is_held_and_a_route_that_goes_carries_nothing(sites:
         sites[name].tell(f"limit link:t {40 * MBIT}")
     before = relay.count("passed")
     wait_for(lambda: relay.count("passed") > before + (2 << 20), "more bytes", 10)
-    assert relay.rate_mbit("passed", 5.0) == pytest.approx(40, rel=0.05)
+    assert_rate(lambda: relay.rate_mbit("passed", 5.0), 0.95 * 40, 1.05 * 40)
 
     sites.use("t", DIRECT, OVER_Q)
     wait_for(lambda: "relay ended" in relay.said(), "end of the passage", 10)

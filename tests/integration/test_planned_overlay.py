@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from liars import PolicyKeys
 from planned import decided, enact, say_links, start
 from sites import Federation, federation
-from support import MIB, free_port, wait_until
+from support import MIB, assert_rate, free_port, roomy_folder, wait_until
 
 from flowengine.api.links import ProbeRequest
 from tests.overlay import HUB, overlay
@@ -39,8 +39,9 @@ CHATTER = 2 * MIB
 
 @pytest.fixture(scope="module")
 def sites(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
-    base, keys = tmp_path_factory.mktemp("federation"), PolicyKeys()
+    keys = PolicyKeys()
     with (
+        roomy_folder(tmp_path_factory.mktemp("federation")) as base,
         overlay(list(SITES), SHAPED) as net,
         federation(base, options=keys.options(base), host=HUB) as made,
     ):
@@ -138,15 +139,12 @@ def test_a_plan_follows_what_probes_measured(sites: Federation) -> None:
         ("s", "r", "u"): pytest.approx(believed["r", "u"], rel=0.02),
         ("s", "q", "u"): pytest.approx(believed["q", "u"], rel=0.02),
     }
-    with moving(sites, "probed", 24, "u") as transfer:
+    with moving(sites, "probed", 32, "u") as transfer:
         wait_until(lambda: used(transfer) == planned.keys(), "the ways of the plan", 20)
         wait_until(
             lambda: sent_bytes("q") > 4 * MIB and sent_bytes("r") > 4 * MIB, "bytes over both relays", 20
         )
-        rates = [rate_mbit(lambda: sent_bytes("s"), 3.0)]
-        while rates[-1] < 0.8 * 380 and len(rates) < 3:  # somebody else had the processors
-            rates.append(rate_mbit(lambda: sent_bytes("s"), 2.0))
-        assert 0.8 * 380 <= max(rates) <= 1.1 * 380, rates
+        assert_rate(lambda: rate_mbit(lambda: sent_bytes("s"), 2.5), 0.8 * 380, 1.1 * 380)
 
 
 def test_a_limit_that_changes_is_held_and_what_policy_forbids_carries_nothing(sites: Federation) -> None:
@@ -157,7 +155,7 @@ def test_a_limit_that_changes_is_held_and_what_policy_forbids_carries_nothing(si
         at = time.monotonic() + 2.0
         wait_until(lambda: time.monotonic() > at, "what was on its way")
         before = sent_bytes("p")  # nothing is probed while something moves, and what was begun before is over
-        assert rate_mbit(lambda: sent_bytes("q"), 5.0) == pytest.approx(40, rel=0.05)
+        assert_rate(lambda: rate_mbit(lambda: sent_bytes("q"), 5.0), 0.95 * 40, 1.05 * 40)
         sites.client.remove_limit("link:q>t")
         assert sent_bytes("p") < before + CHATTER
         assert "relay begins" not in sites["p"].log
@@ -168,29 +166,26 @@ def test_a_limit_that_changes_is_held_and_what_policy_forbids_carries_nothing(si
 def test_what_is_urgent_and_due_gets_its_rate(sites: Federation) -> None:
     with moving(sites, "bulk", 64) as bulk:
         wait_until(lambda: used(bulk) == THREE, "three ways", 20)
-        fill(sites, "due", 40)
-        needed = 40 * SHARD * 8 / 16 / MBIT  # 336 of 700 Mbit/s
+        fill(sites, "due", 48)
         begun = time.monotonic()
         due = sites.client.copy(
-            "s:/data/due/", "t:/data/due", priority="urgent", deadline=timedelta(seconds=16)
+            "s:/data/due/", "t:/data/due", priority="urgent", deadline=timedelta(seconds=30)
         )
         assert due.record.promised
         wait_until(lambda: time.monotonic() > begun + 5.0, "five seconds")
-        assert rate_mbit(done_bytes(due), 2.0) >= needed
-        assert due.wait(30).state == "completed"
-        assert time.monotonic() - begun < 16
+        # More than half of what the ways carry, which is what it would get as an equal.
+        assert_rate(lambda: rate_mbit(done_bytes(due), 1.5), 0.6 * 700)
+        assert due.wait(60).state == "completed"
+        assert time.monotonic() - begun < 30
 
 
 def test_all_ways_are_used_and_one_relay_dies(sites: Federation) -> None:
-    with moving(sites, "large", 96) as transfer:
+    with moving(sites, "large", 112) as transfer:
         wait_until(lambda: done_bytes(transfer)() > MIB, "first bytes", 20)
         at = time.monotonic() + 5.0
         wait_until(lambda: time.monotonic() > at, "the first five seconds")
         assert used(transfer) == THREE
-        rates = [rate_mbit(done_bytes(transfer), 4.0)]
-        while rates[-1] < 0.9 * 700 and len(rates) < 3:  # somebody else had the processors
-            rates.append(rate_mbit(done_bytes(transfer), 3.0))
-        assert max(rates) >= 0.9 * 700, rates
+        assert_rate(lambda: rate_mbit(done_bytes(transfer), 3.5), 0.9 * 700)
         sites["r"].kill()
         killed = grown = time.monotonic()
         longest, before = 0.0, sent_bytes("s")
@@ -198,7 +193,4 @@ def test_all_ways_are_used_and_one_relay_dies(sites: Federation) -> None:
             if (count := sent_bytes("s")) > before + 256 * 1024:
                 longest, grown, before = max(longest, now - grown), now, count
         assert max(longest, time.monotonic() - grown) < 3.0
-        rates = [rate_mbit(lambda: sent_bytes("s"), 2.0)]
-        while rates[-1] < 0.8 * 400 and len(rates) < 3:  # somebody else had the processors
-            rates.append(rate_mbit(lambda: sent_bytes("s"), 2.0))
-        assert max(rates) >= 0.8 * 400, rates
+        assert_rate(lambda: rate_mbit(lambda: sent_bytes("s"), 2.0), 0.8 * 400)

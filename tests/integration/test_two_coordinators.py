@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from deaths import LOST_PER_KILL, everybody_dies, logged_in, roomy_folder
+from deaths import LOST_PER_KILL, everybody_dies, logged_in
 from gate import gated
 from sites import Coordinator, Federation, SiteAgent
-from support import GIB, MIB, bytes_on, loopback_namespace, random_file, wait_until
+from support import GIB, MIB, bytes_on, loopback_namespace, random_file, roomy_folder, wait_until
 
 pytestmark = pytest.mark.slow
 
