@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from flowengine.chunking import CHUNK_BYTES
 from flowengine.errors import ProtocolError
+from flowengine.transfer.landing_fine import drop_refinement
 from flowengine.transfer.sinks import (
     CLAIMED,
     FINER,
@@ -93,7 +94,7 @@ def leave_out(landing: Landing, offer: FineOffer) -> None:
             for index, of in enumerate(offer.owners):
                 if of == owner:
                     offer.wanted[index] = NOT_WANTED
-            landing.drop_refinement(refinement)
+            drop_refinement(landing, refinement)
 
 
 def _claimed(landing: Landing) -> set[Sink]:
@@ -168,7 +169,7 @@ def _drop_refinements(landing: Landing, offer: FineOffer) -> None:
     for owner, refinement in enumerate(offer.refinements):
         marks = [offer.wanted[index] for index, of in enumerate(offer.owners) if of == owner]
         if UNWANTED in marks and CLAIMED not in marks and not refinement.dead:
-            landing.drop_refinement(refinement)
+            drop_refinement(landing, refinement)
 
 
 # --- at the source ----------------------------------------------------------------------------------------------

@@ -13,9 +13,9 @@ from blake3 import blake3
 
 from flowengine.chunking import CHUNK_BYTES
 from flowengine.errors import IntegrityError
-from flowengine.manifest import FILE, Block, Entry
+from flowengine.manifest import Block, Entry
 from flowengine.store.runs import write_run
-from flowengine.transfer.sinks import WANTED, LandedRun, SmallOffer, TargetDirectory
+from flowengine.transfer.sinks import NO_ENTRY, WANTED, LandedRun, SmallOffer, TargetDirectory
 from flowengine.transfer.timing import Stage
 from flowengine.units import show_path
 
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from flowengine.transfer.landing import Landing
 
 __all__ = ["deliver_block", "want_block", "wrong_chunk"]
-
-_NO_ENTRY = Entry(b"-", FILE, 0, 0)
 
 
 def want_block(landing: Landing, offer: SmallOffer) -> bool:
@@ -75,7 +73,7 @@ def deliver_block(
         begin = verify.since(begin)
         number = landing.staging.small_numbers(block.count)
         write_run(landing.staging.fd, number, block, plain)
-        landing.publishable.put(("block", offer.directory, _NO_ENTRY, (block, number)))
+        landing.publishable.put(("block", offer.directory, NO_ENTRY, (block, number)))
         run = LandedRun(offer.directory.path, block, number)
         with landing.lock:
             waiters = [*map(landing.inflight.pop, ids, repeat(None))]

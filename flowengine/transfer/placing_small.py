@@ -20,6 +20,7 @@ from flowengine.store.many import AnyStat, Row, Stat, parse_block, read_files, r
 from flowengine.store.scan import RACY_NS
 from flowengine.transfer.copying import CopyJob, append_copy
 from flowengine.transfer.landing_blocks import want_block
+from flowengine.transfer.landing_small import place_small, want_whole
 from flowengine.transfer.lookalikes import Found
 from flowengine.transfer.placement import SET_ID_BITS, Placement
 from flowengine.transfer.refining import Refiner
@@ -174,7 +175,7 @@ class SmallPlacer:
         new = self._new(directory, entries)
         hints = self._hints(offer, new)
         alike = self._alike(directory, offer, new, hints)
-        whole = [] if self._placement.dry else landing.open_whole(offer, new, hints)
+        whole = [] if self._placement.dry else want_whole(landing, offer, new, hints)
         if len(whole) != len(new):
             for index in sorted(set(new).difference(whole)):
                 self._small_file(directory, offer, index, entries[index], jobs, hints)
@@ -270,7 +271,7 @@ class SmallPlacer:
             data = placement.lookalikes.content(directory.path, entry)
             if data is not None:
                 landing.opened(directory, entry.name)
-                landing.place_small(directory, entry, data)
+                place_small(landing, directory, entry, data)
                 new.remove(index)
                 continue
             found = placement.lookalikes.like(directory.path, entry)

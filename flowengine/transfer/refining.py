@@ -18,6 +18,7 @@ from typing import Final
 from flowengine.chunking.fine import FINE_BYTES, FineCutter, fine_lengths, fine_profile
 from flowengine.errors import ProtocolError
 from flowengine.transfer.halting import leave_out
+from flowengine.transfer.landing_fine import begin_refining, finish_refinement
 from flowengine.transfer.placement import Placement
 from flowengine.transfer.sinks import FINER, WANTED, FineOffer, Refinement, Region, RunOffer, SmallOffer
 from flowengine.units import MIB
@@ -114,7 +115,7 @@ class Refiner:
             total += length
         if asked:
             self._asked[number] = asked
-            landing.refine(total)
+            begin_refining(landing, total)
 
     def offered(self, message: Finer) -> None:
         """Answer the fine chunks of what was asked for.
@@ -154,7 +155,7 @@ class Refiner:
             landing.offers[number] = offer
         self._placement.answer(offer.wanted)
         for refinement in whole:
-            landing.finish_refinement(refinement)
+            finish_refinement(landing, refinement)
 
     def _fill(self, offer: FineOffer, lengths: list[int]) -> None:
         """Take what is in the old files; the rest is wanted."""

@@ -14,8 +14,8 @@ from operator import itemgetter
 from typing import Final
 
 from flowengine.chunking import CHUNK_BYTES
-from flowengine.chunking.fine import FINE_BYTES
-from flowengine.manifest import Block, Entry, join_blocks
+from flowengine.chunking.fine import FINE_BYTES, fine_lengths
+from flowengine.manifest import FILE, Block, Entry, join_blocks
 from flowengine.store.filesystem import open_beneath
 from flowengine.store.many import AnyStat, Listing, Rows, Stat, joined, same_files
 from flowengine.store.proofs import encode_entries, stats_proof
@@ -31,6 +31,7 @@ __all__ = [
     "CLAIMED",
     "FINER",
     "NOT_WANTED",
+    "NO_ENTRY",
     "UNWANTED",
     "WANTED",
     "BlockRows",
@@ -47,6 +48,8 @@ __all__ = [
     "SmallOffer",
     "TargetDirectory",
     "Waiter",
+    "chunk_lengths",
+    "chunk_lengths_of",
     "part_of",
 ]
 
@@ -60,6 +63,9 @@ FINER: Final = 3
 UNWANTED: Final = 4
 """It was wanted and is not any more; the source may have sent it before it heard."""
 
+
+NO_ENTRY: Final = Entry(b"-", FILE, 0, 0)
+"""Where the publisher is told of something that is no one object."""
 
 BlockRows = tuple[Block, Rows]
 """Files of a directory, and their stats there."""
@@ -529,3 +535,23 @@ Place = tuple[bytes, str, int]
 """(final path, staging name, offset): where a chunk that arrived in this session can be read."""
 Location = Place | tuple[LandedRun, int]
 """The same, or the run of files that it arrived with, and which chunk of it it is."""
+
+
+def chunk_lengths(offer: SmallOffer | RunOffer | FineOffer, index: int, count: int) -> list[int]:
+    """The sizes of some chunks of an offer."""
+    if isinstance(offer, RunOffer):
+        return offer.lengths[index : index + count]
+    if isinstance(offer, FineOffer):
+        return fine_lengths(offer.packed[index * FINE_BYTES : (index + count) * FINE_BYTES])
+    if offer.block is not None:
+        return offer.lengths[index : index + count]
+    found: list[int] = []
+    for chunk in range(index, index + count):
+        owner = offer.owners[chunk]
+        found += chunk_lengths_of(offer.entries[owner].chunks)[chunk - offer.first[owner] :][:1]
+    return found
+
+
+def chunk_lengths_of(packed: bytes) -> list[int]:
+    """The sizes of packed chunks."""
+    return [int.from_bytes(packed[at : at + 4], "little") for at in range(0, len(packed), CHUNK_BYTES)]

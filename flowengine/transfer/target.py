@@ -32,6 +32,7 @@ from flowengine.transfer.copying import Copier, DropJob
 from flowengine.transfer.halting import halt_landing
 from flowengine.transfer.landing import Landing
 from flowengine.transfer.lanes import ReceivingLane
+from flowengine.transfer.losing import lose
 from flowengine.transfer.placement import Placement
 from flowengine.transfer.placing import Placer
 from flowengine.transfer.publishing import Publisher
@@ -457,7 +458,7 @@ class _Target:
                 self._source_failures.append((path, reason, text))
                 self._counters.objects_failed += 1
             case Lost(offer, index, count, reason, text):
-                self._landing.lose(offer, index, count, reason, text)
+                lose(self._landing, offer, index, count, reason, text)
             case Progress():
                 if message.halt:
                     self._session.halt(message.halt[:1000])

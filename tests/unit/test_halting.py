@@ -19,6 +19,7 @@ from flowengine.transfer.control import Control, ControlDecoder
 from flowengine.transfer.halting import ANSWER_S, Leaving, halt_landing
 from flowengine.transfer.holds import BatchHold, LargeLeft, PieceHold
 from flowengine.transfer.landing import Landing
+from flowengine.transfer.losing import lose
 from flowengine.transfer.session import Counters
 from flowengine.transfer.sinks import (
     UNWANTED,
@@ -122,7 +123,7 @@ async def test_nothing_begins_by_what_arrives_after_a_halt(tmp_path: Path) -> No
             bench.deliver([(0, 0, 3)], X + Y + X)
         bench.deliver([(0, 3, 1)], Z)
         assert bench.offer.wanted[3] == 0
-        bench.landing.lose(0, 4, 2, "vanished", "it is gone")  # the source's word crosses
+        lose(bench.landing, 0, 4, 2, "vanished", "it is gone")  # the source's word crosses
         assert UNWANTED not in bench.offer.wanted[3:]
         assert bench.ready() == []
         assert halt_landing(bench.landing, "ended") == []  # the placer's own
