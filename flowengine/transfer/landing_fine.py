@@ -7,6 +7,8 @@ Plan
     and delivers it as if it had arrived.
 Invariants
     - Only one thread finds that nothing remains: bytes are counted inside the lock.
+    - A chunk of which a fine one was lost is *dead*: it has no buffer, and the other fine ones, which may be in a lane's
+      hands just then or come later, are verified and go nowhere. It cannot become whole, since the lost one is not counted.
 """
 
 from __future__ import annotations
@@ -50,14 +52,18 @@ def deliver_fine(
                 hint="nothing of it was used; if it repeats, the source's memory or disk is faulty, or it lies",
             )
         offset = offer.offsets[number]
-        offer.refinements[owner].buffer[offset : offset + length] = data
+        # Looked at once: `lose` may take it away at any moment, and what is then written goes nowhere.
+        buffer = offer.refinements[owner].buffer
+        if buffer:
+            buffer[offset : offset + length] = data
         arrived[owner] = arrived.get(owner, 0) + length
         at += length
     verify.since(begin)
     with landing.lock:
         for owner, size in arrived.items():
             offer.refinements[owner].remaining -= size
-        whole = [offer.refinements[owner] for owner in arrived if not offer.refinements[owner].remaining]
+        touched = [offer.refinements[owner] for owner in arrived]
+        whole = [one for one in touched if not one.remaining and not one.dead]
     for refinement in whole:
         finish_refinement(landing, refinement)
     return at
