@@ -18,6 +18,7 @@ __all__ = [
     "boot_id",
     "copy_range",
     "exchange",
+    "folds_names",
     "local_error",
     "open_beneath",
     "process_umask",
@@ -162,3 +163,20 @@ def local_error(error: OSError, what: str, path: bytes) -> FlowError:
             reason="permission",
         )
     return LocalError(f"{what} {where}: {cause}", reason="local")
+
+
+def folds_names(folder_fd: int) -> bool:
+    """Whether a file system takes names of another case or Unicode form for the same; makes a file in a folder for a moment."""
+    probe, others = "s.probe-\u00e9", ("S.PROBE-\u00c9", "s.probe-e\u0301")
+    try:
+        os.close(os.open(probe, os.O_WRONLY | os.O_CREAT, 0o600, dir_fd=folder_fd))
+        try:
+            for other in others:
+                with contextlib.suppress(FileNotFoundError):
+                    os.stat(other, dir_fd=folder_fd)
+                    return True
+            return False
+        finally:
+            os.unlink(probe, dir_fd=folder_fd)
+    except OSError:
+        return True  # a file system that refuses such names is not one to be trusted with them

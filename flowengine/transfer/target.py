@@ -1,99 +1,60 @@
 """The target's side of a session: it drives; what is not at hand it wants, and what arrives it lands.
 
-Threads and their work: the loop receives control messages; the placer answers offers; lanes deliver; copiers take
-what is at hand; the publisher makes durable and visible. They meet in `Landing`.
+Goal
+    One session from its first stream to the receipt, whatever ends it.
+Plan
+    Threads and their work: the loop receives control messages (`transfer.hearing`); the placer answers offers; lanes
+    deliver; copiers take what is at hand; the publisher makes durable and visible. They meet in `Landing`. The end is
+    `transfer.concluding`. Here they are put together, started, and brought to their ends.
+Invariants
+    - No thread is left behind: each ends by its queue or its socket, also when the session is cancelled.
+    - A dry run touches nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import queue
-import shutil
-import stat
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
-from time import perf_counter_ns
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import trio
 
-from flowengine.errors import LocalError, ProtocolError, TemporaryError
+from flowengine.errors import LocalError, TemporaryError
 from flowengine.manifest import Header, ManifestBuilder
 from flowengine.store.atomic import AtomicTree
-from flowengine.store.buffers import PoolClosed
-from flowengine.store.filesystem import local_error, open_beneath, raise_descriptor_limit, sync_filesystem
+from flowengine.store.filesystem import folds_names, local_error, raise_descriptor_limit
 from flowengine.store.index_log import IndexLog
 from flowengine.store.landed import LandedManifest, index_exists
 from flowengine.store.scan_cache import ScanCache
 from flowengine.store.staging import Staging
+from flowengine.transfer.concluding import Conclusion, TargetOutcome, remove_tree
 from flowengine.transfer.control import wait_for_last_word
 from flowengine.transfer.copying import Copier, DropJob
-from flowengine.transfer.halting import halt_landing
+from flowengine.transfer.hearing import Hearing
 from flowengine.transfer.landing import Landing
 from flowengine.transfer.lanes import ReceivingLane
-from flowengine.transfer.losing import lose
 from flowengine.transfer.placement import Placement
 from flowengine.transfer.placing import Placer
 from flowengine.transfer.publishing import Publisher
 from flowengine.transfer.recorder import ManifestRecorder
-from flowengine.transfer.session import MAX_OPEN_OFFERS, Counters, Observer, Session
+from flowengine.transfer.session import Counters, Observer, Session
 from flowengine.transfer.streams import MAX_STREAMS
-from flowengine.transfer.timing import bottleneck_line
 from flowengine.units import show_path
 from flowengine.wire.filters import FilterSet
-from flowengine.wire.messages import (
-    DirectoryBegin,
-    DirectoryEnd,
-    EncodedOffer,
-    Failed,
-    Finer,
-    Finish,
-    Lost,
-    Message,
-    ObjectBegin,
-    ObjectEnd,
-    ObjectRun,
-    Offer,
-    Progress,
-    Receipt,
-    Totals,
-    Want,
-    WantStreams,
-)
-from flowengine.wire.records import Run, record_limit
+from flowengine.wire.messages import Receipt
+from flowengine.wire.records import record_limit
 
 if TYPE_CHECKING:
     from flowengine.store.chunk_index import ChunkIndex
 
 __all__ = ["NOWHERE", "TargetOutcome", "TargetRoot", "run_target"]
 
-MAX_QUEUED_MESSAGES: Final = 8192
-"""Messages that may wait for the placer before no more are received."""
 _COPIERS: Final = 2
-_RUNS_AT_ONCE: Final = 1000
-_HALT_GRACE_S: Final = 5.0
-"""How long offers may still come that were on their way when the source was told to stop."""
 NOWHERE: Final = b"/nonexistent/flow-nowhere"
 """A target that is not there, for a dry run that only looks."""
-
-
-@dataclass
-class TargetOutcome:
-    """How a session ended at the target.
-
-    Attributes:
-        state: "completed", or "incomplete" when some objects failed or the source could not be read whole.
-        failures: (path, reason, message), those reported by the source included.
-        extras: what stands at the target and not at the source, as paths; deleted if that was asked for.
-        bottleneck: the one line that says what limited the transfer.
-    """
-
-    state: str
-    version_id: bytes
-    failures: list[tuple[bytes, str, str]] = field(default_factory=list)
-    extras: list[bytes] = field(default_factory=list)
-    bottleneck: str = ""
 
 
 @dataclass
@@ -203,53 +164,23 @@ class _Target:
         self._root = root
         self._root_fd = root_fd
         self._counters = counters
-        self._caches = caches
         self._observe = observe
-        self._started = trio.current_time()
         # What lies elsewhere below the root is worth remembering only where the scan cache is.
         self._remembers = caches[0] is not None and not options.dry_run
         self._index: ChunkIndex | None = None
         self._has_index = self._remembers and index_exists(root.path, session.profile.name)
-        apply = None
-        if options.xattrs or options.owner:
-            from flowengine.store.attributes import apply_extra
-
-            apply = apply_extra
-        self._landing = Landing(
-            staging,  # type: ignore[arg-type]  # a dry run never reaches it
-            session.control,
-            counters,
-            session.clock,
-            apply_extra=apply,
-            pace=session.writes.spend,
-        )
-        self._publisher = Publisher(
-            self._landing,
-            root_fd,
-            session.control,
-            session.clock,
-            caches[1],
-            index_log=IndexLog(root.path, session.profile.name) if self._remembers else None,
-            tell=root.landed if options.publish != "atomic" else None,
-        )
-        self._publisher.index_grew = self._index_grew
-        self._settled = trio.Event()
-        token = self._token = trio.lowlevel.current_trio_token()
-        self._landing.settled = lambda: token.run_sync_soon(self._settled.set)
-        if options.delete:
-            filters = FilterSet.from_wire(options.filters)
-            self._publisher.make_way = lambda directory, name: remove_tree(
-                directory.fd, name, directory.child(name), filters
-            )
+        self._landing = self._make_landing(staging)
+        self._publisher = self._make_publisher(caches[1])
         self._copier = Copier(self._landing, root_fd, session.clock)
         self._publisher.let_go = lambda large: self._copier.jobs.put(DropJob(large))
+        self._conclusion = Conclusion(session, root.record, root_fd, caches, self._landing, self._publisher)
         sink = root.sink
         if root.record is not None and not options.dry_run:
             sink = root.record.begin()
-        self._recorder = ManifestRecorder(
+        recorder = ManifestRecorder(
             ManifestBuilder(sink, Header(session.profile, xattrs=options.xattrs, owner=options.owner))
         )
-        self._extras: list[tuple[bytes, list[bytes]]] = []
+        self._hearing = Hearing(session, self._landing, recorder)
         placement = Placement(
             self._landing,
             self._copier,
@@ -258,30 +189,56 @@ class _Target:
             options,
             caches[0],
             counters,
-            self._recorder,
-            self._answer,
+            recorder,
+            self._hearing.answer,
             open_index=self._open_index,
         )
         self._placer = Placer(
             placement,
-            lambda path, names: self._extras.append((path, names)),
-            folds_names=staging is not None and _folds_names(staging.fd),
+            lambda path, names: self._conclusion.extras.append((path, names)),
+            folds_names=staging is not None and folds_names(staging.fd),
         )
-        self._inbox: queue.SimpleQueue[Message | EncodedOffer | None] = queue.SimpleQueue()
-        self._finish: Finish | None = None
-        self._source_failures: list[tuple[bytes, str, str]] = []
         self._lanes: list[ReceivingLane] = []
         self._by_link: dict[str, list[ReceivingLane]] = {}
         session.carried = lambda: {
             near: sum(lane.bytes_received for lane in lanes) for near, lanes in self._by_link.items()
         }
         self._concluded = False
-        self._offers = 0
-        self._answers = 0
-        self._room = trio.Event()
-        self._held = False
-        self._halted_at: float | None = None
-        session.told_to_halt = self._halt
+
+    def _make_landing(self, staging: Staging | None) -> Landing:
+        session = self._session
+        apply = None
+        if session.options.xattrs or session.options.owner:
+            from flowengine.store.attributes import apply_extra
+
+            apply = apply_extra
+        return Landing(
+            staging,  # type: ignore[arg-type]  # a dry run never reaches it
+            session.control,
+            self._counters,
+            session.clock,
+            apply_extra=apply,
+            pace=session.writes.spend,
+        )
+
+    def _make_publisher(self, cache: ScanCache | None) -> Publisher:
+        session, root = self._session, self._root
+        publisher = Publisher(
+            self._landing,
+            self._root_fd,
+            session.control,
+            session.clock,
+            cache,
+            index_log=IndexLog(root.path, session.profile.name) if self._remembers else None,
+            tell=root.landed if session.options.publish != "atomic" else None,
+        )
+        publisher.index_grew = self._index_grew
+        if session.options.delete:
+            filters = FilterSet.from_wire(session.options.filters)
+            publisher.make_way = lambda directory, name: remove_tree(
+                directory.fd, name, directory.child(name), filters
+            )
+        return publisher
 
     def _open_index(self) -> ChunkIndex | None:
         """The chunk index of the target root, if it has one; loaded when first needed, because numpy takes its time."""
@@ -299,7 +256,7 @@ class _Target:
     async def run(self, tree: AtomicTree | None) -> TargetOutcome:
         session, landing = self._session, self._landing
         if session.halted:
-            self._halt(session.halted)
+            self._hearing.halt(session.halted)
         limiter = trio.CapacityLimiter(MAX_STREAMS + _COPIERS + 2)
         outcome: TargetOutcome | None = None
 
@@ -314,14 +271,14 @@ class _Target:
                         for _ in range(_COPIERS):
                             nursery.start_soon(thread, self._copier.run)
                         nursery.start_soon(self._shut_when_cancelled)
-                        nursery.start_soon(thread, self._place)
+                        nursery.start_soon(thread, partial(self._hearing.place, self._placer))
                         nursery.start_soon(self._until_concluded, self._listen)
                         nursery.start_soon(self._until_concluded, self._control.run_writer)
                         nursery.start_soon(session.heartbeat, self._counters, self._observed, lambda: "")
                         publisher_done = trio.Event()
                         nursery.start_soon(self._run_publisher, limiter, publisher_done)
                         try:
-                            await self._settled.wait()
+                            await self._hearing.settled.wait()
                             landing.stop()
                             await publisher_done.wait()
                             outcome = await trio.to_thread.run_sync(self._conclude, tree, limiter=limiter)
@@ -337,7 +294,7 @@ class _Target:
                     self._shut()
                     raise
                 finally:
-                    self._inbox.put(None)
+                    self._hearing.stop()
                     self._placer.stop()
                     landing.stop()
                     for _ in range(_COPIERS):
@@ -414,12 +371,7 @@ class _Target:
     async def _listen(self) -> None:
         async with contextlib.aclosing(self._control.receive(self._session.stall_s)) as batches:
             async for batch in batches:
-                for message in batch:
-                    self._handle(message)
-                if self._inbox.qsize() > MAX_QUEUED_MESSAGES:
-                    self._room, self._held = trio.Event(), True
-                    if self._inbox.qsize() > MAX_QUEUED_MESSAGES // 2:
-                        await self._room.wait()  # what is not received holds the source back
+                await self._hearing.take(batch)
         if self._concluded:
             self._shut()  # a stream that the source never saw has no sealed end
         else:
@@ -429,204 +381,14 @@ class _Target:
                 reason="disconnected",
             )
 
-    def _handle(self, message: Message | EncodedOffer) -> None:
-        match message:
-            case (
-                EncodedOffer()
-                | Offer()
-                | Finer()
-                | ObjectBegin()
-                | ObjectRun()
-                | ObjectEnd()
-                | DirectoryBegin()
-                | DirectoryEnd()
-                | Finish()
-            ):
-                if isinstance(message, Finish):
-                    self._session.peer_checkpoint = message.checkpoint
-                if self._session.halted and isinstance(message, EncodedOffer | Offer | ObjectBegin):
-                    self._check_halt()
-                if isinstance(message, EncodedOffer | Offer | ObjectRun | Finer):
-                    self._offers += 1
-                    if self._offers - self._answers > MAX_OPEN_OFFERS:
-                        raise ProtocolError("the source offers without waiting for answers")
-                self._inbox.put(message)
-            case Totals(objects, size_bytes, final):
-                self._counters.objects, self._counters.size_bytes = objects, size_bytes
-                self._counters.scan_done = final
-            case Failed(path, reason, text):
-                self._source_failures.append((path, reason, text))
-                self._counters.objects_failed += 1
-            case Lost(offer, index, count, reason, text):
-                lose(self._landing, offer, index, count, reason, text)
-            case Progress():
-                if message.halt:
-                    self._session.halt(message.halt[:1000])
-                self._session.peer_progress = message
-                self._session.told_changes(message.changes)
-            case WantStreams(count, via) if self._session.streams.dial is not None:
-                if not self._session.fixed_streams:
-                    self._session.want_streams(min(count, MAX_STREAMS), via)
-            case _:
-                raise ProtocolError(
-                    f"the source sent {type(message).__name__}, which only a target sends",
-                    hint="check that both sides run compatible versions",
-                )
-
-    def _halt(self, why: str) -> None:
-        """Let land what has begun to, and nothing else; the source is told what is not wanted any more."""
-        if not self._session.options.dry_run:
-            self._tell_unwanted(halt_landing(self._landing, why))
-        self._session.halt_is_told = True
-        self._control.post(Progress(self._counters.as_dict(), "", [], why))
-
-    def _tell_unwanted(self, runs: list[Run]) -> None:
-        for first in range(0, len(runs), _RUNS_AT_ONCE):
-            self._control.post(
-                Progress(self._counters.as_dict(), "", [], "", runs[first : first + _RUNS_AT_ONCE])
-            )
-
-    def _check_halt(self) -> None:
-        """A source that was told to offer nothing more has a moment to hear it."""
-        now = trio.current_time()
-        if self._halted_at is None:
-            self._halted_at = now
-        elif now - self._halted_at > _HALT_GRACE_S:
-            raise ProtocolError(
-                f"the source goes on to offer after it was told to stop: {self._session.halted}"
-            )
-
-    def _answer(self, want: Want) -> None:
-        self._answers += 1
-        self._control.post(want)
-
-    def _place(self) -> None:
-        """Body of the placer's thread."""
-        stage = self._session.clock.stage("place")
-        halted = False
-        while True:
-            message = self._inbox.get()
-            if message is None:
-                return
-            begin = perf_counter_ns()
-            if isinstance(message, Finish):
-                self._finished(message)
-            elif not self._settled.is_set():  # a finer cut may still come for what has failed: too late
-                if self._landing.halted and not halted:
-                    # What was opened while the others were given up, too.
-                    halted = True
-                    self._tell_unwanted(halt_landing(self._landing, self._landing.halted))
-                try:
-                    self._placer.handle(message)
-                except PoolClosed:
-                    return
-            if self._held and self._inbox.qsize() <= MAX_QUEUED_MESSAGES // 2:
-                self._held = False
-                self._token.run_sync_soon(self._room.set)
-            stage.since(begin)
-
-    def _finished(self, message: Finish) -> None:
-        if not self._placer.root_is_left:
-            raise ProtocolError("the source finished before it left the root directory")
-        summary = self._recorder.finish()
-        if (summary.version_id, summary.objects, summary.size_bytes) != (
-            message.version_id,
-            message.objects,
-            message.size_bytes,
-        ):
-            raise ProtocolError(
-                "what the source says it offered is not what arrived: the version ids differ",
-                hint="update both sides to the same version; if that is so, report this as a bug",
-            )
-        self._finish = message
-        self._landing.close_offering()
-
     # --- the end ------------------------------------------------------------------------------------------------
 
     def _conclude(self, tree: AtomicTree | None) -> TargetOutcome:
-        """Everything landed or failed: delete what is to be deleted, make it durable, keep the manifest."""
-        finish = self._finish
+        finish = self._hearing.finish
         assert finish is not None
-        options, landing = self._session.options, self._landing
-        extras = [path + b"/" + name if path else name for path, names in self._extras for name in names]
-        failed = bool(self._source_failures or landing.failures)
-        # A folder that was not read whole names no extras: that nothing was deleted in it must be said as well.
-        if not options.dry_run and (
-            (extras and (options.delete or tree is not None))
-            or (options.delete and (failed or not finish.complete))
-        ):
-            refusal = self._why_not_delete(finish, failed)
-            if refusal:
-                landing.report(b".", "delete-refused", refusal)
-            else:
-                self._delete()
-        # Both ends may have a word on one object; the source's comes first and is kept.
-        told = {failure[0]: failure for failure in [*landing.failures, *self._source_failures]}
-        failures = list(told.values())
-        state = "completed" if not failures and finish.complete else "incomplete"
-        if not options.dry_run:
-            if tree is not None:
-                if state == "completed":
-                    tree.publish(None if self._placer.root_is_one_directory else 0o755)
-            elif self._publisher.needs_final_sync or extras:
-                sync_filesystem(self._root_fd)
-            self._publisher.flush_index(last=True)
-            for cache in self._caches:  # before the receipt: who runs the next command counts on it
-                if cache is not None:
-                    cache.flush()
-            if self._root.record is not None:
-                if state == "completed":
-                    self._root.record.commit(beside=not self._placer.root_is_one_directory)
-                else:
-                    self._root.record.abandon()
+        outcome = self._conclusion.reach(tree, self._placer, finish, self._hearing.source_failures)
         self._observed(self._counters)
-        return TargetOutcome(state, finish.version_id, failures, extras, self._bottleneck())
-
-    def _why_not_delete(self, finish: Finish, failed: bool) -> str:
-        if not self._session.options.delete:
-            return (
-                "the target holds what the source does not have, and publishing at once replaces the whole folder: "
-                "add --delete to agree, or publish object by object"
-            )
-        if not finish.objects:
-            return "nothing was deleted: the source is empty, which is more often a mistake than a wish"
-        if failed or not finish.complete:
-            return "nothing was deleted: the source was not read whole, or some objects failed"
-        return ""
-
-    def _delete(self) -> None:
-        filters = FilterSet.from_wire(self._session.options.filters)
-        for path, names in self._extras:
-            fd = (
-                open_beneath(self._root_fd, path, os.O_RDONLY | os.O_DIRECTORY)
-                if path
-                else os.dup(self._root_fd)
-            )
-            try:
-                before = os.fstat(fd)
-                for name in names:
-                    try:
-                        if remove_tree(fd, name, path + b"/" + name if path else name, filters):
-                            self._counters.objects_deleted += 1
-                    except OSError as error:
-                        self._landing.report(
-                            path + b"/" + name if path else name, "local", f"cannot delete: {error.strerror}"
-                        )
-                os.utime(fd, ns=(before.st_atime_ns, before.st_mtime_ns))
-            finally:
-                os.close(fd)
-
-    def _bottleneck(self) -> str:
-        source: dict[str, int] = {}
-        threads = self._session.clock.threads()
-        for name, value in self._session.peer_counters().items():
-            if name.startswith("busy."):
-                source[name[5:]] = value
-            elif name.startswith("threads."):
-                threads[name[8:]] = value
-        return bottleneck_line(
-            source, self._session.clock.busy_ms(), self._session.clock.elapsed_s(), threads
-        )
+        return outcome
 
     def _receipt(self, outcome: TargetOutcome) -> Receipt:
         return Receipt(
@@ -636,46 +398,3 @@ class _Target:
             outcome.bottleneck,
             self._session.checkpoint,
         )
-
-
-def remove_tree(parent_fd: int, name: bytes, path: bytes, filters: FilterSet) -> bool:
-    """Remove a name and what is below it, but for what a filter hides; whether all of it is gone.
-
-    Args:
-        path: of the name, from the target's root, as filters see it.
-    """
-    if not stat.S_ISDIR(os.stat(name, dir_fd=parent_fd, follow_symlinks=False).st_mode):
-        os.unlink(name, dir_fd=parent_fd)
-        return True
-    if not filters:
-        shutil.rmtree(os.fsdecode(name), dir_fd=parent_fd)
-        return True
-    gone = True
-    fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent_fd)
-    try:
-        for below in [os.fsencode(item) for item in os.listdir(fd)]:
-            is_dir = stat.S_ISDIR(os.stat(below, dir_fd=fd, follow_symlinks=False).st_mode)
-            child = path + b"/" + below
-            gone = filters.allows(child, is_dir) and remove_tree(fd, below, child, filters) and gone
-    finally:
-        os.close(fd)
-    if gone:
-        os.rmdir(name, dir_fd=parent_fd)
-    return gone
-
-
-def _folds_names(staging_fd: int) -> bool:
-    """Whether the file system takes names of another case or Unicode form for the same."""
-    probe, others = "s.probe-\u00e9", ("S.PROBE-\u00c9", "s.probe-e\u0301")
-    try:
-        os.close(os.open(probe, os.O_WRONLY | os.O_CREAT, 0o600, dir_fd=staging_fd))
-        try:
-            for other in others:
-                with contextlib.suppress(FileNotFoundError):
-                    os.stat(other, dir_fd=staging_fd)
-                    return True
-            return False
-        finally:
-            os.unlink(probe, dir_fd=staging_fd)
-    except OSError:
-        return True  # a file system that refuses such names is not one to be trusted with them

@@ -311,7 +311,7 @@ def test_names_out_of_order_or_twice_are_refused(target: Path, names: list[bytes
 def test_names_that_the_file_system_takes_for_one_are_reported(
     target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flowengine.transfer.target._folds_names", lambda fd: True)
+    monkeypatch.setattr("flowengine.transfer.target.folds_names", lambda fd: True)
     names = [b"Name", "caf\u00e9".encode(), b"name", "cafe\u0301".encode(), b"other"]
 
     async def act(fake: FakeSource) -> None:
