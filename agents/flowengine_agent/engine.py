@@ -150,7 +150,11 @@ async def _pull(
                     done = await hands.take(
                         session,
                         place,
-                        Taking(settings.use_cache and "chunks" not in watch.terms.isolate, arrival.way),
+                        Taking(
+                            settings.use_cache and "chunks" not in watch.terms.isolate,
+                            arrival.way,
+                            grant.version,
+                        ),
                         counters=counters,
                         observe=meter.observe,
                         landed=notes_of_landed(site, reporter, watch),

@@ -7,7 +7,8 @@ import dataclasses
 import os
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Final, Literal
 
 import msgspec
@@ -28,6 +29,7 @@ from flowengine.transfer.session import Counters, Observer, Session
 from flowengine.transfer.source import SourceOutcome, run_source
 from flowengine.transfer.target import NOWHERE, TargetOutcome, TargetRoot, run_target
 from flowengine.trust.sealed import SealingKey
+from flowengine.wire.messages import MANIFEST_PART_BYTES
 from flowengine.wire.paths import STAGING_NAME
 from flowengine_agent.roots import Place
 
@@ -77,8 +79,9 @@ async def give(
     with contextlib.ExitStack() as stack:
         selection = stack.enter_context(place.selection(how.rename))
         admit: Admission | None = None
+        shown: Iterable[bytes] = ()
         if how.version:
-            admit = await trio.to_thread.run_sync(_only_version, session, selection, how, stack)
+            admit, shown = await trio.to_thread.run_sync(_only_version, session, selection, how, stack)
         elif how.held:
             admit = OnlySealed([root.name for root in selection.roots])
         return await run_source(
@@ -90,6 +93,7 @@ async def give(
             observe=observe,
             seal=SealingKey(how.seal) if how.seal else None,
             admit=admit,
+            shown=shown,
         )
 
 
@@ -116,10 +120,10 @@ def _what_came(place: Place, rename: bytes) -> Place:
 
 def _only_version(
     session: Session, selection: Selection, how: Giving, stack: contextlib.ExitStack
-) -> OnlyVersion:
+) -> tuple[OnlyVersion, Iterator[bytes]]:
     """Read what is there, mostly from the scan cache, and refuse it where it is not the version that landed.
 
-    Gives what lets nothing else leave when it is read again.
+    Gives what lets nothing else leave when it is read again, and the manifest of it, for the target to see.
     """
     folder = state_directory()
     try:
@@ -143,7 +147,9 @@ def _only_version(
         file.seek(offset)
         return file.read(length)
 
-    return OnlyVersion(ManifestReader(read, file.tell()))
+    size = file.tell()
+    parts = (read(at, MANIFEST_PART_BYTES) for at in range(0, size, MANIFEST_PART_BYTES))
+    return OnlyVersion(ManifestReader(read, size), partial(_differs, "it was changed meanwhile")), parts
 
 
 def _differs(why: str) -> IntegrityError:
@@ -160,10 +166,12 @@ class Taking(msgspec.Struct, frozen=True):
     Attributes:
         cached: whether scan cache and chunk index are used.
         way: "hold" lets nothing land but sealed objects; "open" lets them land out of sight, to be opened then.
+        version: as of `TargetRoot`.
     """
 
     cached: bool = True
     way: Way = "plain"
+    version: bytes = b""
 
 
 async def take(
@@ -185,7 +193,7 @@ async def take(
     with place.target(make=not dry) as path:
         root = TargetRoot(path or NOWHERE)
         if path is not None and not dry:
-            root = _root(path, how.way, landed)
+            root = dataclasses.replace(_root(path, how.way, landed), version=how.version)
         return await run_target(
             session,
             root,

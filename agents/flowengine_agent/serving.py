@@ -305,7 +305,11 @@ class DataPort:
                     outcome = await hands.take(
                         session,
                         place,
-                        Taking(not (options.reread or "chunks" in watch.terms.isolate), arrival.way),
+                        Taking(
+                            not (options.reread or "chunks" in watch.terms.isolate),
+                            arrival.way,
+                            grant.version,
+                        ),
                         counters=counters,
                         observe=meter.observe,
                         landed=notes_of_landed(site, reporter, watch),

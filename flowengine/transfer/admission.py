@@ -8,7 +8,7 @@ Plan
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Protocol
 
 import msgspec
@@ -40,15 +40,19 @@ class Admission(Protocol):
 class OnlyVersion:
     """Admits what a version consists of, in its order; something may be missing, nothing may be added or changed.
 
+    A source shows it the events of its scan; a target what it is offered, by the methods (`transfer.vouched`).
+
     Args:
         manifest: of the version.
+        refusal: the error for what is not of the version.
 
     Raises:
         IntegrityError: something else came (reason "feed-differs").
     """
 
-    def __init__(self, manifest: ManifestReader) -> None:
+    def __init__(self, manifest: ManifestReader, refusal: Callable[[], IntegrityError]) -> None:
         self._manifest = manifest
+        self._refusal = refusal
         self._entries = manifest.walk()
         self._folders: list[bytes] = []
         self._chunks: Iterator[bytes] = iter(())
@@ -57,60 +61,73 @@ class OnlyVersion:
     def __call__(self, event: Event) -> None:
         match event:
             case DirectoryEntered(name, _):
-                self._enter(name)
+                self.enter(name)
             case DirectoryLeft():
-                self._folders.pop()
+                self.leave()
             case Batch(entries=entries):
-                for entry in entries:
-                    self._expect(entry)
+                self.entries(entries)
             case LargeBegun(entry, _):
-                known = self._expect(entry)
-                self._chunks, self._known = self._manifest.chunks(self._folders[-1], known), b""
+                self.large_begin(entry)
             case LargePiece(piece):
-                while len(self._known) < len(piece.packed):
-                    if (more := next(self._chunks, b"")) == b"":
-                        raise _differs()
-                    self._known += more
-                if not self._known.startswith(piece.packed):
-                    raise _differs()
-                self._known = self._known[len(piece.packed) :]
+                self.large_chunks(piece.packed)
             case LargeEnded(reason, _):
-                if reason or self._known or next(self._chunks, b""):
-                    raise _differs()
+                self.large_end(whole=not reason)
             case ScanFailed():
-                raise _differs()
+                raise self._refusal()
 
-    def _enter(self, name: bytes) -> None:
+    def enter(self, name: bytes) -> None:
+        """A directory begins; the first one is the root."""
         if not self._folders:
             self._folders.append(b"")
             return
         found = next(self._entries, None)
         above = self._folders[-1]
         if found is None or found[0] != above or (found[1].kind, found[1].name) != (DIRECTORY, name):
-            raise _differs()
+            raise self._refusal()
         self._folders.append(above + b"/" + name if above else name)
+
+    def leave(self) -> None:
+        """The current directory ends."""
+        self._folders.pop()
+
+    def entries(self, entries: list[Entry]) -> None:
+        """The next whole entries of the current directory."""
+        for entry in entries:
+            self._expect(entry)
+
+    def large_begin(self, entry: Entry) -> None:
+        """A large object begins."""
+        known = self._expect(entry)
+        self._chunks, self._known = self._manifest.chunks(self._folders[-1], known), b""
+
+    def large_chunks(self, packed: bytes) -> None:
+        """More chunks of it."""
+        while len(self._known) < len(packed):
+            if (more := next(self._chunks, b"")) == b"":
+                raise self._refusal()
+            self._known += more
+        if not self._known.startswith(packed):
+            raise self._refusal()
+        self._known = self._known[len(packed) :]
+
+    def large_end(self, *, whole: bool) -> None:
+        """It ends; not whole where it could not be read."""
+        if not whole or self._known or next(self._chunks, b""):
+            raise self._refusal()
 
     def _expect(self, entry: Entry) -> Entry:
         """The version's own entry, where it says the same; of a large object but for its chunks."""
         found = next(self._entries, None)
         if found is None or found[0] != self._folders[-1]:
-            raise _differs()
+            raise self._refusal()
         known = found[1]
         if known != entry and (entry.chunks or _bare(known) != entry):
-            raise _differs()
+            raise self._refusal()
         return known
 
 
 def _bare(entry: Entry) -> Entry:
     return msgspec.structs.replace(entry, chunks=b"", runs=b"", depth=0)
-
-
-def _differs() -> IntegrityError:
-    return IntegrityError(
-        "what stands at this site was changed while it was given on",
-        hint="nothing is to be done: the source itself serves the other target",
-        reason="feed-differs",
-    )
 
 
 class OnlySealed:

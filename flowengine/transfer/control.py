@@ -117,11 +117,11 @@ class Control:
             with contextlib.suppress(trio.RunFinishedError):
                 self._token.run_sync_soon(self._wake_up)
 
-    def wait_for_room(self) -> None:
-        """Hold a worker thread back while very many messages wait to be sent. Not for the loop's thread."""
-        while len(self._outgoing) > MAX_WAITING_MESSAGES and not self._ended:
+    def wait_for_room(self, most: int = MAX_WAITING_MESSAGES) -> None:
+        """Hold a worker thread back while more messages than so many wait to be sent. Not for the loop's thread."""
+        while len(self._outgoing) > most and not self._ended:
             self._room.clear()
-            if len(self._outgoing) > MAX_WAITING_MESSAGES and not self._ended:
+            if len(self._outgoing) > most and not self._ended:
                 self._room.wait(1.0)
 
     def _wake_up(self) -> None:

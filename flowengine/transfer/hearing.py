@@ -35,6 +35,7 @@ from flowengine.wire.messages import (
     Finer,
     Finish,
     Lost,
+    ManifestPart,
     Message,
     ObjectBegin,
     ObjectEnd,
@@ -114,6 +115,7 @@ class Hearing:
                 | ObjectEnd()
                 | DirectoryBegin()
                 | DirectoryEnd()
+                | ManifestPart()
                 | Finish()
             ):
                 if isinstance(message, Finish):
@@ -188,6 +190,8 @@ class Hearing:
             begin = perf_counter_ns()
             if isinstance(message, Finish):
                 self._finished(placer, message)
+            elif isinstance(message, ManifestPart):
+                self._recorder.show(message.data, last=message.last)
             elif not self.settled.is_set():  # a finer cut may still come for what has failed: too late
                 if self._landing.halted and not halted:
                     # What was opened while the others were given up, too.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from flowengine.errors import ProtocolError
 from flowengine.manifest import Block, Entry, ManifestBuilder, Summary
 from flowengine.manifest.cut import ChunkListBuilder
 from flowengine.store.scan_events import Batch
@@ -18,6 +19,13 @@ class ManifestRecorder:
         self._builder = builder
         self._large: Entry | None = None
         self._chunks: ChunkListBuilder | None = None
+
+    def show(self, data: bytes, *, last: bool) -> None:
+        """The peer shows a manifest; nobody asked for it where there is no version to be held to."""
+        raise ProtocolError("the source shows a manifest that it was not asked for")
+
+    def close(self) -> None:
+        """Let go what was kept for it."""
 
     def enter(self, name: bytes) -> None:
         """A directory begins."""

@@ -20,6 +20,7 @@ import queue
 import threading
 import time
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -77,6 +78,7 @@ from flowengine.wire.messages import (
     Landed,
     LeaveStreams,
     Lost,
+    ManifestPart,
     Message,
     ObjectBegin,
     ObjectEnd,
@@ -111,6 +113,8 @@ _RECENT_BYTES: Final = 64 * 1024 * 1024
 _LEAST_ANSWERED_BYTES: Final = 4 * 1024 * 1024
 _TOTALS_EVERY_S: Final = 0.25
 _MAX_NOTES: Final = 1000
+_PARTS_WAITING: Final = 64
+"""Parts of a manifest that may wait to be sent before no more are read."""
 
 
 @dataclass
@@ -140,6 +144,7 @@ async def run_source(
     observe: Observer | None = None,
     seal: SealingKey | None = None,
     admit: Admission | None = None,
+    shown: Iterable[bytes] = (),
 ) -> SourceOutcome:
     """Serve one session to its receipt.
 
@@ -152,12 +157,13 @@ async def run_source(
         observe: called twice a second.
         seal: offer all of it sealed with this key; None offers it as it is.
         admit: shown all that is about to be offered; None offers whatever is there.
+        shown: the manifest of the one version that may be offered, in parts, where the target is to hold it to that.
 
     Raises:
         TemporaryError: the session broke; another one continues.
         FlowError: as the peer or the local system says.
     """
-    return await _Source(session, selection, cache, counters, threads, observe, seal, admit).run()
+    return await _Source(session, selection, cache, counters, threads, observe, seal, admit, shown).run()
 
 
 class _Source:
@@ -171,7 +177,9 @@ class _Source:
         observe: Observer | None,
         seal: SealingKey | None,
         admit: Admission | None,
+        shown: Iterable[bytes],
     ) -> None:
+        self._shown = shown
         self._seal = seal
         self._admit = admit
         self._notes: list[str] = []
@@ -379,6 +387,7 @@ class _Source:
         waited = 0
         complete = True
         try:
+            self._show()
             for event in events:
                 # Waiting for a free buffer is the network's or the target's doing, not the reader's.
                 start = stage.since(start + self._pool.waited_ns - waited)
@@ -413,6 +422,17 @@ class _Source:
                 self._session.checkpoint,
             )
         )
+
+    def _show(self) -> None:
+        """Show the manifest of the version that is given, where it is to be shown."""
+        before: bytes | None = None
+        for part in self._shown:
+            if before is not None:
+                self._control.wait_for_room(_PARTS_WAITING)
+                self._control.post(ManifestPart(before, False))
+            before = part
+        if before is not None:
+            self._control.post(ManifestPart(before, True))
 
     def _goes_on(self) -> bool:
         """Whether the large object that is being read is to be offered to its end, for all that is known now."""

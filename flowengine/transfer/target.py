@@ -28,7 +28,7 @@ from flowengine.store.atomic import AtomicTree
 from flowengine.store.filesystem import folds_names, local_error, raise_descriptor_limit
 from flowengine.store.index_log import IndexLog
 from flowengine.store.landed import LandedManifest, index_exists
-from flowengine.store.scan_cache import ScanCache
+from flowengine.store.scan_cache import ScanCache, state_directory
 from flowengine.store.staging import Staging
 from flowengine.transfer.concluding import Conclusion, TargetOutcome, remove_tree
 from flowengine.transfer.control import wait_for_last_word
@@ -42,6 +42,7 @@ from flowengine.transfer.publishing import Publisher
 from flowengine.transfer.recorder import ManifestRecorder
 from flowengine.transfer.session import Counters, Observer, Session
 from flowengine.transfer.streams import MAX_STREAMS
+from flowengine.transfer.vouched import VouchedRecorder
 from flowengine.units import show_path
 from flowengine.wire.filters import FilterSet
 from flowengine.wire.messages import Receipt
@@ -67,12 +68,14 @@ class TargetRoot:
         sink: given the bytes of the manifest of what is offered, where there is no record.
         landed: told (path, size) of objects once they are durable under their names, in the publisher's thread. Not
             where the version is published at once: its objects have their names only when all of it has landed.
+        version: take this version, of which the source shows the manifest, or nothing; empty: whatever is offered.
     """
 
     path: bytes
     record: LandedManifest | None = None
     sink: Callable[[bytes], object] | None = None
     landed: Callable[[list[tuple[bytes, int]]], None] | None = None
+    version: bytes = b""
 
 
 async def run_target(
@@ -177,8 +180,11 @@ class _Target:
         sink = root.sink
         if root.record is not None and not options.dry_run:
             sink = root.record.begin()
-        recorder = ManifestRecorder(
-            ManifestBuilder(sink, Header(session.profile, xattrs=options.xattrs, owner=options.owner))
+        builder = ManifestBuilder(sink, Header(session.profile, xattrs=options.xattrs, owner=options.owner))
+        recorder = self._recorder = (
+            VouchedRecorder(builder, root.version, state_directory())
+            if root.version
+            else ManifestRecorder(builder)
         )
         self._hearing = Hearing(session, self._landing, recorder)
         placement = Placement(
@@ -301,6 +307,7 @@ class _Target:
                         self._copier.jobs.put(None)
         finally:
             landing.close()
+            self._recorder.close()
             if self._index is not None and landing.index_is_wrong:
                 self._index.drop()
             if outcome is None and self._root.record is not None and not self._session.options.dry_run:

@@ -18,8 +18,10 @@ from flowengine.manifest import Entry
 
 __all__ = [
     "LARGE_OBJECT_BYTES",
+    "MANIFEST_PART_BYTES",
     "MAX_FINER_BYTES",
     "MAX_FINE_CHUNKS",
+    "MAX_MANIFEST_BYTES",
     "MAX_OFFER_CHUNKS",
     "MAX_OFFER_ENTRIES",
     "WANT_ALL",
@@ -35,6 +37,7 @@ __all__ = [
     "LeaveStreams",
     "Listed",
     "Lost",
+    "ManifestPart",
     "Message",
     "ObjectBegin",
     "ObjectEnd",
@@ -57,6 +60,9 @@ __all__ = [
 ]
 
 MAX_OFFER_ENTRIES: Final = 1024
+MAX_MANIFEST_BYTES: Final = 16 << 30
+"""More than a hundred million objects have, or 28 TiB in chunks of 64 KiB; it is kept on disk."""
+MANIFEST_PART_BYTES: Final = 64 * 1024
 MAX_OFFER_CHUNKS: Final = 8192
 MAX_FINE_CHUNKS: Final = 32_768
 """Fine chunks in one `Finer`; so one `Want` may ask for as many times the fine profile's smallest chunk in bytes."""
@@ -290,6 +296,13 @@ class Rate(_Message, tag=22):
     bits_per_s: int
 
 
+class ManifestPart(_Message, tag=24):
+    """Source, under a grant that names a version: the next bytes of its manifest, before anything is offered."""
+
+    data: bytes
+    last: bool
+
+
 class Landed(_Message, tag=15):
     """Totals so far of what is durable under its final name."""
 
@@ -348,6 +361,7 @@ Message = (
     | WantStreams
     | Rate
     | LeaveStreams
+    | ManifestPart
 )
 
 encode = msgspec.msgpack.Encoder().encode

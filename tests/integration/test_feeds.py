@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 
+import lying_feeder
 import pytest
 from liars import PolicyKeys
+from lying_feeder import PLANTED
 from planned import decided, start
 from sites import Federation, SiteAgent, federation
 from support import MIB, assert_same, random_file, wait_until
@@ -171,6 +174,36 @@ def test_what_lay_at_the_feeder_before_goes_nowhere(sites: Federation) -> None:
     for site in "bc":
         names = {path.name for path in (sites[site].data / "used").iterdir()}
         assert names == {"sub", "small", f"private-of-{site}"}
+
+
+@pytest.fixture
+def liars(sites: Federation) -> Iterator[None]:
+    """Both targets lie when they are to serve the other one."""
+
+    def restart(prefix: list[str]) -> None:
+        for site in "bc":
+            sites[site].stop()
+            sites[site].prefix = prefix
+            sites[site].start()
+
+    restart([sys.executable, lying_feeder.__file__])
+    try:
+        yield
+    finally:
+        restart([])
+
+
+@pytest.mark.usefixtures("liars")
+def test_a_feeder_that_lies_leaves_nothing(sites: Federation) -> None:
+    transfer = sites.client.copy("a:/data/free/", ["b:/data/lies/", "c:/data/lies/"])
+    (fed,) = [task for task in transfer.record.tasks if task.fed_by]
+    liar, other = sites[fed.source.site], sites[fed.target.site]
+    assert transfer.wait(60).state == "completed", transfer.record
+    assert (liar.data / "lies" / PLANTED).exists()  # it did try
+    assert_same(sites["a"].data / "free", other.data / "lies")
+    (why,) = unfed(sites, transfer)
+    assert served_from(transfer)[fed.target.site] == "a", why
+    assert "it offers what the version does not have" in other.log + liar.log
 
 
 def test_policy_that_forbids_the_hop_has_the_source_serve(sites: Federation) -> None:

@@ -65,7 +65,8 @@ def only_version(path: str, stack: contextlib.ExitStack) -> Admission:
     )  # fmt: skip
     near, _ = trio.testing.memory_stream_pair()
     how = Giving(cached=False, version=summary.version_id)
-    return _only_version(session_over(near), selection, how, stack)
+    admit, _ = _only_version(session_over(near), selection, how, stack)
+    return admit
 
 
 def add(tree: Path) -> None:

@@ -34,6 +34,7 @@ SAID = [
     m.Progress({"a": 1}, "the disk", ["1.00 s: streams 12: try more"]),
     m.WantStreams(12),
     m.LeaveStreams([1, 2]),
+    m.ManifestPart(b"FLOWMANIFEST", False),
     m.Rate(200_000_000),
     m.Receipt(bytes(32), "completed", {"a": 1}, "the disk"),
     m.Receipt(bytes(32), "completed", {"a": 1}, "", b"checkpoint"),
