@@ -38,15 +38,68 @@ MIB = 1 << 20
 GIB = 1 << 30
 
 
+class _Patience:
+    """Counts the seconds of a wait from one look to the next; of those in which the machine stood still, hardly any."""
+
+    _LOOK_AT_MOST_S = 0.5
+
+    def __init__(self, seconds: float) -> None:
+        self._left_s = seconds
+        self._seen = time.monotonic()
+
+    def is_over(self) -> bool:
+        now = time.monotonic()
+        self._left_s -= min(now - self._seen, self._LOOK_AT_MOST_S)
+        self._seen = now
+        return self._left_s < 0
+
+
+class AwakeClock:
+    """Seconds that this machine was awake: for bounds on how long something takes.
+
+    A thread wakes every few milliseconds. What it comes late by was no time in which others could have worked either.
+    """
+
+    _TICK_S, _TICK_AT_MOST_S = 0.01, 0.03
+
+    def __init__(self) -> None:
+        self._ended = threading.Event()
+        self._awake_s = 0.0
+        self._begun = time.monotonic()
+        self._thread = threading.Thread(target=self._tick, daemon=True)
+
+    def __enter__(self) -> AwakeClock:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _tick(self) -> None:
+        before = time.monotonic()
+        while not self._ended.wait(self._TICK_S):
+            now = time.monotonic()
+            self._awake_s += min(now - before, self._TICK_AT_MOST_S)
+            before = now
+
+    def now_s(self) -> float:
+        """Seconds awake since it was started."""
+        return self._awake_s
+
+    def asleep_s(self) -> float:
+        """Seconds since then that the machine was not awake."""
+        return time.monotonic() - self._begun - self._awake_s
+
+
 def wait_until(condition: Callable[[], Any], what: str, seconds: float = 90.0) -> Any:
-    """The first true value of `condition`, which is asked again and again until the deadline."""
-    pause = threading.Event()
-    deadline = time.monotonic() + seconds
+    """The first true value of `condition`, which is asked again and again for so many seconds that the machine works."""
+    pause, patience = threading.Event(), _Patience(seconds)
     while True:
         value = condition()
         if value:
             return value
-        assert time.monotonic() < deadline, f"waited {seconds:.0f} s in vain: {what}"
+        assert not patience.is_over(), f"waited {seconds:.0f} s in vain: {what}"
         pause.wait(0.005)
 
 
@@ -100,7 +153,7 @@ async def until(
     condition: Callable[[], Any], what: str, seconds: float = 90.0, pause_at_most_s: float = 0.1
 ) -> Any:
     """`wait_until` for asyncio and trio, where the condition may be something to ask; asked less and less often."""
-    deadline = time.monotonic() + seconds
+    patience = _Patience(seconds)
     pause_s = 0.005
     while True:
         value = condition()
@@ -108,7 +161,7 @@ async def until(
             value = await value
         if value:
             return value
-        assert time.monotonic() < deadline, f"waited {seconds:.0f} s in vain: {what}"
+        assert not patience.is_over(), f"waited {seconds:.0f} s in vain: {what}"
         await anyio.sleep(pause_s)
         pause_s = min(2 * pause_s, pause_at_most_s)
 
@@ -124,18 +177,22 @@ async def is_listening(port: int) -> bool:
 
 
 _FIRST_PORT, _LAST_PORT, _WORKERS = 10_240, 32_760, 8
+_given_ports: set[int] = set()
 
 
 def free_port() -> int:
     """A free port of this machine that stays free while its owner is away.
 
-    It lies below those that the kernel gives to outgoing connections, and other workers take others.
+    It lies below those that the kernel gives to outgoing connections, other workers take others, and none is given twice.
     """
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
     while True:
         port = random.SystemRandom().randrange(_FIRST_PORT, _LAST_PORT, _WORKERS) + worker % _WORKERS
+        if port in _given_ports:
+            continue  # whoever has it may be about to listen there, or away to come back
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
+            _given_ports.add(port)
             return port
 
 
