@@ -63,7 +63,7 @@ when   = []
 why    = "The agreement has ended"
 """
 RATE = 24_000_000
-DUE_S = 20
+DUE_S = 8
 
 
 @dataclass

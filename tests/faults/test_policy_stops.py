@@ -99,7 +99,9 @@ class Bundles:
     def activate(self, *rules: str, then: str = "", offline_s: float = LONG_OFFLINE_S) -> None:
         """Put policies in force and wait for nobody."""
         self._version += 1
-        text = POLICY.replace("{then}", then).replace("{offline}", f"{offline_s:.0f} seconds") + "".join(rules)
+        text = POLICY.replace("{then}", then).replace("{offline}", f"{offline_s:.0f} seconds") + "".join(
+            rules
+        )
         approvers = "".join(
             f"[approver.{name}]\ngroups = ['{group}']\nkey = '{key.public_key().public_bytes_raw().hex()}'\n"
             for name, (group, key) in APPROVERS.items()
@@ -489,7 +491,7 @@ def test_a_stop_of_which_a_site_cannot_tell_ends_at_the_coordinator_and_once(
 def test_what_is_due_is_destroyed_by_the_target_itself_over_a_restart(
     made: Federation, bundles: Bundles
 ) -> None:
-    bundles.everywhere(then='{delete_after = "6 seconds", proof = "certificate"}')
+    bundles.everywhere(then='{delete_after = "10 seconds", proof = "certificate"}')
     transfer = made.client.copy("a:/data/small", "b:/data/due/", labels=["study"])
     wait_until(lambda: transfer.refresh().ended, "the end", 30)
     assert transfer.record.state == "completed", transfer.record.message

@@ -7,11 +7,12 @@ import itertools
 import socket
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from proxy import Way, proxied
-from support import MIB, Flow, assert_same, random_file
+from support import MIB, Flow, assert_rate, assert_same, random_file
 
 from flowengine.errors import UsageError
 from flowengine.transfer.bwlimit import LimitSetting
@@ -21,6 +22,8 @@ from flowengine.transfer.pacing import BURST_S, Limits
 from flowengine.transfer.tcp_info import tcp_state
 
 pytestmark = pytest.mark.slow
+
+LOOKS = 4
 
 
 class Meter:
@@ -35,25 +38,39 @@ class Meter:
             self.seen.append((time.monotonic(), len(data)))
         return data
 
-    def check_rate(self, rate: float, begin_s: float, end_s: float, *, within: float) -> None:
+    def check_rate(self, rate: float, begin_s: float, end_s: float, *, within: float) -> bool:
         """Compare bytes per second between two moments after the first byte of bulk.
 
         A machine that stalls delivers less then and more right after, or loses what the bucket does not save up: for each
-        pause so much of the rate as it lasted is allowed to be missing or too much.
+        pause so much of the rate as it lasted is allowed to be missing or too much. Gives whether the pauses were few
+        enough for the comparison to say something: else look again.
         """
         first = next(at for at, size in self.seen if size > 3000)
-        moments = [at - first for at, _ in self.seen if 0 <= at - first < end_s]
+        moments = [at - first for at, _ in self.seen if 0 <= at - first < end_s] + [end_s]
         pauses = [after - before for before, after in itertools.pairwise(moments)]
         stalled_s = sum(pause for pause in pauses if pause > BURST_S)
-        assert stalled_s < (end_s - begin_s) / 2, f"nothing passed for {stalled_s:.1f} s"
         total = sum(size for at, size in self.seen if begin_s <= at - first < end_s)
         expected = rate * (end_s - begin_s)
         assert abs(total - expected) < within * expected + rate * stalled_s, (total, expected, stalled_s)
+        return stalled_s < (end_s - begin_s) / 2
 
 
-def test_a_limit_is_kept_within_five_percent_over_five_seconds(tmp_path: Path) -> None:
+def look_again(look: Callable[[Path], bool], tmp_path: Path) -> None:
+    """Have a look until the machine stood still for little of it."""
+    for number in range(LOOKS):
+        (folder := tmp_path / f"look-{number}").mkdir()
+        if look(folder):
+            return
+    pytest.fail(f"this machine stood still for more than half of each of {LOOKS} looks")
+
+
+def test_a_limit_is_kept_within_five_percent_over_four_seconds(tmp_path: Path) -> None:
     """A pull and a push beside each other, which know nothing of each other."""
-    source = random_file(tmp_path / "source" / "large", 32 * MIB).parent
+    look_again(pull_and_push, tmp_path)
+
+
+def pull_and_push(tmp_path: Path) -> bool:
+    source = random_file(tmp_path / "source" / "large", 25 * MIB).parent
     meters = {"pull": Meter(), "push": Meter()}
     with contextlib.ExitStack() as stack:
         begun = []
@@ -67,12 +84,18 @@ def test_a_limit_is_kept_within_five_percent_over_five_seconds(tmp_path: Path) -
         for running in begun:
             done = running.finish()
             assert done.code == 0, str(done)
-        for way, meter in meters.items():
+        for way in meters:
             assert_same(source, tmp_path / way)
-            meter.check_rate(5e6, 0.5, 5.5, within=0.05)
+        steady = [meter.check_rate(5e6, 0.5, 4.5, within=0.05) for meter in meters.values()]
+    return all(steady)
 
 
-def test_a_limit_in_a_file_is_changed_while_the_transfer_runs(flow: Flow, tmp_path: Path) -> None:
+def test_a_limit_in_a_file_is_changed_while_the_transfer_runs(tmp_path: Path) -> None:
+    look_again(change_a_limit, tmp_path)
+
+
+def change_a_limit(tmp_path: Path) -> bool:
+    flow = Flow(tmp_path / "state")
     source, target, limit = tmp_path / "source", tmp_path / "target", tmp_path / "limit"
     source.mkdir()
     random_file(source / "large", 48 * MIB)
@@ -89,18 +112,24 @@ def test_a_limit_in_a_file_is_changed_while_the_transfer_runs(flow: Flow, tmp_pa
             notes = [event["message"] for event in running.events() if event["event"] == "note"]
     assert any("cannot be read" in note or "nonsense" in note for note in notes), notes
     assert "the limit is off" in notes
-    meter.check_rate(2e6, 0.5, 2.0, within=0.1)
     assert_same(source, target)
+    return meter.check_rate(2e6, 0.5, 2.0, within=0.1)
 
 
 def test_lanes_of_several_transfers_share_a_named_rate_on_real_sockets() -> None:
+    # The rule alone is exact (test_pacing.py); here a machine that is busy elsewhere may only take from it.
+    assert_rate(lanes_together, 0.5 * 50e6, 1.05 * 50e6)
+
+
+def lanes_together() -> float:
+    """Bytes a second that two transfers of two lanes each send under one rate."""
     limits = Limits()
     limits.set_rate("link", 400e6)
     pacers = [limits.pacer("link") for _ in range(2)]
     pairs = [socket.socketpair() for _ in range(4)]
     received = [0] * 4
     begin = time.monotonic()
-    deadline = begin + 5.0
+    deadline = begin + 2.5
 
     def send(number: int) -> None:
         pacer, data = pacers[number % 2], bytes(MIB)
@@ -120,8 +149,7 @@ def test_lanes_of_several_transfers_share_a_named_rate_on_real_sockets() -> None
         thread.start()
     for thread in threads:
         thread.join()
-    # The rule alone is exact (test_pacing.py); here a machine that is busy elsewhere may only take from it.
-    assert 0.5 * 50e6 < sum(received) / (time.monotonic() - begin) < 1.05 * 50e6
+    return sum(received) / (time.monotonic() - begin)
 
 
 def test_a_limit_that_cannot_be_read_is_named(tmp_path: Path) -> None:

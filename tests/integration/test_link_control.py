@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,9 +75,15 @@ def test_what_a_link_carries_is_remembered_by_the_sender(link: Link, tmp_path: P
     (tmp_path / "source").mkdir()
     random_file(tmp_path / "source" / "large", 96 * MIB)
     with link.raised(LinkSpec.symmetric(0.04, 400_000_000)):
-        transfer(link, tmp_path, "push")
-        known = json.loads((tmp_path / "state-a" / "links.json").read_text())[ADDRESSES["b"]]
-        assert 0.2 * 50e6 < known["bytes_per_s"] < 1.2 * 50e6
+        for number in itertools.count():
+            transfer(link, tmp_path, "push")
+            known = json.loads((tmp_path / "state-a" / "links.json").read_text())[ADDRESSES["b"]]
+            assert known["bytes_per_s"] < 1.2 * 50e6
+            if known["bytes_per_s"] > 0.2 * 50e6:
+                break
+            assert number < 3, f"{known} after four looks, on a machine that may have been busy elsewhere"
+            random_file(tmp_path / "source" / "large", 96 * MIB, seed=2 + number)
+            (tmp_path / "state-a" / "links.json").unlink()
         random_file(tmp_path / "source" / "second", 16 * MIB, seed=1)
         again = transfer(link, tmp_path, "push")
     assert "an earlier transfer saw" in again["link_changes"][0]  # type: ignore[index]
@@ -84,9 +91,14 @@ def test_what_a_link_carries_is_remembered_by_the_sender(link: Link, tmp_path: P
 
 def test_a_small_file_takes_few_round_trips(link: Link, tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
-    random_file(tmp_path / "source" / "small", 50_000)
+    # Four until the session is there; eight data connections dialled in turn alone would make it fourteen. A machine that
+    # stands still takes its own time, and cannot save any.
+    took = []
     with link.raised(LinkSpec.symmetric(0.5, 100_000_000)):
-        report = transfer(link, tmp_path, "push")
-    assert isinstance(report["seconds"], float)
-    # Four until the session is there; eight data connections dialled in turn alone would make it fourteen.
-    assert 6 * 0.5 < report["seconds"] < 12 * 0.5
+        while not took or (took[-1] >= 12 * 0.5 and len(took) < 4):
+            random_file(tmp_path / "source" / "small", 50_000, seed=len(took))
+            seconds = transfer(link, tmp_path, "push")["seconds"]
+            assert isinstance(seconds, float)
+            assert seconds > 6 * 0.5
+            took.append(seconds)
+    assert took[-1] < 12 * 0.5, took

@@ -20,7 +20,7 @@ from tests.routes import Hosts, fill
 
 pytestmark = pytest.mark.slow
 SIZE = 16 << 20
-SETTINGS = TransferSettings(retry_for_s=10.0, streams=6)
+SETTINGS = TransferSettings(retry_for_s=60.0, streams=6)
 
 
 @pytest.fixture(autouse=True)

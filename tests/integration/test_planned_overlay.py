@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -16,7 +17,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from liars import PolicyKeys
 from planned import decided, enact, say_links, start
 from sites import Federation, federation
-from support import MIB, assert_rate, free_port, roomy_folder, wait_until
+from support import MIB, AwakeClock, assert_rate, free_port, roomy_folder, wait_until
 
 from flowengine.api.links import ProbeRequest
 from tests.overlay import HUB, overlay
@@ -80,7 +81,7 @@ def moving(sites: Federation, folder: str, shards: int, target: str = "t") -> It
     finally:
         if transfer.refresh().ended is None:
             transfer.cancel()
-            wait_until(lambda: transfer.refresh().ended, "the end of the rest", 30)
+            wait_until(lambda: transfer.refresh().ended, "the end of the rest", 60)
         for site in ("s", target):
             shutil.rmtree(sites[site].data / folder)
 
@@ -140,17 +141,17 @@ def test_a_plan_follows_what_probes_measured(sites: Federation) -> None:
         ("s", "q", "u"): pytest.approx(believed["q", "u"], rel=0.02),
     }
     with moving(sites, "probed", 32, "u") as transfer:
-        wait_until(lambda: used(transfer) == planned.keys(), "the ways of the plan", 20)
+        wait_until(lambda: used(transfer) == planned.keys(), "the ways of the plan", 60)
         wait_until(
-            lambda: sent_bytes("q") > 4 * MIB and sent_bytes("r") > 4 * MIB, "bytes over both relays", 20
+            lambda: sent_bytes("q") > 4 * MIB and sent_bytes("r") > 4 * MIB, "bytes over both relays", 60
         )
         assert_rate(lambda: rate_mbit(lambda: sent_bytes("s"), 2.5), 0.8 * 380, 1.1 * 380)
 
 
 def test_a_limit_that_changes_is_held_and_what_policy_forbids_carries_nothing(sites: Federation) -> None:
     with moving(sites, "capped", 60) as transfer:
-        wait_until(lambda: used(transfer) == THREE, "three ways", 20)
-        wait_until(lambda: sent_bytes("q") > 8 * MIB, "bytes over q", 20)
+        wait_until(lambda: used(transfer) == THREE, "three ways", 60)
+        wait_until(lambda: sent_bytes("q") > 8 * MIB, "bytes over q", 60)
         sites.client.set_limit("link:q>t", 40 * MBIT)
         at = time.monotonic() + 2.0
         wait_until(lambda: time.monotonic() > at, "what was on its way")
@@ -165,32 +166,34 @@ def test_a_limit_that_changes_is_held_and_what_policy_forbids_carries_nothing(si
 
 def test_what_is_urgent_and_due_gets_its_rate(sites: Federation) -> None:
     with moving(sites, "bulk", 64) as bulk:
-        wait_until(lambda: used(bulk) == THREE, "three ways", 20)
+        wait_until(lambda: used(bulk) == THREE, "three ways", 60)
         fill(sites, "due", 48)
         begun = time.monotonic()
         due = sites.client.copy(
-            "s:/data/due/", "t:/data/due", priority="urgent", deadline=timedelta(seconds=30)
+            "s:/data/due/", "t:/data/due", priority="urgent", deadline=timedelta(seconds=60)
         )
         assert due.record.promised
         wait_until(lambda: time.monotonic() > begun + 5.0, "five seconds")
         # More than half of what the ways carry, which is what it would get as an equal.
         assert_rate(lambda: rate_mbit(done_bytes(due), 1.5), 0.6 * 700)
         assert due.wait(60).state == "completed"
-        assert time.monotonic() - begun < 30
+        assert time.monotonic() - begun < 60
 
 
 def test_all_ways_are_used_and_one_relay_dies(sites: Federation) -> None:
     with moving(sites, "large", 112) as transfer:
-        wait_until(lambda: done_bytes(transfer)() > MIB, "first bytes", 20)
+        wait_until(lambda: done_bytes(transfer)() > MIB, "first bytes", 60)
         at = time.monotonic() + 5.0
         wait_until(lambda: time.monotonic() > at, "the first five seconds")
         assert used(transfer) == THREE
         assert_rate(lambda: rate_mbit(done_bytes(transfer), 3.5), 0.9 * 700)
         sites["r"].kill()
-        killed = grown = time.monotonic()
-        longest, before = 0.0, sent_bytes("s")
-        while (now := time.monotonic()) < killed + 5.0:
-            if (count := sent_bytes("s")) > before + 256 * 1024:
-                longest, grown, before = max(longest, now - grown), now, count
-        assert max(longest, time.monotonic() - grown) < 3.0
+        pause = threading.Event()
+        with AwakeClock() as clock:
+            grown, longest, before = 0.0, 0.0, sent_bytes("s")
+            while (now := clock.now_s()) < 5.0:
+                if (count := sent_bytes("s")) > before + 256 * 1024:
+                    longest, grown, before = max(longest, now - grown), now, count
+                pause.wait(0.01)
+            assert max(longest, clock.now_s() - grown) < 3.0
         assert_rate(lambda: rate_mbit(lambda: sent_bytes("s"), 2.0), 0.8 * 400)

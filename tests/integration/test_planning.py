@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import statistics
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from federations import Local, local_federation
+from support import wait_until
 
 from flowengine.api.links import LinkRequest, MaintenanceRequest, ProbeRequest
 from flowengine.client import Client
 from flowengine.client.requests import transfer_request
 from flowengine.errors import FlowError, NotFound
+from flowengine.transfer.pacing import BURST_S
 
 pytestmark = pytest.mark.slow
 
 MIB = 1 << 20
 LIMIT_BITS_PER_S = 80_000_000
 """Slow enough that the limit, and no tired machine, says how long a copy takes."""
+LOOKS = 4
+"""Where a machine stood still, or was busy elsewhere, while something was judged, it is looked at once more."""
 
 
 @pytest.fixture(scope="module")
@@ -104,14 +110,14 @@ def test_a_deadline_is_promised_or_refused_with_the_earliest_that_can_be(
 def test_promises_are_counted_against_each_other(federation: Local, client: Client) -> None:
     """Each alone could be kept, both cannot: the second one is refused."""
     place = put(federation, "one", 4)
-    # Sizes are told, so nothing of it needs to be there: 100 MB in 15 s leave no room for another 100 MB.
-    size = 100_000_000
+    # Sizes are told, so nothing of it needs to be there: 10 GB in 1500 s leave no room for another 10 GB.
+    size = 10_000_000_000
     request = transfer_request(
         place,
         "b:/data/one",
         mode="copy",
         now=datetime.now(UTC),
-        deadline=timedelta(seconds=15),
+        deadline=timedelta(seconds=1500),
         size_bytes=size,
     )
     first = client.submit(request, key="asked-once")
@@ -121,14 +127,15 @@ def test_promises_are_counted_against_each_other(federation: Local, client: Clie
             client.submit(request, key="asked-once").id == first.id
         )  # its own promise does not stand in its way
         with pytest.raises(FlowError) as refused:
-            client.copy(place, "b:/data/two", deadline=timedelta(seconds=15), size_bytes=size)
+            client.copy(place, "b:/data/two", deadline=timedelta(seconds=1500), size_bytes=size)
         assert refused.value.reason == "deadline"
     finally:
         first.wait(60)
 
 
 def test_why_and_show_tell_the_plan_while_it_moves(federation: Local, client: Client) -> None:
-    transfer = client.copy(put(federation, "watched", 40), "b:/data/watched")
+    client.set_limit("link:a>b", LIMIT_BITS_PER_S // 20)  # a machine that stands still meanwhile sees it yet
+    transfer = client.copy(put(federation, "watched", 16), "b:/data/watched")
     for record in transfer.updates(0.2):
         if record.ended is not None:
             pytest.fail("it ended before it was planned for")
@@ -158,18 +165,20 @@ def test_maintenance_is_kept_and_forgotten(client: Client) -> None:
 def test_what_a_plan_says_comes_true(federation: Local, client: Client) -> None:
     """The small sample of perf/eta_bench.py: a few copies are learned from, then what is said of others is compared."""
     sizes = [1, 3, 6, 2, 4, 8, 3, 5]
-    wrong = []
-    for number, mib in enumerate(sizes):
+    wrong: list[float] = []
+    for number, mib in enumerate(sizes * LOOKS):
         place = put(federation, f"true{number}", mib)
         plan = client.plan(place, f"b:/data/true{number}")
         begin = time.perf_counter()
         client.copy(place, f"b:/data/true{number}", plan=plan.id).wait(60)
         took = time.perf_counter() - begin
         assert plan.duration_s is not None
-        if number >= len(sizes) // 2:
-            wrong.append(abs(plan.duration_s / took - 1))
-    # Generous: other tests run beside this one. perf/results has what it is on a machine by itself.
-    assert statistics.median(wrong) < 0.6, wrong
+        assert took > mib * MIB * 8 / LIMIT_BITS_PER_S - BURST_S
+        wrong.append(abs(plan.duration_s / took - 1))
+        # Generous: other tests run beside this one. perf/results has what it is on a machine by itself.
+        if number + 1 >= len(sizes) and statistics.median(wrong[-(len(sizes) // 2) :]) < 0.6:
+            return
+    pytest.fail(f"none of the last copies took what was said: {wrong}")
 
 
 def test_the_command_line(federation: Local, client: Client) -> None:
@@ -199,24 +208,40 @@ def test_the_command_line(federation: Local, client: Client) -> None:
     assert (federation.data("b") / "shown").stat().st_size == 2 * MIB
 
 
+def written(folder: Path) -> int:
+    """Bytes of all that lies below a folder, and of what is on its way there."""
+    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
+
+
 def test_a_promise_of_a_higher_class_gets_its_rate_from_one_that_runs(
     federation: Local, client: Client
 ) -> None:
-    first = client.copy(put(federation, "bulk", 64), "b:/data/d1/bulk")
-    while not first.refresh().tasks[0].rate_bits_per_s:
-        if first.ended:
-            pytest.fail("it ended before anything was reported")
-        first.refresh(0.5)
-    # 24 MiB in 4 s is 50 of the 80 Mbit/s.
-    place = put(federation, "due3", 24)
-    begin = time.monotonic()
-    due = client.copy(place, "b:/data/d2/due3", priority="urgent", deadline=timedelta(seconds=6))
-    assert due.record.promised
-    ended = due.wait(60)
-    took = time.monotonic() - begin
-    assert ended.state == "completed"
-    # Alone it takes 2.6 s; with half of the link, as without a plan, 5.2 s and more.
-    assert took < 6, took
-    done = first.refresh().counters.bytes_done
-    assert done < 64 * MIB, "the other one was to wait"
-    first.cancel()
+    shares = []
+    for look in range(LOOKS):
+        first = client.copy(put(federation, f"bulk{look}", 64), f"b:/data/d1/bulk{look}")
+        while not first.refresh().tasks[0].rate_bits_per_s:
+            if first.ended:
+                pytest.fail("it ended before anything was reported")
+            first.refresh(0.5)
+        # 24 MiB in 4 s are 50 of the 80 Mbit/s; as an equal it would get half of them.
+        place = put(federation, f"due{look}", 24)
+        before = written(federation.data("b") / "d1")
+        try:
+            due = client.copy(
+                place, f"b:/data/d2/due{look}", priority="urgent", deadline=timedelta(seconds=4.5)
+            )
+        except FlowError as refused:
+            if refused.reason != "deadline":  # a machine that was slow is believed to stay so
+                raise
+            shares.append(0.0)
+        else:
+            assert due.record.promised
+            assert due.wait(60).state == "completed"
+            moved = written(federation.data("b") / "d1") - before
+            shares.append(24 * MIB / (24 * MIB + moved))
+        with contextlib.suppress(FlowError):  # it may have come to its end meanwhile
+            first.cancel()
+        wait_until(lambda: first.refresh().ended, "the end of the rest")  # noqa: B023
+        if shares[-1] > 0.7:
+            return
+    pytest.fail(f"its shares of what moved meanwhile: {shares}")

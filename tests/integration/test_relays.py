@@ -19,7 +19,7 @@ from tests.routes import Hosts, fill
 
 pytestmark = pytest.mark.slow
 SIZE = 24 << 20
-SETTINGS = TransferSettings(retry_for_s=5.0, streams=4)
+SETTINGS = TransferSettings(retry_for_s=60.0, streams=4)
 
 
 @pytest.fixture(autouse=True)

@@ -59,7 +59,7 @@ def served(root: Path, visit: Callable[[Ticket], Awaitable[None]], *, read_only:
         door = ServedRoot(os.fsencode(root), read_only)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(listener.serve, door.handle)
-            with trio.fail_after(30):
+            with trio.fail_after(60):
                 await visit(listener.ticket())
             nursery.cancel_scope.cancel()
         os.close(door._fd)

@@ -27,7 +27,7 @@ def serving(host: SiteTrust, folder: Path, visit: Callable[[int], Awaitable[None
         listener.bind()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(listener.serve, server.handle)
-            with trio.fail_after(20):
+            with trio.fail_after(60):
                 await visit(listener.port)
             nursery.cancel_scope.cancel()
 

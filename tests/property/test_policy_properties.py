@@ -56,10 +56,10 @@ def agree_on(seed: int, sets: int, requests: int) -> tuple[int, int, int, int]:
 
 @pytest.mark.slow
 def test_both_evaluators_agree_and_removing_a_fact_never_permits() -> None:
-    cases, permits, removals, loosened = agree_on(seed=1, sets=100, requests=40)
-    assert cases == 4000
+    cases, permits, removals, loosened = agree_on(seed=1, sets=50, requests=40)
+    assert cases == 2000
     assert permits > cases // 20  # the cases are not all denied
-    assert removals > 25_000
+    assert removals > 12_500
     assert loosened == 0
 
 
@@ -149,9 +149,9 @@ def remove_from_shipped(seed: int, requests: int) -> tuple[int, int, int]:
 
 @pytest.mark.slow
 def test_removing_a_fact_never_permits_under_the_shipped_policies() -> None:
-    denied, removals, loosened = remove_from_shipped(seed=2, requests=300)
-    assert denied > 100
-    assert removals > 5000
+    denied, removals, loosened = remove_from_shipped(seed=2, requests=150)
+    assert denied > 50
+    assert removals > 2500
     assert loosened == 0
 
 
@@ -166,7 +166,7 @@ def test_a_hundred_thousand_removals_under_the_shipped_policies_permit_nothing()
 def test_never_and_yes_hold_for_every_completion_of_the_facts() -> None:
     rng = random.Random(4)
     seen = {"yes": 0, "duties": 0, "if": 0, "never": 0}
-    for _ in range(150):
+    for _ in range(100):
         policies = naive.random_policies(rng)
         engine = Engine(load(naive.as_toml(policies)))
         for _ in range(10):
@@ -179,7 +179,7 @@ def test_never_and_yes_hold_for_every_completion_of_the_facts() -> None:
                 permit = engine.decide(use, {**naive.random_facts(rng), **known}, can).permit
                 assert not (outcome.kind == "never" and permit)
                 assert permit or outcome.kind not in ("yes", "duties")
-    assert min(seen.values()) > 10
+    assert min(seen.values()) > 8
 
 
 @pytest.mark.slow

@@ -254,7 +254,7 @@ def naive(pattern: bytes, text: bytes) -> bool:
     return pattern[:1] == text[:1] and naive(pattern[1:], text[1:])
 
 
-@settings(max_examples=1500)
+@settings(max_examples=max(400, settings.default.max_examples))
 @given(
     st.lists(st.sampled_from([b"a", b"b", b"*", b"**", b"?", b"/"]), min_size=1, max_size=9).map(b"".join),
     st.lists(st.text("ab", min_size=1, max_size=4).map(str.encode), min_size=1, max_size=5).map(b"/".join),
