@@ -10,7 +10,7 @@ from typing import Any, Final
 import click
 
 import flowengine
-from flowengine.errors import Exit, FlowError, LocalError, UsageError, exit_code
+from flowengine.errors import Exit, FlowError, LocalError, NotFound, UsageError, exit_code
 from flowengine_agent.config import SiteConfig, load_config
 
 __all__ = ["main"]
@@ -108,15 +108,18 @@ def _join_token(path: str, *, required: bool) -> str:
         return token
     if not path:
         return ""
+    from flowengine.store.secret_files import read_secret
+
     try:
-        with open(path, encoding="utf-8") as file:
-            return file.read(8192).strip()
-    except FileNotFoundError:
+        return read_secret(path).decode("ascii").strip()
+    except NotFound:
         if required:
             raise LocalError(f"there is no join token file {path}", hint="check the path") from None
         return ""  # one of the configuration is removed once it was used
-    except (OSError, UnicodeDecodeError) as error:
-        raise LocalError(f"the join token file {path} cannot be read: {error}") from None
+    except UnicodeDecodeError:
+        raise LocalError(
+            f"the join token file {path} holds no join token", hint="flow site token SITE --output FILE makes one"
+        ) from None
 
 
 def main(args: list[str] | None = None) -> None:

@@ -107,10 +107,11 @@ def _stored_ticket(ticket_file: str | None) -> Ticket:
 
     path = ticket_file or os.environ.get("FLOW_TICKET_FILE")
     if path:
+        from flowengine.store.secret_files import read_secret
+
         try:
-            with open(path, encoding="utf-8") as file:
-                return Ticket.parse(file.readline())
-        except FileNotFoundError:
+            return Ticket.parse(read_secret(path).decode("ascii", "replace").partition("\n")[0])
+        except NotFound:
             raise NotFound(
                 f"there is no ticket file {path}", hint="flow serve --ticket-file FILE writes one"
             ) from None

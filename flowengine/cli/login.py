@@ -64,7 +64,7 @@ def _secret(source: str | None, what: str) -> str:
     if source == "-":
         text = sys.stdin.readline()
     elif source is not None:
-        text = _read(source)
+        text = _read(source, secret=True)
     elif sys.stdin.isatty():
         text = click.prompt(what.capitalize(), hide_input=True, err=True)
     else:
@@ -74,11 +74,15 @@ def _secret(source: str | None, what: str) -> str:
     return text.strip()
 
 
-def _read(path: str) -> str:
+def _read(path: str, *, secret: bool = False) -> str:
+    from flowengine.store.secret_files import read_secret
+
     try:
+        if secret:
+            return read_secret(path).decode()
         with open(path, encoding="utf-8") as file:
             return file.read(1 << 20)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotFound):
         raise NotFound(
             f"{path} is neither a file nor an address", hint="write an address as https://HOST:PORT"
         ) from None

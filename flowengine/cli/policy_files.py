@@ -73,14 +73,24 @@ def read_files(path: Path) -> dict[str, bytes]:
 
 
 def read_private_key(file: Path) -> Ed25519PrivateKey:
-    """The Ed25519 private key in a PEM file."""
+    """The Ed25519 private key in a PEM file.
+
+    Raises:
+        NotFound: there is none.
+        LocalError: others can read it, or it cannot be read.
+        UsageError: it is no such key.
+    """
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-    if not file.is_file():
-        raise NotFound(f"there is no key {file}", hint="flow policy bundle keygen makes one")
+    from flowengine.store.secret_files import read_secret
+
     try:
-        key = load_pem_private_key(file.read_bytes(), None)
+        pem = read_secret(str(file))
+    except NotFound:
+        raise NotFound(f"there is no key {file}", hint="flow policy bundle keygen makes one") from None
+    try:
+        key = load_pem_private_key(pem, None)
     except (ValueError, TypeError):
         key = None
     if not isinstance(key, Ed25519PrivateKey):

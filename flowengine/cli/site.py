@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -115,16 +116,25 @@ def _space(root: Root) -> str:
 @click.option(
     "--valid", default="15min", show_default=True, metavar="DURATION", help="How long it may be used, once."
 )
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Write the token to a new file that its owner alone can read (0600), as the agent wants it.",
+)
 @json_option
-def token(name: str, valid: str, as_json: bool) -> int:
+def token(name: str, valid: str, output: Path | None, as_json: bool) -> int:
     """Make a one-time token with which the agent of SITE joins; a new site is entered first.
 
-    Prints the token on stdout, and on stderr what to run at the site.
+    Prints the token on stdout, or writes it to a file; and on stderr what to run at the site.
     """
     from flowengine.api.sites import SiteRequest
     from flowengine.cli.output import print_json
     from flowengine.units import parse_duration_s
 
+    if output is not None:
+        _check_new(output)  # before a token is made that nobody would get
     with open_client() as client:
         try:
             client.site(name)
@@ -132,18 +142,39 @@ def token(name: str, valid: str, as_json: bool) -> int:
             client.add_site(SiteRequest(name=name))
             note(f"site {name} is new: entered")
         made = client.join_token(name, round(parse_duration_s(valid)))
+    if output is not None:
+        from flowengine.store.secret_files import write_secret
+
+        write_secret(str(output), f"{made.token}\n".encode(), replace=False)
     if as_json:
-        print_json(plain(made))
+        print_json(plain(made) if output is None else {**_but_token(plain(made)), "file": str(output)})
         return Exit.DONE
-    print(made.token)
-    note(
-        f"valid once, until {show_time(made.expires)}. At {name}, with this line in a file join-token (mode 0600):"
-    )
-    note("  flowengine-agent run --config site.toml --join-token-file join-token")
+    if output is None:
+        print(made.token)
+        having = "with this line in a file join-token (mode 0600; --output FILE writes one)"
+    else:
+        having = f"with the file {output.name} (mode 0600)"
+    note(f"valid once, until {show_time(made.expires)}. At {name}, {having}:")
+    file = "join-token" if output is None else output.name
+    note(f"  flowengine-agent run --config site.toml --join-token-file {file}")
     note(
         f'site.toml: site = "{name}", coordinator = "{client.url}", [[root]]; see agents/deploy/site.example.toml'
     )
     return Exit.DONE
+
+
+def _check_new(output: Path) -> None:
+    """Refuse a file that is there, or cannot be made where it is wanted."""
+    if output.is_symlink() or output.exists():
+        raise UsageError(
+            f"{output} is there already; a token is not written over it", hint="remove it, or name another file"
+        )
+    if not output.absolute().parent.is_dir():
+        raise NotFound(f"there is no folder {output.absolute().parent}", hint="make it, or name another file")
+
+
+def _but_token(made: Any) -> dict[str, Any]:
+    return {name: value for name, value in made.items() if name != "token"}
 
 
 @site.command("set")

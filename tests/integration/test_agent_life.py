@@ -62,6 +62,25 @@ def test_a_join_token_is_needed_once(sites: Federation, tmp_path: Path) -> None:
     assert agent.stop() == 0
 
 
+def test_a_token_file_that_others_can_read_is_refused(sites: Federation, tmp_path: Path) -> None:
+    agent = sites.make("filed", lines=[f'join_token_file = "{tmp_path}/token"'])
+    file = tmp_path / "token"
+    file.touch(0o644)
+    file.write_text(f"{agent.token}\n")
+    agent.token = ""  # not in the environment
+    code, log = run_to_end(agent)
+    assert code == 1
+    assert f"chmod 600 {file}" in log
+    assert "0644" in log
+    assert not (agent.state / "identity").exists()
+    file.chmod(0o600)
+    agent.start()
+    assert agent.stop() == 0
+    file.unlink()
+    agent.start()  # once it has joined the file may go
+    assert agent.stop() == 0
+
+
 def test_a_token_for_another_site_or_used_before_is_refused(sites: Federation, tmp_path: Path) -> None:
     token = sites.client.join_token("other").token
     code, log = run_to_end(SiteAgent("x", tmp_path / "x", token=token))

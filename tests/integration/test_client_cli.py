@@ -188,6 +188,18 @@ def test_sites(flow: Flow) -> None:
     token = flow("site", "token", "new")
     assert token.stdout.startswith("flowj_")
     assert "flowengine-agent run" in token.stderr
+    file = tmp_path / "join-token"
+    assert flow("site", "token", "new", "--output", file).stdout == ""
+    assert file.stat().st_mode & 0o777 == 0o600
+    before = file.read_bytes()
+    assert before.startswith(b"flowj_")
+    assert "is there already" in flow("site", "token", "new", "-o", file, code=2).stderr
+    assert file.read_bytes() == before
+    flow("site", "token", "newer", "-o", tmp_path / "nowhere/token", code=3)
+    flow("site", "show", "newer", code=3)
+    told = flow("site", "token", "new", "--json", "-o", tmp_path / "second").data
+    assert told["file"] == str(tmp_path / "second")
+    assert "token" not in told
     flow("site", "rm", "new", "--yes")
     flow("site", "show", "nowhere", code=3)
 
@@ -199,6 +211,11 @@ def test_users_tokens_tenants(flow: Flow, local: Local, tmp_path: Path) -> None:
     assert login.startswith("flowl_")
     bob = Flow(tmp_path / "state", env={"FLOW_CONFIG_DIR": str(tmp_path / "bob")})
     assert "as bob" in bob("login", "-", stdin=login.encode()).stderr
+    (tmp_path / "bob.login").touch(0o644)
+    (tmp_path / "bob.login").write_text(login)
+    assert "chmod 600" in bob("login", tmp_path / "bob.login", code=1).stderr
+    (tmp_path / "bob.login").chmod(0o600)
+    assert "as bob" in bob("login", tmp_path / "bob.login").stderr
     assert (tmp_path / "bob/credentials.toml").stat().st_mode & 0o777 == 0o600
     assert bob("whoami").stdout.startswith("bob (user, tenant lab)")
     assert bob("site", "token", "x", code=5).stderr

@@ -199,6 +199,8 @@ def test_secrets_stay_out_of_process_lists_and_messages(flow: Flow, tree: Path, 
         done = flow("cp", "flow:///", tmp_path / "x", "--ticket-file", file, "--progress", "lines")
         assert secret not in done.stderr + done.stdout
         assert secret not in flow("ls", "flow:///nothing", "--ticket-file", file, code=3).stderr
+        file.chmod(0o644)
+        assert f"chmod 600 {file}" in flow("ls", "flow:///", "--ticket-file", file, code=1).stderr
     assert_same(tree, tmp_path / "x")
 
 

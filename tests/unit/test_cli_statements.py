@@ -17,6 +17,7 @@ from flowengine.trust.labels import peek_labels
 def key(tmp_path: Path) -> Path:
     path = tmp_path / "key.pem"
     private = Ed25519PrivateKey.generate()
+    path.touch(0o600)
     path.write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     return path
 
@@ -67,3 +68,18 @@ def test_a_file_that_cannot_be_written_is_named(
     said = capsys.readouterr().err
     assert "cannot write" in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("kind", ["label", "agreement"])
+@pytest.mark.parametrize("bits", [0o644, 0o640, 0o602])
+def test_a_key_that_others_can_read_signs_nothing(
+    key: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, bits: int
+) -> None:
+    key.chmod(bits)
+    assert sign(kind, key, tmp_path / "said") == 1
+    said = capsys.readouterr().err
+    assert f"mode {bits:04o}" in said
+    assert f"chmod 600 {key}" in said
+    assert not (tmp_path / "said").exists()
+    key.chmod(0o400)
+    assert sign(kind, key, tmp_path / "said") == 0
