@@ -24,7 +24,8 @@ refused. Answers may gain fields.
 sees everything and changes nothing.
 
 **Pages.** Listings take `limit` and `after` and answer `{"items": [...], "next": "..."}`: `next` is the `after` of the next page,
-empty on the last.
+empty on the last. A page with a `next` holds at least one item, and `next` differs from the `after` that was asked with: a client
+refuses anything else, for it would ask for ever.
 
 **Once.** What creates something takes `Idempotency-Key` (1 to 200 visible ASCII characters). For 24 hours the same key with the
 same body is answered the same; with another body it is a `conflict`. Answers with secrets are kept sealed.

@@ -175,13 +175,22 @@ class Duties:
         route = list(permit.route) or [grant.source, grant.target]
         review = self._review("land", grant, route, permit.release)
 
+        found: list[str] = []
+
         def landed(rows: list[tuple[bytes, int]], wrong: str = "") -> None:
-            if self.keeper.holdings.find(grant.task) is not None:
-                self.landed(grant.task, rows)
+            found.extend([wrong] if wrong else [])
+            self.landed(grant.task, rows, wrong, on_account=self.keeper.holdings.find(grant.task) is not None)
 
         try:
             with self._watched(grant, "target", review, permit, grant.source.site):
                 yield landed
+                if found:  # it is marked; nor may it be told, or signed for, as landed
+                    raise Denied(
+                        f"what was opened may not stay: {found[0]}",
+                        hint="what had arrived goes to quarantine and will be destroyed; look at this agent's log",
+                        reason="policy-stopped",
+                        mode="stop-now",
+                    )
         except FlowError as error:
             self.failed(grant.task, error)
             raise
@@ -215,10 +224,23 @@ class Duties:
                 error.message,
                 all_of_it=holding.terms.takes_landed(mode),  # type: ignore[arg-type]
             )
+        elif holding is not None:
+            self.keeper.wake()  # it was marked as it came
 
-    def landed(self, task: str, rows: list[tuple[bytes, int]]) -> None:
-        """Objects are durable under their names; from any thread."""
-        self.keeper.holdings.add_objects(task, rows)
+    def landed(
+        self, task: str, rows: list[tuple[bytes, int]], wrong: str = "", *, on_account: bool = True
+    ) -> None:
+        """Objects are durable under their names; from any thread.
+
+        Args:
+            wrong: why what came may not stay. It is marked here and now, with all that had landed: whatever ends the
+                session meanwhile, it goes to quarantine.
+            on_account: whether this task's objects are; those of a task without policies are not.
+        """
+        if on_account:  # first: what is wrong has to go, so it has to be on account
+            self.keeper.holdings.add_objects(task, rows)
+        if wrong:
+            self.keeper.holdings.mark(task, "policy-stopped", wrong, all_of_it=True)
 
     async def completed(
         self, grant: Grant, hands: Hands, place: Place, opened: Sequence[tuple[bytes, int]] | None = None

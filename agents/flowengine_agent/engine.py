@@ -297,10 +297,7 @@ def notes_of_landed(site: Site, reporter: TaskReporter, watch: Watch) -> Landed:
     """What the engine tells as objects become durable: first on account, then to the coordinator."""
 
     def landed(rows: list[tuple[bytes, int]], wrong: str = "") -> None:
-        if wrong:  # marked here and now: whatever ends this session meanwhile, it does not stay
-            site.holdings.mark(watch.task, "policy-stopped", wrong, all_of_it=True)
-        if watch.on_account:
-            site.duties.landed(watch.task, rows)
+        site.duties.landed(watch.task, rows, wrong, on_account=watch.on_account)
         reporter.landed([(show_path(name), size) for name, size in rows])
 
     return landed

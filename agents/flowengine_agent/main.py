@@ -118,7 +118,8 @@ def _join_token(path: str, *, required: bool) -> str:
         return ""  # one of the configuration is removed once it was used
     except UnicodeDecodeError:
         raise LocalError(
-            f"the join token file {path} holds no join token", hint="flow site token SITE --output FILE makes one"
+            f"the join token file {path} holds no join token",
+            hint="flow site token SITE --output FILE makes one",
         ) from None
 
 

@@ -14,7 +14,7 @@ import trio
 
 from flowengine.api.agents import AgentLabels
 from flowengine.api.policies import PolicyBundleContent
-from flowengine.errors import FlowError
+from flowengine.errors import FlowError, ProtocolError
 from flowengine.policy.bundle import MAX_BUNDLE_BYTES
 from flowengine_agent.coordinator_link import CoordinatorLink
 from flowengine_agent.gate import Gate
@@ -125,7 +125,13 @@ class PolicyFollower:
         if self._labels < policies.labels_heard:  # the coordinator forgot some: it counts anew
             policies.labels_heard = 0
         while policies.labels_heard < (wanted := self._labels):
-            found = await self._link.get("/v1/agent/labels", AgentLabels, {"after": policies.labels_heard})
+            heard = policies.labels_heard
+            found = await self._link.get("/v1/agent/labels", AgentLabels, {"after": heard})
+            if not found.last and not any(serial > heard for serial, _ in found.statements):
+                raise ProtocolError(  # tried again after a pause, as what cannot be fetched is
+                    f"the coordinator says that statements follow behind {heard}, and gives none: it would be asked for ever",
+                    hint="look at the coordinator's log and version",
+                )
             for problem in await trio.to_thread.run_sync(policies.take_statements, found.statements):
                 self._log.warning("statement not taken", reason=problem.reason, why=problem.message)
             self._recheck("label")

@@ -167,7 +167,8 @@ def _check_new(output: Path) -> None:
     """Refuse a file that is there, or cannot be made where it is wanted."""
     if output.is_symlink() or output.exists():
         raise UsageError(
-            f"{output} is there already; a token is not written over it", hint="remove it, or name another file"
+            f"{output} is there already; a token is not written over it",
+            hint="remove it, or name another file",
         )
     if not output.absolute().parent.is_dir():
         raise NotFound(f"there is no folder {output.absolute().parent}", hint="make it, or name another file")

@@ -226,11 +226,22 @@ class Transport:
         *,
         timeout_s: float = REQUEST_TIMEOUT_S,
     ) -> tuple[list[T], str]:
-        """One page of a listing, and the cursor of the next one (empty on the last)."""
+        """One page of a listing, and the cursor of the next one (empty on the last).
+
+        Raises:
+            ProtocolError: it says that more follows, and leads nowhere: whoever went on would ask for ever.
+        """
         asked: dict[str, str | int | float] = dict(params or {})
         if after:
             asked["after"] = after
         page = await self.request("GET", path, Page, params=asked, timeout_s=timeout_s)
+        if page.next and (not page.items or page.next == str(asked.get("after", ""))):
+            odd = "an empty page" if not page.items else "the page that was asked for"
+            raise ProtocolError(
+                f"the coordinator at {self.url} answers {path} with {odd} and says that more follows behind "
+                f"{page.next[:40]!r}: its listing has no end",
+                hint="ask its operator to look at its version and its log; flow doctor tells more",
+            )
         try:
             return msgspec.convert(page.items, list[kind]), page.next  # type: ignore[valid-type]
         except msgspec.ValidationError as error:

@@ -162,18 +162,17 @@ class Decider:
         rows: Mapping[str, AnyRow],
         user: str,
         now: float,
-        transfer: str = "",
+        tasks: Sequence[str] = (),
     ) -> Verdict:
         """The decisions on all uses of the data.
 
         Args:
-            transfer: what is decided anew: it counts once, whatever of it is in the counters already.
+            tasks: for each target its task, where it is decided anew: it counts once, whatever of it is in the counters
+                already.
         """
         targets = list(dict.fromkeys(target.site for target in request.targets))
-        tasks = {
-            target.site: f"{transfer}.{index}" if transfer else ""
-            for index, target in enumerate(request.targets, 1)
-        }
+        task_at = dict.fromkeys(targets, "")
+        task_at |= {target.site: task for target, task in zip(request.targets, tasks, strict=False)}
         asked = [("release", request.source.site, target) for target in targets]
         asked += [("land", target, target) for target in targets]
         rules = self.at(connection)
@@ -188,7 +187,7 @@ class Decider:
         for use, site, recipient in asked:
             if recipient not in about:
                 about[recipient] = self._know(
-                    connection, rules, rows[recipient], data, request, user, int(now), tasks[recipient]
+                    connection, rules, rows[recipient], data, request, user, int(now), task_at[recipient]
                 )
             found, on, may_be_approved = self._decide(rules, use, rows[site], about[recipient], int(now))
             if use == "land" and found.verdict != "permit" and not may_be_approved:

@@ -176,7 +176,7 @@ def test_limits(flow: Flow) -> None:
     flow("limit", "rm", "site:a")
 
 
-def test_sites(flow: Flow) -> None:
+def test_sites(flow: Flow, tmp_path: Path) -> None:
     assert [row["name"] for row in flow("site", "ls", "--json").data["sites"]] == ["a", "b", "c"]
     flow("site", "set", "a", "--fact", "certs=iso27001,tisax", "--fact", "has_key=true", "--source", "audit")
     shown = flow("site", "show", "a").stdout

@@ -23,18 +23,17 @@ from flowengine.coordinator.actions.duties import dispose
 from flowengine.coordinator.actions.grants import Terms
 from flowengine.coordinator.actions.transfers import create, steer
 from flowengine.coordinator.actions.unheard import end_unheard
-from flowengine.coordinator.database.evidence import Chain
+from flowengine.coordinator.database.evidence import Chain, list_records
 from flowengine.coordinator.database.tables import ledger, metadata, sites, tasks, tenants, transfers
 from flowengine.coordinator.database.transactions import Writing
+from flowengine.coordinator.database.transfers import decode_decisions
 from flowengine.coordinator.decisions import Decider, Rules
 from flowengine.coordinator.knowledge import counts_of
 from flowengine.errors import Denied
 from flowengine.policy import Engine, load
 
 NOW = 1_800_000_000.0
-POLICY = (
-    STUDY
-    + """
+MEMBERS = """
 max_offline = "10 seconds"
 [[rule]]
 id     = "members"
@@ -43,6 +42,11 @@ on     = ["release", "land"]
 when   = []
 then   = [{count = {ledger = "transfers", label = "study", window = "calendar_year"}}]
 why    = "Members of the study"
+"""
+POLICY = (
+    STUDY
+    + MEMBERS
+    + """
 [[rule]]
 id     = "enough"
 effect = "forbid"
@@ -61,10 +65,27 @@ why    = "The agreement has ended"
 """
 
 
-def decider(*rules: str) -> Decider:
-    return Decider(
-        Rules(Engine(load({"study.toml": "".join([POLICY, *rules]).encode()})), "d" * 64, content=b"x")
-    )
+PLENTY = """
+[[rule]]
+id     = "plenty"
+effect = "forbid"
+on     = ["land"]
+when   = ["ledger.transfers_after('study', 'any', 'calendar_year') > 9"]
+why    = "Nine at a time"
+"""
+NOT_AT_B = """
+[[rule]]
+id     = "not-there"
+effect = "forbid"
+on     = ["land"]
+when   = ["site.country is 'DE'"]
+why    = "Not in that country any more"
+"""
+
+
+def decider(*rules: str, policy: str = POLICY, digest: str = "d") -> Decider:
+    files = {"study.toml": "".join([policy, *rules]).encode()}
+    return Decider(Rules(Engine(load(files)), digest * 64, content=b"x"))
 
 
 class Bench:
@@ -238,3 +259,56 @@ def test_a_retry_of_what_moved_in_part_counts_once(bench: Bench) -> None:
     assert set(counts_of(bench.connection, "t-1.1").values()) == {1}
     steer(bench.writing(), "t-1", "cancel", "u", None, by, bench.chain)  # nothing more has moved
     assert isinstance(bench.copy("t-2", by), Denied)
+
+
+def test_a_retry_asks_only_for_the_targets_that_still_need_something(bench: Bench) -> None:
+    stated = {"source": "operator", "as_of": "2026-01-01T00:00:00Z"}
+    for site, country in (("b", "DE"), ("c", "FR")):
+        row = bench.connection.execute(select(sites).where(sites.c.name == "b")).one()._asdict()
+        row |= {
+            "name": site,
+            "facts": msgspec.json.encode({"country": {"value": country, **stated}}).decode(),
+        }
+        bench.connection.execute(sites.delete().where(sites.c.name == site))
+        bench.connection.execute(sites.insert().values(**row))
+    by = decider(policy=STUDY + MEMBERS + PLENTY)
+    request = TransferRequest(
+        source=Endpoint(site="a", path="/data/set"),
+        targets=[Endpoint(site="b", path="/data/b/"), Endpoint(site="c", path="/data/c/")],
+        labels=["study"],
+    )
+    create(bench.writing(), "t-1", request, "u", "x", by.decide, lambda *args: set(), bench.chain)
+    bench.runs("t-1")
+    bench.says("t-1", "done", done=5, version_id="00", receipt="cg==")
+    bench.connection.execute(update(tasks).where(tasks.c.id == "t-1.2").values(holder="c"))
+    failed = Report(fence=7, seq=1, state="failed", counters=Counters(bytes_sent=1), reason="policy-denied")
+    report(bench.writing(), "c", "t-1.2", failed, bench.terms)
+    assert bench.state("t-1") == ("terminated", "policy-denied")
+    before = bench.connection.execute(select(ledger).where(ledger.c.task == "t-1.1")).one()
+
+    # b, which has everything, may not have it any more, and then is not even there: neither is c's business.
+    now = decider(NOT_AT_B, policy=STUDY + MEMBERS + PLENTY, digest="e")
+    bench.connection.execute(update(sites).where(sites.c.name == "b").values(state="revoked"))
+    told = len(list_records(bench.connection, 0, 1000))
+    steer(bench.writing(), "t-1", "retry", "u", None, now, bench.chain)
+    assert bench.state("t-1")[0] in ("requested", "started")
+    rows = {row.id: row for row in bench.connection.execute(select(tasks))}
+    assert (rows["t-1.1"].state, rows["t-1.2"].state) == ("done", "waiting")
+    assert bench.connection.execute(select(ledger).where(ledger.c.task == "t-1.1")).one() == before
+    recorded = [msgspec.json.decode(line) for line in list_records(bench.connection, told, 1000)]
+    asked = [(one["ask"]["use"], one["ask"]["site"]) for one in recorded if one["kind"] == "decision"]
+    assert asked == [("release", "a"), ("land", "c")]
+    transfer = bench.connection.execute(select(transfers)).one()
+    shown = [(one.use, one.site, one.policy_digest[0]) for one in decode_decisions(transfer.decisions)]
+    assert shown == [("release", "a", "e"), ("land", "c", "e"), ("land", "b", "d")], "what b landed by stays"
+
+    # The other way round: what c may not have is denied, whatever b has.
+    steer(bench.writing(), "t-1", "cancel", "u", None, now, bench.chain)
+    bench.connection.execute(
+        update(sites)
+        .where(sites.c.name == "c")
+        .values(facts=msgspec.json.encode({"country": {"value": "DE", **stated}}).decode())
+    )
+    refused = steer(bench.writing(), "t-1", "retry", "u", None, now, bench.chain)
+    assert isinstance(refused, Denied)
+    assert "land this data at c" in refused.message

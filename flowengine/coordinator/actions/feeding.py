@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 
 import msgspec
 from sqlalchemy import Connection, select, update
@@ -19,7 +20,7 @@ from flowengine.coordinator.rules.paths import clean
 from flowengine.coordinator.rules.states import dialer
 from flowengine.trust.grant import VERSION_BYTES
 
-__all__ = ["addresses_of", "end_feeds", "hop_request", "permits", "serve_directly", "version_of"]
+__all__ = ["addresses_of", "end_feeds", "hop_request", "part_of", "permits", "serve_directly", "version_of"]
 
 
 def hop_request(request: TransferRequest, verdict: Verdict, feeder: int, target: int) -> TransferRequest:
@@ -36,6 +37,12 @@ def hop_request(request: TransferRequest, verdict: Verdict, feeder: int, target:
         labels=sorted({*request.labels, *verdict.labels}),
         contracts=sorted({*request.contracts, *verdict.contracts}),
     )
+
+
+def part_of(request: TransferRequest, ids: Iterable[str]) -> TransferRequest:
+    """The part of a request that some of its tasks are, as a request of its own."""
+    wanted = [int(task.rpartition(".")[2]) for task in ids]
+    return msgspec.structs.replace(request, targets=[request.targets[number - 1] for number in wanted])
 
 
 def permits(verdict: Verdict) -> bool:

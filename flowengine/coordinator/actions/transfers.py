@@ -12,13 +12,25 @@ from sqlalchemy import Connection, func, select, update
 from flowengine.api.transfers import ENDED, PRIORITIES, Decision, Endpoint, Transfer, TransferRequest
 from flowengine.coordinator.actions.approvals import ask_for_approval
 from flowengine.coordinator.actions.evidence import record_verdict
-from flowengine.coordinator.actions.feeding import addresses_of, hop_request, permits, serve_directly
+from flowengine.coordinator.actions.feeding import (
+    addresses_of,
+    hop_request,
+    part_of,
+    permits,
+    serve_directly,
+)
 from flowengine.coordinator.database.catalogue import decode_roots
 from flowengine.coordinator.database.evidence import Chain
 from flowengine.coordinator.database.policies import inherit
 from flowengine.coordinator.database.tables import AnyRow, sites, tasks, tenants, transfers
 from flowengine.coordinator.database.transactions import Writing, json_text
-from flowengine.coordinator.database.transfers import decode_request, find_transfer, lock_transfer, settle
+from flowengine.coordinator.database.transfers import (
+    decode_decisions,
+    decode_request,
+    find_transfer,
+    lock_transfer,
+    settle,
+)
 from flowengine.coordinator.database.work import wake_beside
 from flowengine.coordinator.decisions import Decider, Verdict
 from flowengine.coordinator.knowledge import reserve
@@ -445,10 +457,10 @@ def steer(
         values = {"state": "waiting", "paused": False, "attempts": 0, "ready_at": 0.0, "holder": ""}
         values |= {"reason": "", "message": "", "hint": "", "wait_name": "", "wait_since": writing.now}
         values |= {"disposal": "", "disposed": "{}"}
-        refusal = _decide_again(writing, row, decider, chain)
+        ended_so = tasks.c.state.in_(["failed", "cancelled"])
+        refusal = _decide_again(writing, row, _ids(writing, mine & ended_so), decider, chain)
         if refusal is not None:
             return refusal
-        ended_so = tasks.c.state.in_(["failed", "cancelled"])
         fed = writing.connection.execute(select(tasks).where(mine, ended_so, tasks.c.fed_by != "")).all()
         _set(writing, transfer, values, mine & ended_so)
         for task in fed:
@@ -464,8 +476,20 @@ def steer(
     return find_transfer(writing.connection, transfer, tenant)
 
 
-def _decide_again(writing: Writing, row: AnyRow, decider: Decider, chain: Chain) -> Denied | None:
-    """Decide on a transfer that ended by what is known now; what it may then is what its grants will say.
+def _ids(writing: Writing, which: Any) -> list[str]:
+    found = writing.connection.execute(select(tasks.c.id).where(which).order_by(tasks.c.id)).scalars()
+    return [str(task) for task in found]
+
+
+def _decide_again(
+    writing: Writing, row: AnyRow, ids: Sequence[str], decider: Decider, chain: Chain
+) -> Denied | None:
+    """Decide by what is known now on what of a transfer ended incomplete; what it may then is what its grants will say.
+
+    Targets that have everything ask for nothing: whatever has become of them keeps nobody else from it.
+
+    Args:
+        ids: the tasks that are to be tried again.
 
     Returns:
         The refusal, when policy denies.
@@ -473,24 +497,29 @@ def _decide_again(writing: Writing, row: AnyRow, decider: Decider, chain: Chain)
     Raises:
         NotFound: a site was removed meanwhile.
     """
-    request = decode_request(row.request)
+    whole = decode_request(row.request)
+    request = part_of(whole, ids)
     rows = site_rows_of(writing.connection, request)
-    verdict = decider.decide(writing.connection, request, rows, row.user, writing.now, row.id)
+    verdict = decider.decide(writing.connection, request, rows, row.user, writing.now, ids)
     record_verdict(writing, chain, verdict, request, row.id, row.user)
     if any(decision.verdict == "deny" for decision in verdict.decisions):
         return _refused(writing, request, verdict, row.user, row.tenant)
+    settled = {place.site for place in whole.targets} - {place.site for place in request.targets}
+    before = [
+        one for one in decode_decisions(row.decisions) if one.site in settled and one.use in ("land", "hold")
+    ]
     writing.connection.execute(
         update(transfers)
         .where(transfers.c.id == row.id)
-        .values(decisions=json_text(verdict.decisions), policy_digest=verdict.digest)
+        .values(decisions=json_text([*verdict.decisions, *before]), policy_digest=verdict.digest)
     )
     if request.options.dry_run or request.mode == "verify":
         return None
-    for index, place in enumerate(request.targets, 1):
+    for task, place in zip(ids, request.targets, strict=True):
         if verdict.labels or verdict.contracts:
             inherit(writing, place.site, place.path, verdict.labels, verdict.contracts)
         if place.site in verdict.about:
-            reserve(writing, f"{row.id}.{index}", verdict.about[place.site])
+            reserve(writing, task, verdict.about[place.site])
     return None
 
 

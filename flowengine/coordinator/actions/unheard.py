@@ -21,6 +21,7 @@ import msgspec
 from sqlalchemy import select, update
 
 from flowengine.api.sites import SitePolicy
+from flowengine.coordinator.actions.feeding import part_of
 from flowengine.coordinator.actions.transfers import site_rows_of
 from flowengine.coordinator.database.tables import AnyRow, sites, tasks
 from flowengine.coordinator.database.transactions import Writing
@@ -58,14 +59,12 @@ def end_unheard(writing: Writing, decider: Decider, margin_s: float) -> None:
 
 
 def _look_at(writing: Writing, decider: Decider, transfer: AnyRow, row: AnyRow, margin_s: float) -> None:
-    request = decode_request(transfer.request)
+    request = part_of(decode_request(transfer.request), [row.id])
     try:
         rows = site_rows_of(writing.connection, request)
     except NotFound:
         return  # a site was removed: its tasks say so by themselves
-    verdict = decider.decide(
-        writing.connection, request, rows, transfer.user, writing.now, transfer=transfer.id
-    )
+    verdict = decider.decide(writing.connection, request, rows, transfer.user, writing.now, [row.id])
     denied = next(
         (
             one
