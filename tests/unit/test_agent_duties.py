@@ -5,17 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
+import structlog
+import trio
 
+from flowengine.errors import Denied
 from flowengine.policy.duties import Clock
 from flowengine.policy.ledger import Movement
 from flowengine.policy.model import Duty
+from flowengine.transfer.handing import Durable, Ended, encode
+from flowengine.transfer.hands import hear_answer
+from flowengine.transfer.keeper import hear_end
+from flowengine.transfer.line import Line, line_pair
 from flowengine.trust.grant import Grant, Party
-from flowengine_agent.duties import _Proof, owed_for
+from flowengine_agent.duties import Duties, _Proof, owed_for
 from flowengine_agent.exports import RESERVED_S, Exports
 from flowengine_agent.holdings import Holding, Holdings
+from flowengine_agent.permits import Permit
 
 GRANT = Grant(
     id=bytes(16), transfer="t-1", task="t-1.1", fence=1, epoch=1, issued=1, expires=2, source=Party("a", "a" * 64),
@@ -130,3 +139,72 @@ def test_what_is_done_later_is_recorded_under_the_name_that_the_decision_gave_it
         assert [(one.id, one.duty.type, one.decision) for one in found] == [
             ("o1", "delete_by", "d-1"), ("o2", "quarantine", "d-1"),
         ]  # fmt: skip
+
+
+def duties_of(holdings: Holdings) -> Duties:
+    """A site's duties; without policies there is nothing to decide again."""
+    site = SimpleNamespace(
+        config=SimpleNamespace(policy_purge_after_s=60.0, policy_max_offline_s=None),
+        link=SimpleNamespace(silent_s=lambda: 0.0),
+        gate=SimpleNamespace(review=lambda *asked: (), max_offline_s=lambda judged: None),
+        log=structlog.get_logger(),
+    )
+    return Duties(site, holdings)  # type: ignore[arg-type]
+
+
+@pytest.mark.trio
+async def test_what_is_wrong_with_what_is_opened_is_marked_as_it_is_told_and_is_no_success(
+    holdings: Holdings,
+) -> None:
+    duties = duties_of(holdings)
+    holdings.begin(holding("t-1.1", 100, DELETE))
+    ours, theirs = line_pair()
+    agent, mover = Line(ours, "the mover ended"), Line(theirs, "the agent ended")
+    seen: list[tuple[str, list[tuple[bytes, int]]]] = []
+
+    async def moves() -> None:
+        for ticket, (rows, wrong) in enumerate(
+            [([(b"x", 1)], ""), ([(b"y", 2)], "y is not what was sealed"), ([(b"z", 3)], "")], 1
+        ):
+            mover.post(encode(Durable(ticket, rows, wrong)))
+            await mover.flush()
+            assert await hear_answer(mover)
+            found = holdings.find("t-1.1")
+            assert found is not None
+            seen.append((found.state, holdings.objects("t-1.1")))
+        mover.post(encode(Ended(b"", b"")))
+        await mover.flush()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(mover.run_writer)
+        nursery.start_soon(agent.run_writer)
+        nursery.start_soon(moves)
+        with (
+            pytest.raises(Denied, match="y is not what was sealed") as refused,
+            duties.opening(GRANT, Permit()) as landed,
+        ):
+            assert isinstance(await hear_end(agent, landed), Ended)
+        nursery.cancel_scope.cancel()
+    agent.close()
+    mover.close()
+    assert refused.value.reason == "policy-stopped"
+    assert [state for state, _ in seen] == ["open", "marked", "marked"]
+    assert seen[-1][1] == [(b"x", 1), (b"y", 2), (b"z", 3)], "what has to go is on account"
+    found = holdings.find("t-1.1")
+    assert found is not None
+    assert (found.cause, found.why, found.all_of_it) == ("policy-stopped", "y is not what was sealed", True)
+    holdings.complete("t-1.1", 500)  # whatever else ends it
+    assert [one.state for one in holdings.in_state("kept", "marked")] == ["marked"]
+
+
+@pytest.mark.trio
+async def test_what_is_opened_without_policies_is_on_no_account_and_may_be_wrong_nevertheless(
+    holdings: Holdings,
+) -> None:
+    duties = duties_of(holdings)
+    with duties.opening(GRANT, Permit()) as landed:
+        landed([(b"x", 1)])
+    assert holdings.objects("t-1.1") == []
+    with pytest.raises(Denied, match="it is odd"), duties.opening(GRANT, Permit()) as landed:
+        landed([(b"x", 1)], "it is odd")
+    assert holdings.find("t-1.1") is None
