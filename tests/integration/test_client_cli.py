@@ -151,7 +151,19 @@ def test_pause_resume_retry(flow: Flow) -> None:
     assert "suspended" in flow("transfer", "pause", transfer).stderr
     assert "pause" in flow("why", transfer).stdout
     flow("transfer", "resume", transfer)
-    assert flow("why", transfer).stdout.strip()
+
+    def waits() -> str:
+        said = flow("why", transfer).stdout
+        return said if "(draining, for " in said else ""
+
+    said = wait_until(waits, "why tells of the site that drains")
+    assert "site c is draining" in said
+    assert said.rstrip().endswith("ends when an operator says flow site drain c --off"), (
+        "and nothing of a rate"
+    )
+    shown = flow("transfer", "show", transfer).stdout
+    assert "planned at" not in shown
+    assert "expected" not in shown
     flow("transfer", "cancel", transfer)
     flow("site", "drain", "c", "--off")
     flow("transfer", "retry", transfer)

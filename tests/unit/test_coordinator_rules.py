@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import create_engine
 
+from flowengine.api.transfers import Endpoint, Task, Transfer, TransferRequest, Wait, Why
 from flowengine.coordinator.database.migrate import HEAD, alembic_config
 from flowengine.coordinator.database.tables import metadata
 from flowengine.coordinator.database.transactions import open_database
@@ -19,8 +21,11 @@ from flowengine.coordinator.rules.paths import clean, overlap
 from flowengine.coordinator.rules.queue import Board, Place, Share, Work, choose, hindrance
 from flowengine.coordinator.rules.reports import Held, take
 from flowengine.coordinator.rules.states import TaskFacts, derive
+from flowengine.coordinator.rules.why import explain
 from flowengine.errors import UsageError
 
+BEGAN = datetime(2026, 11, 23, tzinfo=UTC)
+SOURCE = Endpoint(site="a", path="/data/")
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -62,6 +67,53 @@ def test_a_fed_task_waits_for_its_feeder_by_name() -> None:
     assert (waits.name, waits.text) == ("feed", "c is served by b, whose own copy is not complete yet")
     now.feeders = {}
     assert hindrance(now, fed) is None
+
+
+def task(site: str, **fields: Any) -> Task:
+    place = Endpoint(site=site, path="/data/x/")
+    return Task(id=f"t-1.{site}", transfer="t-1", target=place, source=SOURCE, **fields)
+
+
+def explained(*told: Task) -> Why:
+    asked = TransferRequest(source=SOURCE, targets=[one.target for one in told])
+    transfer = Transfer(
+        id="t-1", request=asked, state="started", reason="", message="", since=BEGAN, created=BEGAN, user="u",
+        tenant="x", tasks=list(told),
+    )  # fmt: skip
+    return explain(transfer, BEGAN.timestamp() + 90, {one.target.site: ["gets 950 Mbit/s"] for one in told})
+
+
+def test_what_waits_for_a_site_that_drains_is_told_no_rate() -> None:
+    drains = board([work(1)])
+    drains.places["b"] = Place("b", "draining", 42.0, 4)
+    found = hindrance(drains, work(1))
+    assert found is not None
+    assert (found.name, found.since) == ("draining", 42.0)
+    assert found.ends_when == "an operator says flow site drain b --off"
+    wait = Wait(name=found.name, text=found.text, since=BEGAN, ends_when=found.ends_when)
+    still = task("b", state="waiting", wait=wait)
+    why = explained(still)
+    assert why.line == (
+        "it waits (draining, for 1min 30s): site b is draining: it finishes what it carries and takes no new work; "
+        "ends when an operator says flow site drain b --off"
+    )
+    assert why.plan == {}
+    moves = task("c", state="running", rate_bits_per_s=8e6)
+    why = explained(moves, still)
+    assert why.line.startswith("it moves at 1")
+    assert "; b waits, for 1min 30s: site b is draining" in why.line
+    assert why.plan == {"c": ["gets 950 Mbit/s"]}
+    assert "; b waits, for" in explained(task("c", state="running"), still).line, (
+        "also before the first report"
+    )
+    # An agent that is being stopped drains by itself: no operator can end that from here.
+    drains.places["b"] = Place("b", "draining", 42.0, 4, stopping=True)
+    found = hindrance(drains, work(1))
+    assert found is not None
+    assert (found.text, found.ends_when) == (
+        "the agent of site b is being stopped and takes no new work",
+        "it is started again",
+    )
 
 
 def test_nothing_that_lasts_keeps_a_fed_target_waiting() -> None:

@@ -159,8 +159,9 @@ def test_a_copy_to_a_relay_goes_on_where_ways_over_it_are_taken_for_dead(connect
         ({"reported": NOW - 9.0, "claimed": NOW - 60.0}, {}),
         ({"state": "waiting", "holder": ""}, {"last_seen": NOW - 16.0}),
         ({"state": "waiting", "holder": ""}, {"last_seen": NOW - 60.0, "state": "offline"}),
+        ({"state": "waiting", "holder": ""}, {"state": "draining"}),
     ],
-    ids=["no report", "no word", "offline"],
+    ids=["no report", "no word", "offline", "draining"],
 )
 def test_who_is_silent_takes_what_others_leave(
     connection: Connection, silent: dict[str, Any], site: dict[str, Any]

@@ -27,6 +27,7 @@ from flowengine.coordinator.database.tables import AnyRow, landed, task_plans, t
 from flowengine.coordinator.database.transactions import Writing
 from flowengine.coordinator.planning.outcome import TaskPlan, Told
 from flowengine.coordinator.rules.feeding import source_of
+from flowengine.coordinator.rules.queue import STANDS_STILL
 from flowengine.coordinator.rules.states import TaskFacts, Verdict, derive
 from flowengine.errors import NotFound
 
@@ -70,6 +71,7 @@ def show_task(row: AnyRow, request: TransferRequest, planned: TaskPlan | None = 
     """A task as the API shows it; paths as the user wrote them."""
     if row.state not in ("waiting", "running"):
         planned = None
+    moves = planned if row.state == "running" or row.wait_name not in STANDS_STILL else None
     index = int(row.id.rpartition(".")[2]) - 1
     wait = None
     if row.state == "waiting" and row.wait_name:
@@ -86,16 +88,16 @@ def show_task(row: AnyRow, request: TransferRequest, planned: TaskPlan | None = 
         fence=row.fence,
         attempts=row.attempts,
         lease_until=optional_moment(row.lease_until) if row.state == "running" else None,
-        route=planned.routes[0].sites if planned and planned.routes else [row.source_site, row.target_site],
+        route=moves.routes[0].sites if moves and moves.routes else [row.source_site, row.target_site],
         ways=[
             Way(sites=way.sites, rate_bits_per_s=way.rate_bits_per_s)
-            for way in (planned.routes if planned else ())
+            for way in (moves.routes if moves else ())
         ],
         promise=planned.promise if planned else "none",
-        binds=planned.binds if planned else "",
-        earliest=optional_moment(planned.earliest) if planned else None,
-        expected=optional_moment(planned.expected) if planned else None,
-        latest=optional_moment(planned.latest) if planned else None,
+        binds=moves.binds if moves else "",
+        earliest=optional_moment(moves.earliest) if moves else None,
+        expected=optional_moment(moves.expected) if moves else None,
+        latest=optional_moment(moves.latest) if moves else None,
         counters=decode_counters(row.counters),
         rate_bits_per_s=row.rate_bits_per_s if row.state == "running" else 0.0,
         bottleneck=row.bottleneck,

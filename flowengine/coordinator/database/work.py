@@ -107,7 +107,13 @@ _RUNNING_THERE: Final = select(*_WORK_COLUMNS).where(
     tasks.c.state == "running", or_(tasks.c.target_site.in_(_NAMES), tasks.c.source_site.in_(_NAMES))
 )
 _PLACES: Final = select(
-    sites.c.name, sites.c.state, sites.c.since, sites.c.max_tasks, sites.c.addresses, sites.c.last_seen
+    sites.c.name,
+    sites.c.state,
+    sites.c.since,
+    sites.c.max_tasks,
+    sites.c.addresses,
+    sites.c.last_seen,
+    sites.c.draining,
 ).where(sites.c.name.in_(_NAMES))
 _RUNNING_OF: Final = (
     select(tasks.c.tenant, func.count())
@@ -197,6 +203,7 @@ def _places(connection: Connection, names: list[str], running: list[Work]) -> di
             row.since,
             row.max_tasks,
             outbound=row.last_seen is not None and not decode_addresses(row.addresses),
+            stopping=not row.draining,
         )
         for row in connection.execute(_PLACES, {"names": names})
     }

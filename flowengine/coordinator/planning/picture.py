@@ -105,6 +105,11 @@ class SiteFacts:
     away: bool = False
     """It is marked offline, or has not joined yet."""
 
+    @property
+    def drains(self) -> bool:
+        """Whether it is heard and begins nothing new."""
+        return not self.online and not self.away
+
     def silent(self, now: float) -> bool:
         """Whether it surely moves nothing, for all that was heard."""
         return self.away or (self.heard is not None and now - self.heard > SILENT_S)
@@ -545,15 +550,15 @@ def allowed_of(
 
 
 def _silent_tasks(picture: Picture) -> frozenset[str]:
-    """Tasks that nothing is heard of, though others are: what is kept for them would carry nothing.
+    """Tasks that nothing is heard of, though others are, or that a draining site does not begin.
 
-    Where nobody is heard it was the coordinator that was away.
+    What is kept for them would carry nothing. Where nobody is heard it was the coordinator that was away.
     """
     found = frozenset(
         task.id
         for task in picture.tasks
         if any(
-            end is not None and end.silent(picture.now)
+            end is not None and (end.silent(picture.now) or (end.drains and task.state == "waiting"))
             for end in (picture.sites.get(task.source), picture.sites.get(task.target))
         )
         or (task.state == "running" and picture.now - max(task.reported, task.claimed) > STALE_S)

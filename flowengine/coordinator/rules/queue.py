@@ -71,6 +71,8 @@ class Place:
     running: int = 0
     outbound: bool = False
     """Its agent cannot be dialled."""
+    stopping: bool = False
+    """Where it drains: its agent does so by itself, since it is being stopped; no operator asked for it."""
 
 
 @dataclass(slots=True)
@@ -193,6 +195,10 @@ class Board:
         share.served_tasks += 1
 
 
+STANDS_STILL: Final = frozenset({"paused", "site-revoked", "draining", "agent-offline"})
+"""Hindrances that somebody has to end, nobody knows when: ways, rates and times of a plan say nothing meanwhile."""
+
+
 def hindrance(board: Board, work: Work) -> Hindrance | None:
     """What keeps a waiting task from running now; None where nothing does."""
     if work.paused:
@@ -245,9 +251,11 @@ def _place_hindrance(place: Place | None, site: str) -> Hindrance | None:
     if place.state == "revoked":
         return Hindrance("site-revoked", f"site {site} was removed", "it is enrolled again", place.since)
     if place.state == "draining":
-        return Hindrance(
-            "draining", f"site {site} takes no new work", f"flow site drain {site} --off", place.since
-        )
+        if place.stopping:
+            text = f"the agent of site {site} is being stopped and takes no new work"
+            return Hindrance("draining", text, "it is started again", place.since)
+        text = f"site {site} is draining: it finishes what it carries and takes no new work"
+        return Hindrance("draining", text, f"an operator says flow site drain {site} --off", place.since)
     if place.state != "online":
         what = "has not joined yet" if place.state == "expected" else "does not answer"
         return Hindrance(

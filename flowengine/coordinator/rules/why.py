@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from flowengine.api.transfers import Transfer, Wait, Why
+from flowengine.coordinator.rules.queue import STANDS_STILL
 from flowengine.units import format_bytes, format_duration, format_rate
 
 __all__ = ["explain"]
@@ -17,8 +18,13 @@ def explain(transfer: Transfer, now: float, plan: Mapping[str, list[str]] | None
     Of several waits the line tells the one that has lasted longest.
 
     Args:
-        plan: by target, what the planner says of it, in words.
+        plan: by target, what the planner says of it, in words; not told of what stands still.
     """
+    still = {
+        task.target.site
+        for task in transfer.tasks
+        if task.state == "waiting" and task.wait is not None and task.wait.name in STANDS_STILL
+    }
     binding = {task.target.site: task.binds for task in transfer.tasks if task.binds}
     waits = [task.wait for task in transfer.tasks if task.state == "waiting" and task.wait is not None]
     bottlenecks = {
@@ -32,7 +38,11 @@ def explain(transfer: Transfer, now: float, plan: Mapping[str, list[str]] | None
         line=_line(transfer, waits, bottlenecks, binding, datetime.fromtimestamp(now, UTC)),
         waits=waits,
         bottlenecks=bottlenecks,
-        plan={} if transfer.ended is not None else dict(plan or {}),
+        plan={
+            site: lines
+            for site, lines in (plan or {}).items()
+            if transfer.ended is None and site not in still
+        },
     )
 
 
@@ -68,16 +78,17 @@ def _line(
     running = [task for task in transfer.tasks if task.state == "running"]
     if running:
         rate = sum(task.rate_bits_per_s for task in running)
+        behind = [
+            f"{task.target.site} waits, for {_ago(task.wait, now)}: {task.wait.text}; ends when {task.wait.ends_when}"
+            for task in transfer.tasks
+            if task.state == "waiting" and task.wait is not None and task.wait.name in ("feed", *STANDS_STILL)
+        ]
         if not any(task.rate_bits_per_s or task.bottleneck for task in running):
-            return f"{len(running)} of {len(transfer.tasks)} tasks have begun; no report on their speed yet"
+            begun = f"{len(running)} of {len(transfer.tasks)} tasks have begun; no report on their speed yet"
+            return "; ".join([begun, *behind])
         slow = "; ".join(f"to {site} the bottleneck is {what}" for site, what in sorted(bottlenecks.items()))
         held = "; ".join(f"to {site} {what}" for site, what in sorted(binding.items()))
-        behind = "; ".join(
-            f"{task.target.site} waits, for {_ago(task.wait, now)}: {task.wait.text}"
-            for task in transfer.tasks
-            if task.state == "waiting" and task.wait is not None and task.wait.name == "feed"
-        )
-        said = [f"it moves at {format_rate(rate / 8)}", held, slow, behind]
+        said = [f"it moves at {format_rate(rate / 8)}", held, slow, *behind]
         return "; ".join(part for part in said if part)
     if not waits:
         return "it waits for an agent to claim it"
