@@ -263,6 +263,9 @@ class AsyncClient:
         Args:
             after: begin behind the event with this `seq`; 0 for all that are kept, None for only new ones.
             types: only these; "transfer" stands for all that begin with "transfer.".
+
+        Raises (while iterating):
+            UsageError: there is no such type.
         """
         given = {"transfer": transfer, "site": site, "types": ",".join(types)}
         params = {name: value for name, value in given.items() if value}

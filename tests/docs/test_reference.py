@@ -16,6 +16,7 @@ import msgspec
 import pytest
 
 import flowengine.cli.main as main_module
+from flowengine.api.events import EVENT_TYPES
 from flowengine.cli.output import Progress
 from flowengine.errors import EXIT_CODES, Exit
 from flowengine.transfer.session import Counters
@@ -189,6 +190,14 @@ def test_progress_lines_have_the_documented_fields(capsys: pytest.CaptureFixture
     row, note = (json.loads(line) for line in capsys.readouterr().err.splitlines())
     assert set(row) == _fields("Progress")
     assert set(note) == {"event", "message"}
+
+
+def test_every_type_of_event_is_in_the_table() -> None:
+    rows = re.findall(
+        r"^\| (`[a-z]+\..*?) \|", (DOCS / "reference/events.md").read_text("utf-8"), re.MULTILINE
+    )
+    told = [kind for row in rows for kind in re.findall(r"`([a-z.-]+)`", row)]
+    assert sorted(told) == sorted(EVENT_TYPES)
 
 
 def test_the_tests_that_invariants_name_exist() -> None:

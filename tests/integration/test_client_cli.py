@@ -119,6 +119,9 @@ def test_no_wait_watch_show_why(flow: Flow) -> None:
         ).stdout.splitlines()
     ]
     assert seen[0]["type"] == "transfer.requested"
+    refused = flow("events", "--type", "transfer", "--type", "task.compelted", code=2).stderr
+    assert "'task.compelted'" in refused
+    assert "next: " in refused
     assert flow("transfer", "show", "t-000000", code=3).stderr
 
 

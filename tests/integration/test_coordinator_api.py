@@ -385,6 +385,24 @@ async def test_a_stream_ends_with_the_right_to_it(lab: Lab) -> None:
         assert {event["type"] async for event in stream} <= {"token.created", "token.removed"}  # and ends
 
 
+async def test_types_of_events_that_there_are_not_are_refused_at_once(lab: Lab) -> None:
+    admin = lab.admin()
+    for accept in ("application/json", "text/event-stream"):
+        for types, meant in (
+            ("nosuch", "there are agreement, approval, "),
+            ("task.don,tranfser.", "did you mean transfer"),
+            ("task.complete", "there are task.adopted, task.claimed, "),
+        ):
+            path = f"/v1/events?types={types}&after=0"
+            async with asyncio.timeout(60):
+                status, _, content = await admin.raw("GET", path, headers={"Accept": accept})
+            refused = json.loads(content)
+            assert (status, refused["reason"], refused["retryable"]) == (400, "usage", False)
+            assert repr(types.rpartition(",")[2]) in refused["detail"]
+            assert meant in refused["hint"]
+    assert "items" in await admin("GET", "/v1/events?types=transfer,task.don,,token.created&after=0")
+
+
 async def test_users_follow_events_without_a_gap(lab: Lab) -> None:
     admin = lab.admin()
     await site(lab, admin, "a")

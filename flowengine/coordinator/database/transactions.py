@@ -31,6 +31,7 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import DataError, DBAPIError
 from sqlalchemy.exc import TimeoutError as NoConnection
 
+from flowengine.api.events import EVENT_TYPES
 from flowengine.coordinator.database.tables import events
 from flowengine.errors import FlowError, TemporaryError, UsageError
 
@@ -120,6 +121,7 @@ class Writing:
         **data: Any,
     ) -> None:
         """Leave an event, numbered when the transaction ends."""
+        assert type_ in EVENT_TYPES, type_  # nobody could ask for it
         self._events.append(
             EventRow(0, self.now, type_, transfer, site, user, tenant, data, tuple(sorted(set(wake))))
         )

@@ -72,7 +72,11 @@ class EventsQuery(PageQuery):
     transfer: Annotated[str, Meta(max_length=64, description="Only this transfer's.")] = ""
     site: Annotated[Name, Meta(description="Only this site's.")] | None = None
     types: Annotated[
-        str, Meta(max_length=400, description="Only types that begin with one of these, by commas.")
+        str,
+        Meta(
+            max_length=400,
+            description="Only types that begin with one of these, by commas; one with which none begins is refused.",
+        ),
     ] = ""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 from collections import Counter
 from functools import partial
 from typing import Final
@@ -12,7 +13,7 @@ from aiohttp import web
 from sqlalchemy import Connection
 
 from flowengine.api.agents import Greeting, WorkCommand
-from flowengine.api.events import Event
+from flowengine.api.events import EVENT_TYPES, Event
 from flowengine.api.schema import Page
 from flowengine.coordinator.actions.agents import agent_view
 from flowengine.coordinator.database.events import events_after, last_event, show_event
@@ -22,7 +23,7 @@ from flowengine.coordinator.service import Service
 from flowengine.coordinator.web.calls import AgentWho, Call
 from flowengine.coordinator.web.principals import check_agent
 from flowengine.coordinator.web.transfers import cursor_number
-from flowengine.errors import AuthenticationError, Denied, FlowError
+from flowengine.errors import AuthenticationError, Denied, FlowError, UsageError
 
 __all__ = ["Streams"]
 
@@ -79,22 +80,23 @@ class Streams:
         query, user = call.query, call.user
         if user.sees is not None and query.site is not None:
             raise Denied("users see the events of their transfers", hint="leave out the site")
+        types = _types(query.types)
         after = cursor_number(call.request.headers.get("Last-Event-ID", "") or query.after)
         if "text/event-stream" not in call.request.headers.get("Accept", ""):
             found = await self._db.read(
                 lambda c: events_after(
-                    c, after or 0, query.limit + 1, query.transfer, query.site, _types(query.types), user.sees
+                    c, after or 0, query.limit + 1, query.transfer, query.site, types, user.sees
                 )
             )
             more = len(found) > query.limit
             shown = [show_event(row) for row in found[: query.limit]]
             return Page(items=shown, next=str(shown[-1].seq) if more else "")
-        return await self._stream(call, after)
+        return await self._stream(call, after, types)
 
-    async def _stream(self, call: Call, after: int | None) -> web.StreamResponse:
+    async def _stream(self, call: Call, after: int | None, types: tuple[str, ...]) -> web.StreamResponse:
         query, user, service = call.query, call.user, self._service
         cursor = await self._db.read(last_event) if after is None else after
-        response, types = _response(), _types(query.types)
+        response = _response()
         if self._open.total() >= MAX_STREAMS or self._open[user.name] >= MAX_STREAMS_OF_USER:
             raise FlowError("too many event streams are open", hint="close some", reason="busy")
         self._open[user.name] += 1
@@ -174,7 +176,24 @@ async def _still(call: Call) -> bool:
 
 
 def _types(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
+    """The beginnings of types of a filter.
+
+    Raises:
+        UsageError: no event begins so: whoever waited for one would wait for ever.
+    """
+    found = tuple(part.strip() for part in text.split(",") if part.strip())
+    for part in found:
+        if not any(known.startswith(part) for known in EVENT_TYPES):
+            groups = list(dict.fromkeys(known.partition(".")[0] for known in EVENT_TYPES))
+            group = part.partition(".")[0] + "."
+            own = [known for known in EVENT_TYPES if known.startswith(group)]
+            close = difflib.get_close_matches(part, own or [*groups, *EVENT_TYPES], n=3)
+            meant = f"did you mean {' or '.join(close)}? " if close else ""
+            raise UsageError(
+                f"no event is of a type that begins with {part[:60]!r}",
+                hint=f"{meant}there are {', '.join(own or groups)}; docs/reference/events.md lists them all",
+            )
+    return found
 
 
 def _wanted(
