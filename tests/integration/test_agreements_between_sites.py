@@ -158,6 +158,7 @@ def test_agreements_from_the_command_line(world: World, tmp_path: Path) -> None:
         },
     )  # fmt: skip
     key, file = tmp_path / "counsel.pem", tmp_path / "said"
+    key.touch(0o600)
     key.write_bytes(world.authority.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     sign = ["agreement", "sign", "dpa-3", "--as", "counsel", "--key", key, "--number", 1, "-o", file]
     made = flow(

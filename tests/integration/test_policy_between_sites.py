@@ -474,6 +474,7 @@ def test_bundles_and_labels_from_the_command_line(world: World, tmp_path: Path) 
     flow, keys = flow_of(world, tmp_path), world.keys
     assert flow("policy", "bundle", "status", "--json").data["behind"] == []
     key = tmp_path / "owner.pem"
+    key.touch(0o600)
     key.write_bytes(keys.owner.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     sign = [
         "label",
