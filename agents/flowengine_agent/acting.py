@@ -37,7 +37,7 @@ from flowengine.transfer.source import SourceOutcome
 from flowengine.transfer.target import TargetOutcome
 from flowengine_agent.accounts import Account, AccountRules
 from flowengine_agent.counting import count
-from flowengine_agent.hands import Giving, Taking, give, objects_of, take, unseal
+from flowengine_agent.hands import Giving, Rows, Taking, give, take, tell_objects, unseal
 from flowengine_agent.logs import Log
 from flowengine_agent.mover import (
     Count,
@@ -106,12 +106,12 @@ class Hands(Protocol):
         """As `counting.count`."""
 
     async def unseal(
-        self, place: Place, secrets: list[bytes], *, xattrs: bool, owner: bool, landed: Landed
+        self, place: Place, secrets: list[bytes], *, xattrs: bool, owner: bool, landed: Landed, named: Rows
     ) -> Opened:
-        """As `hands.unseal`; `landed` takes note of what is opened, first."""
+        """As `hands.unseal`; `landed` takes note of what is opened, first, and `named` hears of it then."""
 
-    async def objects(self, place: Place) -> list[tuple[bytes, int]]:
-        """As `hands.objects_of`."""
+    async def objects(self, place: Place, landed: Landed) -> None:
+        """As `hands.tell_objects`."""
 
     async def hide(self, place: Place, task: str, paths: list[bytes], *, staging: bool) -> tuple[int, int]:
         """Take into quarantine what landed at a place; how many objects it holds then, and their bytes."""
@@ -160,10 +160,12 @@ class OwnHands:
         return await trio.to_thread.run_sync(count, self._roots, path, within_s)
 
     async def unseal(
-        self, place: Place, secrets: list[bytes], *, xattrs: bool, owner: bool, landed: Landed
+        self, place: Place, secrets: list[bytes], *, xattrs: bool, owner: bool, landed: Landed, named: Rows
     ) -> Opened:
         stop = threading.Event()
-        work = partial(unseal, place, secrets, xattrs=xattrs, owner=owner, note=landed, stopped=stop.is_set)
+        work = partial(
+            unseal, place, secrets, xattrs=xattrs, owner=owner, note=landed, named=named, stopped=stop.is_set
+        )
         failed: FlowError | None = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_set_when_cancelled, stop)
@@ -177,8 +179,8 @@ class OwnHands:
             raise failed
         return opened
 
-    async def objects(self, place: Place) -> list[tuple[bytes, int]]:
-        return await trio.to_thread.run_sync(objects_of, place.real_path)
+    async def objects(self, place: Place, landed: Landed) -> None:
+        await trio.to_thread.run_sync(tell_objects, place.real_path, landed)
 
     async def hide(self, place: Place, task: str, paths: list[bytes], *, staging: bool) -> tuple[int, int]:
         def work() -> tuple[int, int]:
@@ -244,13 +246,13 @@ class MoverHands:
             return Answer(reason=error.reason, message=error.message, complete=False)
 
     async def unseal(
-        self, place: Place, secrets: list[bytes], *, xattrs: bool, owner: bool, landed: Landed
+        self, place: Place, secrets: list[bytes], *, xattrs: bool, owner: bool, landed: Landed, named: Rows
     ) -> Opened:
         operation = Unseal(Where.of(place), secrets, xattrs, owner)
-        return await self._ask(operation, Opened, math.inf, landed)
+        return await self._ask(operation, Opened, math.inf, landed, named)
 
-    async def objects(self, place: Place) -> list[tuple[bytes, int]]:
-        return await self._ask(Objects(Where.of(place)), list[tuple[bytes, int]], _DUTY_S)
+    async def objects(self, place: Place, landed: Landed) -> None:
+        await self._ask(Objects(Where.of(place)), None, _DUTY_S, landed)  # type: ignore[arg-type]
 
     async def hide(self, place: Place, task: str, paths: list[bytes], *, staging: bool) -> tuple[int, int]:
         return await self._ask(Hide(Where.of(place), task, paths, staging), tuple[int, int], _DUTY_S)
@@ -311,16 +313,17 @@ class MoverHands:
         kind: type[T],
         within_s: float = _ANSWER_S,
         landed: Landed | None = None,
+        named: Rows | None = None,
     ) -> T:
         """What a mover answers; asked once more where it had died, perhaps long ago: all of it may be done twice."""
-        said, line = await self._asked(operation, within_s, landed)
+        said, line = await self._asked(operation, within_s, landed, named)
         if said is None:
-            said, line = await self._asked(operation, within_s, landed)
+            said, line = await self._asked(operation, within_s, landed, named)
         found: T = _value(said, line, kind)
         return found
 
     async def _asked(
-        self, operation: Operation, within_s: float, landed: Landed | None
+        self, operation: Operation, within_s: float, landed: Landed | None, named: Rows | None
     ) -> tuple[Ended | Broke | None, Line]:
         async with self._acting.at_work(self._account) as mover:
             line = self._acting.operation(mover)
@@ -328,7 +331,7 @@ class MoverHands:
                 line.post(_encode(operation))
                 await line.flush()
                 with trio.fail_after(within_s):
-                    said = await hear_end(line, landed)
+                    said = await hear_end(line, landed, named)
             except trio.TooSlowError:
                 raise TemporaryError(
                     f"the mover of account {self.account} did not answer within {within_s:.0f} s",

@@ -52,7 +52,6 @@ ENDS_A_TRANSFER: Final = frozenset(
     }
 )
 """Reasons with which a transfer that began is over, and what arrived of it may not stay as it is."""
-_ROWS: Final = 10_000
 _BY_HOLDING: Final = ("hold",)
 """Where a duty is from that no rule asked for: what is held is sealed."""
 
@@ -242,23 +241,22 @@ class Duties:
         if wrong:
             self.keeper.holdings.mark(task, "policy-stopped", wrong, all_of_it=True)
 
-    async def completed(
-        self, grant: Grant, hands: Hands, place: Place, opened: Sequence[tuple[bytes, int]] | None = None
-    ) -> None:
+    async def completed(self, grant: Grant, hands: Hands, place: Place, *, opened: bool = False) -> None:
         """All of it landed: what was here already is under the same duties as what came.
 
         Args:
             hands, place: who landed it, and where.
-            opened: what was opened of it, where it landed sealed and does not stay so.
+            opened: whether it landed sealed and was opened; then all of it is on account already.
         """
         holding = self.keeper.holdings.find(grant.task)
         if holding is None:
             return
-        if holding.terms.binds_what_landed:
-            rows = await hands.objects(place) if opened is None else opened
-            for first in range(0, len(rows), _ROWS):
-                part = rows[first : first + _ROWS]
-                await trio.to_thread.run_sync(self.keeper.holdings.add_objects, grant.task, part)
+        if holding.terms.binds_what_landed and not opened:
+
+            def note(rows: list[tuple[bytes, int]], wrong: str = "") -> None:
+                self.landed(grant.task, rows)
+
+            await hands.objects(place, note)
         self.keeper.holdings.complete(grant.task, int(self.keeper.time().early))
         self.keeper.wake()
 

@@ -173,7 +173,7 @@ async def _pull(
     if granted.mode == "verify":
         check_same(report.counters, report.extras)
     else:
-        await site.duties.completed(grant, hands, place, opened)
+        await site.duties.completed(grant, hands, place, opened=opened)
     if granted.options.dry_run:  # nothing landed that could be signed for
         return Finished(report.version_id, b"")
     return Finished(

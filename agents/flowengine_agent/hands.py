@@ -9,6 +9,7 @@ import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from itertools import islice
 from typing import Final, Literal
 
 import msgspec
@@ -33,9 +34,25 @@ from flowengine.wire.messages import MANIFEST_PART_BYTES
 from flowengine.wire.paths import STAGING_NAME
 from flowengine_agent.roots import Place
 
-__all__ = ["Giving", "Taking", "Way", "give", "hide", "objects_of", "purge", "take", "unseal"]
+__all__ = [
+    "OBJECTS_AT_ONCE",
+    "Giving",
+    "Rows",
+    "Taking",
+    "Way",
+    "give",
+    "hide",
+    "purge",
+    "take",
+    "tell_objects",
+    "unseal",
+]
 
 Way = Literal["plain", "hold", "open"]
+Rows = Callable[[list[tuple[bytes, int]]], object]
+"""Told of objects: (path, size)."""
+OBJECTS_AT_ONCE: Final = 1000
+"""Objects of a version that are told of at once: however many it has, no more are in memory."""
 _IN_MEMORY_BYTES: Final = 16 << 20
 """A larger manifest of what is given on is kept in a file meanwhile."""
 _INCOMING: Final = STAGING_NAME + b"/sealed"
@@ -231,14 +248,15 @@ def unseal(
     *,
     xattrs: bool,
     owner: bool,
-    note: Callable[[list[tuple[bytes, int]]], object],
+    note: Rows,
+    named: Rows,
     stopped: Callable[[], bool],
 ) -> Opened:
     """Open what landed out of sight at a place; for a thread.
 
     Args:
         secrets: of the keys.
-        xattrs, owner, note, stopped: as of `open_sealed`.
+        xattrs, owner, note, named, stopped: as of `open_sealed`.
 
     Raises:
         FlowError: it cannot be written, or noted.
@@ -255,22 +273,32 @@ def unseal(
         if path is None or not os.path.isdir(incoming):
             return Opened()
         return open_sealed(
-            incoming, path, find, consume=True, xattrs=xattrs, owner=owner, note=note, stopped=stopped
+            incoming,
+            path,
+            find,
+            consume=True,
+            xattrs=xattrs,
+            owner=owner,
+            note=note,
+            named=named,
+            stopped=stopped,
         )
 
 
-def objects_of(path: bytes) -> list[tuple[bytes, int]]:
-    """Paths and sizes of everything but folders in the version that landed last at a path; for a thread."""
-    rows: list[tuple[bytes, int]] = []
+def tell_objects(path: bytes, tell: Rows) -> None:
+    """Tell of everything but folders in the version that landed last at a path: (path, size), some at a time; for a thread."""
     with open(LandedManifest(path).path, "rb") as file:
 
         def read(offset: int, length: int) -> bytes:
             return os.pread(file.fileno(), length, offset)
 
-        for folder, entry in ManifestReader(read, os.fstat(file.fileno()).st_size).walk():
-            if entry.kind != DIRECTORY:
-                rows.append((folder + b"/" + entry.name if folder else entry.name, entry.size))
-    return rows
+        found = (
+            (folder + b"/" + entry.name if folder else entry.name, entry.size)
+            for folder, entry in ManifestReader(read, os.fstat(file.fileno()).st_size).walk()
+            if entry.kind != DIRECTORY
+        )
+        while part := list(islice(found, OBJECTS_AT_ONCE)):
+            tell(part)
 
 
 def hide(place: Place, task: str, paths: list[bytes], *, staging: bool) -> tuple[int, int]:

@@ -22,6 +22,7 @@ import stat
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from functools import partial
 from typing import Final, NoReturn, TypeAlias
 
@@ -33,13 +34,13 @@ import flowengine_agent
 from flowengine.errors import LocalError
 from flowengine.store.sealed_open import Opened
 from flowengine.transfer.handing import Ended, Handed, Landed, told_error
-from flowengine.transfer.hands import hear_answer, tell_landed, work_on_session
+from flowengine.transfer.hands import hear_answer, tell_landed, tell_named, work_on_session
 from flowengine.transfer.line import Line
 from flowengine.transfer.session import Counters, Observer, Session
 from flowengine_agent.accounts import Account, AccountRules
 from flowengine_agent.config import SiteConfig
 from flowengine_agent.counting import count
-from flowengine_agent.hands import Giving, Taking, give, hide, objects_of, purge, take, unseal
+from flowengine_agent.hands import Giving, Taking, give, hide, purge, take, tell_objects, unseal
 from flowengine_agent.landlock import confine
 from flowengine_agent.privileges import become, end_with_parent, keep_only, lock_down
 from flowengine_agent.roots import Place, Roots
@@ -276,8 +277,8 @@ async def _operate(sock: socket.socket, roots: Roots) -> None:
             control = socket.socket(fileno=descriptors.pop())
             await _carry(operation, line, control, roots)
             return
-        if isinstance(operation, Unseal):
-            value: object = await _unseal(operation, line, roots)
+        if isinstance(operation, Unseal | Objects):
+            value: object = await _tell_on(operation, line, roots)
         else:
             value = await trio.to_thread.run_sync(_answer, operation, roots)
         line.post(_encode(Ended(_encode(value), b"")))
@@ -290,8 +291,8 @@ async def _operate(sock: socket.socket, roots: Roots) -> None:
         line.close()
 
 
-async def _unseal(asked: Unseal, line: Line, roots: Roots) -> Opened:
-    """Open for as long as the agent waits for it; it takes note of what is opened first."""
+async def _tell_on(asked: Unseal | Objects, line: Line, roots: Roots) -> Opened | None:
+    """Do, for as long as the agent waits for it, what tells it of objects meanwhile, some at a time."""
     stop = threading.Event()
 
     async def watch() -> None:
@@ -303,18 +304,28 @@ async def _unseal(asked: Unseal, line: Line, roots: Roots) -> Opened:
         nursery.start_soon(watch)
         nursery.start_soon(line.run_writer)
         place = _place(roots, asked.where)
-        work = partial(
-            unseal,
-            place,
-            asked.secrets,
-            xattrs=asked.xattrs,
-            owner=asked.owner,
-            note=partial(tell_landed, line),
-            stopped=stop.is_set,
-        )
-        opened = await trio.to_thread.run_sync(work)
+        if isinstance(asked, Objects):
+            work: Callable[[], Opened | None] = partial(_tell_objects, place, line)
+        else:
+            work = partial(
+                unseal,
+                place,
+                asked.secrets,
+                xattrs=asked.xattrs,
+                owner=asked.owner,
+                note=partial(tell_landed, line),
+                named=partial(tell_named, line),
+                stopped=stop.is_set,
+            )
+        found = await trio.to_thread.run_sync(work)
         nursery.cancel_scope.cancel()
-    return opened
+    return found
+
+
+def _tell_objects(place: Place, line: Line) -> None:
+    with place.target(make=False) as folder:
+        if folder is not None:
+            tell_objects(folder, partial(tell_landed, line))
 
 
 def _answer(operation: Operation, roots: Roots) -> object:
@@ -330,9 +341,6 @@ def _answer(operation: Operation, roots: Roots) -> object:
         case Reach(where):
             with _place(roots, where).selection():
                 return None
-        case Objects(where):
-            with _place(roots, where).target(make=False) as folder:
-                return objects_of(folder) if folder is not None else []
         case Hide(where, task, paths, staging):
             return hide(_place(roots, where), task, paths, staging=staging)
         case Owned(root):

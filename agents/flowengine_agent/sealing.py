@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -33,6 +33,7 @@ from flowengine.trust.release import Sealed
 from flowengine.trust.sealed import SUITE, SealingKey
 from flowengine.units import show_path
 from flowengine.wire.messages import Options
+from flowengine_agent.spool import RowSpool
 
 if TYPE_CHECKING:
     from flowengine_agent.acting import Hands
@@ -191,24 +192,31 @@ class Arrival:
     owner: bool = False
     watched: Callable[[], AbstractContextManager[Landed]] = lambda: nullcontext(lambda rows, wrong="": None)
 
-    async def open(
-        self, hands: Hands, place: Place, reporter: TaskReporter
-    ) -> list[tuple[bytes, int]] | None:
-        """Open what landed out of sight; gives what is there now, None where it landed as it stays.
+    async def open(self, hands: Hands, place: Place, reporter: TaskReporter) -> bool:
+        """Open what landed out of sight; False where it landed as it stays.
+
+        What is there now is told to the coordinator once all of it is: stopped halfway it is opened, and told, again.
 
         Raises:
             IntegrityError: something could not be opened (each is named); what could is there.
         """
         if self.way != "open":
-            return None
+            return False
         reporter.standing.wait = "what was sealed is being opened"
         reporter.changed()
-        with self.watched() as landed:
-            opened = await hands.unseal(
-                place, list(self.secrets), xattrs=self.xattrs, owner=self.owner, landed=landed
-            )
-        reporter.standing.wait = ""
-        reporter.landed([(show_path(name), size) for name, size in opened.rows])
+        with closing(RowSpool()) as spool:
+            with self.watched() as landed:
+                opened = await hands.unseal(
+                    place,
+                    list(self.secrets),
+                    xattrs=self.xattrs,
+                    owner=self.owner,
+                    landed=landed,
+                    named=spool.add,
+                )
+            reporter.standing.wait = ""
+            for rows in spool.parts():
+                reporter.landed([(show_path(name), size) for name, size in rows])
         if opened.failures:
             path, _, message = opened.failures[0]
             raise IntegrityError(
@@ -220,7 +228,7 @@ class Arrival:
                     for path, reason, message in opened.failures[:100]
                 ],
             )
-        return opened.rows
+        return True
 
 
 def _plain(site_path: str) -> str:

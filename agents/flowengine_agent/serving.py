@@ -327,7 +327,7 @@ class DataPort:
                         if grant.mode == "verify":
                             check_same(counters, outcome.extras)
                         elif not grant.dry_run:
-                            await site.duties.completed(grant, hands, place, opened)
+                            await site.duties.completed(grant, hands, place, opened=opened)
                         receipt = b""  # of a dry run nothing landed that could be signed for
                         if not grant.dry_run:
                             receipt = make_receipt(site, grant, outcome.state, outcome.version_id, counters)

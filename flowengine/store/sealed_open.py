@@ -52,13 +52,11 @@ class Opened:
 
     Attributes:
         objects, size_bytes: files and links, and the bytes of files.
-        rows: (path, size) of each.
         failures: (path, reason, message) of what could not be opened; a sealed path where no other is known.
     """
 
     objects: int = 0
     size_bytes: int = 0
-    rows: list[tuple[bytes, int]] = field(default_factory=list)
     failures: list[tuple[bytes, str, str]] = field(default_factory=list)
 
 
@@ -94,6 +92,7 @@ def open_sealed(
     xattrs: bool = False,
     owner: bool = False,
     note: Note = lambda rows: None,
+    named: Note = lambda rows: None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Opened:
     """Open what lies in a folder of sealed objects.
@@ -104,7 +103,8 @@ def open_sealed(
         find_key: gives the key of an id, or raises.
         consume: whether the sealed folder is removed once all of it is open.
         xattrs, owner: whether these are given to what is opened, where they were sealed with it.
-        note: told of files and links that are about to get their names, and of some that then fail.
+        note: told of files and links that are about to get their names, and of some that then fail; some at a time.
+        named: told of those that have them; some at a time.
         stopped: asked again and again whether to leave off; what was not opened then can be opened later.
 
     Raises:
@@ -120,7 +120,7 @@ def open_sealed(
             )
             paths = _files(source, b"")
             while part := list(islice(paths, _AT_ONCE)):
-                opening.open(source, part, note)
+                opening.open(source, part, note, named)
             opening.dress_folders()
             if consume and not opening.found.failures:
                 sync_filesystem(root)  # what was opened must be durable before what it was opened from goes
@@ -188,7 +188,7 @@ class _Opening:
         self._folders: list[ObjectMeta] = []
         self._made: set[bytes] = set()
 
-    def open(self, source: bytes, paths: list[bytes], note: Note) -> None:
+    def open(self, source: bytes, paths: list[bytes], note: Note, named: Note) -> None:
         """Open some objects: all are looked at first, so that they are on account before any has its name."""
         with contextlib.ExitStack() as stack:
             objects: list[_Object] = []
@@ -200,6 +200,7 @@ class _Opening:
                     objects.append(one)
             if rows := [(one.meta.path, one.meta.size) for one in objects if not one.is_folder]:
                 note(rows)
+            done: list[tuple[bytes, int]] = []
             for one in objects:
                 self._go_on()
                 with self._failing(one.meta.path):
@@ -207,7 +208,9 @@ class _Opening:
                     if not one.is_folder:
                         self.found.objects += 1
                         self.found.size_bytes += one.meta.size
-                        self.found.rows.append((one.meta.path, one.meta.size))
+                        done.append((one.meta.path, one.meta.size))
+            if done:
+                named(done)
 
     @contextlib.contextmanager
     def _failing(self, shown: bytes) -> Iterator[None]:

@@ -47,6 +47,7 @@ __all__ = [
     "Handed",
     "Landed",
     "Leave",
+    "Named",
     "Pace",
     "Post",
     "Status",
@@ -185,6 +186,13 @@ class Durable(_Told, tag="durable"):
     wrong: str = ""
 
 
+class Named(_Told, tag="named"):
+    """Objects that were told as durable before they had their names have them now."""
+
+    ticket: int
+    rows: list[tuple[bytes, int]]
+
+
 class Ended(_Told, tag="ended"):
     """The session came to its end."""
 
@@ -203,7 +211,7 @@ class Broke(_Told, tag="broke"):
 
 
 ToHands: TypeAlias = Came | Leave | Halt | Post | Pace | Answered
-ToKeeper: TypeAlias = Status | Gone | Dial | Take | Durable | Ended | Broke
+ToKeeper: TypeAlias = Status | Gone | Dial | Take | Durable | Named | Ended | Broke
 encode: Final = msgspec.msgpack.Encoder().encode
 to_hands: Final = msgspec.msgpack.Decoder(ToHands).decode
 to_keeper: Final = msgspec.msgpack.Decoder(ToKeeper).decode

@@ -28,6 +28,7 @@ from flowengine.transfer.handing import (
     Handed,
     Landed,
     Leave,
+    Named,
     Pace,
     Post,
     Status,
@@ -44,7 +45,7 @@ from flowengine.transfer.streams import Streams
 from flowengine.wire.control import ControlDecoder
 from flowengine.wire.keys import SessionSecrets
 
-__all__ = ["Work", "hear_answer", "tell_landed", "work_on_session"]
+__all__ = ["Work", "hear_answer", "tell_landed", "tell_named", "work_on_session"]
 
 _PULSE_S: Final = 5.0
 """How often the keeper is told something, also where the engine has nothing to tell."""
@@ -182,6 +183,13 @@ def tell_landed(line: Line, rows: list[tuple[bytes, int]], wrong: str = "") -> N
     """
     ticket = line.ticket()
     line.post(encode(Durable(ticket, rows, wrong)))
+    line.wait(ticket)
+
+
+def tell_named(line: Line, rows: list[tuple[bytes, int]]) -> None:
+    """Tell the keeper of objects that have their names now; as `tell_landed`."""
+    ticket = line.ticket()
+    line.post(encode(Named(ticket, rows)))
     line.wait(ticket)
 
 

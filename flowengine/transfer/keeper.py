@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+from collections.abc import Callable
 from typing import Final
 
 import trio
@@ -24,6 +25,7 @@ from flowengine.transfer.handing import (
     Handed,
     Landed,
     Leave,
+    Named,
     Pace,
     Post,
     Status,
@@ -282,11 +284,16 @@ class _Keeper:
             await trio.to_thread.run_sync(self._landed, told.rows, told.wrong)
 
 
-async def hear_end(line: Line, landed: Landed | None = None) -> Ended | Broke | None:
+async def hear_end(
+    line: Line,
+    landed: Landed | None = None,
+    named: Callable[[list[tuple[bytes, int]]], object] | None = None,
+) -> Ended | Broke | None:
     """Wait for the end of what hands were asked for outside of a session; None where they are gone.
 
     Args:
         landed: takes note of what they tell meanwhile.
+        named: hears of those of it that have their names.
 
     Raises:
         ProtocolError: they said what nobody understands.
@@ -297,9 +304,12 @@ async def hear_end(line: Line, landed: Landed | None = None) -> Ended | Broke | 
         message = understood(got[0])
         if isinstance(message, Ended | Broke):
             return message
-        if not isinstance(message, Durable) or landed is None:
+        if isinstance(message, Durable) and landed is not None:
+            await trio.to_thread.run_sync(landed, message.rows, message.wrong)
+        elif isinstance(message, Named) and named is not None:
+            await trio.to_thread.run_sync(named, message.rows)
+        else:
             raise odd("of what it was not asked for")
-        await trio.to_thread.run_sync(landed, message.rows, message.wrong)
         line.post(encode(Answered(message.ticket)))
         await line.flush()
     return None

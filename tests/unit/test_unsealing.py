@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import tracemalloc
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +14,23 @@ import pytest
 import trio
 from sealing import seal_into
 
+from flowengine.chunking import DEFAULT_PROFILE
 from flowengine.errors import LocalError
+from flowengine.manifest import FILE, Entry, Header, ManifestBuilder
+from flowengine.store.landed import LandedManifest
 from flowengine.store.sealed_open import Opened
 from flowengine.transfer.handing import Ended
 from flowengine.transfer.keeper import hear_end
 from flowengine.transfer.line import Line, line_pair
+from flowengine.transfer.recorder import ManifestRecorder
 from flowengine.trust.sealed import SealingKey
+from flowengine.units import MIB
 from flowengine_agent.acting import OwnHands
 from flowengine_agent.config import OfferedFolder
-from flowengine_agent.mover import Unseal, Where, _operate
+from flowengine_agent.hands import OBJECTS_AT_ONCE
+from flowengine_agent.mover import Objects, Unseal, Where, _operate
 from flowengine_agent.roots import Place, Roots
+from flowengine_agent.spool import RowSpool
 
 SECRET = bytes(range(32))
 
@@ -41,8 +51,10 @@ def nobody(rows: list[tuple[bytes, int]], wrong: str = "") -> None:
     """Keeps no account."""
 
 
-async def unsealed(place: Place, secret: bytes = SECRET, landed: Any = nobody) -> Opened:
-    return await OwnHands(Roots([])).unseal(place, [secret], xattrs=False, owner=False, landed=landed)
+async def unsealed(place: Place, secret: bytes = SECRET, landed: Any = nobody, named: Any = nobody) -> Opened:
+    return await OwnHands(Roots([])).unseal(
+        place, [secret], xattrs=False, owner=False, landed=landed, named=named
+    )
 
 
 @pytest.mark.trio
@@ -107,7 +119,104 @@ async def test_a_mover_has_the_agent_take_note_first(place: Place) -> None:
         nursery.start_soon(_operate, theirs, Roots([place.root.folder], as_account=True))
         line.post(msgspec.msgpack.encode(Unseal(Where.of(place), [SECRET], False, False)))
         await line.flush()
-        end = await hear_end(line, note)
+        named: list[tuple[bytes, int]] = []
+        end = await hear_end(line, note, named.extend)
     assert isinstance(end, Ended), end
     assert msgspec.msgpack.decode(end.outcome, type=Opened).objects == len(told) == 12
+    assert sorted(named) == sorted(told)
     line.close()
+
+
+@pytest.mark.slow
+@pytest.mark.trio
+async def test_what_is_opened_is_told_some_at_a_time_and_kept_nowhere(place: Place) -> None:
+    incoming = Path(place.root.folder.path) / ".flow-staging/sealed"
+    source = incoming.parent.parent.parent / "more"
+    source.mkdir()
+    for number in range(100, 200):
+        (source / str(number)).write_bytes(b"x")
+    seal_into(f"{source}/", incoming, SealingKey(SECRET))
+    noted: list[list[tuple[bytes, int]]] = []
+    named: list[list[tuple[bytes, int]]] = []
+
+    def name(rows: list[tuple[bytes, int]]) -> None:
+        assert {path for path, _ in rows} <= set(os.listdir(os.fsencode(place.real_path)))
+        named.append(rows)
+
+    opened = await unsealed(place, landed=lambda rows, wrong="": noted.append(rows), named=name)
+    assert opened.objects == 112
+    assert max(map(len, named)) <= max(map(len, noted)) <= 64
+    assert sorted(chain(*named)) == sorted(chain(*noted))
+    # What is sent back, or stays in memory, does not grow with them.
+    assert len(msgspec.msgpack.encode(opened)) < 100
+
+
+@pytest.mark.trio
+async def test_what_fails_is_noted_and_never_named(place: Place) -> None:
+    (Path(place.real_path.decode()) / "3").mkdir()
+    named: list[tuple[bytes, int]] = []
+    opened = await unsealed(place, named=named.extend)
+    assert [(path, reason) for path, reason, _ in opened.failures] == [(b"3", "in-the-way")]
+    assert len(named) == opened.objects == 11
+    assert b"3" not in dict(named)
+
+
+def kept_version(place: Place, count: int) -> None:
+    """The manifest of a version of so many objects is kept, as one that landed."""
+    record = LandedManifest(place.real_path)
+    recorder = ManifestRecorder(ManifestBuilder(record.begin(), Header(DEFAULT_PROFILE)))
+    recorder.enter(b"")
+    recorder.entries([Entry(b"%07d" % number, FILE, 0o644, 0, 0) for number in range(count)], check=False)
+    recorder.leave(0o755, 0, b"")
+    recorder.finish()
+    record.commit(beside=False)
+
+
+@pytest.mark.trio
+@pytest.mark.parametrize("by_mover", [False, True])
+async def test_objects_of_a_version_are_told_some_at_a_time(
+    place: Place, by_mover: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("FLOW_STATE_DIR", str(tmp_path / "state"))
+    kept_version(place, 3 * OBJECTS_AT_ONCE + 1)
+    told: list[list[tuple[bytes, int]]] = []
+
+    def note(rows: list[tuple[bytes, int]], wrong: str = "") -> None:
+        told.append(rows)
+
+    if by_mover:
+        ours, theirs = line_pair()
+        line = Line(ours, "the mover ended")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_operate, theirs, Roots([place.root.folder], as_account=True))
+            line.post(msgspec.msgpack.encode(Objects(Where.of(place))))
+            await line.flush()
+            end = await hear_end(line, note)
+        assert isinstance(end, Ended), end
+        assert msgspec.msgpack.decode(end.outcome) is None
+        line.close()
+    else:
+        await OwnHands(Roots([])).objects(place, note)
+    assert [len(rows) for rows in told] == [OBJECTS_AT_ONCE] * 3 + [1]
+    assert [path for path, _ in chain(*told)] == [
+        b"%07d" % number for number in range(3 * OBJECTS_AT_ONCE + 1)
+    ]
+
+
+def test_memory_does_not_grow_with_what_is_spooled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("FLOW_STATE_DIR", str(tmp_path))
+    path = b"p" * 1000
+
+    def most_bytes(count: int) -> int:
+        tracemalloc.start()
+        try:
+            with contextlib.closing(RowSpool()) as spool:
+                for number in range(count):
+                    spool.add([(path + b"%d" % (number + at), at) for at in range(64)])
+                assert sum(map(len, spool.parts())) == 64 * count
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    # 5 MB and 10 MB of rows: beyond what is kept in memory all of it is on disk.
+    assert abs(most_bytes(160) - most_bytes(80)) < MIB
