@@ -154,4 +154,5 @@ def verified(evidence: Evidence, *elsewhere: tuple[str, bytes], origin: bool = T
     replayer = (
         Replayer(evidence.bundles, evidence.key, evidence.kept) if origin else Replayer(evidence.bundles)
     )
-    return verify_chain(evidence.lines, pki().anchors, replayer, elsewhere=elsewhere)
+    begun = "a chain of files is made with its first record"
+    return verify_chain(evidence.lines, pki().anchors, replayer, elsewhere=elsewhere, begun=begun)

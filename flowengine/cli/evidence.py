@@ -52,6 +52,13 @@ def _range_options(command: Callable[..., Any]) -> Callable[..., Any]:
     help="Other chains: their checkpoints of this one are compared.",
 )
 @click.option("--online", is_flag=True, help="Compare with the checkpoints that the coordinator holds.")
+@click.option(
+    "--policies",
+    multiple=True,
+    type=click.Path(exists=True, path_type=Path),
+    metavar="PATH",
+    help="Policies that records name and that are not with them: a bundle, or the directory a coordinator ran with.",
+)
 @_range_options
 @_json_option
 def verify(
@@ -59,6 +66,7 @@ def verify(
     ca: Path | None,
     against: tuple[str, ...],
     online: bool,
+    policies: tuple[Path, ...],
     since: str | None,
     until: str | None,
     as_json: bool,
@@ -67,12 +75,13 @@ def verify(
 
     WHERE may also be a signed receipt, or `receipts/N` of an exported file; or the name of a site: then the signed heads
     of its chain that the coordinator and other sites hold are compared, for its records stay there. Exit code 6 where
-    anything is wrong.
+    anything is wrong; 3 where nothing is, and something could not be checked.
     """
     from flowengine.cli.evidence_source import (
         chosen_by,
         find_anchors,
         find_elsewhere,
+        given_policies,
         is_site,
         load,
         receipt_in,
@@ -87,7 +96,8 @@ def verify(
         return _verify_site(where, ca, as_json)
     found = load(where)
     anchors, trusted = find_anchors(found, where, ca)
-    replayer = Replayer(found.evidence.bundles, found.evidence.key, found.evidence.kept)
+    bundles = {**given_policies(policies), **found.evidence.bundles}
+    replayer = Replayer(bundles, found.evidence.key, found.evidence.kept)
     if found.evidence.proofs:
         verdict = verify_proofs(
             found.evidence.lines, found.evidence.proofs, anchors, replayer, found.evidence.suite
@@ -99,15 +109,19 @@ def verify(
             replayer,
             elsewhere=[*found.evidence.elsewhere, *find_elsewhere(against, online)],
             chosen=chosen_by(since, until),
+            agent=found.agent,
+            begun=found.begun,
         )
     for document in found.evidence.receipts:
         _count_receipt(document, anchors, verdict)
     said = {"where": where, "whole": not found.evidence.proofs, "ca": trusted, "torn_bytes": found.torn}
     if as_json:
-        print_json({**said, **verdict.as_dict(), "ok": not verdict.findings})
+        print_json({**said, **verdict.as_dict(), "ok": not verdict.findings and not verdict.unchecked})
     else:
         _print_verdict(said, verdict.as_dict())
-    return Exit.INTEGRITY if verdict.findings else Exit.DONE
+    if verdict.findings:
+        return Exit.INTEGRITY
+    return Exit.NOT_FOUND if verdict.unchecked else Exit.DONE
 
 
 def _verify_site(site: str, ca: Path | None, as_json: bool) -> int:
@@ -158,7 +172,7 @@ def _count_receipt(document: bytes, anchors: str, verdict: Any) -> None:
 
 def _print_verdict(said: dict[str, Any], verdict: dict[str, Any]) -> None:
     decisions = verdict["decisions"]
-    click.echo(f"{verdict['agent'] or said['where']}: {verdict['records']} records", nl=False)
+    click.echo(f"{verdict['agent'] or said['where']}: {format_count(verdict['records'], 'record')}", nl=False)
     click.echo(f" ({verdict['first']} to {verdict['last']})" if verdict["records"] else "")
     click.echo(f"  CA          {said['ca']}")
     signed = f"up to record {verdict['signed_to']}" if verdict["signed_to"] else "nothing"
@@ -184,9 +198,14 @@ def _print_verdict(said: dict[str, Any], verdict: dict[str, Any]) -> None:
         click.echo(f"  at the end  {said['torn_bytes']} bytes of a record that is not whole were left out")
     for finding in verdict["findings"]:
         click.echo(f"  WRONG       {finding['what']}: {finding['text']}")
+    for one in verdict["unchecked"]:
+        click.echo(f"  NOT CHECKED {one['what']}: {one['text']}")
+        click.echo(f"              next: {one['next']}")
     click.echo(
         format_count(len(verdict["findings"]), "finding")
         if verdict["findings"]
+        else "nothing is wrong with what could be checked"
+        if verdict["unchecked"]
         else "nothing is wrong with what is there"
     )
 

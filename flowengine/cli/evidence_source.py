@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flowengine.errors import FlowError, IntegrityError, NotFound, UsageError
 from flowengine.evidence.archive import Evidence, unpack
@@ -17,9 +18,12 @@ from flowengine.evidence.suites import DEFAULT_SUITE, find_suite
 from flowengine.store.evidence_folder import read_evidence_folder
 from flowengine.units import is_name
 
+if TYPE_CHECKING:
+    from flowengine.client import Client
+
 __all__ = [
-    "Found", "ca_for_receipt", "chosen_by", "find_anchors", "find_elsewhere", "fingerprint", "is_site", "load",
-    "needed_bundles",
+    "Found", "ca_for_receipt", "chosen_by", "find_anchors", "find_elsewhere", "fingerprint", "given_policies", "is_site",
+    "load", "needed_bundles",
     "receipt_in", "records_of",
 ]  # fmt: skip
 
@@ -28,10 +32,17 @@ COORDINATOR = "coordinator"
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Evidence, and what was left out of an unfinished record at its end."""
+    """Evidence, and what was left out of an unfinished record at its end.
+
+    Attributes:
+        agent: whose, where that is known without a record.
+        begun: why there has to be a record; empty where there may be none yet.
+    """
 
     evidence: Evidence
     torn: int = 0
+    agent: str = ""
+    begun: str = ""
 
 
 def load(where: str) -> Found:
@@ -42,9 +53,10 @@ def load(where: str) -> Found:
     """
     path = Path(where)
     if where == COORDINATOR:
-        return Found(_of_coordinator())
+        return _of_coordinator()
     if path.is_dir():
-        return Found(*read_evidence_folder(where))
+        found, torn = read_evidence_folder(where)
+        return Found(found, torn, _agent_of(path), "an agent makes a chain with its first record")
     if path.is_file():
         return Found(unpack(path.read_bytes())[0])
     raise NotFound(
@@ -58,7 +70,31 @@ def is_site(where: str) -> bool:
     return where != COORDINATOR and is_name(where) and not Path(where).exists()
 
 
-def _of_coordinator() -> Evidence:
+def _agent_of(folder: Path) -> str:
+    """Whose folder of evidence it is, as the agent enrolled; empty where that does not lie beside it."""
+    beside = folder.resolve().parent / "identity" / "federation.json"
+    try:
+        return f"site:{json.loads(beside.read_text(encoding='utf-8'))['site']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def given_policies(paths: Iterable[Path]) -> dict[str, bytes]:
+    """Policies that are given by hand, by the digest under which records name them.
+
+    Args:
+        paths: bundles, and directories as a coordinator runs with them.
+    """
+    from flowengine.cli.policy_files import read_files
+    from flowengine.policy.bundle import build_unversioned, open_bundle
+
+    contents = [
+        path.read_bytes() if path.is_file() else build_unversioned(read_files(path)) for path in paths
+    ]
+    return {open_bundle(content).digest: content for content in contents}
+
+
+def _of_coordinator() -> Found:
     """The coordinator's own chain, and the policies that its decisions name."""
     from flowengine.cli.federation import open_client
     from flowengine.client.access import find_access
@@ -71,7 +107,17 @@ def _of_coordinator() -> Evidence:
         for digest in sorted(named - {""}):
             with contextlib.suppress(NotFound):  # then verification says that it is not there
                 evidence.bundles[digest] = base64.b64decode(client.evidence_bundle(digest).content)
-    return evidence
+        begun = "" if evidence.lines else _decided_by(client)
+    return Found(evidence, agent=COORDINATOR, begun=begun)
+
+
+def _decided_by(client: Client) -> str:
+    """What the coordinator decided by policies, all of which it records; empty where it knows of nothing."""
+    for transfer in client.transfers():
+        for decision in transfer.decisions:
+            if decision.policy_digest:
+                return f"transfer {transfer.id} was decided by the policies {decision.policy_digest[:16]}…"
+    return ""
 
 
 def receipt_in(where: str) -> bytes | None:

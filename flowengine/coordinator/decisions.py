@@ -26,7 +26,7 @@ from flowengine.errors import AuthenticationError, NotFound, UsageError
 from flowengine.policy import Engine, PolicySet, Statement, load, reasons, resolve
 from flowengine.policy.agreements import Agreement, agreement_statements
 from flowengine.policy.asking import Judged, Matter, Place, ask
-from flowengine.policy.bundle import build, open_bundle
+from flowengine.policy.bundle import build_unversioned, open_bundle
 from flowengine.policy.duties import Terms
 from flowengine.policy.explain import explain
 from flowengine.policy.labels import data_statements, overlaps, relevant
@@ -38,8 +38,6 @@ from flowengine.trust.labels import verify_labels
 __all__ = ["Decider", "Rules", "Verdict"]
 
 MAX_FILES: Final = 10_000
-_FOR_EVER: Final = 253_402_300_799
-"""The last second that RFC 3339 can name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +116,7 @@ class Decider:
             raise NotFound(
                 f"{path} holds no policy", hint="a policy is a .toml file with [policy] and [[rule]]"
             )
-        content = Path(path).read_bytes() if Path(path).is_file() else build(files, 1, _FOR_EVER)
+        content = Path(path).read_bytes() if Path(path).is_file() else build_unversioned(files)
         archive = open_bundle(content).digest
         return cls(Rules(Engine(policies), digest.hexdigest(), content=content, archive=archive))
 

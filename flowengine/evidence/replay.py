@@ -40,6 +40,10 @@ class Replayer:
         self._kept = kept or {}
         self._engines: dict[str, tuple[Engine, frozenset[str]] | str] = {}
 
+    def lacks(self, digest: str) -> bool:
+        """Whether policies that are named are not at hand: nothing can be said of what was decided by them."""
+        return bool(digest) and digest not in self._bundles
+
     def bundle_problem(self, digest: str) -> str:
         """Why a bundle cannot be evaluated by; empty where it can."""
         found = self._engine(digest)

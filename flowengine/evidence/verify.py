@@ -9,6 +9,8 @@ Invariants
     - Without a finding the records are those that were signed, up to the last checkpoint; what lies behind it is
       chained and not signed, and `Verdict.signed_to` says where that begins.
     - A decision counts as evaluated only if it came out the same, field by field.
+    - What could not be looked at is no finding, and is told: `Verdict.unchecked`. A removal is claimed only where something
+      says that there was more.
 """
 
 from __future__ import annotations
@@ -68,6 +70,9 @@ class Verdict:
         obligations: records of duties, by their state.
         receipts, deletions: signed receipts and certificates of deletion that were verified.
         findings: what is wrong.
+        lacking: records that could not be looked at by policies that are not at hand, by the policies' digest.
+        undecided: how many of these are decisions.
+        nothing: why there is no chain; empty where there is one.
     """
 
     agent: str = ""
@@ -85,6 +90,33 @@ class Verdict:
     receipts: int = 0
     deletions: int = 0
     findings: list[Finding] = field(default_factory=list)
+    lacking: dict[str, list[int]] = field(default_factory=dict)
+    undecided: int = 0
+    nothing: str = ""
+
+    @property
+    def unchecked(self) -> list[dict[str, object]]:
+        """What could not be looked at, why, and what helps; as JSON-able data."""
+        found: list[dict[str, object]] = []
+        if self.nothing:
+            found.append(
+                {
+                    "what": "chain", "bundle": "", "records": 0, "first": 0, "last": 0, "text": self.nothing,
+                    "next": "look again when it has recorded something; --against compares with what others hold of it",
+                }
+            )  # fmt: skip
+        for digest, seqs in self.lacking.items():
+            shown = (
+                f"record {seqs[0]}" if len(seqs) == 1 else f"{len(seqs)} records ({seqs[0]} to {seqs[-1]})"
+            )
+            found.append(
+                {
+                    "what": "bundle", "bundle": digest, "records": len(seqs), "first": seqs[0], "last": seqs[-1],
+                    "text": f"what {shown} decided or put in force: the policies {digest} are not at hand",
+                    "next": "give them with --policies: the bundle of that digest, or the directory that the coordinator ran with",
+                }
+            )  # fmt: skip
+        return found
 
     def add(self, what: str, seq: int | None, text: str) -> None:
         """One more finding."""
@@ -104,11 +136,13 @@ class Verdict:
             "held_by": self.held_by,
             "decisions": {
                 "evaluated": self.evaluated, "recorded": self.recorded, "refused": self.refused,
+                "unchecked": self.undecided,
             },
             "obligations": self.obligations,
             "receipts": self.receipts,
             "deletions": self.deletions,
             "findings": [finding.as_dict() for finding in self.findings],
+            "unchecked": self.unchecked,
         }  # fmt: skip
 
 
@@ -128,6 +162,8 @@ def verify_chain(
     *,
     elsewhere: Iterable[tuple[str, bytes]] = (),
     chosen: Callable[[Record], bool] = lambda record: True,
+    agent: str = "",
+    begun: str = "",
 ) -> Verdict:
     """Verify a chain from its first record on.
 
@@ -137,8 +173,13 @@ def verify_chain(
         replayer: evaluates decisions anew, by the bundles and values that are at hand.
         elsewhere: checkpoints of this agent that others hold: (who, document).
         chosen: which records' contents are looked at; order and signatures are verified for all.
+        agent: whose chain it is, where that is known without it; for one that has no record.
+        begun: why there has to be a record; empty where there may be none yet.
     """
-    verdict = Verdict()
+    verdict = Verdict(agent=agent)
+    if not lines:
+        _nothing(anchors_pem, elsewhere, begun, verdict)
+        return verdict
     suite = _suite(lines, verdict)
     if suite is None:
         return verdict
@@ -222,10 +263,29 @@ def _proof(record: Record, proof: Proof, anchors_pem: str, suite: Suite, verdict
 # --- lines and order -------------------------------------------------------------------------------------------------
 
 
+def _nothing(anchors_pem: str, elsewhere: Iterable[tuple[str, bytes]], begun: str, verdict: Verdict) -> None:
+    """A chain without a record: taken away where somebody holds a checkpoint of it, or it must have begun."""
+    for holder, document in elsewhere:
+        try:
+            found, _ = verify_checkpoint(document, anchors_pem)
+        except FlowError as error:
+            verdict.add("checkpoint", None, f"a checkpoint (held by {holder}) is wrong: {error.message}")
+            continue
+        if not verdict.agent or found.agent != verdict.agent:
+            continue
+        verdict.held_by += [holder] if holder not in verdict.held_by else []
+        verdict.add(
+            "removed",
+            found.seq,
+            f"there is no record at all, and a checkpoint (held by {holder}) of {found.time} signs for {found.seq}",
+        )
+    if begun and not verdict.held_by:
+        verdict.add("removed", None, f"there is no record at all, and {begun}")
+    if not verdict.findings:
+        verdict.nothing = "there is no record yet, and nothing says that there has ever been one"
+
+
 def _suite(lines: Sequence[bytes], verdict: Verdict) -> Suite | None:
-    if not lines:
-        verdict.add("removed", None, "there is no record at all")
-        return None
     try:
         first = json.loads(lines[0])
         name = first["suite"] if first["seq"] == 1 else DEFAULT_SUITE
@@ -396,13 +456,21 @@ def _decoded(value: object) -> bytes:
 
 
 def _contents(record: Record, anchors_pem: str, replayer: Replayer, verdict: Verdict) -> None:
-    if record.kind == "decision":
+    bundle = str(record.get("bundle") or "")
+    if (
+        record.kind in ("decision", "policy.activate")
+        and not record.get("refused")
+        and replayer.lacks(bundle)
+    ):
+        verdict.lacking.setdefault(bundle, []).append(record.seq)
+        verdict.undecided += record.kind == "decision"
+    elif record.kind == "decision":
         outcome, problems = replayer.replay(record, find_suite(verdict.suite))
         for what, text in problems:
             verdict.add(what, record.seq, f"record {record.seq}: {text}")
         if not problems:
             setattr(verdict, outcome, getattr(verdict, outcome) + 1)
-    if record.kind == "policy.activate" and (text := replayer.bundle_problem(str(record.get("bundle")))):
+    elif record.kind == "policy.activate" and (text := replayer.bundle_problem(bundle)):
         verdict.add("bundle", record.seq, f"record {record.seq}: {text}")
     if receipt := record.get("receipt"):
         _signed(record, "receipt", receipt, anchors_pem, verdict)

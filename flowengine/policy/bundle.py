@@ -32,6 +32,7 @@ __all__ = [
     "Bundle",
     "authentic",
     "build",
+    "build_unversioned",
     "digest",
     "key_id",
     "open_bundle",
@@ -46,6 +47,8 @@ ROLES: Final = ("policy-owner", "security")
 MAX_BUNDLE_BYTES: Final = 16 * 1024 * 1024
 """Every site keeps it, and every agent reads it whole."""
 _MAX_FILES: Final = 10_000
+_FOR_EVER: Final = 253_402_300_799
+"""The last second that RFC 3339 can name."""
 _CONTEXT: Final = b"flowengine policy bundle v1\n"
 _LOCK: Final = "LOCK.json"
 _SIGNATURES: Final = "SIGNATURES.json"
@@ -126,6 +129,11 @@ def build(files: Mapping[str, bytes], version: int, not_after: int, overdue: Ite
         "files": {name: digest(content) for name, content in sorted(files.items())},
     }
     return _archive({_LOCK: _canonical(lock), **dict(sorted(files.items()))})
+
+
+def build_unversioned(files: Mapping[str, bytes]) -> bytes:
+    """The bundle as which a coordinator knows policies that it was given as a directory, and names them in its evidence."""
+    return build(files, 1, _FOR_EVER)
 
 
 def sign(bundle: bytes, role: str, key: Ed25519PrivateKey) -> bytes:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
+import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +14,11 @@ from typing import Any
 import pytest
 from chains import POLICY
 from federations import Local, local_federation
+from sites import Coordinator
 from support import Flow, wait_until
 
 from flowengine.errors import Denied
+from flowengine.trust.tokens import Login
 
 pytestmark = pytest.mark.slow
 
@@ -109,7 +114,6 @@ def test_a_proof_of_delivery_is_fetched_and_verified_offline(world: World, tmp_p
 
 def test_a_cut_chain_is_found_by_the_coordinators_checkpoints(world: World, tmp_path: Path) -> None:
     """The coordinator hears of checkpoints within a minute; what is cut behind one does not pass."""
-    import shutil
 
     def held() -> int:
         with world.local.client() as client:
@@ -125,6 +129,58 @@ def test_a_cut_chain_is_found_by_the_coordinators_checkpoints(world: World, tmp_
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[: held() - 1]))
     said = world.verify(copy, "--ca", ca, "--online", code=6)
     assert {finding["what"] for finding in said["findings"]} == {"truncated"}
+
+
+def test_of_the_coordinators_chain_only_what_was_removed_is_said_to_be(world: World, tmp_path: Path) -> None:
+    """On a second coordinator with a copy of the state: what is gone there is told, and nothing else."""
+    (state,) = (path for path in world.local.base.rglob("state.sqlite") if "agents" not in path.parts)
+    (secrets,) = (path.parent for path in world.local.base.rglob("grant.key"))
+    again = Coordinator(tmp_path / "again")
+    again.folder.mkdir()
+    shutil.copytree(secrets, again.folder / "secrets")
+    with (
+        contextlib.closing(sqlite3.connect(state)) as live,
+        contextlib.closing(sqlite3.connect(again.folder / "state.sqlite")) as copy,
+    ):
+        live.backup(copy)
+        ((digest, content),) = copy.execute("SELECT digest, content FROM evidence_bundles")
+    (tmp_path / "policies.bundle").write_bytes(content)
+
+    def verified(
+        coordinator: Coordinator, *changes: str, more: tuple[object, ...] = (), code: int
+    ) -> dict[str, Any]:
+        with contextlib.closing(sqlite3.connect(coordinator.folder / "state.sqlite")) as database, database:
+            for change in changes:
+                database.execute(change)
+        coordinator.start()
+        ca = coordinator.folder / "secrets" / "ca.pem"
+        token = Login.parse((ca.parent / "admin-login").read_text()).token.format_secret()
+        env = {"FLOW_COORDINATOR": coordinator.url, "FLOW_TOKEN": token, "FLOW_CA_FILE": str(ca)}
+        flow = Flow(tmp_path / "flow", env={"FLOW_CONFIG_DIR": str(tmp_path / "none"), **env})
+        try:
+            said: dict[str, Any] = json.loads(
+                flow("evidence", "verify", "coordinator", *more, "--json", code=code).stdout
+            )
+        finally:
+            coordinator.stop()
+        return said
+
+    said = verified(again, "DELETE FROM evidence_bundles", code=3)
+    assert (said["findings"], said["ok"]) == ([], False)
+    assert [(one["what"], one["bundle"]) for one in said["unchecked"]] == [("bundle", digest)]
+    said = verified(again, more=("--policies", tmp_path / "policies.bundle"), code=0)
+    assert (said["unchecked"], said["decisions"]["unchecked"]) == ([], 0)
+    said = verified(again, "DELETE FROM evidence WHERE seq = 4", code=6)
+    assert "removed" in {finding["what"] for finding in said["findings"]}
+    said = verified(again, "DELETE FROM evidence", code=6)
+    (finding,) = said["findings"]
+    assert finding["what"] == "removed"
+    assert "was decided by the policies" in finding["text"]
+    # One that has no policies has nothing to record, and nothing was removed from it.
+    fresh = Coordinator(tmp_path / "fresh")
+    fresh.folder.mkdir()
+    said = verified(fresh, code=3)
+    assert (said["findings"], [one["what"] for one in said["unchecked"]]) == ([], ["chain"])
 
 
 def test_names_of_labelled_data_are_told_only_after_a_decision(world: World) -> None:

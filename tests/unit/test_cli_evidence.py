@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chains import NOW, chain_with_decisions, pki
+from chains import NOW, POLICY, chain_with_decisions, pki
 
+from flowengine.cli.evidence_source import given_policies
 from flowengine.cli.main import main
+from flowengine.coordinator.decisions import Decider
 from flowengine.trust.receipt import SignedReceipt, sign_receipt
 
 pytestmark = pytest.mark.slow
@@ -90,6 +92,45 @@ def test_a_cut_end_is_found_by_what_another_holds(
     assert flow(capsys, "verify", folder)[0] == 0
     code, said = flow_json(capsys, "verify", folder, "--against", tmp_path / "held")
     assert (code, [finding["what"] for finding in said["findings"]]) == (6, ["truncated"])
+
+
+def test_policies_that_are_not_there_are_asked_for(
+    capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path
+) -> None:
+    (kept,) = (folder / "bundles").iterdir()
+    policies = kept.rename(tmp_path / "policies.bundle")
+    code, out, _ = flow(capsys, "verify", folder)
+    assert code == 3
+    assert "WRONG" not in out
+    assert "NOT CHECKED bundle: what 5 records (2 to " in out
+    assert f"the policies sha256:{kept.stem} are not at hand" in out
+    assert "next: give them with --policies" in out
+    assert out.rstrip().endswith("nothing is wrong with what could be checked")
+    code, said = flow_json(capsys, "verify", folder)
+    assert (code, said["ok"], said["findings"], said["decisions"]["unchecked"]) == (3, False, [], 4)
+    code, said = flow_json(capsys, "verify", folder, "--policies", policies)
+    assert (code, said["ok"], said["unchecked"], said["decisions"]["evaluated"]) == (0, True, [], 4)
+    path = chain_file(folder)
+    rows = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*rows[:3], *rows[4:]]))
+    code, said = flow_json(capsys, "verify", folder)
+    assert code == 6, "what is wrong goes before what could not be checked"
+    assert "removed" in {finding["what"] for finding in said["findings"]}
+    assert said["unchecked"]
+    path.write_bytes(b"")
+    code, said = flow_json(capsys, "verify", folder)
+    assert (code, [finding["what"] for finding in said["findings"]]) == (6, ["removed"])
+
+
+def test_a_directory_is_known_by_the_digest_that_a_coordinator_records(tmp_path: Path) -> None:
+    policies = tmp_path / "policies"
+    (policies / "lists").mkdir(parents=True)
+    (policies / "home.toml").write_text(POLICY, encoding="utf-8")
+    (policies / ".draft.toml").write_text("none", encoding="utf-8")
+    given = given_policies([policies])
+    assert list(given) == [Decider.load(str(policies))._first.archive]
+    (tmp_path / "one.bundle").write_bytes(*given.values())
+    assert given_policies([tmp_path / "one.bundle"]) == given
 
 
 def test_a_range_is_evaluated_alone(capsys: pytest.CaptureFixture[str], folder: Path) -> None:

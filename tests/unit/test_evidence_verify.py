@@ -24,7 +24,7 @@ from flowengine.evidence.checkpoint import sign_checkpoint
 from flowengine.evidence.heads import verify_heads
 from flowengine.evidence.replay import Replayer
 from flowengine.evidence.suites import DEFAULT_SUITE, find_suite
-from flowengine.evidence.verify import Verdict, verify_proofs
+from flowengine.evidence.verify import Verdict, verify_chain, verify_proofs
 from flowengine.policy.model import Duty
 from flowengine.store.chain_files import ChainFiles
 from flowengine.store.evidence_folder import read_evidence_folder
@@ -225,11 +225,41 @@ def test_more_approvals_than_there_are_on_record_are_found(tmp_path: Path) -> No
     assert [(found.what, found.seq) for found in verdict.findings] == [("obligation", 4)]
 
 
-def test_a_bundle_that_is_not_there_is_a_finding(whole: Evidence) -> None:
-    found = kinds(replace(whole, bundles={}))
-    assert {what for what, _ in found} == {"bundle"}
+def test_what_cannot_be_checked_without_its_policies_is_told_and_is_no_finding(whole: Evidence) -> None:
+    bare = replace(whole, bundles={})
+    verdict = verified(bare)
+    assert (verdict.findings, verdict.evaluated, verdict.undecided) == ([], 0, 4)
+    (digest,) = whole.bundles
+    (told,) = verdict.unchecked
+    assert (told["what"], told["bundle"], told["records"]) == ("bundle", digest, 5), "four, and when it came"
+    assert digest in str(told["text"])
+    assert "--policies" in str(told["next"])
+    assert verified(whole).unchecked == []
+    # What is wrong is found as ever.
+    found = {what for what, _ in kinds(with_lines(bare, lambda lines: lines.pop(3)))}
+    assert "removed" in found
+    assert "bundle" not in found
     other = {digest: bundle(2) for digest in whole.bundles}
-    assert {what for what, _ in kinds(replace(whole, bundles=other))} == {"bundle"}
+    assert {what for what, _ in kinds(replace(whole, bundles=other))} == {"bundle"}, "another one is wrong"
+
+
+def test_a_chain_without_a_record_was_removed_only_where_something_says_so(whole: Evidence) -> None:
+    def nothing(agent: str, *held: bytes, begun: str = "") -> Verdict:
+        elsewhere = [("site:alpha", one) for one in held]
+        return verify_chain([], pki().anchors, Replayer({}), elsewhere=elsewhere, agent=agent, begun=begun)
+
+    empty = nothing("site:beta")
+    assert (empty.findings, [one["what"] for one in empty.unchecked]) == ([], ["chain"])
+    head = base64.b64decode(json.loads(whole.lines[-1])["document"])
+    assert nothing("site:gamma", head).findings == []
+    gone = nothing("site:beta", head)
+    assert ([one.what for one in gone.findings], gone.held_by, gone.unchecked) == (
+        ["removed"],
+        ["site:alpha"],
+        [],
+    )
+    made = nothing("site:beta", begun="its file was made with its first record")
+    assert "its file was made" in made.findings[0].text
 
 
 def test_away_from_the_origin_personal_facts_are_recorded_and_no_more(whole: Evidence) -> None:
