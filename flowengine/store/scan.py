@@ -26,13 +26,12 @@ from typing import Final
 import msgspec
 
 from flowengine.chunking import CHUNK_BYTES
-from flowengine.manifest import FILE, FLAG_SPARSE, HARDLINK, Block, Entry, join_blocks
+from flowengine.manifest import HARDLINK, Block, Entry, join_blocks
 from flowengine.store.buffers import BufferPool
-from flowengine.store.filesystem import READ_FILE
 from flowengine.store.many import Listing, Row, Stat, list_folder, listing_of
 from flowengine.store.proofs import encode_entries, recall, split_proof, stats_proof
-from flowengine.store.reading import ObjectChanged, ObjectReader, Piece
-from flowengine.store.scan_cache import DirectoryPart, Identity, ScanCache, known_runs
+from flowengine.store.reading import ObjectChanged, ObjectReader
+from flowengine.store.scan_cache import DirectoryPart, ScanCache
 from flowengine.store.scan_events import (
     Batch,
     DirectoryEntered,
@@ -40,9 +39,9 @@ from flowengine.store.scan_events import (
     Event,
     LargeBegun,
     LargeEnded,
-    LargePiece,
     ScanFailed,
 )
+from flowengine.store.scan_large import LargeScan
 from flowengine.store.scan_small import (
     MAX_BATCH_CHUNKS,
     MAX_BATCH_ENTRIES,
@@ -50,9 +49,8 @@ from flowengine.store.scan_small import (
     ExtraReader,
     SmallReader,
     batches,
-    read_extra,
 )
-from flowengine.store.selection import Selection, subset_tree
+from flowengine.store.selection import Root, Selection, subset_tree
 from flowengine.units import show_path
 from flowengine.wire.filters import FilterSet
 from flowengine.wire.messages import LARGE_OBJECT_BYTES
@@ -113,7 +111,6 @@ class Scanner:
         owner: bool = False,
     ) -> None:
         self._selection = selection
-        self._reader = reader
         self._pool = pool
         self._cache = cache
         self._filters = filters or None
@@ -128,22 +125,21 @@ class Scanner:
         self._named: set[bytes] = set()
         self._subset = subset_tree(selection.files_from)
         self._small = SmallReader(reader, pool, self._extra, self._mode_bits)
+        self._larges = LargeScan(reader, cache, self._extra, self._mode_bits)
         self._least_chunk = reader.profile.minimum
         self.objects = 0
         self.size_bytes = 0
-        self._large_read = 0
-        self._large_bytes = 0
         self.complete = True
 
     @property
     def objects_read(self) -> int:
         """Objects that were opened and read."""
-        return self._large_read + self._small.objects_read
+        return self._larges.objects_read + self._small.objects_read
 
     @property
     def bytes_read(self) -> int:
         """Bytes that were read of them."""
-        return self._large_bytes + self._small.bytes_read
+        return self._larges.bytes_read + self._small.bytes_read
 
     def events(self) -> Iterator[Event]:
         """All events, from the root's `DirectoryEntered` to its `DirectoryLeft`."""
@@ -199,35 +195,10 @@ class Scanner:
                 yield self._failed(root, item.path, error)
                 continue
             fds.append(fd)
-            found_files: list[Row] = []
-            found_dirs: list[Row] = []
-            if contents:
-                if self._selection.single_contents:
-                    root.st = os.fstat(fd)
-                    root.dirfd = fd
-                    root.real = directory.rstrip(b"/") or b"/"
-                frame = _Frame(fd, b"", directory, None, False, subset)
-                listing = yield from self._list(frame)
-                found_files = listing.smalls.pairs() + listing.larges.pairs()
-                found_dirs = listing.folders.pairs()
-                root.complete = root.complete and frame.complete
-            else:
-                try:
-                    named = os.stat(
-                        item.path if os.path.isdir(item.path) else os.path.basename(item.path),
-                        dir_fd=None if os.path.isdir(item.path) else fd,
-                        follow_symlinks=False,
-                    )
-                    if stat.S_ISLNK(named.st_mode) and os.path.isdir(item.path):
-                        named = os.lstat(item.path)
-                except OSError as error:
-                    yield self._failed(root, item.path, error)
-                    continue
-                if stat.S_ISDIR(named.st_mode):
-                    found_dirs.append((item.name, Stat.of(named)))
-                    self._named.add(item.name)
-                else:
-                    found_files.append((os.path.basename(item.path), Stat.of(named)))
+            found = yield from self._named_by(root, item, fd, directory)
+            if found is None:
+                continue
+            found_files, found_dirs = found
             for name, st in found_files:
                 if name in names:
                     yield self._collision(root, name, names[name], directory)
@@ -257,6 +228,39 @@ class Scanner:
             )
             root.complete = root.complete and frame.complete
             start = end
+
+    def _named_by(
+        self, root: _Frame, item: Root, fd: int, directory: bytes
+    ) -> Generator[Event, None, tuple[list[Row], list[Row]] | None]:
+        """What one path of the command names: files and links, and folders; None where it cannot be had.
+
+        Args:
+            fd, directory: the folder itself where its contents were named, else the one that it is in.
+        """
+        if not item.name:
+            if self._selection.single_contents:
+                root.st = os.fstat(fd)
+                root.dirfd = fd
+                root.real = directory.rstrip(b"/") or b"/"
+            frame = _Frame(fd, b"", directory, None, False, self._subset)
+            listing = yield from self._list(frame)
+            root.complete = root.complete and frame.complete
+            return listing.smalls.pairs() + listing.larges.pairs(), listing.folders.pairs()
+        try:
+            named = os.stat(
+                item.path if os.path.isdir(item.path) else os.path.basename(item.path),
+                dir_fd=None if os.path.isdir(item.path) else fd,
+                follow_symlinks=False,
+            )
+            if stat.S_ISLNK(named.st_mode) and os.path.isdir(item.path):
+                named = os.lstat(item.path)
+        except OSError as error:
+            yield self._failed(root, item.path, error)
+            return None
+        if stat.S_ISDIR(named.st_mode):
+            self._named.add(item.name)
+            return [], [(item.name, Stat.of(named))]
+        return [(os.path.basename(item.path), Stat.of(named))], []
 
     def _collision(self, root: _Frame, name: bytes, first: bytes, second: bytes) -> ScanFailed:
         root.complete = self.complete = False
@@ -573,7 +577,7 @@ class Scanner:
         for _ in range(READ_ATTEMPTS):
             try:
                 # One object open at a time, and only where the cache does not cover it.
-                begun = yield from self._large_once(frame, name, st, racy_from)
+                begun = yield from self._larges.once(frame.dirfd, frame.real, name, st, racy_from)
                 if begun:
                     return
                 st = Stat.of(os.stat(name, dir_fd=frame.dirfd, follow_symlinks=False))
@@ -587,62 +591,6 @@ class Scanner:
         frame.complete = self.complete = False
         yield ScanFailed(path, "changed", f"changed while it was read, {READ_ATTEMPTS} times in a row")
 
-    def _large_once(
-        self, frame: _Frame, name: bytes, st: Stat, racy_from: int
-    ) -> Generator[Event, None, bool]:
-        """One attempt; returns whether it held still."""
-        flags = FLAG_SPARSE if st.st_blocks * 512 < st.st_size else 0
-        extra = read_extra(self._extra, frame.dirfd, name, st) if self._extra is not None else b""
-        entry = Entry(
-            name, FILE, st.st_mode & self._mode_bits, st.st_mtime_ns, st.st_size, b"", b"", flags, extra
-        )
-        yield LargeBegun(entry, frame.real.rstrip(b"/") + b"/" + name)
-        identity = Identity.of(st)
-        done = 0
-        cached = self._cache.pieces(identity) if self._cache is not None else []
-        for packed in known_runs(cached, st.st_size):
-            lengths = _lengths(packed)
-            yield LargePiece(Piece(done, lengths, packed, None, 0), True)
-            done += sum(lengths)
-        if done < st.st_size:
-            fd = os.open(name, READ_FILE, dir_fd=frame.dirfd)
-            try:
-                yield from self._large_pieces(fd, st, identity, done, racy_from, fresh=not cached)
-                if Identity.of(os.fstat(fd)) != identity:
-                    raise ObjectChanged("changed while it was read")
-            except ObjectChanged as error:
-                if self._cache is not None:
-                    self._cache.add_pieces(identity, [], replace=True)
-                yield LargeEnded("changed", error.message)
-                return False
-            finally:
-                os.close(fd)
-            self._large_read += 1
-        yield LargeEnded("", "")
-        return True
-
-    def _large_pieces(
-        self, fd: int, st: Stat, identity: Identity, done: int, racy_from: int, *, fresh: bool
-    ) -> Iterator[Event]:
-        pieces = self._reader.pieces(fd, st.st_size, sparse=st.st_blocks * 512 < st.st_size, offset=done)
-        remember = self._cache is not None and st.st_ctime_ns < racy_from
-        try:
-            for piece in pieces:
-                size = piece.size_bytes
-                self._large_bytes += size if piece.buffer is not None else 0
-                # The cache must not learn a piece of an object that has changed since its stat.
-                if remember and Identity.of(os.fstat(fd)) == identity:
-                    assert self._cache is not None
-                    self._cache.add_pieces(identity, [(piece.offset, piece.packed)], replace=fresh)
-                    fresh = False
-                yield LargePiece(piece, False)
-        finally:
-            pieces.close()  # type: ignore[attr-defined]
-
 
 def _join(path: bytes, name: bytes) -> bytes:
     return path + b"/" + name if path else name
-
-
-def _lengths(packed: bytes) -> list[int]:
-    return [int.from_bytes(packed[at : at + 4], "little") for at in range(0, len(packed), CHUNK_BYTES)]

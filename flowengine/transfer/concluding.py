@@ -114,7 +114,7 @@ class Conclusion:
                     tree.publish(None if placer.root_is_one_directory else 0o755)
             elif self._publisher.needs_final_sync or extras:
                 sync_filesystem(self._root_fd)
-            self._publisher.flush_index(last=True)
+            self._publisher.memory.flush_index(last=True)
             for cache in self._caches:  # before the receipt: who runs the next command counts on it
                 if cache is not None:
                     cache.flush()

@@ -4,7 +4,7 @@ Goal
     Nothing is called landed before it is durable under its final name, and a small object costs few system calls.
 Plan
     One thread takes what is complete in batches: sync data, rename, sync directories, report. Then it finishes
-    directories, and tells the scan cache and the chunk index what lies where now.
+    directories, and has it remembered what lies where now (`transfer.remembering`).
 Invariants
     - `Landed` counts only what was synced before and after its rename.
     - A directory gets its mode and mtime after the last object in it was published.
@@ -16,23 +16,23 @@ import errno
 import os
 import queue
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from time import perf_counter_ns
 from typing import Final
 
-from flowengine.manifest import FILE, SYMLINK, Block, Entry
+from flowengine.manifest import Block, Entry
 from flowengine.store.filesystem import local_error, open_beneath, sync_filesystem
 from flowengine.store.index_log import IndexLog
-from flowengine.store.many import AnyStat, Rows, Stat, place_files
-from flowengine.store.proofs import encode_entries, stats_proof
+from flowengine.store.many import Stat, place_files
 from flowengine.store.runs import place_run, staging_name
-from flowengine.store.scan_cache import DirectoryPart, Identity, ScanCache
+from flowengine.store.scan_cache import ScanCache
 from flowengine.transfer.control import Control
 from flowengine.transfer.landing import Landing
-from flowengine.transfer.sinks import BlockRows, LargeObject, TargetDirectory, part_of
+from flowengine.transfer.remembering import Placed, PlacedBlock, PlacedMemory
+from flowengine.transfer.sinks import LargeObject, TargetDirectory
 from flowengine.transfer.timing import StageClock
 from flowengine.units import show_path
-from flowengine.wire.messages import LARGE_OBJECT_BYTES, Landed
+from flowengine.wire.messages import Landed
 
 __all__ = ["Publisher"]
 
@@ -46,27 +46,18 @@ often."""
 _BATCH_WAIT_S: Final = 0.05
 _SYNC_EACH: Final = 8
 """Up to so many files of a batch are synced one by one; more of them with one syncfs."""
-_INDEX_CHUNKS: Final = 150_000
-"""So many chunks reach the index during a session; fewer than a landing remembers by itself."""
-_INDEX_LEAST: Final = 16
-_LEAST_PART: Final = 128
-"""So many objects of an unfinished directory are worth a row of the scan cache: a killed process reads fewer again."""
 
 _Run = tuple[TargetDirectory, list[tuple[Entry, str]]]
 """Small objects of a directory that are written whole, each with the name of its staging file."""
 _BlockRun = tuple[TargetDirectory, Block, int]
 """Files of a block that are written whole, with the number of the first one's staging file."""
-_PlacedBlock = tuple[TargetDirectory, Block, Rows]
-"""Files of a block that have their names, with their stats there."""
-_Placed = tuple[TargetDirectory, list[Entry], Sequence[Stat | None]]
-"""Objects of a directory that have their names, each with its stat there."""
 
 
 class Publisher:
     """Publishes what a `Landing` has complete; its `run` is the body of a thread.
 
     Attributes:
-        index_grew: called when chunks were written for the index to take over.
+        memory: what scan cache and chunk index are told of what was placed.
         let_go: closes the old files of a large object that was published.
         make_way: removes a folder that stands where an object must be; None where nothing may be removed.
         needs_final_sync: some finished directories wait for one sync of the file system at the end.
@@ -91,15 +82,10 @@ class Publisher:
         self._root_fd = root_fd
         self._control = control
         self._clock = clock
-        self._cache = cache
-        self._index_log = index_log
-        self._parts: dict[bytes, int] = {}
-        self._unkept: dict[bytes, list[tuple[bytes, AnyStat, Entry]]] = {}
-        self._unkept_blocks: dict[bytes, list[BlockRows]] = {}
+        self.memory = PlacedMemory(landing, cache, index_log)
         self._finished_directories = 0
         self.needs_final_sync = False
         self.make_way: Callable[[TargetDirectory, bytes], bool] | None = None
-        self.index_grew: Callable[[], None] = lambda: None
         self.let_go: Callable[[LargeObject], None] = LargeObject.drop_old
 
     def run(self) -> None:
@@ -165,8 +151,8 @@ class Publisher:
                 self.let_go(large)
                 self._landing.disown(large)
         placed += [(directory, [entry], [self._look(directory, entry)]) for directory, entry in landed]
-        self._remember(placed)
-        self._remember_blocks(placed_blocks)
+        self.memory.add(placed)
+        self.memory.add_blocks(placed_blocks)
         if self._tell is not None and (placed or placed_blocks):
             self._tell(
                 [(d.child(entry.name), entry.size) for d, entries, _ in placed for entry in entries]
@@ -216,16 +202,16 @@ class Publisher:
                 made.append((directory, entry))
         return made
 
-    def _count(self, placed: list[_Placed], blocks: list[_PlacedBlock]) -> None:
+    def _count(self, placed: list[Placed], blocks: list[PlacedBlock]) -> None:
         counters = self._counters
         counters.objects_done += sum([len(entries) for _, entries, _ in placed])
         counters.objects_done += sum([block.count for _, block, _ in blocks])
         counters.bytes_done += sum([entry.size for _, entries, _ in placed for entry in entries])
         counters.bytes_done += sum([block.size_bytes for _, block, _ in blocks])
 
-    def _place_blocks(self, blocks: list[_BlockRun], placed: list[_Placed]) -> list[_PlacedBlock]:
+    def _place_blocks(self, blocks: list[_BlockRun], placed: list[Placed]) -> list[PlacedBlock]:
         """Give the files of blocks their names; what is not placed whole is added to `placed`."""
-        found: list[_PlacedBlock] = []
+        found: list[PlacedBlock] = []
         for directory, block, first in blocks:
             with self._landing.in_turn():
                 rows, stats, failed = place_run(self._staging.fd, first, block, directory.fd)
@@ -242,35 +228,13 @@ class Publisher:
                 placed.append((directory, [entry for entry, _ in kept], [st for _, st in kept]))
         return found
 
-    def _remember_blocks(self, placed: list[_PlacedBlock]) -> None:
-        """Tell the scan cache and the chunk index of blocks that have their names."""
-        for directory, block, rows in placed:
-            directory.unchanged_all = False
-            directory.add_block(block, rows)
-            if self._index_log is not None:
-                self._index_log.add_block(directory.path, block, rows)
-                self._flush_full_index()
-            if self._cache is None:
-                continue
-            if directory.end is not None and not directory.open_names.difference(block.names):
-                self._unkept_blocks.pop(directory.path, None)
-                continue  # written whole when the directory is finished, in a moment
-            waiting = self._unkept_blocks.setdefault(directory.path, [])
-            waiting.append((block, rows))
-            if (
-                sum([one.count for one, _ in waiting]) >= _LEAST_PART
-                and (part := part_of(waiting)) is not None
-            ):
-                del self._unkept_blocks[directory.path]
-                self._add_part(directory, part)
-
-    def _place_smalls(self, smalls: list[_Run]) -> list[_Placed]:
+    def _place_smalls(self, smalls: list[_Run]) -> list[Placed]:
         """Give small objects their names; those that have them now, by directory."""
         moves = [(staged, d.fd, entry.name) for d, run in smalls for entry, staged in run]
         with self._landing.in_turn():
             stats, failed = place_files(self._staging.fd, moves)
         lost = {at for at in failed if not self._rename_again(smalls, at)}
-        placed: list[_Placed] = []
+        placed: list[Placed] = []
         at = 0
         for directory, run in smalls:
             here = range(at, at + len(run))
@@ -443,92 +407,13 @@ class Publisher:
             return False
         placed = self._rename(staged, directory, entry)
         if placed:
-            self._relinked(entry, before, directory)
+            self.memory.relinked(entry, before, directory)
         if placed:  # rename(2) between two names of one inode does nothing and leaves the first
             try:
                 os.unlink(staged, dir_fd=self._staging.fd)
             except FileNotFoundError:
                 pass
         return placed
-
-    def _relinked(self, entry: Entry, before: AnyStat, directory: TargetDirectory) -> None:
-        """Another name moved the inode's ctime: what the cache knows of it is still true."""
-        now = Stat.of(os.stat(entry.name, dir_fd=directory.fd, follow_symlinks=False))
-        if self._cache is not None and before.st_size >= LARGE_OBJECT_BYTES:
-            self._cache.settle_pieces(Identity.of(now), before.st_ctime_ns)
-        parent, _, name = entry.link.rpartition(b"/")
-        first = self._landing.directories.get(parent)
-        for index, row in enumerate(first.rows if first is not None else ()):
-            if row[0] == name and first is not None:
-                first.rows[index] = (name, now, row[2])
-
-    def _remember(self, placed: list[_Placed]) -> None:
-        """Tell the scan cache and the chunk index what now lies at the target."""
-        for directory, entries, stats in placed:
-            directory.unchanged_all = False
-            rows: list[tuple[bytes, AnyStat, Entry]] = []
-            for entry, st in zip(entries, stats, strict=True):
-                if st is None or entry.kind not in (FILE, SYMLINK) or entry.extra:
-                    continue
-                if entry.size >= LARGE_OBJECT_BYTES:
-                    self._remember_large(directory, entry, st)
-                else:
-                    rows.append((entry.name, st, entry))
-            if not rows:
-                continue
-            directory.add_rows(rows)
-            if self._index_log is not None:
-                self._index_log.add_small(directory.path, rows)
-                self._flush_full_index()
-            if self._cache is not None:
-                self._remember_part(directory, rows)
-
-    def _remember_large(self, directory: TargetDirectory, entry: Entry, st: Stat) -> None:
-        if self._cache is None:
-            return
-        self._cache.settle_pieces(Identity.of(st))
-        for offset, packed in self._cache.pieces(Identity.of(st)):
-            if self._index_log is not None and packed:
-                self._index_log.add(directory.child(entry.name), st, offset, packed)
-                self._flush_full_index()
-
-    def _remember_part(self, directory: TargetDirectory, rows: list[tuple[bytes, AnyStat, Entry]]) -> None:
-        """Keep what is known of a directory that is still being filled, once it is much."""
-        assert self._cache is not None
-        if directory.end is not None and not (directory.open_names - {name for name, _, _ in rows}):
-            self._unkept.pop(directory.path, None)
-            return  # written whole when the directory is finished, in a moment
-        waiting = self._unkept.setdefault(directory.path, [])
-        waiting += rows
-        if len(waiting) < _LEAST_PART:
-            return
-        del self._unkept[directory.path]
-        part = DirectoryPart(
-            stats_proof([(name, st) for name, st, _ in waiting]),
-            encode_entries([entry for _, _, entry in waiting]),
-        )
-        self._add_part(directory, part)
-
-    def _add_part(self, directory: TargetDirectory, part: DirectoryPart) -> None:
-        assert self._cache is not None
-        st_dir = os.fstat(directory.fd)
-        number = self._parts[directory.path] = self._parts.get(directory.path, 0) + 1
-        self._cache.add_directory_part(st_dir.st_dev, st_dir.st_ino, number, part)
-
-    def _flush_full_index(self) -> None:
-        """What is noted of chunks reaches the index many at a time."""
-        if self._index_log is not None and self._index_log.chunks >= _INDEX_CHUNKS:
-            self.flush_index()
-
-    def flush_index(self, *, last: bool = False) -> None:
-        """Write what was noted to the chunk index.
-
-        A few chunks are not worth it: sending them again takes less time than loading what searches the index.
-        """
-        log = self._index_log
-        if log is not None and not (last and log.chunks < _INDEX_LEAST) and not self._landing.index_is_wrong:
-            log.flush()
-            self.index_grew()
 
     def _sync_finished(self, directory: TargetDirectory) -> None:
         """A few directories are synced one by one; more of them at the end, with one syncfs."""
@@ -557,13 +442,7 @@ class Publisher:
                     or st.st_mtime_ns != end.mtime_ns
                 ):
                     self._sync_finished(directory)
-            if (
-                self._cache is not None
-                and not directory.unchanged_all
-                and (part := directory.part()) is not None
-            ):
-                st = os.fstat(directory.fd)
-                self._cache.save_directory(st.st_dev, st.st_ino, [part])
+            self.memory.finish(directory)
         except OSError as error:
             self._landing.report(
                 directory.path or b".", "local", f"cannot set mode or time: {error.strerror}"
@@ -571,9 +450,7 @@ class Publisher:
         finally:
             self._landing.directory_closed(directory)
             os.close(directory.fd)
-            directory.forget_rows()
-            self._unkept.pop(directory.path, None)
-            self._unkept_blocks.pop(directory.path, None)
+            self.memory.forget(directory)
             parent = directory.parent
             if parent is not None:
                 with self._landing.lock:

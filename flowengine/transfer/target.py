@@ -238,7 +238,7 @@ class _Target:
             index_log=IndexLog(root.path, session.profile.name) if self._remembers else None,
             tell=root.landed if session.options.publish != "atomic" else None,
         )
-        publisher.index_grew = self._index_grew
+        publisher.memory.index_grew = self._index_grew
         if session.options.delete:
             filters = FilterSet.from_wire(session.options.filters)
             publisher.make_way = lambda directory, name: remove_tree(

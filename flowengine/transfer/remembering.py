@@ -1,0 +1,170 @@
+"""What is remembered of what the publisher has placed: for the next scan, and for chunks that are wanted again.
+
+Goal
+    The next transfer reads nothing of it again, whether this process ends well, is killed, or is in the middle.
+Plan
+    A directory is kept whole in the scan cache when it is finished. Until then much of it is kept by the part, so that
+    after a kill little is read again. Which chunks lie where is noted, and reaches the index many at a time.
+Invariants
+    - Only what has its final name is remembered, with the stat that it has there.
+    - Nothing depends on it: all of it may be lost.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from flowengine.manifest import FILE, SYMLINK, Block, Entry
+from flowengine.store.index_log import IndexLog
+from flowengine.store.many import AnyStat, Rows, Stat
+from flowengine.store.proofs import encode_entries, stats_proof
+from flowengine.store.scan_cache import DirectoryPart, Identity, ScanCache
+from flowengine.transfer.landing import Landing
+from flowengine.transfer.sinks import BlockRows, TargetDirectory, part_of
+from flowengine.wire.messages import LARGE_OBJECT_BYTES
+
+__all__ = ["Placed", "PlacedBlock", "PlacedMemory"]
+
+_INDEX_CHUNKS: Final = 150_000
+"""So many chunks reach the index during a session; fewer than a landing remembers by itself."""
+_INDEX_LEAST: Final = 16
+_LEAST_PART: Final = 128
+"""So many objects of an unfinished directory are worth a row of the scan cache: a killed process reads fewer again."""
+
+PlacedBlock = tuple[TargetDirectory, Block, Rows]
+"""Files of a block that have their names, with their stats there."""
+Placed = tuple[TargetDirectory, list[Entry], Sequence[Stat | None]]
+"""Objects of a directory that have their names, each with its stat there."""
+
+
+class PlacedMemory:
+    """What scan cache and chunk index are told. For use by the publisher's thread.
+
+    Attributes:
+        index_grew: called when chunks were written for the index to take over.
+    """
+
+    def __init__(self, landing: Landing, cache: ScanCache | None, index_log: IndexLog | None) -> None:
+        self._landing = landing
+        self._cache = cache
+        self._index_log = index_log
+        self._parts: dict[bytes, int] = {}
+        self._unkept: dict[bytes, list[tuple[bytes, AnyStat, Entry]]] = {}
+        self._unkept_blocks: dict[bytes, list[BlockRows]] = {}
+        self.index_grew: Callable[[], None] = lambda: None
+
+    def add(self, placed: list[Placed]) -> None:
+        """Tell the scan cache and the chunk index what now lies at the target."""
+        for directory, entries, stats in placed:
+            directory.unchanged_all = False
+            rows: list[tuple[bytes, AnyStat, Entry]] = []
+            for entry, st in zip(entries, stats, strict=True):
+                if st is None or entry.kind not in (FILE, SYMLINK) or entry.extra:
+                    continue
+                if entry.size >= LARGE_OBJECT_BYTES:
+                    self._remember_large(directory, entry, st)
+                else:
+                    rows.append((entry.name, st, entry))
+            if not rows:
+                continue
+            directory.add_rows(rows)
+            if self._index_log is not None:
+                self._index_log.add_small(directory.path, rows)
+                self._flush_full_index()
+            if self._cache is not None:
+                self._remember_part(directory, rows)
+
+    def add_blocks(self, placed: list[PlacedBlock]) -> None:
+        """Tell the scan cache and the chunk index of blocks that have their names."""
+        for directory, block, rows in placed:
+            directory.unchanged_all = False
+            directory.add_block(block, rows)
+            if self._index_log is not None:
+                self._index_log.add_block(directory.path, block, rows)
+                self._flush_full_index()
+            if self._cache is None:
+                continue
+            if directory.end is not None and not directory.open_names.difference(block.names):
+                self._unkept_blocks.pop(directory.path, None)
+                continue  # written whole when the directory is finished, in a moment
+            waiting = self._unkept_blocks.setdefault(directory.path, [])
+            waiting.append((block, rows))
+            if (
+                sum([one.count for one, _ in waiting]) >= _LEAST_PART
+                and (part := part_of(waiting)) is not None
+            ):
+                del self._unkept_blocks[directory.path]
+                self._add_part(directory, part)
+
+    def relinked(self, entry: Entry, before: AnyStat, directory: TargetDirectory) -> None:
+        """Another name moved the inode's ctime: what the cache knows of it is still true."""
+        now = Stat.of(os.stat(entry.name, dir_fd=directory.fd, follow_symlinks=False))
+        if self._cache is not None and before.st_size >= LARGE_OBJECT_BYTES:
+            self._cache.settle_pieces(Identity.of(now), before.st_ctime_ns)
+        parent, _, name = entry.link.rpartition(b"/")
+        first = self._landing.directories.get(parent)
+        for index, row in enumerate(first.rows if first is not None else ()):
+            if row[0] == name and first is not None:
+                first.rows[index] = (name, now, row[2])
+
+    def finish(self, directory: TargetDirectory) -> None:
+        """All of a directory has its names, its mode and its time: keep it whole."""
+        if self._cache is None or directory.unchanged_all or (part := directory.part()) is None:
+            return
+        st = os.fstat(directory.fd)
+        self._cache.save_directory(st.st_dev, st.st_ino, [part])
+
+    def forget(self, directory: TargetDirectory) -> None:
+        """A directory is done with."""
+        directory.forget_rows()
+        self._unkept.pop(directory.path, None)
+        self._unkept_blocks.pop(directory.path, None)
+
+    def _remember_large(self, directory: TargetDirectory, entry: Entry, st: Stat) -> None:
+        if self._cache is None:
+            return
+        self._cache.settle_pieces(Identity.of(st))
+        for offset, packed in self._cache.pieces(Identity.of(st)):
+            if self._index_log is not None and packed:
+                self._index_log.add(directory.child(entry.name), st, offset, packed)
+                self._flush_full_index()
+
+    def _remember_part(self, directory: TargetDirectory, rows: list[tuple[bytes, AnyStat, Entry]]) -> None:
+        """Keep what is known of a directory that is still being filled, once it is much."""
+        assert self._cache is not None
+        if directory.end is not None and not (directory.open_names - {name for name, _, _ in rows}):
+            self._unkept.pop(directory.path, None)
+            return  # written whole when the directory is finished, in a moment
+        waiting = self._unkept.setdefault(directory.path, [])
+        waiting += rows
+        if len(waiting) < _LEAST_PART:
+            return
+        del self._unkept[directory.path]
+        part = DirectoryPart(
+            stats_proof([(name, st) for name, st, _ in waiting]),
+            encode_entries([entry for _, _, entry in waiting]),
+        )
+        self._add_part(directory, part)
+
+    def _add_part(self, directory: TargetDirectory, part: DirectoryPart) -> None:
+        assert self._cache is not None
+        st_dir = os.fstat(directory.fd)
+        number = self._parts[directory.path] = self._parts.get(directory.path, 0) + 1
+        self._cache.add_directory_part(st_dir.st_dev, st_dir.st_ino, number, part)
+
+    def _flush_full_index(self) -> None:
+        """What is noted of chunks reaches the index many at a time."""
+        if self._index_log is not None and self._index_log.chunks >= _INDEX_CHUNKS:
+            self.flush_index()
+
+    def flush_index(self, *, last: bool = False) -> None:
+        """Write what was noted to the chunk index.
+
+        A few chunks are not worth it: sending them again takes less time than loading what searches the index.
+        """
+        log = self._index_log
+        if log is not None and not (last and log.chunks < _INDEX_LEAST) and not self._landing.index_is_wrong:
+            log.flush()
+            self.index_grew()
