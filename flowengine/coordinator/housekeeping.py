@@ -37,7 +37,7 @@ from flowengine.coordinator.database.transfers import lock_transfer, settle
 from flowengine.coordinator.database.work import read_board, wake_beside
 from flowengine.coordinator.planning.loop import Planner
 from flowengine.coordinator.planning.prober import Prober
-from flowengine.coordinator.rules.queue import hindrance
+from flowengine.coordinator.rules.queue import waiting_for
 from flowengine.coordinator.service import Service, Settings
 from flowengine.coordinator.web.calls import log
 from flowengine.errors import FlowError
@@ -284,13 +284,8 @@ def name_waits(writing: Writing) -> None:
         row = known.get(work.id)
         if row is None:
             continue
-        found = hindrance(board, work)
-        if found is None:
-            name, words = "no-agent-claimed-yet", f"the agent of site {work.driver} may begin it"
-            ends, since = "that agent claims it", now
-        else:
-            name, words, ends = found.name, found.text, found.ends_when
-            since = found.since or now
+        found = waiting_for(board, work)
+        name, words, ends, since = found.name, found.text, found.ends_when, found.since or now
         if row.wait_name == name:
             since = row.wait_since
             if row.wait_text == words:

@@ -151,6 +151,7 @@ def test_a_killed_or_interrupted_client_leaves_its_transfer_running(flow: Flow, 
 def test_pause_resume_retry(flow: Flow) -> None:
     flow("site", "drain", "c")
     transfer = flow("cp", "--no-wait", "a:/data/set/", "c:/data/paused/").stdout.strip()
+    assert "(draining, for " in flow("why", transfer).stdout, "from the first moment on"
     assert "suspended" in flow("transfer", "pause", transfer).stderr
     assert "pause" in flow("why", transfer).stdout
     flow("transfer", "resume", transfer)

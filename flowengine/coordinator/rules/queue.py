@@ -245,6 +245,13 @@ def hindrance(board: Board, work: Work) -> Hindrance | None:
     return None
 
 
+def waiting_for(board: Board, work: Work) -> Hindrance:
+    """What a waiting task waits for: what hinders it, or the agent that may begin it."""
+    return hindrance(board, work) or Hindrance(
+        "no-agent-claimed-yet", f"the agent of site {work.driver} may begin it", "that agent claims it"
+    )
+
+
 def _place_hindrance(place: Place | None, site: str) -> Hindrance | None:
     if place is None:
         return Hindrance("agent-offline", f"site {site} is not known any more", "it is enrolled again")

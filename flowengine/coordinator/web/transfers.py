@@ -16,7 +16,7 @@ from sqlalchemy import Connection, delete, select
 from flowengine.api.people import Tenant, Token, User
 from flowengine.api.plans import Plan
 from flowengine.api.schema import Page
-from flowengine.api.transfers import LandedObject, Transfer, Why
+from flowengine.api.transfers import LandedObject, Transfer, Wait, Why
 from flowengine.coordinator.actions import transfers as actions
 from flowengine.coordinator.actions.people import (
     change_tenant,
@@ -27,11 +27,14 @@ from flowengine.coordinator.actions.people import (
 )
 from flowengine.coordinator.database import people as stored_people
 from flowengine.coordinator.database import transfers as stored
+from flowengine.coordinator.database.people import moment
 from flowengine.coordinator.database.tables import plans, tokens
 from flowengine.coordinator.database.transactions import Writing
+from flowengine.coordinator.database.work import read_board
 from flowengine.coordinator.planning.asking import Asking
 from flowengine.coordinator.planning.chosen import chosen_feeds
 from flowengine.coordinator.planning.stored import read_task_plans
+from flowengine.coordinator.rules.queue import waiting_for
 from flowengine.coordinator.rules.why import explain
 from flowengine.coordinator.service import Service
 from flowengine.coordinator.web.calls import Call
@@ -174,6 +177,7 @@ class Transfers:
     async def why_transfer(self, call: Call) -> Why:
         def read(connection: Connection) -> Why:
             found = stored.find_transfer(connection, call.path["transfer"], call.user.sees)
+            _name_waits(connection, found, self._service.clock())
             told = read_task_plans(connection, [task.id for task in found.tasks])
             lines = {task.target.site: told[task.id].plan.lines for task in found.tasks if task.id in told}
             return explain(found, self._service.clock(), lines)
@@ -216,6 +220,19 @@ class Transfers:
                 f"there is no plan {call.path['plan']}", hint="plans are kept for an hour: plan again"
             )
         return msgspec.json.decode(row.body, type=Plan)
+
+
+def _name_waits(connection: Connection, transfer: Transfer, now: float) -> None:
+    """Say what its tasks wait for where that is not written down yet, as it is once a second."""
+    unnamed = {task.id: task for task in transfer.tasks if task.state == "waiting" and task.wait is None}
+    if not unnamed:
+        return
+    board = read_board(connection, now, None)
+    for work in board.waiting:
+        if (task := unnamed.get(work.id)) is not None:
+            found = waiting_for(board, work)
+            since = moment(now if found.since is None else found.since)
+            task.wait = Wait(name=found.name, text=found.text, since=since, ends_when=found.ends_when)
 
 
 class People:
