@@ -107,7 +107,7 @@ def test_a_sample_of_requests_made_from_the_document(tmp_path: Path) -> None:
         # No agent runs that could tell of files; and of the labels' tuples schemathesis makes what it then refuses.
         for operation in ("remove_site", "list_files", "agent_labels"):
             options += ["--exclude-operation-id", operation]
-        told("sample", fuzz(coordinator, tmp_path, 4, *options, values=names), 4)
+        told("sample", fuzz(coordinator, tmp_path, 2, *options, values=names), 2)
 
 
 @pytest.mark.slow

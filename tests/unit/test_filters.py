@@ -162,7 +162,7 @@ def test_decides_as_a_real_rsync(tmp_path: Path) -> None:
         "\\*",
     ]
     decided: set[int] = set()
-    for _ in range(150):
+    for _ in range(70):
         rules: list[tuple[bool, bytes]] = []
         for _ in range(rng.randint(1, 4)):
             text = "".join(rng.choices(pieces, k=rng.randint(1, 6)))
