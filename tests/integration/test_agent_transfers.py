@@ -76,7 +76,7 @@ def test_what_landed_is_told_once_each(sites: Federation, source: str, target: s
     paths = [item.path for item in transfer.landed()]
     assert len(paths) == len(set(paths)) == 3000
     assert set(paths) == {os.path.relpath(path, tree) for path in tree.rglob("f*")}
-    assert transfer.wait(20).state == "completed"
+    assert transfer.wait(60).state == "completed"
     # Nothing has changed, so nothing lands again.
     again = move(sites, f"{source}:/data/{tree.name}/", f"{target}:/data/landed-{source}")
     assert again.tasks[0].counters.objects_unchanged == 3000

@@ -156,7 +156,7 @@ def test_pause_and_resume(local: Local, backend: str) -> None:
             assert "pause" in (await transfer.why()).line
             await transfer.resume()
             await client.change_site("c", SiteRequest(draining=False))
-            assert (await transfer.wait(timeout_s=30)).state == "completed"
+            assert (await transfer.wait(timeout_s=90)).state == "completed"
 
     run(backend, main)
 

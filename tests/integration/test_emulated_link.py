@@ -46,7 +46,7 @@ def measure(link: Link, size_bytes: int) -> tuple[float, float]:
         assert server.stdout.readline() == "ready\n"
         client = link.command("a", sys.executable, "-c", CLIENT, ADDRESSES["b"], str(size_bytes))
         connect, send = subprocess.check_output(client, text=True, timeout=60).split()
-        server.wait(10)
+        server.wait(60)
     finally:
         server.kill()
         server.communicate()

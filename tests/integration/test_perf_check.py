@@ -35,21 +35,30 @@ main()
 """
 
 
+LOOKS = 4
+
+
 def test_half_the_speed_is_too_slow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(check, "ROUNDS", 1)
-    assert check.check(["s4"])
-    ratio = float(capsys.readouterr().out.partition("ratio ")[2].partition(",")[0])
-    # As limits are set; so the test holds, too, when the command has become quicker than the limit knows.
-    monkeypatch.setitem(check.LIMITS, "s4", 1.5 * ratio)
     slow = tmp_path / "slow-flow"
     slow.write_text(TWICE.format(python=sys.executable))
     slow.chmod(0o755)
-    monkeypatch.setattr(flow, "COMMAND", slow)
-    assert not check.check(["s4"])
-    (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith("s4       TOO SLOW flow "), line
+    for _ in range(LOOKS):  # one round of each says little where others have the processors
+        with monkeypatch.context() as patch:
+            patch.setitem(check.LIMITS, "s4", float("inf"))
+            assert check.check(["s4"])
+            ratio = float(capsys.readouterr().out.partition("ratio ")[2].partition(",")[0])
+            # As limits are set; so the test holds, too, when the command has become quicker than the limit knows.
+            patch.setitem(check.LIMITS, "s4", 1.5 * ratio)
+            patch.setattr(flow, "COMMAND", slow)
+            found = not check.check(["s4"])
+            (line,) = capsys.readouterr().out.splitlines()
+        if found:
+            assert line.startswith("s4       TOO SLOW flow "), line
+            return
+    pytest.fail(f"twice the time was not found in {LOOKS} looks; in the last: {line}")
 
 
 def test_a_command_that_fails_is_no_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

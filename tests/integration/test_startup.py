@@ -13,7 +13,7 @@ from support import Flow
 
 pytestmark = pytest.mark.slow
 
-RUNS = 5
+RUNS, MOST_RUNS = 5, 20
 HELP_AT_MOST = 6.5
 """Times the CPU time of a bare interpreter; about 4."""
 COPY_AT_MOST = 33.0
@@ -30,36 +30,45 @@ print("loaded:", *sys.modules)
 """
 
 
-def least(run: Callable[[int], object]) -> float:
-    """Least CPU seconds of several runs, child processes included: what else the machine does only adds."""
-    seconds = []
-    for number in range(RUNS):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        run(number)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    return min(seconds)
+def cpu_s(run: Callable[[], object]) -> float:
+    """CPU seconds of what it runs, child processes included."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    run()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def bare(flow: Flow) -> float:
-    command = [sys.executable, "-c", "pass"]
-    return least(lambda _: subprocess.run(command, check=True, env=flow.environment()))
+def assert_ratio(flow: Flow, what: str, most: float, run: Callable[[int], object]) -> None:
+    """The least CPU seconds of several runs, over those of a bare interpreter between them, are at most so many.
+
+    What else the machine does only adds, and its speed may change from one moment to the next: so both take turns, and where
+    the ratio is too large they go on for a while.
+    """
+    bare, ours = [], []
+    for number in range(MOST_RUNS):
+        command = [sys.executable, "-c", "pass"]
+        bare.append(cpu_s(lambda: subprocess.run(command, check=True, env=flow.environment())))  # noqa: B023
+        ours.append(cpu_s(lambda: run(number)))  # noqa: B023
+        ratio = min(ours) / min(bare)
+        if number + 1 >= RUNS and ratio < most:
+            return
+    pytest.fail(f"{what} takes {ratio:.1f} times the CPU time of `python -c pass`")
 
 
 def test_help_is_instant(flow: Flow) -> None:
     flow("--help")
-    ratio = least(lambda _: flow("--help")) / bare(flow)
-    assert ratio < HELP_AT_MOST, f"`flow --help` takes {ratio:.1f} times the CPU time of `python -c pass`"
+    assert_ratio(flow, "`flow --help`", HELP_AT_MOST, lambda _: flow("--help"))
 
 
 def test_a_small_copy_is_quick(flow: Flow, tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.write_bytes(b"hello")
     flow("cp", source, tmp_path / "warm")
-    states = [Flow(tmp_path / f"state-{number}") for number in range(RUNS)]
-    taken = least(lambda number: states[number]("cp", source, tmp_path / f"target-{number}"))
-    ratio = taken / bare(flow)
-    assert ratio < COPY_AT_MOST, f"a copy of 5 bytes takes {ratio:.1f} times the CPU time of `python -c pass`"
+
+    def copy(number: int) -> None:
+        Flow(tmp_path / f"state-{number}")("cp", source, tmp_path / f"target-{number}")
+
+    assert_ratio(flow, "a copy of 5 bytes", COPY_AT_MOST, copy)
 
 
 @pytest.mark.parametrize(
