@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import statistics
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -233,6 +235,32 @@ def test_what_failed_is_told(local: Local) -> None:
         with pytest.raises(flowengine.FlowError) as caught:
             transfer.wait()
         assert caught.value.reason == "not-found"
+
+
+COPIES = 12
+MOST_QUESTIONS = 150
+"""In the time of so many small questions to the coordinator a copy is over, on whatever machine: nothing waits for a clock
+that ticks."""
+
+
+def test_a_small_copy_is_quick(local: Local) -> None:
+    """How long a one-file copy between two sites takes, from the call to its end."""
+    took, asked = [], []
+    with local.client() as client:
+        for number in range(COPIES):
+            (local.data("a") / f"{number}").write_text(f"one small file, number {number}")
+            begin = time.perf_counter()
+            client.copy(f"a:/data/{number}", f"b:/data/quick/{number}").wait()
+            took.append(time.perf_counter() - begin)
+            begin = time.perf_counter()
+            client.me()
+            asked.append(time.perf_counter() - begin)
+    assert (local.data("b") / f"quick/{COPIES - 1}").read_text().endswith(f"{COPIES - 1}")
+    quickest, usual = min(took) / min(asked), statistics.median(took) / statistics.median(asked)
+    shown = f"{min(took) * 1e3:.0f} ms at best: {quickest:.0f} questions, {usual:.0f} in the median"
+    print(shown)
+    assert quickest < MOST_QUESTIONS, shown
+    assert usual < MOST_QUESTIONS, shown
 
 
 def test_the_types_of_both_faces_agree() -> None:
