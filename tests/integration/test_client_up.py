@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -35,19 +36,21 @@ def federation(base: Path, state: str = "sqlite") -> Path:
     return path
 
 
-@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
 def test_once_runs_a_command_and_what_was_there_goes_on(
-    flow: Flow, tmp_path: Path, database: str, request: pytest.FixtureRequest
+    flow: Flow, tmp_path: Path, postgres_server: Callable[[], str]
 ) -> None:
-    state = "sqlite" if database == "sqlite" else request.getfixturevalue("postgres_server")()
-    path = federation(tmp_path, state)
+    path = federation(tmp_path, postgres_server())
     flow("up", path, "--once", "flow cp a:/data/hello b:/data/ && flow whoami")
     assert (tmp_path / "b/hello").read_text() == "hello\n"
-    # Again, on the same state: sites have their certificates, transfers are remembered.
+    check_again(flow, path, "postgresql")
+
+
+def check_again(flow: Flow, path: Path, database: str) -> None:
+    """On the same state: sites have their certificates, transfers are remembered."""
     again = flow("up", path, "--once", "flow transfer ls; flow whoami; exit 9", code=9)
     assert "completed" in again.stdout
     assert f"on {database}" in again.stdout
-    assert (tmp_path / "federation.state").stat().st_mode & 0o777 == 0o700
+    assert (path.parent / "federation.state").stat().st_mode & 0o777 == 0o700
 
 
 def test_it_serves_until_it_is_stopped_and_only_once(flow: Flow, tmp_path: Path) -> None:
@@ -57,12 +60,15 @@ def test_it_serves_until_it_is_stopped_and_only_once(flow: Flow, tmp_path: Path)
         assert line.startswith("export FLOW_CONFIG_DIR=")
         other = Flow(flow.state, env={"FLOW_CONFIG_DIR": line.partition("=")[2]})
         assert "online" in other("site", "ls").stdout
+        other("cp", "a:/data/hello", "b:/data/")
         assert "already runs" in flow("up", path, code=1).stderr
         coordinator = json.loads((tmp_path / "federation.state/running.json").read_text())["coordinator"]
         # Everybody may read a process's arguments, and a database's address may hold a password.
         assert b"sqlite" not in Path(f"/proc/{coordinator}/cmdline").read_bytes()
         os.kill(running.pid, signal.SIGINT)
         assert running.finish().code == 0
+    assert (tmp_path / "b/hello").read_text() == "hello\n"
+    check_again(flow, path, "sqlite")
 
 
 @pytest.mark.parametrize("victim", ["coordinator", "b"])
