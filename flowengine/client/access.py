@@ -178,15 +178,19 @@ def _environment_token(environ: Mapping[str, str]) -> str | None:
     if text := environ.get("FLOW_TOKEN"):
         return text.strip()
     if file := environ.get("FLOW_TOKEN_FILE"):
-        return _read(file, "FLOW_TOKEN_FILE").strip()
+        return _read(file, "FLOW_TOKEN_FILE", secret=True).strip()
     return None
 
 
-def _read(path: str, what: str) -> str:
+def _read(path: str, what: str, *, secret: bool = False) -> str:
+    from flowengine.store.secret_files import read_secret
+
     try:
+        if secret:
+            return read_secret(path).decode()
         with open(path, encoding="utf-8") as file:
             return file.read(_MOST_BYTES)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotFound):
         raise NotFound(f"{what} names {path}, which does not exist", hint="correct the variable") from None
     except (OSError, UnicodeDecodeError) as error:
         raise LocalError(f"cannot read {path}, which {what} names: {error}") from None

@@ -44,6 +44,7 @@ def test_a_file_that_others_can_read_is_refused(tmp_path: Path, mode: int) -> No
 
 
 def test_the_environment_goes_before_the_file_and_arguments_before_the_environment(tmp_path: Path) -> None:
+    (tmp_path / "token").touch(0o600)
     (tmp_path / "token").write_text("flowt_file\n")
     (tmp_path / "ca").write_text("CA-ENV")
     environ = stored(tmp_path, B, A) | {
@@ -54,6 +55,16 @@ def test_the_environment_goes_before_the_file_and_arguments_before_the_environme
     assert find_access(A.url, "flowt_argument", "CA", environ=environ) == Access(
         A.url, "flowt_argument", "CA"
     )
+
+
+def test_a_token_in_a_file_that_others_can_read_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "token").touch(0o644)
+    (tmp_path / "token").write_text("flowt_file\n")
+    with pytest.raises(LocalError, match="others can read it") as refused:
+        find_access(
+            A.url, environ={"FLOW_TOKEN_FILE": str(tmp_path / "token"), "FLOW_CONFIG_DIR": str(tmp_path)}
+        )
+    assert "chmod 600" in refused.value.hint
 
 
 def test_a_stored_token_goes_to_no_other_coordinator(tmp_path: Path) -> None:
