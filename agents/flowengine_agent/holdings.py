@@ -17,7 +17,7 @@ Invariants
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -27,8 +27,10 @@ from flowengine.policy.duties import Clock, Terms, dump_duties, load_duties
 from flowengine.policy.model import Duty
 from flowengine.store.state_file import StateFile
 
-__all__ = ["Cause", "Holding", "Holdings"]
+__all__ = ["HIDDEN_AT_ONCE", "Cause", "Holding", "Holdings"]
 
+HIDDEN_AT_ONCE: Final = 50_000
+"""Objects that go to quarantine by one call: however many there are, no more are in memory. Each call counts what is there."""
 Cause = Literal["policy-stopped", "delete-by", "delete-after", "cancelled", "operator"]
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS holding (
@@ -211,22 +213,28 @@ class Holdings:
         """Those in quarantine or destroyed, of which the coordinator does not know yet."""
         return self._read("WHERE state IN ('hidden','purged') AND told<>state ORDER BY begun, task")
 
-    def objects(self, task: str) -> list[tuple[bytes, int]]:
-        """(path, size) of what landed of a task, by path."""
-        return self._file.rows("SELECT path, size_bytes FROM object WHERE task=? ORDER BY path", task)
+    def to_hide(self, holding: Holding, at_once: int = HIDDEN_AT_ONCE) -> Iterator[list[tuple[bytes, int]]]:
+        """(path, size) of what a task landed and no later one did at the same place, by path; some at a time.
 
-    def later_on(self, holding: Holding) -> set[bytes]:
-        """Paths that a later task landed at the same place: its duties hold for them now."""
-        rows = self._file.rows(
-            "SELECT o.path FROM object o JOIN holding h ON h.task=o.task WHERE h.root=? AND h.folder=?"
-            " AND h.task<>? AND (h.begun, h.task) > (?, ?) AND h.state IN ('open','kept')",
+        For what a later task landed as well, the duties of that one hold now.
+        """
+        after = b""
+        while rows := self._file.rows(
+            "SELECT path, size_bytes FROM object WHERE task=? AND path>? AND NOT EXISTS ("
+            "SELECT 1 FROM holding h JOIN object o ON o.task=h.task AND o.path=object.path WHERE h.root=? AND h.folder=?"
+            " AND h.task<>? AND (h.begun, h.task) > (?, ?) AND h.state IN ('open','kept')"
+            ") ORDER BY path LIMIT ?",
+            holding.task,
+            after,
             holding.root,
             holding.folder,
             holding.task,
             holding.begun,
             holding.task,
-        )
-        return {row[0] for row in rows}
+            at_once,
+        ):
+            yield rows
+            after = rows[-1][0]
 
     def covering(self, root: str, path: bytes) -> list[Holding]:
         """What landed below a root at a path, above it or below it, and is still here."""

@@ -30,7 +30,7 @@ from flowengine.errors import FlowError
 from flowengine.evidence.bodies import delete_certificate_body, quarantine_body
 from flowengine.policy.duties import Clock, Instant, deletion, disagreement
 from flowengine.store.filesystem import boot_id
-from flowengine.store.quarantine import name_digest
+from flowengine.store.quarantine import NameDigest
 from flowengine.trust.deletion import DeleteCertificate
 from flowengine.units import show_path
 from flowengine_agent.holdings import Cause, Holding, Holdings
@@ -218,20 +218,17 @@ class Keeper:
             )  # fmt: skip
             await self._cannot(holding, f"the folder {holding.root} is not offered any more")
             return
-        objects = self.holdings.objects(holding.task) if holding.all_of_it else []
-        later = self.holdings.later_on(holding)
-        objects = [row for row in objects if row[0] not in later]
         real = os.path.join(root.real_path, holding.folder) if holding.folder else root.real_path
         async with self._site.writers.write(real, holding.task, lambda text: None):
-            # Of this try and of those that were killed.
-            count, size_bytes = await self._site.acting.hands_of(holding.account).hide(
-                Place(root, holding.folder, True),
-                holding.task,
-                [path for path, _ in objects],
-                staging=not holding.landed,
-            )
+            hands, place = self._site.acting.hands_of(holding.account), Place(root, holding.folder, True)
+            names = NameDigest()
+            for rows in self.holdings.to_hide(holding) if holding.all_of_it else ():
+                names.add(rows)
+                await hands.hide(place, holding.task, [path for path, _ in rows], staging=False)
+            # Counted is what is there: of this try and of those that were killed.
+            count, size_bytes = await hands.hide(place, holding.task, [], staging=not holding.landed)
         self.holdings.hidden(
-            holding.task, int(time.time()), count, size_bytes, len(objects) - count, name_digest(objects)
+            holding.task, int(time.time()), count, size_bytes, names.objects - count, names.hex()
         )
         await self._record(self.holdings.find(holding.task) or holding)
 

@@ -27,7 +27,7 @@ from flowengine.errors import LocalError, UsageError
 from flowengine.store.filesystem import local_error, open_beneath
 from flowengine.wire.paths import STAGING_NAME
 
-__all__ = ["Purged", "Quarantine", "Taken", "name_digest", "next_name"]
+__all__ = ["NameDigest", "Purged", "Quarantine", "Taken", "next_name"]
 
 _FOLDER: Final = b"quarantine"
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -54,16 +54,32 @@ class Purged:
     staged_bytes: int = 0
 
 
-def name_digest(paths: Iterable[tuple[bytes, int]]) -> str:
-    """SHA-256 over the sorted (path, size) of objects, so that a certificate names them without telling them.
+class NameDigest:
+    """SHA-256 over the (path, size) of objects, in order of their paths, so that a certificate names them without telling them.
 
-    >>> name_digest([(b"b", 2), (b"a", 1)]) == name_digest([(b"a", 1), (b"b", 2)])
+    >>> some, all = NameDigest(), NameDigest()
+    >>> some.add([(b"a", 1)]), some.add([(b"b", 2)]), all.add([(b"a", 1), (b"b", 2)])
+    (None, None, None)
+    >>> some.hex() == all.hex()
     True
     """
-    digest = sha256()
-    for path, size in sorted(paths):
-        digest.update(b"%d:%s:%d\n" % (len(path), path, size))
-    return digest.hexdigest()
+
+    def __init__(self) -> None:
+        self._digest = sha256()
+        self._last = b""
+        self.objects = 0
+
+    def add(self, rows: Iterable[tuple[bytes, int]]) -> None:
+        """The next ones."""
+        for path, size in rows:
+            assert path > self._last, "in order of their paths"
+            self._digest.update(b"%d:%s:%d\n" % (len(path), path, size))
+            self._last = path
+            self.objects += 1
+
+    def hex(self) -> str:
+        """Of those so far."""
+        return self._digest.hexdigest()
 
 
 def next_name(name: bytes) -> bytes:

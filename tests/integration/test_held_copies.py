@@ -299,7 +299,7 @@ def test_a_damaged_held_object_is_named_and_not_opened(world: World) -> None:
     # What was opened before is on account: when policy takes it back it goes, though nothing was completed.
     account = Holdings(os.path.join(world["paris"].state, "holdings.sqlite"))
     (half,) = [one for one in account.in_state("open") if one.folder == b"damaged"]
-    noted = {os.fsdecode(path) for path, _ in account.objects(half.task)}
+    noted = {os.fsdecode(path) for rows in account.to_hide(half) for path, _ in rows}
     account.close()
     assert noted >= set(content(there)) - {name for name in content(there) if ".flow-staging" in name}
     assert f"wards/{MARKER.decode()}-3" in noted

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
 from flowengine.errors import UsageError
-from flowengine.store.quarantine import Purged, Quarantine, Taken, name_digest
+from flowengine.store.quarantine import NameDigest, Purged, Quarantine, Taken
 
 
 @pytest.fixture
@@ -68,6 +69,14 @@ def test_the_roots_own_staging_is_taken_but_for_the_quarantine(root: tuple[Path,
 
 
 def test_names_and_digests() -> None:
-    assert name_digest([(b"a", 1)]) != name_digest([(b"a", 2)])
+    digests = set()
+    for rows in ([], [(b"a", 1)], [(b"a", 2)], [(b"a", 1), (b"b", 1)]):
+        digest = NameDigest()
+        digest.add(rows)
+        assert digest.objects == len(rows)
+        digests.add(digest.hex())
+    assert len(digests) == 4
+    # As certificates have it: the length of a path, the path, its size.
+    assert sha256(b"1:a:1\n1:b:1\n").hexdigest() in digests
     with pytest.raises(UsageError, match="cannot name"):
         Quarantine(0, "../x")
