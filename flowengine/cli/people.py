@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from flowengine.cli.federation import json_option, note, open_client, plain, print_table, show_time
 from flowengine.cli.groups import Group
+from flowengine.cli.secret_output import check_new, give_out, output_option
 from flowengine.errors import Exit, NotFound
 from flowengine.units import format_bytes
 
@@ -55,14 +57,17 @@ def user_ls(as_json: bool) -> int:
     metavar="DURATION",
     help="How long the first login string is good for.",
 )
-def user_add(name: str, role: Any, tenant: str, valid: str) -> int:
+@output_option("login string")
+def user_add(name: str, role: Any, tenant: str, valid: str, output: Path | None) -> int:
     """Enter user NAME and print a login string: the user gives it to `flow login`."""
     from flowengine.api.people import UserRequest
 
+    check_new(output)
     with open_client() as client:
         client.add_user(UserRequest(name=name, role=role, tenant=tenant))
-        print(_login_string(client, _new_token(client, name, valid, "first login")))
-    note(f"{name} runs flow login and pastes this line; it is good for {valid}")
+        give_out(_login_string(client, _new_token(client, name, valid, "first login")), output)
+    how = "runs flow login and pastes this line" if output is None else f"runs flow login {output.name}"
+    note(f"{name} {how}; it is good for {valid}")
     return Exit.DONE
 
 
@@ -119,13 +124,15 @@ def token_ls(as_json: bool) -> int:
     "--login",
     "as_login",
     is_flag=True,
-    help="Print a login string, which also holds address and fingerprint.",
+    help="Make it a login string, which also holds address and fingerprint.",
 )
-def token_add(name: str | None, valid: str, comment: str, as_login: bool) -> int:
+@output_option("token")
+def token_add(name: str | None, valid: str, comment: str, as_login: bool, output: Path | None) -> int:
     """Make a token and print it; it cannot be shown again."""
+    check_new(output)
     with open_client() as client:
         made = _new_token(client, name, valid, comment)
-        print(_login_string(client, made) if as_login else made.secret)
+        give_out(_login_string(client, made) if as_login else made.secret, output)
     note(f"token {made.id} of {made.user}, good until {show_time(made.expires)}")
     return Exit.DONE
 

@@ -20,6 +20,7 @@ from flowengine.cli.federation import (
     show_time,
 )
 from flowengine.cli.groups import Group
+from flowengine.cli.secret_output import check_new, give_out, output_option
 from flowengine.errors import Exit, NotFound, UsageError
 from flowengine.units import format_bytes
 
@@ -116,13 +117,7 @@ def _space(root: Root) -> str:
 @click.option(
     "--valid", default="15min", show_default=True, metavar="DURATION", help="How long it may be used, once."
 )
-@click.option(
-    "-o",
-    "--output",
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="Write the token to a new file that its owner alone can read (0600), as the agent wants it.",
-)
+@output_option("token")
 @json_option
 def token(name: str, valid: str, output: Path | None, as_json: bool) -> int:
     """Make a one-time token with which the agent of SITE joins; a new site is entered first.
@@ -133,8 +128,7 @@ def token(name: str, valid: str, output: Path | None, as_json: bool) -> int:
     from flowengine.cli.output import print_json
     from flowengine.units import parse_duration_s
 
-    if output is not None:
-        _check_new(output)  # before a token is made that nobody would get
+    check_new(output)
     with open_client() as client:
         try:
             client.site(name)
@@ -142,15 +136,12 @@ def token(name: str, valid: str, output: Path | None, as_json: bool) -> int:
             client.add_site(SiteRequest(name=name))
             note(f"site {name} is new: entered")
         made = client.join_token(name, round(parse_duration_s(valid)))
-    if output is not None:
-        from flowengine.store.secret_files import write_secret
-
-        write_secret(str(output), f"{made.token}\n".encode(), replace=False)
+    if output is not None or not as_json:
+        give_out(made.token, output)
     if as_json:
         print_json(plain(made) if output is None else {**_but_token(plain(made)), "file": str(output)})
         return Exit.DONE
     if output is None:
-        print(made.token)
         having = "with this line in a file join-token (mode 0600; --output FILE writes one)"
     else:
         having = f"with the file {output.name} (mode 0600)"
@@ -161,17 +152,6 @@ def token(name: str, valid: str, output: Path | None, as_json: bool) -> int:
         f'site.toml: site = "{name}", coordinator = "{client.url}", [[root]]; see agents/deploy/site.example.toml'
     )
     return Exit.DONE
-
-
-def _check_new(output: Path) -> None:
-    """Refuse a file that is there, or cannot be made where it is wanted."""
-    if output.is_symlink() or output.exists():
-        raise UsageError(
-            f"{output} is there already; a token is not written over it",
-            hint="remove it, or name another file",
-        )
-    if not output.absolute().parent.is_dir():
-        raise NotFound(f"there is no folder {output.absolute().parent}", hint="make it, or name another file")
 
 
 def _but_token(made: Any) -> dict[str, Any]:

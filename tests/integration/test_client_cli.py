@@ -227,11 +227,14 @@ def test_users_tokens_tenants(flow: Flow, local: Local, tmp_path: Path) -> None:
     assert login.startswith("flowl_")
     bob = Flow(tmp_path / "state", env={"FLOW_CONFIG_DIR": str(tmp_path / "bob")})
     assert "as bob" in bob("login", "-", stdin=login.encode()).stderr
-    (tmp_path / "bob.login").touch(0o644)
-    (tmp_path / "bob.login").write_text(login)
-    assert "chmod 600" in bob("login", tmp_path / "bob.login", code=1).stderr
-    (tmp_path / "bob.login").chmod(0o600)
-    assert "as bob" in bob("login", tmp_path / "bob.login").stderr
+    file = tmp_path / "bob.login"
+    assert flow("token", "add", "--user", "bob", "--login", "--output", file).stdout == ""
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert "as bob" in bob("login", file).stderr
+    file.chmod(0o644)
+    assert "chmod 600" in bob("login", file, code=1).stderr
+    assert "is there already" in flow("user", "add", "eve", "-o", file, code=2).stderr
+    assert "eve" not in flow("user", "ls").stdout
     assert (tmp_path / "bob/credentials.toml").stat().st_mode & 0o777 == 0o600
     assert bob("whoami").stdout.startswith("bob (user, tenant lab)")
     assert bob("site", "token", "x", code=5).stderr
