@@ -472,7 +472,7 @@ async def test_what_is_no_http_is_answered_as_a_problem(lab: Lab) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", lab.coordinators[0].port, ssl=context)
     writer.write(b"GARBAGE \x01\x02\r\n\r\n")
     answer = await reader.read()
-    writer.close()
+    writer.transport.abort()
     head, _, body = answer.partition(b"\r\n\r\n")
     assert b" 400 " in head.splitlines()[0]
     assert json.loads(body)["reason"] == "usage"
