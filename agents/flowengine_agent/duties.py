@@ -236,9 +236,9 @@ class Duties:
                 session meanwhile, it goes to quarantine.
             on_account: whether this task's objects are; those of a task without policies are not.
         """
-        if on_account:  # first: what is wrong has to go, so it has to be on account
-            self.keeper.holdings.add_objects(task, rows)
-        if wrong:
+        if on_account:
+            self.keeper.holdings.add_objects(task, rows, wrong)
+        elif wrong:
             self.keeper.holdings.mark(task, "policy-stopped", wrong, all_of_it=True)
 
     async def completed(self, grant: Grant, hands: Hands, place: Place, *, opened: bool = False) -> None:

@@ -17,6 +17,7 @@ Invariants
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -147,12 +148,19 @@ class Holdings:
                 row,
             )
 
-    def add_objects(self, task: str, rows: Iterable[tuple[bytes, int]]) -> None:
-        """Objects of a task are durable under their names."""
+    def add_objects(self, task: str, rows: Iterable[tuple[bytes, int]], wrong: str = "") -> None:
+        """Objects of a task are durable under their names.
+
+        Args:
+            wrong: why they may not stay, nor all that had landed before: it is marked at once with them, so that no death
+                in between leaves them on account as if nothing were wrong.
+        """
         with self._file.write() as db:
             db.executemany(
                 "INSERT OR REPLACE INTO object VALUES (?,?,?)", ((task, path, size) for path, size in rows)
             )
+            if wrong:
+                _mark(db, task, "policy-stopped", wrong, all_of_it=True)
 
     def complete(self, task: str, landed: int) -> None:
         """All of it landed: forgotten where nothing is owed, kept otherwise."""
@@ -171,12 +179,7 @@ class Holdings:
     def mark(self, task: str, cause: Cause, why: str, *, all_of_it: bool, due: int = 0) -> bool:
         """It must go; False where there is nothing, or it was marked before."""
         with self._file.write() as db:
-            done = db.execute(
-                "UPDATE holding SET state='marked', cause=?, why=?, all_of_it=?, due=?"
-                " WHERE task=? AND state IN ('open','kept')",
-                (cause, why, all_of_it, due, task),
-            )
-            return done.rowcount == 1
+            return _mark(db, task, cause, why, all_of_it=all_of_it, due=due)
 
     def hidden(self, task: str, at: int, objects: int, size_bytes: int, missing: int, names: str) -> None:
         """It is in quarantine."""
@@ -274,3 +277,14 @@ def _holding(row: tuple[Any, ...]) -> Holding:
     found["duties"] = load_duties(msgspec.json.decode(found["duties"]))
     found["all_of_it"] = bool(found["all_of_it"])
     return Holding(**found)
+
+
+def _mark(
+    db: sqlite3.Connection, task: str, cause: Cause, why: str, *, all_of_it: bool, due: int = 0
+) -> bool:
+    done = db.execute(
+        "UPDATE holding SET state='marked', cause=?, why=?, all_of_it=?, due=?"
+        " WHERE task=? AND state IN ('open','kept')",
+        (cause, why, all_of_it, due, task),
+    )
+    return done.rowcount == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
@@ -65,6 +67,28 @@ def test_a_task_that_owes_nothing_is_forgotten_and_one_that_does_is_kept(holding
     assert kept is not None
     assert (kept.state, kept.landed, kept.terms.due(kept.landed)) == ("kept", 500, 560)
     assert objects(holdings, "t-2.1") == [(b"\xff", 2)]
+
+
+def test_what_is_wrong_comes_on_account_and_is_marked_in_one_transaction(tmp_path: Path) -> None:
+    path = tmp_path / "holdings.sqlite"
+    holdings = Holdings(str(path))
+    holdings.begin(holding("t-1.1"))
+    with contextlib.closing(sqlite3.connect(path)) as other:
+        other.execute(
+            "CREATE TRIGGER no BEFORE UPDATE ON holding BEGIN SELECT RAISE(ABORT, 'as death would'); END"
+        )
+        other.commit()
+        with pytest.raises(Exception, match="as death would"):
+            holdings.add_objects("t-1.1", [(b"x", 1)], "why")
+        assert objects(holdings, "t-1.1") == []
+        other.execute("DROP TRIGGER no")
+        other.commit()
+    holdings.add_objects("t-1.1", [(b"x", 1)], "why")
+    found = holdings.find("t-1.1")
+    assert found is not None
+    assert (found.state, found.cause, found.why, found.all_of_it) == ("marked", "policy-stopped", "why", True)
+    assert objects(holdings, "t-1.1") == [(b"x", 1)]
+    holdings.close()
 
 
 def test_states_move_one_way_and_survive_a_restart(tmp_path: Path) -> None:
