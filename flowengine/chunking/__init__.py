@@ -13,15 +13,23 @@ Invariants
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import Final
 
-from blake3 import blake3
-
 from flowengine.chunking.cutting import first_lengths
+from flowengine.chunking.filling import Filling, packed_chunks, rule_for
+from flowengine.chunking.hashing import (
+    CHUNK_BYTES,
+    ID_BYTES,
+    chunk_id,
+    ids_of,
+    lengths_of,
+    pack_chunks,
+    pack_ids,
+    right_chunks,
+)
+from flowengine.chunking.library import Data
 from flowengine.errors import UsageError
 from flowengine.units import KIB, MIB
 
@@ -33,17 +41,15 @@ __all__ = [
     "Cutter",
     "Profile",
     "chunk_id",
+    "ids_of",
+    "lengths_of",
     "pack_chunks",
+    "pack_ids",
     "packed_size",
     "profile_named",
+    "right_chunks",
     "zero_chunk_id",
 ]
-
-ID_BYTES: Final = 32
-CHUNK_BYTES: Final = 36
-"""Size of one packed chunk: u32 little-endian length, then the id."""
-
-_PACK = struct.Struct("<I32s").pack
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +82,7 @@ def profile_named(name: str) -> Profile:
 
 
 class Cutter:
-    """Finds cuts for one profile; any thread may use it.
+    """Finds cuts and names chunks for one profile; any thread may use it.
 
     >>> Cutter(DEFAULT_PROFILE).lengths(bytes(600 * 1024))
     [262144, 262144, 90112]
@@ -85,35 +91,37 @@ class Cutter:
     def __init__(self, profile: Profile) -> None:
         self.profile = profile
         self._sizes = (profile.minimum, profile.average, profile.maximum)
+        self._rule = rule_for(self._sizes)
 
-    def lengths(self, data: bytes | bytearray | memoryview) -> list[int]:
+    def lengths(self, data: Data) -> list[int]:
         """Lengths of the chunks of `data`, whose start counts as a cut and whose end ends the last chunk."""
         size = len(data)
         if size <= self.profile.minimum:
             return [size] if size else []
         return first_lengths(data, self._sizes, size // self.profile.minimum + 1)
 
-    def first_length(self, data: bytes | bytearray | memoryview) -> int:
+    def packed(self, data: Data, id_bytes: int = ID_BYTES) -> bytes:
+        """The chunks of `data`, as `lengths` gives them, packed, with the first `id_bytes` of the id of each."""
+        if self._rule is not None:
+            return packed_chunks(self._rule, data, id_bytes)
+        lengths = self.lengths(data)
+        return pack_ids(lengths, ids_of(data, lengths), id_bytes)
+
+    def filling(self, view: memoryview, filled: int = 0) -> Filling:
+        """A buffer that is to be filled with bytes from a cut on, of which it holds `filled` already."""
+        return Filling(self._rule, self.lengths, view, filled)
+
+    def first_length(self, data: Data) -> int:
         """Length of the first chunk of non-empty `data`."""
         return first_lengths(data, self._sizes, 1)[0]
 
 
-def chunk_id(data: bytes | bytearray | memoryview) -> bytes:
-    """blake3-256 of the plaintext: 32 bytes."""
-    return blake3(data).digest()
-
-
-def pack_chunks(chunks: Iterable[tuple[int, bytes]]) -> bytes:
-    """(length, id) pairs as the packed list that manifests and messages carry, 36 bytes a chunk."""
-    return b"".join([_PACK(length, identity) for length, identity in chunks])
-
-
 def packed_size(packed: bytes) -> int:
     """Bytes of the chunks of a packed list."""
-    return sum([int.from_bytes(packed[at : at + 4], "little") for at in range(0, len(packed), CHUNK_BYTES)])
+    return sum(lengths_of(packed))
 
 
 @cache
 def zero_chunk_id(length: int) -> bytes:
     """The id of a chunk of `length` zero bytes: a hole is recognised by it and never travels."""
-    return blake3(bytes(length)).digest()
+    return chunk_id(bytes(length))

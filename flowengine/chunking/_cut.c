@@ -1,18 +1,11 @@
 /* Where bytes are cut into chunks, by their content: docs/spec/chunking.md has the rule in words.
  *
- * A plain library without Python's headers, loaded by flowengine/chunking/cutting.py, which finds the same cuts without it.
+ * Called by flowengine/chunking/cutting.py, which finds the same cuts without it.
  * A place is looked at by twelve of the bytes before it, many places at once, which leaves one in 256; what stands there is
  * looked at by all of the 64 bytes before it. No place depends on another, so there is no chain of additions to wait for.
  */
-#include <stddef.h>
-#include <stdint.h>
-#include <string.h>
+#include "_chunks.h"
 
-#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
-#error "words are little-endian; Python does without this library"
-#endif
-
-#define INTERFACE 1
 #define REACH 68 /* bytes before a place that decide of it */
 #define FACTOR 0xC2B2AE3Du
 #define TOP 0x7F
@@ -24,19 +17,7 @@ static const uint64_t WEIGHTS[8] = {
     0xbe67dc22feeaae37, 0xdc9e7789942464bf, 0x0afb66cd3435fad9, 0x53fd2c313c017ec7,
 };
 
-typedef struct {
-    size_t minimum, average, maximum;
-} Sizes;
-
-typedef size_t First(const uint8_t *data, size_t size, const Sizes *sizes);
-
-int64_t flow_cut_interface(void) { return INTERFACE; }
-
-static uint32_t word(const uint8_t *at) {
-    uint32_t value;
-    memcpy(&value, at, sizeof value);
-    return value;
-}
+typedef size_t First(const uint8_t *data, size_t size, size_t from, const Sizes *sizes);
 
 static uint32_t turned(uint32_t value, int bits) { return value << bits | value >> (32 - bits); }
 
@@ -61,15 +42,15 @@ static inline uint64_t weight(const uint8_t *place) {
 static uint64_t rare(const Sizes *sizes) { return ((uint64_t)1 << 39) / sizes->average; }
 static uint64_t often(const Sizes *sizes) { return ((uint64_t)1 << 41) / sizes->average; }
 
-/* The length of the first chunk, by a function that gives the candidates among the next places as bits. BEGIN loads
- * what the first of these needs, with `kept` to hand it on from call to call. */
+/* `flow_first`, by a function that gives the candidates among the next places as bits. BEGIN loads what the first of these
+ * needs, with `kept` to hand it on from call to call. */
 #define FIRST(NAME, TARGET, KEPT, BITS, LOWEST, BEGIN, CANDIDATES)                                                      \
-    TARGET static size_t NAME(const uint8_t *data, size_t size, const Sizes *sizes) {                                   \
+    TARGET static size_t NAME(const uint8_t *data, size_t size, size_t from, const Sizes *sizes) {                      \
         if (size <= sizes->minimum)                                                                                    \
             return size;                                                                                               \
         const size_t end = size < sizes->maximum ? size : sizes->maximum;                                              \
         const size_t middle = sizes->average < end ? sizes->average : end;                                             \
-        size_t at = sizes->minimum;                                                                                    \
+        size_t at = from > sizes->minimum ? from : sizes->minimum;                                                     \
         for (int half = 0; half < 2; half++) {                                                                         \
             const size_t until = half ? end : middle;                                                                  \
             const uint64_t below = half ? often(sizes) : rare(sizes);                                                  \
@@ -192,10 +173,7 @@ int64_t flow_cut_ways(void) {
     return 1;
 }
 
-/* Cut `size` bytes, at most `most` times: lengths of chunks, whose number is returned. `way` is one of flow_cut_ways(),
- * counted from 0. */
-int64_t flow_cut(const uint8_t *data, int64_t size, int64_t minimum, int64_t average, int64_t maximum, int64_t way,
-                 uint32_t *lengths, int64_t most) {
+size_t flow_first(int64_t way, const uint8_t *data, size_t size, size_t from, const Sizes *sizes) {
     static First *const ways[] = {
         first_anywhere,
 #if defined(__x86_64__)
@@ -203,10 +181,17 @@ int64_t flow_cut(const uint8_t *data, int64_t size, int64_t minimum, int64_t ave
         first_avx512,
 #endif
     };
+    return ways[way](data, size, from, sizes);
+}
+
+/* Cut `size` bytes, at most `most` times: lengths of chunks, whose number is returned. `way` is one of flow_cut_ways(),
+ * counted from 0. */
+int64_t flow_cut(const uint8_t *data, int64_t size, int64_t minimum, int64_t average, int64_t maximum, int64_t way,
+                 uint32_t *lengths, int64_t most) {
     const Sizes sizes = {(size_t)minimum, (size_t)average, (size_t)maximum};
     int64_t count = 0;
     while (size > 0 && count < most) {
-        const size_t length = ways[way](data, (size_t)size, &sizes);
+        const size_t length = flow_first(way, data, (size_t)size, 0, &sizes);
         lengths[count++] = (uint32_t)length;
         data += length;
         size -= (int64_t)length;

@@ -15,13 +15,13 @@ from __future__ import annotations
 import ctypes
 from typing import TYPE_CHECKING, Final
 
-from flowengine.compiled import load_library
+from flowengine.chunking.library import CUT_WAYS, LIBRARY, Data, place_of
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["REACH_BYTES", "first_lengths", "is_compiled", "ways"]
+__all__ = ["REACH_BYTES", "best_cut_way", "first_lengths", "is_compiled", "ways"]
 
 REACH_BYTES: Final = 68
 """What stands before a place and decides of it; no chunk but the last of a run is shorter."""
@@ -47,44 +47,17 @@ _PLAIN: Final = -1
 _BLOCK_BYTES: Final = 1 << 18  # what numpy makes of it stays in a processor's cache
 
 
-class _Buffer(ctypes.Structure):
-    """Python's own description of a buffer, of which only the address is looked at."""
-
-    _fields_ = (
-        ("address", ctypes.c_void_p),
-        ("owner", ctypes.c_void_p),
-        ("size", ctypes.c_ssize_t),
-        ("itemsize", ctypes.c_ssize_t),
-        ("readonly", ctypes.c_int),
-        ("ndim", ctypes.c_int),
-        ("format", ctypes.c_char_p),
-        ("shape", ctypes.c_void_p),
-        ("strides", ctypes.c_void_p),
-        ("suboffsets", ctypes.c_void_p),
-        ("internal", ctypes.c_void_p),
-    )
+_best = CUT_WAYS - 1
 
 
-_NUMBER, _POINTER = ctypes.c_int64, ctypes.c_void_p
-_library = load_library(
-    __file__,
-    "cut",
-    _INTERFACE,
-    [
-        ("flow_cut_ways", _NUMBER, []),
-        ("flow_cut", _NUMBER, [_POINTER, *[_NUMBER] * 5, _POINTER, _NUMBER]),
-    ],
-)
-_python = ctypes.PyDLL(None)
-_get_buffer, _release_buffer = _python.PyObject_GetBuffer, _python.PyBuffer_Release
-_get_buffer.argtypes = [ctypes.py_object, ctypes.c_void_p, ctypes.c_int]
-_release_buffer.argtypes, _release_buffer.restype = [ctypes.c_void_p], None
-_best = _PLAIN if _library is None else int(_library.flow_cut_ways()) - 1
+def best_cut_way() -> int:
+    """The quickest of `ways`."""
+    return _best
 
 
 def is_compiled() -> bool:
     """Whether the compiled library is in use."""
-    return _library is not None
+    return LIBRARY is not None
 
 
 def ways() -> list[int]:
@@ -93,7 +66,7 @@ def ways() -> list[int]:
 
 
 def first_lengths(
-    data: bytes | bytearray | memoryview,
+    data: Data,
     sizes: tuple[int, int, int],
     most: int,
     way: int | None = None,
@@ -107,23 +80,16 @@ def first_lengths(
         most: not more chunks than this.
         way: one of `ways`; by default the quickest.
     """
-    if _library is None or way == _PLAIN:
+    if LIBRARY is None or way == _PLAIN:
         return _plain(data, sizes, most)
-    described = _Buffer()
-    place = ctypes.addressof(described)
-    _get_buffer(data, place, 0)
-    try:
-        room = min(most, described.size // sizes[0] + 1)
+    with place_of(data) as (place, size):
+        room = min(most, size // sizes[0] + 1)
         lengths = (ctypes.c_uint32 * room)()
-        count = _library.flow_cut(
-            described.address, described.size, *sizes, _best if way is None else way, lengths, room
-        )
-    finally:
-        _release_buffer(place)
+        count = LIBRARY.flow_cut(place, size, *sizes, _best if way is None else way, lengths, room)
     return list(lengths[:count])
 
 
-def _plain(data: bytes | bytearray | memoryview, sizes: tuple[int, int, int], most: int) -> list[int]:
+def _plain(data: Data, sizes: tuple[int, int, int], most: int) -> list[int]:
     minimum, average, maximum = sizes
     size = len(data)
     lengths: list[int] = []
@@ -149,9 +115,7 @@ def _plain(data: bytes | bytearray | memoryview, sizes: tuple[int, int, int], mo
     return lengths
 
 
-def _candidates(
-    data: bytes | bytearray | memoryview, size: int
-) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+def _candidates(data: Data, size: int) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
     """Places in the first `size` bytes that may be cuts, and what each weighs."""
     import numpy as np  # takes a tenth of a second, and is needed without the library only
 

@@ -55,13 +55,7 @@ class FineCutter:
 
     def packed(self, data: bytes | bytearray | memoryview) -> bytes:
         """The packed fine chunks of `data`, whose start counts as a cut and whose end ends the last chunk."""
-        view = memoryview(data)
-        at = 0
-        rows = []
-        for length in self._cutter.lengths(view):
-            rows.append(length.to_bytes(4, "little") + fine_id(view[at : at + length]))
-            at += length
-        return b"".join(rows)
+        return self._cutter.packed(data, FINE_ID_BYTES)
 
     def places(self, data: bytes | bytearray | memoryview) -> dict[bytes, int]:
         """Where each packed fine chunk begins in `data`; the first place of those that are equal."""

@@ -91,6 +91,7 @@ def look_here() -> Iterator[Finding]:
 
 def _chunker() -> Finding:
     from flowengine.chunking.cutting import is_compiled
+    from flowengine.chunking.hashing import best_hash_way
 
     if not is_compiled():
         return Finding(
@@ -98,6 +99,13 @@ def _chunker() -> Finding:
             "warning",
             "the compiled library is missing: large files are cut many times slower",
             "install a C compiler and then this package again",
+        )
+    if best_hash_way() < 0:
+        return Finding(
+            "chunker",
+            "warning",
+            "the compiled library hashes otherwise than blake3 does on this processor, and is left alone for that",
+            "install this package again with another C compiler, and please report it",
         )
     return Finding("chunker", "ok", "compiled")
 

@@ -4,8 +4,8 @@ Goal
     One read of the bytes gives chunk lengths, chunk ids and the bytes themselves, at memory speed, on as many
     threads as the host can spare, with boundaries that equal those of one thread.
 Plan
-    One thread: buffers are filled in steps that stay in cache; what is left behind the last sure cut moves to the
-    front of the next buffer. Several threads: each takes a segment as if it began with a cut, plus one maximum chunk
+    One thread: buffers are filled by one call each, in steps that stay in cache (`chunking.filling`); what is left behind
+    the last sure cut moves to the front of the next buffer. Several threads: each takes a segment as if it began with a cut, plus one maximum chunk
     beyond its end; the segments are stitched in order at the first cut that both sides share.
 Invariants
     - A chunk lies whole in one buffer.
@@ -20,20 +20,30 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import accumulate
 from typing import Final
 
-from flowengine.chunking import CHUNK_BYTES, Cutter, Profile, chunk_id, pack_chunks, zero_chunk_id
+from flowengine.chunking import (
+    CHUNK_BYTES,
+    Cutter,
+    Profile,
+    chunk_id,
+    lengths_of,
+    pack_chunks,
+    zero_chunk_id,
+)
+from flowengine.chunking.filling import Filling
 from flowengine.errors import FlowError
 from flowengine.store.buffers import Buffer, BufferPool
 from flowengine.units import MIB
 
-__all__ = ["SEGMENT_BYTES", "ObjectChanged", "ObjectReader", "Piece"]
+__all__ = ["PACED_STEP_BYTES", "SEGMENT_BYTES", "ObjectChanged", "ObjectReader", "Piece"]
 
 SEGMENT_BYTES: Final = 8 * MIB
 """Bytes that one thread cuts at a time, and how much a buffer carries beyond its carry-over."""
 
-_STEP_BYTES: Final = MIB
-"""Read this much, then cut and hash it while it is in the cache."""
+PACED_STEP_BYTES: Final = MIB
+"""Read this much at a time where reading is held to a rate."""
 
 
 class ObjectChanged(FlowError):
@@ -89,6 +99,7 @@ class ObjectReader:
         pool: buffers of at least `SEGMENT_BYTES` + the profile's maximum.
         threads: threads that read, cut and hash one object at once; 1 works in the caller's thread alone.
         pace: called with the bytes that are about to be read, by each thread that reads; returns when they may be.
+        paced: whether that may wait now; what is read goes by smaller steps then.
     """
 
     def __init__(
@@ -97,10 +108,12 @@ class ObjectReader:
         pool: BufferPool,
         threads: int = 1,
         pace: Callable[[int], None] = lambda size_bytes: None,
+        paced: Callable[[], bool] = lambda: False,
     ) -> None:
         assert pool.size_bytes >= SEGMENT_BYTES + profile.maximum
         self.profile = profile
         self.pace = pace
+        self._paced = paced
         self._pool = pool
         self._cutter = Cutter(profile)
         self._threads = threads
@@ -172,43 +185,32 @@ class ObjectReader:
         self, fd: int, size_bytes: int, buffer: Buffer, position: int, filled: int
     ) -> tuple[Piece, int]:
         """Read, cut and hash until the buffer is full or the object ends: (piece, bytes in the buffer)."""
-        view = buffer.view
-        room = min(len(view), filled + SEGMENT_BYTES)
-        lengths: list[int] = []
-        ids: list[bytes] = []
-        cut = 0
-        while True:
-            want = min(_STEP_BYTES, room - filled, size_bytes - position - filled)
-            if want:
-                self._read(fd, view[filled : filled + want], position + filled, size_bytes)
-                filled += want
-            at_end = position + filled >= size_bytes
-            found = self._cutter.lengths(view[cut:filled])
-            if not at_end:
-                found.pop()  # it ends with the buffer, not necessarily with a cut
-            for length in found:
-                ids.append(chunk_id(view[cut : cut + length]))
-                cut += length
-            lengths += found
-            if at_end or filled >= room:
-                break
-        return Piece(position, lengths, pack_chunks(zip(lengths, ids, strict=True)), buffer, 0), filled
+        room = min(len(buffer.view), filled + SEGMENT_BYTES, size_bytes - position)
+        filling = self._cutter.filling(buffer.view, filled)
+        packed = self._go_on(filling, fd, position, room, size_bytes)
+        return Piece(position, lengths_of(packed), packed, buffer, 0), room
 
-    def _read(self, fd: int, view: memoryview, offset: int, size_bytes: int) -> None:
-        done = 0
-        self.pace(len(view))
-        while done < len(view):
-            got = os.preadv(fd, [view[done:]], offset + done)
-            if got == 0:
+    def _go_on(self, filling: Filling, fd: int, start: int, until: int, size_bytes: int) -> bytes:
+        """Fill a buffer that begins at `start` of the object up to `until`, step by step; gives the chunks packed."""
+        packed = []
+        while True:
+            # The library goes on in steps that the cache holds: each way back to here costs some 50 us of a cold interpreter.
+            step = min(PACED_STEP_BYTES, until - filling.filled) if self._paced() else until - filling.filled
+            self.pace(step)
+            end = filling.filled + step
+            try:
+                packed.append(filling.fill(fd, start + filling.filled, end, ends=start + end >= size_bytes))
+            except EOFError:
                 raise ObjectChanged(
-                    f"expected {size_bytes} bytes, the object now ends at {offset + done}",
+                    f"expected {size_bytes} bytes, the object now ends at {start + filling.filled}",
                     hint="it is being written to; it is read again, and reported when it goes on changing",
-                )
-            done += got
+                ) from None
+            if end >= until:
+                return b"".join(packed)
 
     def _pieces_threaded(self, fd: int, size_bytes: int, offset: int) -> Iterator[Piece]:
         assert self._workers is not None
-        ahead: deque[tuple[int, Buffer, Future[tuple[list[int], list[bytes]]]]] = deque()
+        ahead: deque[tuple[int, Buffer, Future[bytes]]] = deque()
         position = offset
         start = offset
         # Workers beyond half the pool would starve the consumers of the pieces in front of them.
@@ -223,17 +225,8 @@ class ObjectReader:
                     )
                     start += SEGMENT_BYTES
                 begin, buffer, future = ahead[0]
-                lengths, ids = future.result()
-                piece = self._stitch(
-                    begin,
-                    min(begin + SEGMENT_BYTES, size_bytes),
-                    size_bytes,
-                    position,
-                    buffer,
-                    lengths,
-                    ids,
-                    cutter,
-                )
+                end = min(begin + SEGMENT_BYTES, size_bytes)
+                piece = self._stitch(begin, end, size_bytes, position, buffer, future.result(), cutter)
                 ahead.popleft()
                 position += piece.size_bytes
                 if piece.lengths:
@@ -246,65 +239,36 @@ class ObjectReader:
                     future.exception()  # wait: the thread writes into the buffer
                 buffer.release()
 
-    def _segment(self, fd: int, size_bytes: int, buffer: Buffer, start: int) -> tuple[list[int], list[bytes]]:
+    def _segment(self, fd: int, size_bytes: int, buffer: Buffer, start: int) -> bytes:
         """Chunks that begin in the segment, as if its start were a cut."""
-        cutter = Cutter(self.profile)
-        view = buffer.view
-        end = min(start + SEGMENT_BYTES, size_bytes) - start
-        limit = min(start + SEGMENT_BYTES + self.profile.maximum, size_bytes) - start
-        lengths: list[int] = []
-        ids: list[bytes] = []
-        cut = filled = 0
-        while cut < end:
-            want = min(_STEP_BYTES, limit - filled)
-            if want:
-                self._read(fd, view[filled : filled + want], start + filled, size_bytes)
-                filled += want
-            found = cutter.lengths(view[cut:filled])
-            if filled < limit:
-                found.pop()
-            for length in found:
-                if cut >= end:
-                    break
-                lengths.append(length)
-                ids.append(chunk_id(view[cut : cut + length]))
-                cut += length
-        if filled < limit:
-            # The stitcher may need what follows the last cut when its own cuts run differently.
-            self._read(fd, view[filled:limit], start + filled, size_bytes)
-        return lengths, ids
+        end = min(SEGMENT_BYTES, size_bytes - start)
+        # The stitcher may need what follows the last cut when its own cuts run differently.
+        limit = min(end + self.profile.maximum, size_bytes - start)
+        filling = self._cutter.filling(buffer.view)
+        packed = self._go_on(filling, fd, start, end, size_bytes)
+        if limit > end:
+            begun = filling.cut
+            rest = self._go_on(filling, fd, start, limit, size_bytes)
+            if begun < end:
+                packed += rest[:CHUNK_BYTES]
+        return packed
 
     @staticmethod
     def _stitch(
-        begin: int,
-        end: int,
-        size_bytes: int,
-        position: int,
-        buffer: Buffer,
-        lengths: list[int],
-        ids: list[bytes],
-        cutter: Cutter,
+        begin: int, end: int, size_bytes: int, position: int, buffer: Buffer, packed: bytes, cutter: Cutter
     ) -> Piece:
         """The true chunks that begin in [position, end): cut anew up to the first shared cut, then the segment's own."""
         limit = min(end + cutter.profile.maximum, size_bytes) - begin
-        where: dict[int, int] = {}
-        at = 0
-        for index, length in enumerate(lengths):
-            where[at] = index
-            at += length
-        true_lengths: list[int] = []
-        true_ids: list[bytes] = []
+        where = {at: index for index, at in enumerate(accumulate(lengths_of(packed)[:-1], initial=0))}
+        true: list[bytes] = []
         cut = position - begin
         while begin + cut < end:
             shared = where.get(cut)
             if shared is not None:
-                true_lengths += lengths[shared:]
-                true_ids += ids[shared:]
+                true.append(packed[shared * CHUNK_BYTES :])
                 break
             length = cutter.first_length(buffer.view[cut : min(cut + cutter.profile.maximum, limit)])
-            true_lengths.append(length)
-            true_ids.append(chunk_id(buffer.view[cut : cut + length]))
+            true.append(pack_chunks([(length, chunk_id(buffer.view[cut : cut + length]))]))
             cut += length
-        packed = pack_chunks(zip(true_lengths, true_ids, strict=True))
-        assert len(packed) == CHUNK_BYTES * len(true_lengths)
-        return Piece(position, true_lengths, packed, buffer, position - begin)
+        joined = b"".join(true)
+        return Piece(position, lengths_of(joined), joined, buffer, position - begin)

@@ -11,13 +11,12 @@ import os
 import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import Final
 
 import msgspec
-from blake3 import blake3
 
-from flowengine.chunking import Cutter, chunk_id, pack_chunks
+from flowengine.chunking import Cutter, ids_of
 from flowengine.manifest import FILE, SYMLINK, Entry
 from flowengine.store.buffers import Buffer, BufferPool
 from flowengine.store.filesystem import READ_FILE
@@ -188,8 +187,7 @@ class SmallReader:
                 cut = self._cutter.lengths(view[start : start + size]) if size > self._minimum else [size]
                 counts.append(len(cut))
                 lengths += cut
-        bounds = accumulate(lengths, initial=begin)
-        ids = b"".join([blake3(view[start:end]).digest() for start, end in pairwise(bounds)])
+        ids = ids_of(view[begin:], lengths)
         block = parse_block(encode_files(rows, self._mode_bits, counts, lengths, ids))
         if block is None:
             buffer.release()
@@ -224,18 +222,7 @@ class SmallReader:
 
     def _chunks(self, buffer: Buffer | None, start: int, size: int) -> bytes:
         assert buffer is not None
-        view = buffer.view[start : start + size]
-        if size <= self._minimum:
-            return size.to_bytes(4, "little") + blake3(view).digest() if size else b""
-        lengths = self._cutter.lengths(view)
-        if len(lengths) == 1:
-            return size.to_bytes(4, "little") + blake3(view).digest()
-        chunks = []
-        at = 0
-        for length in lengths:
-            chunks.append((length, chunk_id(view[at : at + length])))
-            at += length
-        return pack_chunks(chunks)
+        return self._cutter.packed(buffer.view[start : start + size])
 
     def _hold_shared(self, size_bytes: int) -> Buffer:
         """A buffer with room behind `_filled`, held once more for a batch."""

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from flowengine.chunking import Cutter, Profile, chunk_id, pack_chunks
+from flowengine.chunking import Cutter, Profile, ids_of, pack_ids
 from flowengine.errors import UsageError
 from flowengine.manifest import FILE, Entry
 from flowengine.store.attributes import extra_reader
@@ -290,7 +290,9 @@ class SealedScanner:
         view = self._shared.view[self._filled : self._filled + len(data)]
         view[:] = data
         lengths = self._cutter.lengths(view)
-        batch.entries.append(Entry(sealed, FILE, _FILE_MODE, 0, len(data), _packed(view, lengths)))
+        batch.entries.append(
+            Entry(sealed, FILE, _FILE_MODE, 0, len(data), pack_ids(lengths, ids_of(view, lengths)))
+        )
         batch.starts.append(self._filled)
         batch.chunks += len(lengths)
         self._filled += len(data)
@@ -411,7 +413,7 @@ class SealedScanner:
                     lengths.pop()  # it ends with the buffer, not necessarily with a cut
                 done = sum(lengths)
                 carry = bytes(view[done:filled])
-                piece = Piece(offset, lengths, _packed(view, lengths), buffer, 0)
+                piece = Piece(offset, lengths, pack_ids(lengths, ids_of(view, lengths)), buffer, 0)
             except BaseException:
                 buffer.release()
                 raise
@@ -430,14 +432,6 @@ class _Open:
 
     def close(self) -> Batch:
         return Batch(self.entries, self.buffer, self.starts, b"")
-
-
-def _packed(view: memoryview, lengths: list[int]) -> bytes:
-    rows, at = [], 0
-    for length in lengths:
-        rows.append((length, chunk_id(view[at : at + length])))
-        at += length
-    return pack_chunks(rows)
 
 
 def _same(one: os.stat_result, other: os.stat_result) -> bool:

@@ -37,7 +37,7 @@ LAST_WORD_S: Final = 0.5
 MAX_WAITING_MESSAGES: Final = 8192
 """Directories cost no credit and want no answer: this is what keeps a scan from running away from the network."""
 
-_REST_S: Final = 0.005
+_REST_S: Final = 0.02
 """Least time between two sends: many small messages then go as one, and wake both ends' loops once. A wake-up costs
 more than what is done by it; the credit window covers many times this."""
 _LONG_REST_S: Final = 0.02

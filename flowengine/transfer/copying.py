@@ -8,7 +8,7 @@ import threading
 from time import perf_counter_ns
 from typing import Final
 
-from flowengine.chunking import CHUNK_BYTES, chunk_id, packed_size
+from flowengine.chunking import CHUNK_BYTES, packed_size, right_chunks
 from flowengine.errors import FlowError
 from flowengine.store.buffers import Buffer
 from flowengine.store.filesystem import copy_range, local_error, open_beneath
@@ -156,18 +156,11 @@ class Copier:
         finally:
             if job.basis is None:
                 os.close(fd)
-        at = 0
-        for start in range(0, len(job.packed), CHUNK_BYTES):
-            length = int.from_bytes(job.packed[start : start + 4], "little")
-            if (
-                at + length > got
-                or chunk_id(data[at : at + length]) != job.packed[start + 4 : start + CHUNK_BYTES]
-            ):
-                raise FlowError(
-                    "a local chunk that was to be reused is not what it was; it is fetched from the source instead",
-                    reason="stale",
-                )
-            at += length
+        if right_chunks(data[:got], job.packed) * CHUNK_BYTES != len(job.packed):
+            raise FlowError(
+                "a local chunk that was to be reused is not what it was; it is fetched from the source instead",
+                reason="stale",
+            )
         job.sink.put(job.offset, data, job.packed)
 
     def _buffer(self, size: int) -> memoryview:

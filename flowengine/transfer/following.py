@@ -18,7 +18,7 @@ import os
 from collections.abc import Callable
 from typing import Final
 
-from flowengine.chunking import CHUNK_BYTES, Cutter, Profile, chunk_id
+from flowengine.chunking import CHUNK_BYTES, Cutter, Profile, chunk_id, right_chunks
 from flowengine.store.buffers import Buffer, BufferPool
 from flowengine.units import MIB
 
@@ -148,27 +148,23 @@ class Follower:
                 got = os.preadv(self.fd, [buffer.view[:size]], start + self._shift)
             except OSError:
                 got = 0
-        begin = at = 0
-        since = stop = first
-        for stop in range(first, end):
-            length = lengths[stop]
+        at, stop = 0, first
+        while stop < end:
             if stop in skip:
-                if since < stop:
-                    write(since, stop, buffer, buffer.view[begin:at])
-                since, begin = stop + 1, at + length
-            elif (
-                at + length > got
-                or chunk_id(buffer.view[at : at + length])
-                != packed[stop * CHUNK_BYTES + 4 : (stop + 1) * CHUNK_BYTES]
-            ):
+                at += lengths[stop]
+                stop += 1
+                continue
+            until = next((index for index in range(stop, end) if index in skip), end)
+            there = right_chunks(buffer.view[at:got], packed[stop * CHUNK_BYTES : until * CHUNK_BYTES])
+            right = stop + there
+            size = sum(lengths[stop:right])
+            if there:
+                places[stop:right] = [offset + self._shift for offset in offsets[stop:right]]
+                write(stop, right, buffer, buffer.view[at : at + size])
+            at += size
+            stop = right
+            if right < until:
                 break
-            else:
-                places[stop] = offsets[stop] + self._shift
-            at += length
-        else:
-            stop = end
-        if since < stop:
-            write(since, stop, buffer, buffer.view[begin:at])
         return stop
 
     def _find_again(self, index: int, offsets: list[int], lengths: list[int], packed: bytes) -> int:
@@ -193,14 +189,14 @@ class Follower:
             data = memoryview(os.pread(self.fd, window + self._maximum, self._end))
         except OSError:
             return
-        lengths = self._cutter.lengths(data)
-        if self._end + len(data) < self.size_bytes and lengths:
-            lengths.pop()  # it ends with the window, not necessarily with a cut
-        at = 0
-        for length in lengths:
-            one = length.to_bytes(4, "little") + chunk_id(data[at : at + length])
-            self._cuts.setdefault(one, self._end + at)
-            at += length
+        packed = self._cutter.packed(data)
+        if self._end + len(data) < self.size_bytes:
+            packed = packed[:-CHUNK_BYTES]  # it ends with the window, not necessarily with a cut
+        at = self._end
+        for start in range(0, len(packed), CHUNK_BYTES):
+            one = packed[start : start + CHUNK_BYTES]
+            self._cuts.setdefault(one, at)
+            at += int.from_bytes(one[:4], "little")
 
     def close(self) -> None:
         """Close the file."""

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from itertools import accumulate
 
-from flowengine.chunking import CHUNK_BYTES, chunk_id
+from flowengine.chunking import CHUNK_BYTES, right_chunks
 from flowengine.chunking.fine import FINE_BYTES, FINE_ID_BYTES, FineCutter, fine_lengths
 from flowengine.store.buffers import Buffer
 from flowengine.store.reading import Piece
@@ -86,16 +86,8 @@ class FilePart:
                 os.close(fd)
         except OSError as error:
             raise ChunkGone("vanished", error.strerror or str(error)) from None
-        at = 0
-        packed = self._packed
-        for start in range(0, len(packed), CHUNK_BYTES):
-            length = int.from_bytes(packed[start : start + 4], "little")
-            if (
-                at + length > got
-                or chunk_id(data[at : at + length]) != packed[start + 4 : start + CHUNK_BYTES]
-            ):
-                raise ChunkGone("changed", "changed after it was scanned")
-            at += length
+        if right_chunks(data[:got], self._packed) * CHUNK_BYTES != len(self._packed):
+            raise ChunkGone("changed", "changed after it was scanned")
         return [data]
 
     def release(self) -> None:

@@ -23,7 +23,7 @@ from itertools import islice
 from time import perf_counter_ns
 from typing import Final
 
-from flowengine.chunking import CHUNK_BYTES, chunk_id
+from flowengine.chunking import CHUNK_BYTES, right_chunks
 from flowengine.errors import ProtocolError
 from flowengine.manifest import Entry
 from flowengine.store.filesystem import local_error, process_umask
@@ -59,7 +59,7 @@ __all__ = ["Landing"]
 _CHECKPOINT_BYTES: Final = 256 * 1024 * 1024
 _RECENT_CHUNKS: Final = 200_000
 _RECENT_STEP: Final = 10_000
-_ACKNOWLEDGE_BYTES: Final = 4 * MIB
+_ACKNOWLEDGE_BYTES: Final = 8 * MIB
 """Credit goes back in steps of this size, a quarter of the least window: each message wakes both ends' loops."""
 _MAX_BACKLOG: Final = 2048
 """Deliveries that may wait for the publisher before lanes wait too; the account's bound is on what is in them."""
@@ -222,15 +222,11 @@ class Landing(OpenAccount):
         target = offer.target
         packed = offer.packed
         begin = perf_counter_ns()
-        size, start = 0, index * CHUNK_BYTES
-        for length in offer.lengths[index : index + count]:
-            end = size + length
-            # A record that is too short gives a shorter slice, which has another hash.
-            if chunk_id(plain[size:end]) != packed[start + 4 : start + CHUNK_BYTES]:
-                raise wrong_chunk(target.directory, target.entry)
-            size, start = end, start + CHUNK_BYTES
-        begin = verify.since(begin)
         run = packed[index * CHUNK_BYTES : (index + count) * CHUNK_BYTES]
+        if right_chunks(plain, run) != count:  # nor has a record that is too short
+            raise wrong_chunk(target.directory, target.entry)
+        size = sum(offer.lengths[index : index + count])
+        begin = verify.since(begin)
         location: Place | None = None
         if not target.failed:
             target.put(offer.offsets[index], plain[:size], run)

@@ -17,9 +17,7 @@ from collections.abc import Container
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Final
 
-from blake3 import blake3
-
-from flowengine.chunking import CHUNK_BYTES, ID_BYTES, chunk_id
+from flowengine.chunking import CHUNK_BYTES, ID_BYTES, packed_size, right_chunks
 from flowengine.manifest import Entry
 from flowengine.store.filesystem import local_error
 from flowengine.store.many import write_files
@@ -136,43 +134,23 @@ def _verify_small(
     offer: SmallOffer, index: int, count: int, plain: memoryview
 ) -> list[tuple[int, int, int, int]]:
     """Check all chunks of a run: per object (which, its first chunk here, how many, their bytes)."""
-    directory, entries, owners = offer.directory, offer.entries, offer.owners
+    entries, owners = offer.entries, offer.owners
     parts: list[tuple[int, int, int, int]] = []
-    at = 0
+    packed: list[bytes] = []
     number, end = index, index + count
     while number < end:
         owner = owners[number]
-        entry = entries[owner]
-        packed = entry.chunks
-        if len(packed) == CHUNK_BYTES:
-            data = plain[at : at + entry.size]
-            if len(data) != entry.size or blake3(data).digest() != packed[4:]:
-                raise wrong_chunk(directory, entry)
-            parts.append((owner, 0, 1, entry.size))
-            at += entry.size
-            number += 1
-            continue
+        chunks = entries[owner].chunks
         first = number - offer.first[owner]
-        chunks = min(end - number, len(packed) // CHUNK_BYTES - first)
-        size = 0
-        for chunk in range(first, first + chunks):
-            size += _verify(packed, chunk, plain, at + size, directory, entry)
-        parts.append((owner, first, chunks, size))
-        at += size
-        number += chunks
+        taken = min(end - number, len(chunks) // CHUNK_BYTES - first)
+        here = chunks[first * CHUNK_BYTES : (first + taken) * CHUNK_BYTES]
+        parts.append((owner, first, taken, packed_size(here)))
+        packed.append(here)
+        number += taken
+    right = right_chunks(plain, b"".join(packed))
+    if right != count:
+        raise wrong_chunk(offer.directory, entries[owners[index + right]])
     return parts
-
-
-def _verify(
-    packed: bytes, index: int, plain: memoryview, at: int, directory: TargetDirectory, entry: Entry
-) -> int:
-    """Check one chunk at plain[at:]; its length."""
-    start = index * CHUNK_BYTES
-    length = int.from_bytes(packed[start : start + 4], "little")
-    data = plain[at : at + length]
-    if len(data) != length or chunk_id(data) != packed[start + 4 : start + CHUNK_BYTES]:
-        raise wrong_chunk(directory, entry)
-    return length
 
 
 def _write_whole(

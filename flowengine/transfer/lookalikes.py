@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from flowengine.chunking import CHUNK_BYTES, chunk_id
+from flowengine.chunking import CHUNK_BYTES, chunk_id, packed_size, right_chunks
 from flowengine.manifest import Entry
 from flowengine.store.filesystem import open_beneath
 from flowengine.wire.paths import STAGING_NAME
@@ -225,11 +225,4 @@ def begins_with(fd: int, one: bytes) -> bool:
 
 def _is(data: bytes, packed: bytes) -> bool:
     """Whether bytes are just these chunks."""
-    view = memoryview(data)
-    at = 0
-    for start in range(0, len(packed), CHUNK_BYTES):
-        length = int.from_bytes(packed[start : start + 4], "little")
-        if chunk_id(view[at : at + length]) != packed[start + 4 : start + CHUNK_BYTES]:
-            return False
-        at += length
-    return at == len(data)
+    return packed_size(packed) == len(data) and right_chunks(data, packed) * CHUNK_BYTES == len(packed)

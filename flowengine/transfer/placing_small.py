@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 import stat
 import time
-from itertools import accumulate, islice, pairwise, takewhile
+from itertools import accumulate, islice, takewhile
 from typing import Final
 
-from blake3 import blake3
-
-from flowengine.chunking import CHUNK_BYTES, Cutter, chunk_id, pack_chunks
+from flowengine.chunking import CHUNK_BYTES, Cutter, right_chunks
 from flowengine.errors import ProtocolError
 from flowengine.manifest import FILE, HARDLINK, SYMLINK, Block, Entry, Header
 from flowengine.manifest.entries import check_entries
@@ -100,7 +98,7 @@ class SmallPlacer:
             or max(listing.smalls.ctimes) >= time.time_ns() - RACY_NS
         ):
             return False
-        smalls, sizes, ids, lengths = listing.smalls, block.sizes, block.chunk_ids, block.chunk_lengths
+        smalls, sizes, chunks = listing.smalls, block.sizes, block.columns.chunks
         firsts = [*accumulate(block.chunk_counts, initial=0)]
         if self._room is None:
             self._room = fresh_memory(_COMPARE_BYTES + 1)
@@ -113,9 +111,8 @@ class SmallPlacer:
                 end += 1
             if end == start or read_rows(directory.fd, smalls.part(start, end), view, 0) != end - start:
                 return False
-            bounds = accumulate(lengths[firsts[start] : firsts[end]], initial=0)
-            found = [blake3(view[at:to]).digest() for at, to in pairwise(bounds)]
-            if found != ids[firsts[start] : firsts[end]]:
+            packed = chunks[firsts[start] * CHUNK_BYTES : firsts[end] * CHUNK_BYTES]
+            if not _holds(view, 0, packed):
                 return False
             start = end
         self._placement.counters.objects_read += block.count
@@ -446,13 +443,7 @@ class SmallPlacer:
         directory.unchanged_all = False  # what was just learned is worth keeping
         if len(data) != entry.size:
             return False
-        view = memoryview(data)
-        at = 0
-        chunks = []
-        for length in self._cutter.lengths(view):
-            chunks.append((length, chunk_id(view[at : at + length])))
-            at += length
-        return pack_chunks(chunks) == entry.chunks
+        return self._cutter.packed(data) == entry.chunks
 
     def _symlink(self, directory: TargetDirectory, entry: Entry) -> None:
         path = directory.child(entry.name)
@@ -524,12 +515,7 @@ class _Within:
 
 def _holds(data: memoryview, at: int, packed: bytes) -> bool:
     """Whether the bytes from `at` on are these chunks."""
-    for start in range(0, len(packed), CHUNK_BYTES):
-        end = at + int.from_bytes(packed[start : start + 4], "little")
-        if blake3(data[at:end]).digest() != packed[start + 4 : start + CHUNK_BYTES]:
-            return False
-        at = end
-    return True
+    return right_chunks(data[at:], packed) * CHUNK_BYTES == len(packed)
 
 
 def _link_hint(path: bytes, link: bytes) -> str:

@@ -191,7 +191,9 @@ class _Source:
         self._observe = observe
         profile = session.profile
         self._pool = BufferPool(POOL_BUFFERS, SEGMENT_BYTES + profile.maximum)
-        self._reader = ObjectReader(profile, self._pool, threads, session.reads.spend)
+        self._reader = ObjectReader(
+            profile, self._pool, threads, session.reads.spend, lambda: session.reads.limited
+        )
         self._units: queue.Queue[Unit | None] = queue.Queue()  # not SimpleQueue: see SendingLane
         self._credit = Credit(session.window_bytes)
         self._chooser = CompressionChooser(session.rtt_s, session.compression, cores=os.cpu_count() or 1)

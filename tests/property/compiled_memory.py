@@ -9,6 +9,7 @@ import ctypes
 import random
 import struct
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -113,9 +114,49 @@ def cut(library: ctypes.CDLL, rng: random.Random) -> None:
             library.flow_cut(place, size, minimum, average, maximum, way, lengths, most)
 
 
+def hashed(library: ctypes.CDLL, rng: random.Random) -> None:
+    """Hash pieces, compare chunks of lists that lie, and cut and name what is read, each in memory that just holds it."""
+    lengths = [
+        rng.choice([1, 64, 1024, rng.randrange(1, 4000), rng.randrange(1, 90_000)])
+        for _ in range(rng.randrange(1, 9))
+    ]
+    size, count = sum(lengths), len(lengths)
+    data = rng.randbytes(size)
+    told = struct.pack(f"={count}I", *lengths)
+    claimed = [rng.choice([length, length, 0, length + 1, 2**32 - 1]) for length in lengths]
+    packed = b"".join(length.to_bytes(4, "little") + rng.randbytes(32) for length in claimed)
+    sizes = rng.choice([(256, 512, 4096), (16_384, 65_536, 262_144)])
+    room = size // sizes[0] + 1
+    with (
+        memory(size, data) as place,
+        memory(len(told), told) as array,
+        memory(32 * count) as names,
+        memory(len(packed), packed) as claims,
+        memory(36 * room) as chunks,
+        memory(16 * room) as fine,
+        tempfile.TemporaryFile() as file,
+    ):
+        file.write(data)
+        file.flush()
+        for way in range(library.flow_hash_ways()):
+            rule = (number * 5)(*sizes, library.flow_cut_ways() - 1, way)
+            assert not library.flow_hash(way, place, array, count, names)
+            assert library.flow_check(way, place, size, claims, count) == 0
+            whole = library.flow_pack(rule, place, size, 32, chunks, room)
+            assert library.flow_check(way, place, size, chunks, whole) == whole
+            assert library.flow_pack(rule, place, size, 12, fine, room) == whole
+            state = (number * 3)()
+            library.flow_read_chunks(file.fileno(), 0, rule, place, state, size, 1, chunks, room)
+            assert state[0] == state[1] == size
+            part = (number * 3)()
+            library.flow_read_chunks(
+                file.fileno(), 0, rule, place, part, rng.randrange(size), 0, chunks, room
+            )
+
+
 def main() -> None:
     folder, seed, rounds = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    many, cutter = ctypes.CDLL(str(folder / "_many.so")), ctypes.CDLL(str(folder / "_cut.so"))
+    many, cutter = ctypes.CDLL(str(folder / "_many.so")), ctypes.CDLL(str(folder / "_chunks.so"))
     calls: list[tuple[Any, list[Any]]] = [
         (many.flow_segments, [pointer, number, number, number, pointer, number]),
         (many.flow_columns, [pointer, number, pointer, pointer, pointer]),
@@ -123,6 +164,14 @@ def main() -> None:
         (many.flow_log, [pointer, number, *[pointer] * 4, number, pointer]),
         (cutter.flow_cut_ways, []),
         (cutter.flow_cut, [pointer, number, number, number, number, number, pointer, number]),
+        (cutter.flow_hash_ways, []),
+        (cutter.flow_hash, [number, pointer, pointer, number, pointer]),
+        (cutter.flow_check, [number, pointer, number, pointer, number]),
+        (cutter.flow_pack, [pointer, pointer, number, number, pointer, number]),
+        (
+            cutter.flow_read_chunks,
+            [number, number, pointer, pointer, pointer, number, number, pointer, number],
+        ),
     ]
     for function, arguments in calls:
         function.restype, function.argtypes = number, arguments
@@ -137,6 +186,7 @@ def main() -> None:
             else:
                 refused += 1
         cut(cutter, rng)
+        hashed(cutter, rng)
     print(f"{taken} taken, {refused} refused")
 
 

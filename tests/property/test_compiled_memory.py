@@ -17,10 +17,10 @@ DRIVER = Path(__file__).with_name("compiled_memory.py")
 def test_compiled_code_stays_within_its_memory(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     checks = ["-fsanitize=address,undefined", "-fno-sanitize=alignment", "-fno-sanitize-recover=all"]
     # Not optimized: with -O1 gcc 12 leaves reads in loops unchecked.
-    for source in (PACKAGE / "store" / "_many.c", PACKAGE / "chunking" / "_cut.c"):
-        library = tmp_path / source.with_suffix(".so").name
+    for folder, name in (("store", "_many"), ("chunking", "_chunks")):
+        library, sources = tmp_path / f"{name}.so", sorted((PACKAGE / folder).glob("_*.c"))
         command = ["gcc", "-g", "-O0", "-Wall", "-Werror", *checks, "-fPIC", "-shared"]
-        subprocess.run([*command, "-o", library, source], check=True)
+        subprocess.run([*command, "-o", library, *sources], check=True)
     runtimes = [
         subprocess.run(
             ["gcc", f"-print-file-name={name}"], capture_output=True, text=True, check=True

@@ -17,12 +17,14 @@ from flowengine.chunking import (
     Cutter,
     chunk_id,
     cutting,
+    hashing,
     pack_chunks,
     profile_named,
     zero_chunk_id,
 )
 from flowengine.chunking.cutting import REACH_BYTES, first_lengths, is_compiled, ways
 from flowengine.chunking.fine import fine_profile
+from flowengine.cli.doctor import _chunker
 from flowengine.errors import UsageError
 
 VECTORS = json.loads((Path(__file__).parent.parent / "vectors" / "chunking.json").read_text())
@@ -149,9 +151,25 @@ def test_no_run_of_one_byte_is_a_cut() -> None:
 def test_without_the_library_the_cuts_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     data = random.Random(14).randbytes(300_000)
     expected = Cutter(PROFILES["64KiB"]).lengths(data)
-    monkeypatch.setattr(cutting, "_library", None)
+    monkeypatch.setattr(cutting, "LIBRARY", None)
     assert Cutter(PROFILES["64KiB"]).lengths(data) == expected
     assert not is_compiled()
+
+
+def test_a_library_that_hashes_otherwise_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = random.Random(15).randbytes(300_000)
+    expected = Cutter(PROFILES["64KiB"]).packed(data)
+    assert hashing._sound(hashing.best_hash_way())
+    monkeypatch.setattr(hashing, "_TRIED", (1,))
+    monkeypatch.setattr(hashing, "ids_of", lambda data, lengths, way: bytes([way + 1] * 32))
+    assert not hashing._sound(hashing.best_hash_way())
+    monkeypatch.undo()
+    monkeypatch.setattr(hashing, "_way", -1)
+    assert hashing.hash_ways() == [-1]
+    assert Cutter(PROFILES["64KiB"]).packed(data) == expected
+    found = _chunker()
+    assert (found.check, found.verdict) == ("chunker", "warning")
+    assert "hashes otherwise than blake3" in found.text
 
 
 @pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)
