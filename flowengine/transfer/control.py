@@ -20,6 +20,7 @@ from flowengine.wire.messages import (
     EncodedOffer,
     Landed,
     Message,
+    ObjectRun,
     Offer,
     Refuse,
     Totals,
@@ -37,14 +38,15 @@ LAST_WORD_S: Final = 0.5
 MAX_WAITING_MESSAGES: Final = 8192
 """Directories cost no credit and want no answer: this is what keeps a scan from running away from the network."""
 
-_REST_S: Final = 0.02
+_REST_S: Final = 0.005
 """Least time between two sends: many small messages then go as one, and wake both ends' loops once. A wake-up costs
 more than what is done by it; the credit window covers many times this."""
+_BUSY_REST_S: Final = 0.01
 _LONG_REST_S: Final = 0.02
 _BUSY_SENDS: Final = 8
-"""After so many sends without a pause there is a longer rest, while nothing waits that is in a hurry."""
-_PATIENT: Final = frozenset({Offer, Want, DirectoryBegin, DirectoryEnd, Landed, Totals})
-"""What comes by the hundred where many small objects move, with others of its kind on their way."""
+"""After so many sends without a pause the rest is longer, and longest while nothing waits that is in a hurry."""
+_PATIENT: Final = frozenset({Offer, ObjectRun, Want, DirectoryBegin, DirectoryEnd, Landed, Totals})
+"""What comes by the hundred, with others of its kind on their way."""
 _REST_MESSAGES: Final = 1024
 """With so many waiting there is no rest."""
 _RECEIVE_BYTES: Final = 256 * 1024
@@ -134,7 +136,7 @@ class Control:
         try:
             while True:
                 in_a_row = in_a_row + 1 if trio.current_time() < sent_at + _LONG_REST_S else 0
-                await self._rest(sent_at, long=in_a_row > _BUSY_SENDS)
+                await self._rest(sent_at, busy=in_a_row > _BUSY_SENDS)
                 # Cleared before looking: what is posted from here on wakes again.
                 self._signalled = self._hurried = False
                 more = bool(self._outgoing)
@@ -168,11 +170,12 @@ class Control:
             self._ended = True
             self._room.set()
 
-    async def _rest(self, sent_at: float, *, long: bool) -> None:
+    async def _rest(self, sent_at: float, *, busy: bool) -> None:
         """Let messages come together, since the last ones went only just now."""
         while not self._closing and len(self._outgoing) < _REST_MESSAGES:
-            patient = long and not self._hurried
-            rest = sent_at + (_LONG_REST_S if patient else _REST_S) - trio.current_time()
+            patient = busy and not self._hurried
+            least = _LONG_REST_S if patient else _BUSY_REST_S if busy else _REST_S
+            rest = sent_at + least - trio.current_time()
             if rest <= 0:
                 return
             if not patient:

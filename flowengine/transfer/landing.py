@@ -59,7 +59,7 @@ __all__ = ["Landing"]
 _CHECKPOINT_BYTES: Final = 256 * 1024 * 1024
 _RECENT_CHUNKS: Final = 200_000
 _RECENT_STEP: Final = 10_000
-_ACKNOWLEDGE_BYTES: Final = 8 * MIB
+_ACKNOWLEDGE_BYTES: Final = 4 * MIB
 """Credit goes back in steps of this size, a quarter of the least window: each message wakes both ends' loops."""
 _MAX_BACKLOG: Final = 2048
 """Deliveries that may wait for the publisher before lanes wait too; the account's bound is on what is in them."""

@@ -37,7 +37,7 @@ __all__ = [
     "window_bytes",
 ]
 
-MIN_WINDOW_BYTES: Final = 64 * 1024 * 1024
+MIN_WINDOW_BYTES: Final = 16 * 1024 * 1024
 """Least credit window; a longer link gets two bandwidth-delay products."""
 MAX_WINDOW_BYTES: Final = 256 * 1024 * 1024
 _ASSUMED_BYTES_PER_S: Final = 312_500_000

@@ -9,8 +9,8 @@ import pytest
 import trio
 from support import until
 
+from flowengine.chunking.filling import Filling
 from flowengine.errors import AuthenticationError, FlowError, TemporaryError
-from flowengine.store.reading import ObjectReader
 from flowengine.store.selection import Root, Selection
 from flowengine.transfer.passes import Report, TransferSettings
 from flowengine.transfer.routes import RoutedPeer
@@ -111,13 +111,13 @@ def test_a_big_file_goes_on_where_its_relay_was_lost(
 ) -> None:
     """What was read of it is not read again, unless it has changed meanwhile."""
     size, read_from = 4 * SIZE, [0]
-    read = ObjectReader._read
+    fill_in = Filling.fill
 
-    def counted(reader: ObjectReader, fd: int, view: memoryview, offset: int, size_bytes: int) -> None:
+    def counted(filling: Filling, fd: int, offset: int, until: int, *, ends: bool) -> bytes:
         read_from.append(offset)
-        read(reader, fd, view, offset, size_bytes)
+        return fill_in(filling, fd, offset, until, ends=ends)
 
-    monkeypatch.setattr(ObjectReader, "_read", counted)
+    monkeypatch.setattr(Filling, "fill", counted)
 
     async def main() -> None:
         async with Hosts.running(tmp_path, "s", "t", "r", "q", relays=["r", "q"]) as hosts:
