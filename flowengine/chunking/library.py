@@ -6,8 +6,6 @@ Each call lets the interpreter go once, for as long as it works. What calls it d
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Final
 
 from flowengine.compiled import load_library
@@ -80,13 +78,19 @@ _get_buffer.argtypes = [ctypes.py_object, ctypes.c_void_p, ctypes.c_int]
 _release_buffer.argtypes, _release_buffer.restype = [ctypes.c_void_p], None
 
 
-@contextmanager
-def place_of(data: Data) -> Iterator[tuple[int, int]]:
+class place_of:  # noqa: N801  (used like a function; a generator's context costs as much as a short call)
     """Address and size of contiguous bytes, which stay where they are meanwhile."""
-    described = _Buffer()
-    at = ctypes.addressof(described)
-    _get_buffer(data, at, 0)
-    try:
-        yield described.address or 0, described.size
-    finally:
-        _release_buffer(at)
+
+    __slots__ = ("_at", "_data", "_described")
+
+    def __init__(self, data: Data) -> None:
+        self._data = data
+
+    def __enter__(self) -> tuple[int, int]:
+        self._described = described = _Buffer()
+        self._at = ctypes.addressof(described)
+        _get_buffer(self._data, self._at, 0)
+        return described.address or 0, described.size
+
+    def __exit__(self, *_: object) -> None:
+        _release_buffer(self._at)

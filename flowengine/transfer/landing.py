@@ -19,11 +19,11 @@ import errno
 import os
 import threading
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import accumulate, islice, repeat
 from time import perf_counter_ns
 from typing import Final
 
-from flowengine.chunking import CHUNK_BYTES, right_chunks
+from flowengine.chunking import CHUNK_BYTES, lengths_of, right_chunks
 from flowengine.errors import ProtocolError
 from flowengine.manifest import Entry
 from flowengine.store.filesystem import local_error, process_umask
@@ -48,6 +48,7 @@ from flowengine.transfer.sinks import (
     SmallOffer,
     Waiter,
     chunk_lengths,
+    waited_for,
 )
 from flowengine.transfer.timing import Stage, StageClock
 from flowengine.units import MIB
@@ -247,27 +248,19 @@ class Landing(OpenAccount):
         """
         waiting: list[tuple[list[Waiter], int, int, bytes]] = []
         with self.lock:
-            inflight, recent = self.inflight, self.recent
             for packed, at, location in items:
-                if len(packed) == CHUNK_BYTES:
-                    identity = packed[4:]
-                    waiters = inflight.pop(identity, None)
-                    if waiters:
-                        waiting.append((waiters, at, int.from_bytes(packed[:4], "little"), packed))
-                    if location is not None:
-                        recent[identity] = location
-                    continue
-                path, staged, offset = location or (b"", "", 0)
-                place = offset - at
-                for start in range(0, len(packed), CHUNK_BYTES):
-                    identity = packed[start + 4 : start + CHUNK_BYTES]
-                    if location is not None:
-                        recent[identity] = (path, staged, place + at)
-                    waiters = inflight.pop(identity, None)
-                    length = int.from_bytes(packed[start : start + 4], "little")
-                    if waiters:
-                        waiting.append((waiters, at, length, packed[start : start + CHUNK_BYTES]))
-                    at += length
+                ids = [
+                    packed[start + 4 : start + CHUNK_BYTES] for start in range(0, len(packed), CHUNK_BYTES)
+                ]
+                waiters = [*map(self.inflight.pop, ids, repeat(None))]
+                if location is not None and len(ids) == 1:
+                    self.recent[ids[0]] = location
+                elif location is not None:
+                    path, staged, offset = location
+                    offsets = accumulate(lengths_of(packed)[:-1], initial=offset)
+                    self.recent.update(zip(ids, zip(repeat(path), repeat(staged), offsets), strict=False))
+                if any(waiters):
+                    waiting += waited_for(packed, at, waiters)
             self.forget_oldest()
         self.serve(waiting, plain)
 

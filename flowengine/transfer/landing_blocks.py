@@ -5,15 +5,15 @@ The account of what is open stays `transfer.landing`'s, and its invariants hold 
 
 from __future__ import annotations
 
-from itertools import accumulate, pairwise, repeat
+from itertools import repeat
 from time import perf_counter_ns
 from typing import TYPE_CHECKING
 
-from flowengine.chunking import CHUNK_BYTES, right_chunks
+from flowengine.chunking import right_chunks
 from flowengine.errors import IntegrityError
 from flowengine.manifest import Block, Entry
 from flowengine.store.runs import write_run
-from flowengine.transfer.sinks import NO_ENTRY, WANTED, LandedRun, SmallOffer, TargetDirectory
+from flowengine.transfer.sinks import NO_ENTRY, WANTED, LandedRun, SmallOffer, TargetDirectory, waited_for
 from flowengine.transfer.timing import Stage
 from flowengine.units import show_path
 
@@ -62,7 +62,6 @@ def deliver_block(
     ids = offer.ids[index:end]
     with landing.in_turn():
         begin = perf_counter_ns()
-        bounds = [*accumulate(offer.lengths[index:end], initial=0)]
         right = right_chunks(plain, block.columns.chunks)
         if right != len(ids):
             raise wrong_chunk(offer.directory, offer.entries[offer.owners[index + right]])
@@ -76,17 +75,9 @@ def deliver_block(
             landing.recent.update(zip(ids, zip(repeat(run), range(len(ids)), strict=False), strict=True))
             landing.forget_oldest()
         if any(waiters):
-            chunks = block.columns.chunks
-            landing.serve(
-                [
-                    (some, at, stop - at, chunks[n * CHUNK_BYTES : (n + 1) * CHUNK_BYTES])
-                    for n, (some, (at, stop)) in enumerate(zip(waiters, pairwise(bounds), strict=True))
-                    if some
-                ],
-                plain,
-            )
+            landing.serve([*waited_for(block.columns.chunks, 0, waiters)], plain)
         write.since(begin)
-    return bounds[-1]
+    return block.size_bytes
 
 
 def wrong_chunk(directory: TargetDirectory, entry: Entry) -> IntegrityError:

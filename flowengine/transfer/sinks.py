@@ -8,12 +8,13 @@ from __future__ import annotations
 import os
 import threading
 from bisect import bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from operator import itemgetter
 from typing import Final
 
-from flowengine.chunking import CHUNK_BYTES
+from flowengine.chunking import CHUNK_BYTES, lengths_of
 from flowengine.chunking.fine import FINE_BYTES, fine_lengths
 from flowengine.manifest import FILE, Block, Entry, join_blocks
 from flowengine.store.filesystem import open_beneath
@@ -51,6 +52,7 @@ __all__ = [
     "chunk_lengths",
     "chunk_lengths_of",
     "part_of",
+    "waited_for",
 ]
 
 
@@ -555,3 +557,13 @@ def chunk_lengths(offer: SmallOffer | RunOffer | FineOffer, index: int, count: i
 def chunk_lengths_of(packed: bytes) -> list[int]:
     """The sizes of packed chunks."""
     return [int.from_bytes(packed[at : at + 4], "little") for at in range(0, len(packed), CHUNK_BYTES)]
+
+
+def waited_for(
+    packed: bytes, at: int, waiters: list[list[Waiter] | None]
+) -> Iterator[tuple[list[Waiter], int, int, bytes]]:
+    """Of chunks that lie one behind the other from `at` on, those that somebody waits for: as `Landing.serve` takes them."""
+    for index, (length, some) in enumerate(zip(lengths_of(packed), waiters, strict=True)):
+        if some:
+            yield some, at, length, packed[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES]
+        at += length
