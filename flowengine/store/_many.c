@@ -19,7 +19,7 @@
 #error "proofs are little-endian; Python does without this library"
 #endif
 
-#define INTERFACE 3
+#define INTERFACE 4
 #define KINDS 4
 enum { SMALL, LARGE, FOLDER, OTHER };
 
@@ -196,26 +196,54 @@ void flow_free(Listing *out) {
     memset(out, 0, sizeof *out);
 }
 
+/* A file's bytes that took longer than this to read came from a disk or a server, and not from memory. */
+#define COLD_NS(size) (50000 + (size))
+/* So many files are open at a time where they do: each is asked for before those in front of it are read. */
+#define AHEAD 32
+
+static int64_t clock_ns(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return ns(now);
+}
+
+/* The bytes of a file that is as expected (size, mtime, ctime); 0 where it is not. Closes it. */
+static int read_one(int fd, const int64_t *expected, char *buffer) {
+    int64_t size = expected[0];
+    ssize_t got;
+    struct stat st;
+    do /* one byte more than expected shows growth without another call */
+        got = pread(fd, buffer, (size_t)size + 1, 0);
+    while (got < 0 && errno == EINTR);
+    int failed = fstat(fd, &st);
+    close(fd);
+    return !failed && got == size && st.st_size == size && ns(st.st_mtim) == expected[1] &&
+           ns(st.st_ctim) == expected[2];
+}
+
 /* Read files whole, one behind the other, while each is as expected (size, mtime, ctime of each, `stride` numbers
-   apart); how many were. */
+   apart); how many were. Where they are cold, files behind are asked for ahead, so that a disk has many to fetch;
+   `was_cold` is kept from call to call, since what comes next is likely to be as what came last. */
 int64_t flow_read(int64_t folder, const char *names, int64_t count, const int64_t *expected, int64_t stride,
-                  char *buffer) {
-    for (int64_t i = 0; i < count; i++, names += strlen(names) + 1, expected += stride) {
-        int64_t size = expected[0];
-        /* a pipe in the file's place holds nobody up */
-        int fd = openat((int)folder, names, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
-        if (fd < 0) return i;
-        ssize_t got;
-        struct stat st;
-        do /* one byte more than expected shows growth without another call */
-            got = pread(fd, buffer, (size_t)size + 1, 0);
-        while (got < 0 && errno == EINTR);
-        int failed = fstat(fd, &st);
-        close(fd);
-        if (failed || got != size || st.st_size != size || ns(st.st_mtim) != expected[1] ||
-            ns(st.st_ctim) != expected[2])
-            return i;
-        buffer += size;
+                  char *buffer, int64_t *was_cold) {
+    int open_files[AHEAD], cold = *was_cold != 0;
+    int64_t opened = 0, done = 0;
+    for (; done < count; done++, expected += stride) {
+        for (; opened < count && opened < done + (cold ? AHEAD : 1); opened++, names += strlen(names) + 1) {
+            /* a pipe in the file's place holds nobody up */
+            int fd = openat((int)folder, names, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+            if (cold && fd >= 0) posix_fadvise(fd, 0, 0, POSIX_FADV_WILLNEED);
+            open_files[opened % AHEAD] = fd;
+        }
+        int fd = open_files[done % AHEAD];
+        int64_t begun = done && cold ? 0 : clock_ns(); /* once it is known, only a call's first file tells anew */
+        if (fd < 0 || !read_one(fd, expected, buffer)) {
+            for (int64_t behind = done + 1; behind < opened; behind++)
+                if (open_files[behind % AHEAD] >= 0) close(open_files[behind % AHEAD]);
+            return done;
+        }
+        if (begun) *was_cold = cold = clock_ns() - begun > COLD_NS(expected[0]);
+        buffer += expected[0];
     }
     return count;
 }

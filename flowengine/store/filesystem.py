@@ -23,6 +23,7 @@ __all__ = [
     "open_beneath",
     "process_umask",
     "raise_descriptor_limit",
+    "start_writeback",
     "sync_filesystem",
 ]
 
@@ -30,6 +31,7 @@ READ_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
 """How a file is opened that was one when it was listed: no link is followed, and a pipe in its place holds nobody up."""
 
 _RENAME_EXCHANGE: Final = 2
+_SYNC_FILE_RANGE_WRITE: Final = 2
 _COPY_BYTES: Final = 1 << 20
 _umask_lock = threading.Lock()
 
@@ -48,6 +50,17 @@ def sync_filesystem(fd: int) -> None:
     if _libc().syncfs(fd):
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
+
+
+def start_writeback(fd: int, offset: int, size_bytes: int) -> None:
+    """Let the system begin to write a part of a file to its disk, and do not wait for it (sync_file_range(2)).
+
+    What is to be made durable sooner or later goes evenly then: left until a sync, it comes at once and holds up those
+    that go on writing to the file. It is a hint: where the file system does not know it, nothing happens.
+    """
+    begin = getattr(_libc(), "sync_file_range", None)
+    if begin is not None:
+        begin(fd, ctypes.c_int64(offset), ctypes.c_int64(size_bytes), _SYNC_FILE_RANGE_WRITE)
 
 
 def exchange(a: bytes, b: bytes) -> None:

@@ -50,7 +50,7 @@ __all__ = [
     "write_files",
 ]
 
-_INTERFACE: Final = 3
+_INTERFACE: Final = 4
 _KINDS: Final = 4
 _SMALL, _LARGE, _FOLDER, _OTHER = range(_KINDS)
 STAT: Final = struct.Struct("=10q")
@@ -234,7 +234,7 @@ _library = load_library(
     [
         ("flow_list", _NUMBER, [_NUMBER, _NUMBER, _POINTER]),
         ("flow_free", None, [_POINTER]),
-        ("flow_read", _NUMBER, [_NUMBER, _NAMES, _NUMBER, _POINTER, _NUMBER, _POINTER]),
+        ("flow_read", _NUMBER, [_NUMBER, _NAMES, _NUMBER, _POINTER, _NUMBER, _POINTER, _POINTER]),
         ("flow_write", _NUMBER, [_NUMBER, _NAMES, _NUMBER, _POINTER, _POINTER]),
         ("flow_place", None, [_NUMBER, _NAMES, _POINTER, _NAMES, _NUMBER, _POINTER, _POINTER]),
         ("flow_segments", _NUMBER, [_NAMES, _NUMBER, _NUMBER, _NUMBER, _POINTER, _NUMBER]),
@@ -252,6 +252,10 @@ _library = load_library(
 def library() -> ctypes.CDLL | None:
     """The compiled library, where it is in use."""
     return _library
+
+
+_cold = _NUMBER(0)
+"""Whether the files that were read last had to be fetched from a disk; a guess, which any thread may change."""
 
 
 def is_compiled() -> bool:
@@ -412,7 +416,7 @@ def read_files(folder: int, rows: Sequence[tuple[bytes, AnyStat]], buffer: memor
     )
     names = b"\0".join([name for name, _ in rows])
     place = ctypes.addressof(ctypes.c_char.from_buffer(buffer, at))
-    return int(_library.flow_read(folder, names, len(rows), expected, 3, place))
+    return int(_library.flow_read(folder, names, len(rows), expected, 3, place, ctypes.byref(_cold)))
 
 
 def read_rows(folder: int, rows: Rows, buffer: memoryview, at: int) -> int:
@@ -423,7 +427,11 @@ def read_rows(folder: int, rows: Rows, buffer: memoryview, at: int) -> int:
         raise ValueError("the files do not fit into the buffer")
     place = ctypes.addressof(ctypes.c_char.from_buffer(buffer, at))
     expected = rows.packed[8:]  # from the size of the first on
-    return int(_library.flow_read(folder, rows.packed_names, len(rows), expected, len(Stat._fields), place))
+    return int(
+        _library.flow_read(
+            folder, rows.packed_names, len(rows), expected, len(Stat._fields), place, ctypes.byref(_cold)
+        )
+    )
 
 
 def _read_files(folder: int, rows: Sequence[tuple[bytes, AnyStat]], buffer: memoryview, at: int) -> int:

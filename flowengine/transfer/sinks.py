@@ -17,7 +17,7 @@ from typing import Final
 from flowengine.chunking import CHUNK_BYTES, lengths_of
 from flowengine.chunking.fine import FINE_BYTES, fine_lengths
 from flowengine.manifest import FILE, Block, Entry, join_blocks
-from flowengine.store.filesystem import open_beneath
+from flowengine.store.filesystem import open_beneath, start_writeback
 from flowengine.store.many import AnyStat, Listing, Rows, Stat, joined, same_files
 from flowengine.store.proofs import encode_entries, stats_proof
 from flowengine.store.runs import staging_name
@@ -365,6 +365,7 @@ class LargeObject(Sink):
         assert self.staged is not None
         with self._writing:
             _write_all(self.staged.fd, data, offset)
+        start_writeback(self.staged.fd, offset, len(data))
         self.staged.journal(offset, packed)
         self.unsynced += len(data)
 

@@ -115,6 +115,28 @@ def test_read_stops_at_what_is_not_as_expected(tmp_path: Path, folder: int) -> N
     assert read_files(folder, rows, buffer, 0) == 0
 
 
+@pytest.mark.parametrize("cold", [0, 1])
+def test_files_that_are_cold_are_opened_ahead_and_all_closed(tmp_path: Path, folder: int, cold: int) -> None:
+    """More files than are open at a time, with one that is not as expected at each place that counts."""
+    data = {f"{number:03d}": os.urandom(1 + number * 7) for number in range(100)}
+    for name, content in data.items():
+        (tmp_path / name).write_bytes(content)
+    rows = list_folder(folder, LARGE).smalls.pairs()
+    buffer = memoryview(bytearray(sum(map(len, data.values())) + 1))
+    open_before = os.listdir("/proc/self/fd")
+    for wrong in (None, 0, 1, 31, 32, 33, 98, 99):
+        many._cold.value = cold
+        asked = list(rows)
+        if wrong is not None:
+            name, st = rows[wrong]
+            asked[wrong] = (name, st._replace(st_mtime_ns=1)) if wrong % 2 else (b"gone", st)
+        right = 100 if wrong is None else wrong
+        assert read_files(folder, asked, buffer, 0) == right
+        expected = b"".join(list(data.values())[:right])
+        assert buffer[: len(expected)] == expected
+        assert os.listdir("/proc/self/fd") == open_before
+
+
 @pytest.mark.usefixtures("way")
 def test_no_memory_is_touched_but_what_was_given(tmp_path: Path, folder: int) -> None:
     (tmp_path / "a").write_bytes(b"abc")
