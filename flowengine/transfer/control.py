@@ -27,7 +27,7 @@ from flowengine.wire.messages import (
     Want,
 )
 
-__all__ = ["STALL_S", "Control", "wait_for_last_word"]
+__all__ = ["CREDIT_REST_S", "STALL_S", "Control", "wait_for_last_word"]
 
 STALL_S: Final = 60.0
 """A peer that says nothing for so long is taken for dead; both ends send `Progress` every second."""
@@ -43,6 +43,9 @@ _REST_S: Final = 0.005
 more than what is done by it; the credit window covers many times this."""
 _BUSY_REST_S: Final = 0.01
 _LONG_REST_S: Final = 0.02
+CREDIT_REST_S: Final = 2 * _BUSY_REST_S
+"""What a credit may wait on its way besides the link: until it is sent, and until what comes before it is dealt with. Where
+the link is short this is nearly all of a credit's round trip."""
 _BUSY_SENDS: Final = 8
 """After so many sends without a pause the rest is longer, and longest while nothing waits that is in a hurry."""
 _PATIENT: Final = frozenset({Offer, ObjectRun, Want, DirectoryBegin, DirectoryEnd, Landed, Totals})

@@ -15,6 +15,7 @@ import trio
 
 from flowengine.store.scan_cache import state_directory
 from flowengine.transfer.concurrency import Change, Concurrency, Remembered, Sample
+from flowengine.transfer.control import CREDIT_REST_S
 from flowengine.transfer.session import Session, window_bytes
 from flowengine.transfer.streams import MAX_STREAMS, NEAR_RTT_S
 from flowengine.transfer.tcp_info import TcpState, tcp_state
@@ -227,7 +228,7 @@ class LinkControl:
         rtt_s = max(sample.rtt_s for sample in samples)
         if self._session.route:  # through relays a link is only the first part of the way
             rtt_s = max(rtt_s, self._session.rtt_s)
-        window = window_bytes(rtt_s * (2 if lossy else 1), best)
+        window = window_bytes(rtt_s * (2 if lossy else 1) + CREDIT_REST_S, best)
         window += sum(sample.streams for sample in samples) * _LANE_BYTES
         if window > 1.25 * self._window or window < 0.5 * self._window:
             self._window = window
