@@ -81,7 +81,10 @@ class Filling:
         Raises:
             EOFError: the file ends before that.
             OSError: as the file system says.
+            ValueError: the buffer is shorter than that.
         """
+        if until > len(self._view):
+            raise ValueError(f"a buffer of {len(self._view)} bytes was to be filled up to {until}")
         if self._rule is None:
             return self._fill_plainly(fd, offset, until, ends)
         assert LIBRARY is not None

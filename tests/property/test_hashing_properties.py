@@ -166,6 +166,15 @@ def test_a_file_that_ends_early_or_cannot_be_read_is_told(compiled: bool) -> Non
         os.close(write_end)
 
 
+def test_a_buffer_is_not_filled_beyond_its_end() -> None:
+    with tempfile.TemporaryFile() as file:
+        file.write(bytes(11))
+        file.flush()
+        filling = Cutter(DEFAULT_PROFILE).filling(memoryview(bytearray(10)))
+        with pytest.raises(ValueError, match="10 bytes was to be filled up to 11"):
+            filling.fill(file.fileno(), 0, 11, ends=True)
+
+
 def test_no_chunk_is_longer_than_there_is_room_for() -> None:
     rule = rule_for((68, 512, 600))
     assert rule is not None
