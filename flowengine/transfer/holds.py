@@ -369,10 +369,9 @@ def wanted_runs(kind: int, bitmap: bytes, count: int) -> Iterator[tuple[int, int
 
 
 class UnitPacker:
-    """Packs wanted runs of many offers into units of about `unit_bytes`, at most `UNIT_BYTES`. For use by one thread."""
+    """Packs wanted runs of many offers into units of about `UNIT_BYTES`. For use by one thread."""
 
-    def __init__(self, unit_bytes: int = UNIT_BYTES) -> None:
-        self._unit_bytes = min(unit_bytes, UNIT_BYTES)
+    def __init__(self) -> None:
         self._unit = Unit()
 
     def add(self, hold: Hold, index: int, count: int) -> Iterator[Unit]:
@@ -383,7 +382,7 @@ class UnitPacker:
             unit = self._unit
             size = unit.raw_bytes
             stop = index
-            while stop < end and size < self._unit_bytes:
+            while stop < end and size < UNIT_BYTES:
                 size += lengths[stop]
                 stop += 1
             if stop > index:
@@ -391,7 +390,7 @@ class UnitPacker:
                 unit.holds.append(hold)
                 unit.parts.append(list(hold.parts(index, stop - index)))
                 unit.raw_bytes = size
-            if size >= self._unit_bytes or len(unit.runs) >= MAX_RUNS:
+            if size >= UNIT_BYTES or len(unit.runs) >= MAX_RUNS:
                 yield unit
                 self._unit = Unit()
             index = stop

@@ -413,7 +413,7 @@ class ReceivingLane:
         self._header = memoryview(bytearray(HEADER_BYTES))
         # Room for one unfinished record of the largest kind and one more frame behind it. Frames are received where
         # their plaintext belongs and opened there: what passes the processor's cache less often is done sooner.
-        self._plain = fresh_memory(UNIT_BYTES + self._limit + MAX_BODY_BYTES)
+        self._plain = fresh_memory(2 * UNIT_BYTES + self._limit + MAX_BODY_BYTES)
         self.bytes_received = 0
 
     def run(self) -> None:

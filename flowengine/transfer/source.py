@@ -62,7 +62,6 @@ from flowengine.transfer.link_control import LinkControl
 from flowengine.transfer.recorder import ManifestRecorder
 from flowengine.transfer.session import MAX_OPEN_OFFERS, Counters, Observer, Session
 from flowengine.transfer.streams import MAX_STREAMS
-from flowengine.units import MIB
 from flowengine.wire.filters import FilterSet
 from flowengine.wire.messages import (
     MAX_FINE_CHUNKS,
@@ -92,7 +91,7 @@ from flowengine.wire.messages import (
     Totals,
     Want,
 )
-from flowengine.wire.records import UNIT_BYTES, Run
+from flowengine.wire.records import Run
 
 if TYPE_CHECKING:
     from flowengine.store.sealed_scan import SealedScanner
@@ -101,10 +100,6 @@ if TYPE_CHECKING:
 
 __all__ = ["SourceOutcome", "run_source"]
 
-_LONG_RTT_S: Final = 0.01
-_SHARED_UNIT_BYTES: Final = MIB
-"""On a long link many lanes have a slow share each: with small units none is left alone at the end. Elsewhere each unit
-passes a cold interpreter at both ends, which costs more than what is done there."""
 MAX_WANTED_BYTES: Final = 64 * 1024 * 1024
 """Bytes that may be wanted and not yet sent before the scan waits. A warm scan cache reads nothing, so nothing else
 would hold it back, and both ends remember what is wanted."""
@@ -219,7 +214,7 @@ class _Source:
         self._large_name = b""
         self._refused: set[bytes] = set()
         self._leaving = Leaving(self._left_out)
-        self._packer = UnitPacker(UNIT_BYTES if session.rtt_s < _LONG_RTT_S else _SHARED_UNIT_BYTES)
+        self._packer = UnitPacker()
         self._finer_bytes = 0
         self._failures: list[tuple[bytes, str, str]] = []
         self._summary: Summary | None = None

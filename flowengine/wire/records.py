@@ -28,8 +28,8 @@ __all__ = [
 STORED: Final = 0
 ZSTD: Final = 1
 
-UNIT_BYTES: Final = 2 * MIB
-"""A sender closes a record at the latest once it holds this much plaintext; one chunk may take it over."""
+UNIT_BYTES: Final = MIB
+"""A sender closes a record once it holds this much plaintext; one chunk may take it over."""
 MAX_RUNS: Final = 4096
 
 _HEADER: Final = struct.Struct("<BBHII")
