@@ -22,6 +22,7 @@ from flowengine.chunking.filling import Filling, packed_chunks, rule_for
 from flowengine.chunking.hashing import (
     CHUNK_BYTES,
     ID_BYTES,
+    are_chunks,
     chunk_id,
     ids_of,
     lengths_of,
@@ -40,6 +41,7 @@ __all__ = [
     "PROFILES",
     "Cutter",
     "Profile",
+    "are_chunks",
     "chunk_id",
     "ids_of",
     "lengths_of",

@@ -26,7 +26,6 @@ __all__ = ["REACH_BYTES", "best_cut_way", "first_lengths", "is_compiled", "ways"
 REACH_BYTES: Final = 68
 """What stands before a place and decides of it; no chunk but the last of a run is shorter."""
 
-_INTERFACE: Final = 1
 _FACTOR: Final = 0xC2B2AE3D
 _TOP: Final = 0x7F
 _WEIGHTS: Final = (

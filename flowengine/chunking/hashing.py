@@ -25,6 +25,7 @@ from flowengine.chunking.library import HASH_WAYS, LIBRARY, Data, place_of
 __all__ = [
     "CHUNK_BYTES",
     "ID_BYTES",
+    "are_chunks",
     "best_hash_way",
     "chunk_id",
     "hash_ways",
@@ -133,6 +134,11 @@ def right_chunks(data: Data, packed: bytes, way: int | None = None) -> int:
     if right < 0:
         raise MemoryError
     return right
+
+
+def are_chunks(data: Data, packed: bytes) -> bool:
+    """Whether `data` begins with all chunks of a packed list."""
+    return right_chunks(data, packed) * CHUNK_BYTES == len(packed)
 
 
 def _sound(way: int) -> bool:

@@ -194,7 +194,7 @@ class ObjectReader:
         """Fill a buffer that begins at `start` of the object up to `until`, step by step; gives the chunks packed."""
         packed = []
         while True:
-            # The library goes on in steps that the cache holds: each way back to here costs some 50 us of a cold interpreter.
+            # The library goes on in steps that the cache holds: each way back to here costs some 30 us of a cold interpreter.
             step = min(PACED_STEP_BYTES, until - filling.filled) if self._paced() else until - filling.filled
             self.pace(step)
             end = filling.filled + step

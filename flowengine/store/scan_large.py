@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Iterator
 
-from flowengine.chunking import CHUNK_BYTES
+from flowengine.chunking import lengths_of
 from flowengine.manifest import FILE, FLAG_SPARSE, Entry
 from flowengine.store.filesystem import READ_FILE
 from flowengine.store.many import Stat
@@ -71,7 +71,7 @@ class LargeScan:
         done = 0
         cached = self._cache.pieces(identity) if self._cache is not None else []
         for packed in known_runs(cached, st.st_size):
-            lengths = _lengths(packed)
+            lengths = lengths_of(packed)
             yield LargePiece(Piece(done, lengths, packed, None, 0), True)
             done += sum(lengths)
         if done < st.st_size:
@@ -108,7 +108,3 @@ class LargeScan:
                 yield LargePiece(piece, False)
         finally:
             pieces.close()  # type: ignore[attr-defined]
-
-
-def _lengths(packed: bytes) -> list[int]:
-    return [int.from_bytes(packed[at : at + 4], "little") for at in range(0, len(packed), CHUNK_BYTES)]

@@ -8,7 +8,7 @@ import threading
 from time import perf_counter_ns
 from typing import Final
 
-from flowengine.chunking import CHUNK_BYTES, packed_size, right_chunks
+from flowengine.chunking import are_chunks, packed_size
 from flowengine.errors import FlowError
 from flowengine.store.buffers import Buffer
 from flowengine.store.filesystem import copy_range, local_error, open_beneath
@@ -156,7 +156,7 @@ class Copier:
         finally:
             if job.basis is None:
                 os.close(fd)
-        if right_chunks(data[:got], job.packed) * CHUNK_BYTES != len(job.packed):
+        if not are_chunks(data[:got], job.packed):
             raise FlowError(
                 "a local chunk that was to be reused is not what it was; it is fetched from the source instead",
                 reason="stale",

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from itertools import accumulate
 
-from flowengine.chunking import CHUNK_BYTES, right_chunks
+from flowengine.chunking import CHUNK_BYTES, are_chunks
 from flowengine.chunking.fine import FINE_BYTES, FINE_ID_BYTES, FineCutter, fine_lengths
 from flowengine.store.buffers import Buffer
 from flowengine.store.reading import Piece
@@ -86,7 +86,7 @@ class FilePart:
                 os.close(fd)
         except OSError as error:
             raise ChunkGone("vanished", error.strerror or str(error)) from None
-        if right_chunks(data[:got], self._packed) * CHUNK_BYTES != len(self._packed):
+        if not are_chunks(data[:got], self._packed):
             raise ChunkGone("changed", "changed after it was scanned")
         return [data]
 

@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from flowengine.chunking import CHUNK_BYTES, chunk_id, packed_size, right_chunks
+from flowengine.chunking import CHUNK_BYTES, are_chunks, chunk_id, packed_size
 from flowengine.manifest import Entry
 from flowengine.store.filesystem import open_beneath
 from flowengine.wire.paths import STAGING_NAME
@@ -225,4 +225,4 @@ def begins_with(fd: int, one: bytes) -> bool:
 
 def _is(data: bytes, packed: bytes) -> bool:
     """Whether bytes are just these chunks."""
-    return packed_size(packed) == len(data) and right_chunks(data, packed) * CHUNK_BYTES == len(packed)
+    return packed_size(packed) == len(data) and are_chunks(data, packed)

@@ -7,7 +7,7 @@ import stat
 from itertools import accumulate
 from typing import Final
 
-from flowengine.chunking import CHUNK_BYTES, packed_size, zero_chunk_id
+from flowengine.chunking import CHUNK_BYTES, lengths_of, packed_size, zero_chunk_id
 from flowengine.errors import ProtocolError
 from flowengine.manifest import FILE, Entry
 from flowengine.store.buffers import Buffer, BufferPool
@@ -144,7 +144,7 @@ class LargePlacer:
             raise ProtocolError(
                 f"a run of {len(packed)} bytes was offered; 1 to {MAX_OFFER_CHUNKS} whole chunks are allowed"
             )
-        lengths = [int.from_bytes(packed[at : at + 4], "little") for at in range(0, len(packed), CHUNK_BYTES)]
+        lengths = lengths_of(packed)
         if not 0 < min(lengths) <= max(lengths) <= self._placement.profile.maximum:
             raise ProtocolError(
                 f"a chunk of {max(lengths)} bytes was offered; the profile's largest is {self._placement.profile.maximum}"
@@ -254,7 +254,7 @@ class LargePlacer:
             key = Identity(st.st_dev, st.st_ino, large.entry.size, large.entry.mtime_ns, PROVISIONAL)
             self._placement.cache.add_pieces(key, [(offset, packed)], replace=offset == 0)
         jobs: list[CopyJob] = []
-        lengths = [int.from_bytes(packed[at : at + 4], "little") for at in range(0, len(packed), CHUNK_BYTES)]
+        lengths = lengths_of(packed)
         if number is None:  # the file in place was found to have it just here
             for index in range(len(lengths)):
                 one = packed[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES]

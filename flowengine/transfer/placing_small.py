@@ -8,7 +8,7 @@ import time
 from itertools import accumulate, islice, takewhile
 from typing import Final
 
-from flowengine.chunking import CHUNK_BYTES, Cutter, right_chunks
+from flowengine.chunking import CHUNK_BYTES, Cutter, are_chunks
 from flowengine.errors import ProtocolError
 from flowengine.manifest import FILE, HARDLINK, SYMLINK, Block, Entry, Header
 from flowengine.manifest.entries import check_entries
@@ -112,7 +112,7 @@ class SmallPlacer:
             if end == start or read_rows(directory.fd, smalls.part(start, end), view, 0) != end - start:
                 return False
             packed = chunks[firsts[start] * CHUNK_BYTES : firsts[end] * CHUNK_BYTES]
-            if not _holds(view, 0, packed):
+            if not are_chunks(view, packed):
                 return False
             start = end
         self._placement.counters.objects_read += block.count
@@ -364,7 +364,7 @@ class SmallPlacer:
             done = read_files(directory.fd, [row for _, row in some], self._room, 0)
             at = 0
             for index, (_, st) in some[:done]:
-                compared[index] = _holds(self._room, at, entries[index].chunks)
+                compared[index] = are_chunks(self._room[at:], entries[index].chunks)
                 at += st.st_size
             if done:
                 self._placement.counters.objects_read += done
@@ -511,11 +511,6 @@ class _Within:
     def __call__(self, item: tuple[int, Row]) -> bool:
         self._left -= item[1][1].st_size
         return self._left >= 0
-
-
-def _holds(data: memoryview, at: int, packed: bytes) -> bool:
-    """Whether the bytes from `at` on are these chunks."""
-    return right_chunks(data[at:], packed) * CHUNK_BYTES == len(packed)
 
 
 def _link_hint(path: bytes, link: bytes) -> str:

@@ -557,7 +557,7 @@ def chunk_lengths(offer: SmallOffer | RunOffer | FineOffer, index: int, count: i
 
 def chunk_lengths_of(packed: bytes) -> list[int]:
     """The sizes of packed chunks."""
-    return [int.from_bytes(packed[at : at + 4], "little") for at in range(0, len(packed), CHUNK_BYTES)]
+    return lengths_of(packed)
 
 
 def waited_for(
