@@ -17,7 +17,7 @@ from collections.abc import Container
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Final
 
-from flowengine.chunking import CHUNK_BYTES, ID_BYTES, packed_size, right_chunks
+from flowengine.chunking import CHUNK_BYTES, ID_BYTES, lengths_of, packed_size, right_chunks
 from flowengine.manifest import Entry
 from flowengine.store.filesystem import local_error
 from flowengine.store.many import write_files
@@ -29,7 +29,6 @@ from flowengine.transfer.sinks import (
     SmallObject,
     SmallOffer,
     TargetDirectory,
-    chunk_lengths_of,
 )
 from flowengine.transfer.timing import Stage
 from flowengine.wire.messages import LARGE_OBJECT_BYTES
@@ -108,7 +107,7 @@ def deliver_small(
             packed = entry.chunks
             if chunks * CHUNK_BYTES != len(packed) or owner in sinks:
                 sink = _small_sink(landing, offer, owner)
-                before = sum(chunk_lengths_of(packed[: number * CHUNK_BYTES]))
+                before = sum(lengths_of(packed[: number * CHUNK_BYTES]))
                 run = packed[number * CHUNK_BYTES : (number + chunks) * CHUNK_BYTES]
                 location: Place | None = None
                 if not sink.failed:

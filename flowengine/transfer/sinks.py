@@ -50,7 +50,6 @@ __all__ = [
     "TargetDirectory",
     "Waiter",
     "chunk_lengths",
-    "chunk_lengths_of",
     "part_of",
     "waited_for",
 ]
@@ -551,13 +550,8 @@ def chunk_lengths(offer: SmallOffer | RunOffer | FineOffer, index: int, count: i
     found: list[int] = []
     for chunk in range(index, index + count):
         owner = offer.owners[chunk]
-        found += chunk_lengths_of(offer.entries[owner].chunks)[chunk - offer.first[owner] :][:1]
+        found += lengths_of(offer.entries[owner].chunks)[chunk - offer.first[owner] :][:1]
     return found
-
-
-def chunk_lengths_of(packed: bytes) -> list[int]:
-    """The sizes of packed chunks."""
-    return lengths_of(packed)
 
 
 def waited_for(
