@@ -3,11 +3,30 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["load_library"]
+__all__ = ["Scratch", "load_library"]
+
+
+class Scratch:
+    """Memory that a library writes results to, kept from call to call: making some costs as much as a short call."""
+
+    __slots__ = ("_address", "_memory", "_size_bytes")
+
+    def __init__(self) -> None:
+        self._memory: mmap.mmap | None = None
+        self._address = self._size_bytes = 0
+
+    def room(self, size_bytes: int) -> int:
+        """The address of so much memory, which holds anything; until the next call, and for one thread at a time."""
+        if size_bytes > self._size_bytes:
+            self._size_bytes = 1 << max(16, (size_bytes - 1).bit_length())
+            self._memory = mmap.mmap(-1, self._size_bytes)
+            self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+        return self._address
 
 
 def load_library(

@@ -13,12 +13,14 @@ Invariants
 
 from __future__ import annotations
 
+import struct
+from array import array
 from dataclasses import dataclass
 from functools import cache
 from typing import Final
 
 from flowengine.chunking.cutting import first_lengths
-from flowengine.chunking.filling import Filling, packed_chunks, rule_for
+from flowengine.chunking.filling import Filling, pack_many, packed_chunks, rule_for
 from flowengine.chunking.hashing import (
     CHUNK_BYTES,
     ID_BYTES,
@@ -31,6 +33,7 @@ from flowengine.chunking.hashing import (
     right_chunks,
 )
 from flowengine.chunking.library import Data
+from flowengine.compiled import Scratch
 from flowengine.errors import UsageError
 from flowengine.units import KIB, MIB
 
@@ -52,6 +55,9 @@ __all__ = [
     "right_chunks",
     "zero_chunk_id",
 ]
+
+
+_SIZE: Final = struct.Struct("=q")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +100,7 @@ class Cutter:
         self.profile = profile
         self._sizes = (profile.minimum, profile.average, profile.maximum)
         self._rule = rule_for(self._sizes)
+        self._scratch = Scratch()
 
     def lengths(self, data: Data) -> list[int]:
         """Lengths of the chunks of `data`, whose start counts as a cut and whose end ends the last chunk."""
@@ -108,6 +115,26 @@ class Cutter:
             return packed_chunks(self._rule, data, id_bytes)
         lengths = self.lengths(data)
         return pack_ids(lengths, ids_of(data, lengths), id_bytes)
+
+    def packed_many(self, data: Data, sizes: bytes, stride: int) -> tuple[bytes, bytes]:
+        """How many chunks each of some objects has, as native int64, and their packed chunks. For one thread at a time.
+
+        Args:
+            data: the objects, one behind the other.
+            sizes: of them in bytes, as native int64 that begin `stride` bytes from one to the next.
+        """
+        objects = (len(sizes) + stride - 1) // stride
+        if self._rule is not None:
+            return pack_many(self._rule, data, sizes, stride, objects, self._scratch)
+        view, at = memoryview(data), 0
+        counts, lengths = array("q"), list[int]()
+        for number in range(objects):
+            (size,) = _SIZE.unpack_from(sizes, stride * number)
+            cut = self.lengths(view[at : at + size])
+            counts.append(len(cut))
+            lengths += cut
+            at += size
+        return counts.tobytes(), pack_ids(lengths, ids_of(data, lengths))
 
     def filling(self, view: memoryview, filled: int = 0) -> Filling:
         """A buffer that is to be filled with bytes from a cut on, of which it holds `filled` already."""

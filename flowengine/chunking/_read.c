@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-#define INTERFACE 1
+#define INTERFACE 2
 #define STEP ((int64_t)256 << 10)
 #define SHORT (-1000000) /* the file ends before it should; errno is nowhere near */
 
@@ -61,6 +61,31 @@ static int64_t cut(const Rule *rule, const uint8_t *buffer, State *state, int at
 int64_t flow_pack(const Rule *rule, const uint8_t *data, int64_t size, int64_t id, uint8_t *packed, int64_t room) {
     State state = {.filled = size};
     return cut(rule, data, &state, 1, (size_t)id, packed, room);
+}
+
+/* The same of many objects, one behind the other, of which `sizes` tells how long they are, `stride` bytes from one to the
+ * next; `counts` gets the number of chunks of each. How many chunks all have, or -1 where there is no memory or no room. */
+int64_t flow_pack_many(const Rule *rule, const uint8_t *data, const uint8_t *sizes, int64_t stride, int64_t objects,
+                       int64_t *counts, uint8_t *packed, int64_t room) {
+    const Sizes limits = {(size_t)rule->minimum, (size_t)rule->average, (size_t)rule->maximum};
+    const uint8_t *at = data;
+    int64_t chunks = 0;
+    for (int64_t i = 0; i < objects; i++, sizes += stride) {
+        int64_t left;
+        memcpy(&left, sizes, sizeof left);
+        counts[i] = chunks;
+        while (left > 0) {
+            const size_t length = flow_first(rule->cut_way, at, (size_t)left, 0, &limits);
+            const uint32_t told = (uint32_t)length;
+            if (chunks == room)
+                return -1;
+            memcpy(packed + PACKED * chunks++, &told, 4);
+            at += length;
+            left -= (int64_t)length;
+        }
+        counts[i] = chunks - counts[i];
+    }
+    return flow_names(rule->hash_way, data, packed, chunks, PACKED, packed + 4, PACKED) ? -1 : chunks;
 }
 
 /* Fill the buffer up to `until` from `offset` of a file on, and give the chunks that end in it, with their names: how many;

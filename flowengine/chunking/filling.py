@@ -19,8 +19,9 @@ from typing import Final
 from flowengine.chunking.cutting import best_cut_way
 from flowengine.chunking.hashing import CHUNK_BYTES, best_hash_way, ids_of, pack_ids
 from flowengine.chunking.library import LIBRARY, Data, Rule, State, place_of
+from flowengine.compiled import Scratch
 
-__all__ = ["Filling", "packed_chunks", "rule_for"]
+__all__ = ["Filling", "pack_many", "packed_chunks", "rule_for"]
 
 _SHORT: Final = -1_000_000
 
@@ -46,6 +47,28 @@ def packed_chunks(rule: Rule, data: Data, id_bytes: int) -> bytes:
     if count < 0:
         raise MemoryError
     return ctypes.string_at(packed, (4 + id_bytes) * count)
+
+
+def pack_many(
+    rule: Rule, data: Data, sizes: bytes, stride: int, objects: int, scratch: Scratch
+) -> tuple[bytes, bytes]:
+    """How many chunks each of some objects has, as native int64, and their packed chunks.
+
+    Args:
+        data: the objects, one behind the other.
+        sizes: of them in bytes, as native int64 that begin `stride` bytes from one to the next.
+    """
+    assert LIBRARY is not None
+    with place_of(data) as (place, size):
+        room = size // rule.minimum + objects
+        counts = scratch.room(8 * objects + CHUNK_BYTES * room)
+        packed = counts + 8 * objects
+        chunks = LIBRARY.flow_pack_many(
+            ctypes.byref(rule), place, sizes, stride, objects, counts, packed, room
+        )
+    if chunks < 0:
+        raise MemoryError
+    return ctypes.string_at(counts, 8 * objects), ctypes.string_at(packed, CHUNK_BYTES * chunks)
 
 
 class Filling:

@@ -192,6 +192,11 @@ class Block:
         chunks = self.columns.chunks
         return [chunks[at : at + ID_BYTES] for at in range(4, len(chunks), CHUNK_BYTES)]
 
+    def same_content(self, other: Block) -> bool:
+        """Whether these are files of the same names, sizes and chunks."""
+        own, theirs = self.columns, other.columns
+        return own.names == theirs.names and own.chunks == theirs.chunks and self.sizes == other.sizes
+
     def segments_after(self, count: int, weight: int) -> list[Segment]:
         """Its segments where a page has so many entries of this weight already."""
         return self.segments if not count else self._parser.segments(self.data, count, weight)

@@ -6,13 +6,13 @@ order, each from its `begin_directory` to its `end_directory`; `end_directory`; 
 
 from __future__ import annotations
 
-from array import array
+import struct
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from blake3 import blake3
 
-from flowengine.chunking import CHUNK_BYTES, ID_BYTES
+from flowengine.chunking import CHUNK_BYTES
 from flowengine.errors import IntegrityError, ProtocolError, UsageError
 from flowengine.manifest.block import Block, decode, list_head
 from flowengine.manifest.cut import ChunkListBuilder, PageCutter, is_closed
@@ -70,7 +70,7 @@ class _Open:
     """A directory between its begin and its end."""
 
     __slots__ = (
-        "cutter", "doubtful", "entry_ids", "entry_offsets", "last_directory", "last_name", "name", "open_page", "packed",
+        "cutter", "doubtful", "entries_ended", "entry_ids", "entry_offsets", "last_directory", "last_name", "name", "open_page", "packed",
         "packed_count", "packed_name", "packed_totals", "packed_weight", "path", "subdirectories", "subdirectory_ids",
         "subdirectory_offsets", "totals", "waiting_offsets",
     )  # fmt: skip
@@ -79,7 +79,9 @@ class _Open:
         self.name = name
         self.path = path
         self.totals = Totals()
-        self.cutter: PageCutter[Entry] | None = PageCutter()  # None once the first subdirectory began
+        # Many directories have few entries, or no subdirectories: what cuts them is made when something comes.
+        self.cutter: PageCutter[Entry] | None = None
+        self.entries_ended = False  # the first subdirectory began
         self.doubtful = False  # entries came that nobody has checked
         self.open_page = False  # the last page has no cut at its end, so none may follow
         self.last_name = self.last_directory = b""
@@ -88,12 +90,12 @@ class _Open:
         self.packed_count = self.packed_weight = 0
         self.packed_totals = (0, 0)
         self.packed_name = b""
-        self.entry_ids = bytearray()
-        self.entry_offsets = array("Q")
-        self.subdirectories: PageCutter[Subdirectory] = PageCutter()
-        self.waiting_offsets = array("Q")
-        self.subdirectory_ids = bytearray()
-        self.subdirectory_offsets = array("Q")
+        self.entry_ids: list[bytes] = []
+        self.entry_offsets: list[int] = []
+        self.subdirectories: PageCutter[Subdirectory] | None = None
+        self.waiting_offsets: list[int] = []
+        self.subdirectory_ids: list[bytes] = []
+        self.subdirectory_offsets: list[int] = []
 
 
 class ManifestBuilder:
@@ -126,7 +128,7 @@ class ManifestBuilder:
         self._root: tuple[Subdirectory, int] | None = None
         self._finished = False
         self._emit(MAGIC)
-        self._write(Kind.HEADER, self._header.encode(), b"")
+        self._write(Kind.HEADER, self._header.encode())
 
     # ---- bytes ---------------------------------------------------------------------------------------------
 
@@ -147,10 +149,11 @@ class ManifestBuilder:
             self._checksum.update(data)
             self._sink(data)
 
-    def _write(self, kind: Kind, body: bytes, locator: bytes) -> int:
-        """Append a record; gives its offset."""
+    def _write(self, kind: Kind, body: bytes, places: Sequence[int] = ()) -> int:
+        """Append a record, with the offsets of what it names; gives its own."""
         offset = self._offset
         if self._sink is not None:
+            locator = struct.pack(f"<{len(places)}Q", *places)
             self._emit(RECORD.pack(kind, len(body), len(locator)) + body + locator)
         return offset
 
@@ -170,16 +173,16 @@ class ManifestBuilder:
         run_id = digest(kind, run)
         if self._sink is None:
             return run_id
-        locator = self._place_runs(run, b"a run list") if level > 1 else b""
+        locator = self._place_runs(run, b"a run list") if level > 1 else ()
         offset, times = self._runs.get(run_id, (0, 0))
         if not times:
             offset = self._write(kind, run, locator)
         self._runs[run_id] = (offset, times + 1)
         return run_id
 
-    def _place_runs(self, packed: bytes, where: bytes) -> bytes:
-        """The locator for a packed list of runs, each of which was added once for each time it is named."""
-        offsets = array("Q")
+    def _place_runs(self, packed: bytes, where: bytes) -> list[int]:
+        """Where the runs of a packed list lie, each of which was added once for each time it is named."""
+        offsets: list[int] = []
         for run_id, _, _ in UNPACK_RUNS(packed):
             offset, times = self._runs.get(run_id, (0, 0))
             if not times:
@@ -189,7 +192,7 @@ class ManifestBuilder:
             else:
                 self._runs[run_id] = (offset, times - 1)
             offsets.append(offset)
-        return _little_endian(offsets)
+        return offsets
 
     # ---- the tree ------------------------------------------------------------------------------------------
 
@@ -226,7 +229,7 @@ class ManifestBuilder:
         Raises:
             ProtocolError: an entry contradicts itself or stands out of order.
         """
-        directory, cutter = self._current()
+        directory = self._current()
         if directory.open_page:
             raise ProtocolError(f"entries follow the last page of {show_path(directory.path)!r}")
         directory.doubtful = directory.doubtful or check
@@ -234,7 +237,9 @@ class ManifestBuilder:
             waiting = decode(list_head(directory.packed_count) + b"".join(directory.packed))
             self._forget_packed(directory)
             entries = [*waiting, *entries]
-        for page in cutter.feed(entries):
+        if directory.cutter is None:
+            directory.cutter = PageCutter()
+        for page in directory.cutter.feed(entries):
             self._store(directory, page, None, check=directory.doubtful)
 
     def add_block(self, block: Block) -> None:
@@ -243,8 +248,8 @@ class ManifestBuilder:
         Raises:
             ProtocolError: it stands out of order.
         """
-        directory, cutter = self._current()
-        if cutter.waiting:
+        directory = self._current()
+        if directory.cutter is not None and directory.cutter.waiting:
             self.add_entries(block.entries, check=False)
             return
         if directory.open_page:
@@ -306,22 +311,18 @@ class ManifestBuilder:
         Raises:
             ProtocolError: mode, time or extra out of range.
         """
-        directory, _ = self._current(subdirectories=True)
+        directory = self._current(subdirectories=True)
         self._finish_entries(directory)
-        if last := directory.subdirectories.finish():
+        if directory.subdirectories is not None and (last := directory.subdirectories.finish()):
             self._store_subdirectories(directory, last)
-        if len(directory.entry_ids) + len(directory.subdirectory_ids) > MAX_NODE_PAGES * ID_BYTES:
+        if len(directory.entry_ids) + len(directory.subdirectory_ids) > MAX_NODE_PAGES:
             raise UsageError(
                 f"the directory {show_path(directory.path)!r} has too many entries for a manifest",
                 hint="spread its files over subdirectories",
             )
-        body = encode(Node(bytes(directory.entry_ids), bytes(directory.subdirectory_ids)))
+        body = encode(Node(b"".join(directory.entry_ids), b"".join(directory.subdirectory_ids)))
         node_id = digest(Kind.NODE, body)
-        offset = self._write(
-            Kind.NODE,
-            body,
-            _little_endian(directory.entry_offsets) + _little_endian(directory.subdirectory_offsets),
-        )
+        offset = self._write(Kind.NODE, body, directory.entry_offsets + directory.subdirectory_offsets)
         self._stack.pop()
         above = self._stack[-1].path if self._stack else b""
         if not 0 <= mode <= 0o7777 or not -(2**63) <= mtime_ns <= MAX_INT or max(directory.totals) > MAX_INT:
@@ -335,7 +336,9 @@ class ManifestBuilder:
         parent = self._stack[-1]
         parent.totals = parent.totals.plus(directory.totals).plus(Totals(directories=1))
         parent.waiting_offsets.append(offset)
-        for page in parent.subdirectories.feed([entry]):
+        if parent.subdirectories is None:
+            parent.subdirectories = PageCutter()
+        if page := parent.subdirectories.add(entry):
             self._store_subdirectories(parent, page)
         return node_id
 
@@ -360,7 +363,7 @@ class ManifestBuilder:
             )
         )
         version_id = digest(Kind.ROOT, body)
-        at = self._write(Kind.ROOT, body, _little_endian(array("Q", [offset])))
+        at = self._write(Kind.ROOT, body, [offset])
         if self._sink is not None:
             self._give()
             footer = FOOTER.pack(at, version_id, bytes(32), END_MAGIC)
@@ -370,19 +373,20 @@ class ManifestBuilder:
 
     # ---- pages ---------------------------------------------------------------------------------------------
 
-    def _current(self, *, subdirectories: bool = False) -> tuple[_Open, PageCutter[Entry]]:
+    def _current(self, *, subdirectories: bool = False) -> _Open:
         if not self._stack:
             raise UsageError("no directory of the manifest is open")
         directory = self._stack[-1]
-        if directory.cutter is None and not subdirectories:
+        if directory.entries_ended and not subdirectories:
             raise ProtocolError(
                 f"entries of {show_path(directory.path)!r} come after its subdirectories, not before"
             )
-        return directory, directory.cutter or PageCutter()
+        return directory
 
     def _page_may_follow(self) -> _Open:
-        directory, cutter = self._current()
-        if directory.open_page or directory.packed or cutter.finish():
+        directory = self._current()
+        waiting = directory.cutter is not None and directory.cutter.waiting
+        if directory.open_page or directory.packed or waiting:
             raise ProtocolError(
                 f"a page of {show_path(directory.path)!r} follows one that was not cut by its rule"
             )
@@ -396,13 +400,13 @@ class ManifestBuilder:
         directory.open_page = not closed
 
     def _finish_entries(self, directory: _Open) -> None:
-        if directory.cutter is not None:
-            last = directory.cutter.finish()
-            directory.cutter = None
-            if directory.packed:
-                self._store_packed(directory)
-            if last:
-                self._store(directory, last, None, check=directory.doubtful)
+        if directory.entries_ended:
+            return
+        directory.entries_ended = True
+        if directory.packed:
+            self._store_packed(directory)
+        if directory.cutter is not None and (last := directory.cutter.finish()):
+            self._store(directory, last, None, check=directory.doubtful)
 
     def _store(
         self, directory: _Open, entries: list[Entry], data: bytes | None, *, check: bool = True
@@ -423,12 +427,12 @@ class ManifestBuilder:
             lie(directory.path, entries[0].name, "it stands out of order")
         else:
             totals = _count(entries)
-        locator = b""
+        locator: Sequence[int] = ()
         if self._sink is not None and (packed := b"".join([e.runs for e in entries if e.runs])):
             locator = self._place_runs(packed, directory.path)
         page_id = digest(Kind.ENTRIES, data)
         directory.entry_offsets.append(self._write(Kind.ENTRIES, data, locator))
-        directory.entry_ids += page_id
+        directory.entry_ids.append(page_id)
         directory.last_name = entries[-1].name
         directory.totals = directory.totals.plus(totals)
         return Page(page_id, data, totals.objects, totals.size, totals.chunks)
@@ -437,8 +441,8 @@ class ManifestBuilder:
         """Write the page whose entries came in blocks."""
         data = list_head(directory.packed_count) + b"".join(directory.packed)
         size, chunks = directory.packed_totals
-        directory.entry_ids += digest(Kind.ENTRIES, data)
-        directory.entry_offsets.append(self._write(Kind.ENTRIES, data, b""))
+        directory.entry_ids.append(digest(Kind.ENTRIES, data))
+        directory.entry_offsets.append(self._write(Kind.ENTRIES, data))
         directory.last_name = directory.packed_name
         directory.totals = directory.totals.plus(Totals(directory.packed_count, 0, size, chunks))
         self._forget_packed(directory)
@@ -456,8 +460,8 @@ class ManifestBuilder:
             directory.waiting_offsets[: len(page)],
             directory.waiting_offsets[len(page) :],
         )
-        directory.subdirectory_offsets.append(self._write(Kind.SUBDIRECTORIES, body, _little_endian(offsets)))
-        directory.subdirectory_ids += digest(Kind.SUBDIRECTORIES, body)
+        directory.subdirectory_offsets.append(self._write(Kind.SUBDIRECTORIES, body, offsets))
+        directory.subdirectory_ids.append(digest(Kind.SUBDIRECTORIES, body))
 
 
 def _count(entries: list[Entry]) -> Totals:
@@ -465,13 +469,3 @@ def _count(entries: list[Entry]) -> Totals:
     if any(e.depth for e in entries):
         chunks += sum(count for e in entries for _, _, count in UNPACK_RUNS(e.runs))
     return Totals(len(entries), 0, sum([e.size for e in entries]), chunks)
-
-
-def _little_endian(offsets: array[int]) -> bytes:
-    if _SWAP:
-        offsets = array("Q", offsets)
-        offsets.byteswap()
-    return offsets.tobytes()
-
-
-_SWAP: Final = array("Q", [1]).tobytes()[0] == 0

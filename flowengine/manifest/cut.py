@@ -108,6 +108,14 @@ class PageCutter(Generic[T]):
         self._weight += sum(weights[start:])
         return pages
 
+    def add(self, entry: T) -> list[T]:
+        """The page that is complete with one more entry; empty where none is."""
+        (weight,) = _weights((entry,))
+        ends = page_ends((crc32(entry.name),), (weight,), len(self._page), self._weight)
+        self._page.append(entry)
+        self._weight += weight
+        return self.finish() if ends else []
+
     def _ends(self, entries: Sequence[T], weights: list[int]) -> list[int]:
         """Where pages end, as numbers of `entries` before the cut."""
         return page_ends([crc32(entry.name) for entry in entries], weights, len(self._page), self._weight)

@@ -19,7 +19,7 @@
 #error "proofs are little-endian; Python does without this library"
 #endif
 
-#define INTERFACE 4
+#define INTERFACE 5
 #define KINDS 4
 enum { SMALL, LARGE, FOLDER, OTHER };
 
@@ -39,6 +39,10 @@ typedef struct {
     int64_t linked; /* small regular files with more than one name */
     int64_t error;  /* errno of what ended the listing early */
     int64_t proof_bytes;
+    int64_t newest_ns;   /* the latest ctime of a file or link; INT64_MIN where there is none */
+    int64_t small_bytes; /* of the small regular files */
+    int64_t links;       /* symbolic ones */
+    int64_t marked;      /* the kind, plus one, of the entry of the name that was asked about; 0 where there is none */
     char *names[KINDS];
     Row *rows[KINDS];
     char *proof; /* of the small ones, as flowengine/store/proofs.py has it */
@@ -96,9 +100,23 @@ static int by_name(const void *a, const void *b) {
     return order ? order : (x->length > y->length) - (x->length < y->length);
 }
 
-/* All entries of a folder with their stats, by kind, each kind in order of the names. */
-int64_t flow_list(int64_t fd, int64_t large, Listing *out) {
+static void count_in(Listing *out, const Item *item, int kind, const char *marked) {
+    const Row *row = &item->row;
+    out->count[kind]++;
+    out->name_bytes[kind] += (int64_t)item->length + 1;
+    if (!strcmp(item->name, marked)) out->marked = kind + 1;
+    if (kind > LARGE) return;
+    if (row->ctime_ns > out->newest_ns) out->newest_ns = row->ctime_ns;
+    if (kind == LARGE) return;
+    out->linked += row->nlink > 1 && S_ISREG(row->mode);
+    out->links += !S_ISREG(row->mode);
+    out->small_bytes += S_ISREG(row->mode) ? row->size : 0;
+}
+
+/* All entries of a folder with their stats, by kind, each kind in order of the names; and whether one is called `marked`. */
+int64_t flow_list(int64_t fd, int64_t large, const char *marked, Listing *out) {
     memset(out, 0, sizeof *out);
+    out->newest_ns = INT64_MIN;
     int copy = fcntl((int)fd, F_DUPFD_CLOEXEC, 0);
     DIR *folder = copy < 0 ? NULL : fdopendir(copy);
     if (!folder) {
@@ -156,11 +174,7 @@ int64_t flow_list(int64_t fd, int64_t large, Listing *out) {
     closedir(folder);
     for (size_t i = 0; i < count; i++) items[i].name = names + (size_t)items[i].name;
     if (count) qsort(items, count, sizeof *items, by_name);
-    for (size_t i = 0; i < count; i++) {
-        int kind = kind_of(&items[i].row, large);
-        out->count[kind]++;
-        out->name_bytes[kind] += (int64_t)items[i].length + 1;
-    }
+    for (size_t i = 0; i < count; i++) count_in(out, &items[i], kind_of(&items[i].row, large), marked);
     for (int kind = 0; kind < KINDS; kind++) {
         if (!out->count[kind]) continue;
         out->names[kind] = malloc((size_t)out->name_bytes[kind]);
@@ -179,7 +193,6 @@ int64_t flow_list(int64_t fd, int64_t large, Listing *out) {
         memcpy(out->names[kind] + byte[kind], items[i].name, items[i].length + 1);
         byte[kind] += (int64_t)items[i].length + 1;
         out->rows[kind][at[kind]++] = items[i].row;
-        out->linked += kind == SMALL && items[i].row.nlink > 1 && S_ISREG(items[i].row.mode);
     }
     if (prove(out)) error = ENOMEM;
     free(items);
@@ -222,19 +235,23 @@ static int read_one(int fd, const int64_t *expected, char *buffer) {
 }
 
 /* Read files whole, one behind the other, while each is as expected (size, mtime, ctime of each, `stride` numbers
-   apart); how many were. Where they are cold, files behind are asked for ahead, so that a disk has many to fetch;
+   apart); how many were. Of an empty one there is nothing to read. Where they are cold, files behind are asked for ahead, so that a disk has many to fetch;
    `was_cold` is kept from call to call, since what comes next is likely to be as what came last. */
 int64_t flow_read(int64_t folder, const char *names, int64_t count, const int64_t *expected, int64_t stride,
                   char *buffer, int64_t *was_cold) {
     int open_files[AHEAD], cold = *was_cold != 0;
     int64_t opened = 0, done = 0;
+    const int64_t *ahead = expected;
     for (; done < count; done++, expected += stride) {
-        for (; opened < count && opened < done + (cold ? AHEAD : 1); opened++, names += strlen(names) + 1) {
+        for (; opened < count && opened < done + (cold ? AHEAD : 1); opened++, names += strlen(names) + 1, ahead += stride) {
+            open_files[opened % AHEAD] = -1;
+            if (!ahead[0]) continue;
             /* a pipe in the file's place holds nobody up */
             int fd = openat((int)folder, names, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
             if (cold && fd >= 0) posix_fadvise(fd, 0, 0, POSIX_FADV_WILLNEED);
             open_files[opened % AHEAD] = fd;
         }
+        if (!expected[0]) continue;
         int fd = open_files[done % AHEAD];
         int64_t begun = done && cold ? 0 : clock_ns(); /* once it is known, only a call's first file tells anew */
         if (fd < 0 || !read_one(fd, expected, buffer)) {
@@ -246,6 +263,12 @@ int64_t flow_read(int64_t folder, const char *names, int64_t count, const int64_
         buffer += expected[0];
     }
     return count;
+}
+
+static void both_times(int64_t mtime_ns, struct timespec times[2]) {
+    int64_t s = mtime_ns / 1000000000, rest = mtime_ns % 1000000000;
+    if (rest < 0) s--, rest += 1000000000;
+    times[0] = times[1] = (struct timespec){.tv_sec = s, .tv_nsec = rest};
 }
 
 static int write_one(int folder, const char *name, const char *data, int64_t size, mode_t mode, int64_t mtime_ns) {
@@ -263,9 +286,8 @@ static int write_one(int folder, const char *name, const char *data, int64_t siz
         size -= done;
     }
     if (!error) {
-        int64_t s = mtime_ns / 1000000000, rest = mtime_ns % 1000000000;
-        if (rest < 0) s--, rest += 1000000000;
-        struct timespec times[2] = {{.tv_sec = s, .tv_nsec = rest}, {.tv_sec = s, .tv_nsec = rest}};
+        struct timespec times[2];
+        both_times(mtime_ns, times);
         if (futimens(fd, times)) error = errno;
     }
     if (close(fd) && !error && errno != EINTR) error = errno;
@@ -497,15 +519,15 @@ static uint8_t *put_binary(uint8_t *at, const void *data, int64_t length) {
     if (length < 256) *at++ = 0xc4;
     else *at++ = 0xc5, *at++ = (uint8_t)(length >> 8);
     *at++ = (uint8_t)length;
-    if (!data) return at; /* it comes piece by piece */
     memcpy(at, data, length);
     return at + length;
 }
 
-/* Encode files of these names and stats; `counts` has the number of chunks of each (NULL: one), `lengths` and `ids` are
-   those of all chunks. `out` has room for 5 bytes and for each entry 48, its name and its chunks. How many bytes it takes. */
-int64_t flow_encode(const char *names, const Row *rows, int64_t count, int64_t mode_bits, const int64_t *counts,
-                    const int64_t *lengths, const uint8_t *ids, uint8_t *out) {
+/* Encode files of these names and stats, of which `counts` has the number of chunks and `packed` the chunks, as a list, and
+   give its segments. `out` has room for 5 bytes and for each entry 48, its name and its chunks; the segments for `room` of
+   them, and if it are more, `segments` is below 0. How many bytes it takes. */
+int64_t flow_block(const char *names, const Row *rows, int64_t count, int64_t mode_bits, const int64_t *counts,
+                   const uint8_t *packed, uint8_t *out, Segment *found, int64_t room, int64_t *segments) {
     uint8_t *at = out;
     if (count < 16) *at++ = 0x90 | (uint8_t)count;
     else if (count < 65536) *at++ = 0xdc, *at++ = (uint8_t)(count >> 8), *at++ = (uint8_t)count;
@@ -522,17 +544,12 @@ int64_t flow_encode(const char *names, const Row *rows, int64_t count, int64_t m
         at = put_whole(at, rows[i].mode & mode_bits);
         at = put_whole(at, rows[i].mtime_ns);
         at = put_whole(at, rows[i].size);
-        int64_t chunks = counts ? counts[i] : 1;
-        at = put_binary(at, NULL, chunks * CHUNK);
-        for (; chunks; chunks--, lengths++, ids += 32) {
-            uint32_t one = (uint32_t)*lengths;
-            memcpy(at, &one, 4);
-            memcpy(at + 4, ids, 32);
-            at += CHUNK;
-        }
+        at = put_binary(at, packed, counts[i] * CHUNK);
+        packed += counts[i] * CHUNK;
         memcpy(at, "\xc4\0\0\xc4\0\xc4\0", 8);
         at += 8;
     }
+    *segments = flow_segments(out, at - out, 0, 0, found, room);
     return at - out;
 }
 
@@ -563,6 +580,33 @@ int64_t flow_place_run(int64_t from, int64_t first, int64_t to, const char *name
         failed += errors[i] != 0;
     }
     return failed;
+}
+
+/* Give one file another mode and time, if it is still what `row` says, and look at it again. */
+static int touch_one(int folder, const char *name, mode_t mode, int64_t mtime_ns, Row *row) {
+    int fd = openat(folder, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+    if (fd < 0) return 0;
+    struct stat st;
+    Row now;
+    struct timespec times[2];
+    both_times(mtime_ns, times);
+    int done = !fstat(fd, &st);
+    if (done) fill(&now, &st);
+    done = done && !memcmp(&now, row, 5 * sizeof(int64_t)) && now.dev == row->dev &&
+           ((now.mode & 07777) == (int64_t)mode || !fchmod(fd, mode)) && !futimens(fd, times) && !fstat(fd, &st);
+    if (done) fill(row, &st);
+    close(fd);
+    return done;
+}
+
+/* Give files of a folder, of which `rows` has the stats, the modes and times that they are to have (numbers as `flow_columns`
+   gives them), and look at those again. How many are right then, from the first on. */
+int64_t flow_touch(int64_t folder, const char *names, int64_t count, const int64_t *numbers, Row *rows) {
+    for (int64_t i = 0; i < count; i++, numbers += 5, names += strlen(names) + 1) {
+        if (rows[i].mode == (S_IFREG | numbers[2]) && rows[i].mtime_ns == numbers[3]) continue;
+        if (!touch_one((int)folder, names, (mode_t)numbers[2], numbers[3], &rows[i])) return i;
+    }
+    return count;
 }
 
 /* Rows of the log of a chunk index (flowengine/store/index_log.py) for files of a folder; how many bytes. `out` has room

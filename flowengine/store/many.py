@@ -18,12 +18,14 @@ import ctypes
 import os
 import struct
 import sys
+import threading
 from collections.abc import Iterable, Sequence
+from enum import IntEnum
 from functools import cached_property
 from itertools import chain
 from typing import Final, NamedTuple, TypeAlias
 
-from flowengine.compiled import load_library
+from flowengine.compiled import Scratch, load_library
 from flowengine.manifest import Block, Columns, Parser, Segment
 from flowengine.manifest.block import PYTHON
 from flowengine.store.filesystem import READ_FILE
@@ -31,10 +33,12 @@ from flowengine.store.filesystem import READ_FILE
 __all__ = [
     "STAT",
     "AnyStat",
+    "Kind",
     "Listing",
     "Row",
     "Rows",
     "Stat",
+    "encode_block",
     "is_compiled",
     "joined",
     "library",
@@ -50,9 +54,19 @@ __all__ = [
     "write_files",
 ]
 
-_INTERFACE: Final = 4
+_INTERFACE: Final = 5
 _KINDS: Final = 4
-_SMALL, _LARGE, _FOLDER, _OTHER = range(_KINDS)
+
+
+class Kind(IntEnum):
+    """What an entry of a folder is to a transfer."""
+
+    SMALL = 0
+    LARGE = 1
+    FOLDER = 2
+    OTHER = 3
+
+
 STAT: Final = struct.Struct("=10q")
 """A `Stat` as the library has it."""
 _ENCODING: Final = sys.getfilesystemencoding()  # os.fsencode does just this, three times slower
@@ -144,15 +158,17 @@ class Rows:
         """Bytes of each."""
         return self._column(1)
 
-    @cached_property
-    def ctimes(self) -> list[int]:
-        """When each changed last, in ns."""
-        return self._column(3)
+    @property
+    def packed_sizes(self) -> tuple[bytes, int]:
+        """The sizes as native int64, and how many bytes from one to the next."""
+        if not self.packed_names:
+            return struct.pack(f"={self._count}q", *self.sizes), 8
+        return self.packed[8:], STAT.size
 
     @cached_property
-    def modes(self) -> list[int]:
-        """What each is, and its permissions."""
-        return self._column(4)
+    def size_bytes(self) -> int:
+        """Bytes of all."""
+        return sum(self.sizes)
 
     def _column(self, number: int) -> list[int]:
         if not self.packed_names:
@@ -201,6 +217,10 @@ class Listing(NamedTuple):
     Attributes:
         proof: `stats_proof` the small objects; empty where there are none.
         linked: whether a small file has more than one name.
+        plain: whether all small objects are files.
+        file_bytes: of the small files.
+        newest_ns: when the last of the small and large objects changed (ctime); below all times where there are none.
+        marked: what has the name that was asked about; None where there is nothing.
         error: what ended the listing early.
     """
 
@@ -210,20 +230,16 @@ class Listing(NamedTuple):
     others: Rows
     proof: bytes
     linked: bool
+    plain: bool
+    file_bytes: int
+    newest_ns: int
+    marked: Kind | None
     error: OSError | None
 
 
-class _CListing(ctypes.Structure):
-    _fields_ = (
-        ("count", ctypes.c_int64 * _KINDS),
-        ("name_bytes", ctypes.c_int64 * _KINDS),
-        ("linked", ctypes.c_int64),
-        ("error", ctypes.c_int64),
-        ("proof_bytes", ctypes.c_int64),
-        ("names", ctypes.c_void_p * _KINDS),
-        ("rows", ctypes.c_void_p * _KINDS),
-        ("proof", ctypes.c_void_p),
-    )
+_LISTING: Final = struct.Struct(f"@{2 * _KINDS + 7}q{2 * _KINDS + 1}P")
+"""`Listing` of `_many.c`: numbers, then addresses."""
+_NEVER: Final = -(1 << 63)
 
 
 _NUMBER, _POINTER, _NAMES = ctypes.c_int64, ctypes.c_void_p, ctypes.c_char_p
@@ -232,7 +248,7 @@ _library = load_library(
     "many",
     _INTERFACE,
     [
-        ("flow_list", _NUMBER, [_NUMBER, _NUMBER, _POINTER]),
+        ("flow_list", _NUMBER, [_NUMBER, _NUMBER, _NAMES, _POINTER]),
         ("flow_free", None, [_POINTER]),
         ("flow_read", _NUMBER, [_NUMBER, _NAMES, _NUMBER, _POINTER, _NUMBER, _POINTER, _POINTER]),
         ("flow_write", _NUMBER, [_NUMBER, _NAMES, _NUMBER, _POINTER, _POINTER]),
@@ -241,9 +257,14 @@ _library = load_library(
         ("flow_columns", _NUMBER, [_NAMES, _NUMBER, _POINTER, _POINTER, _POINTER]),
         ("flow_same", _NUMBER, [_NAMES, _NUMBER, _NAMES, _NAMES, _NUMBER, _NUMBER]),
         ("flow_prove", None, [_NAMES, _NUMBER, _NAMES, _NUMBER, _POINTER]),
-        ("flow_encode", _NUMBER, [_NAMES, _NAMES, _NUMBER, _NUMBER, _NAMES, _NAMES, _NAMES, _POINTER]),
+        (
+            "flow_block",
+            _NUMBER,
+            [*[_NAMES] * 2, *[_NUMBER] * 2, *[_NAMES] * 2, *[_POINTER] * 2, _NUMBER, _POINTER],
+        ),
         ("flow_write_run", _NUMBER, [_NUMBER, _NUMBER, _NUMBER, _NAMES, _POINTER]),
         ("flow_place_run", _NUMBER, [_NUMBER, _NUMBER, _NUMBER, _NAMES, _NUMBER, _POINTER, _POINTER]),
+        ("flow_touch", _NUMBER, [_NUMBER, _NAMES, _NUMBER, _NAMES, _POINTER]),
         ("flow_log", _NUMBER, [_NAMES, _NUMBER, _NAMES, _NAMES, _NAMES, _NAMES, _NUMBER, _POINTER]),
     ],
 )
@@ -254,6 +275,14 @@ def library() -> ctypes.CDLL | None:
     return _library
 
 
+class _PerThread(threading.local):
+    """What each thread has of its own."""
+
+    def __init__(self) -> None:
+        self.listed, self.encoded = Scratch(), Scratch()
+
+
+_thread = _PerThread()
 _cold = _NUMBER(0)
 """Whether the files that were read last had to be fetched from a disk; a guess, which any thread may change."""
 
@@ -266,31 +295,52 @@ def is_compiled() -> bool:
 # --- listing --------------------------------------------------------------------------------------------------------
 
 
-def list_folder(fd: int, large_bytes: int) -> Listing:
-    """What stands in an open folder; files of `large_bytes` and more are large. Its `error` is not raised."""
+def list_folder(fd: int, large_bytes: int, marked: bytes = b"") -> Listing:
+    """What stands in an open folder; its `error` is not raised.
+
+    Args:
+        large_bytes: files of this size and more are large.
+        marked: the name that `Listing.marked` is about.
+    """
     if _library is None:
-        return _list_folder(fd, large_bytes)
-    found = _CListing()
-    _library.flow_list(fd, large_bytes, ctypes.byref(found))
+        return _list_folder(fd, large_bytes, marked)
+    place = _thread.listed.room(_LISTING.size)
+    _library.flow_list(fd, large_bytes, marked, place)
+    told = _LISTING.unpack(ctypes.string_at(place, _LISTING.size))
     try:
         rows = [
             Rows(
                 count,
-                ctypes.string_at(found.names[kind], found.name_bytes[kind]),
-                ctypes.string_at(found.rows[kind], count * STAT.size),
+                ctypes.string_at(names, name_bytes),
+                ctypes.string_at(packed, count * STAT.size),
             )
-            if (count := found.count[kind])
+            if count
             else _NO_ROWS
-            for kind in range(_KINDS)
+            for count, name_bytes, names, packed in zip(
+                told[:4], told[4:8], told[15:19], told[19:23], strict=True
+            )
         ]
-        proof = ctypes.string_at(found.proof, found.proof_bytes) if found.proof_bytes else b""
-        error = OSError(found.error, os.strerror(found.error)) if found.error else None
-        return Listing(rows[0], rows[1], rows[2], rows[3], proof, bool(found.linked), error)
+        linked, error, proof_bytes, newest_ns, file_bytes, links, found = told[8:15]
+        if not links and told[0]:
+            rows[0].size_bytes = file_bytes
+        return Listing(
+            rows[0],
+            rows[1],
+            rows[2],
+            rows[3],
+            ctypes.string_at(told[23], proof_bytes) if proof_bytes else b"",
+            bool(linked),
+            not links,
+            file_bytes,
+            newest_ns,
+            Kind(found - 1) if found else None,
+            OSError(error, os.strerror(error)) if error else None,
+        )
     finally:
-        _library.flow_free(ctypes.byref(found))
+        _library.flow_free(place)
 
 
-def _list_folder(fd: int, large_bytes: int) -> Listing:
+def _list_folder(fd: int, large_bytes: int, marked: bytes) -> Listing:
     found: list[Row] = []
     failed: OSError | None = None
     try:
@@ -303,21 +353,25 @@ def _list_folder(fd: int, large_bytes: int) -> Listing:
                 found.append((item.name.encode(_ENCODING, "surrogateescape"), st))
     except OSError as error:
         failed = error
-    return listing_of(found, large_bytes, failed)
+    return listing_of(found, large_bytes, marked, failed)
 
 
-def listing_of(found: Iterable[Row], large_bytes: int, error: OSError | None = None) -> Listing:
-    """The listing of a folder that has these entries."""
+def listing_of(
+    found: Iterable[Row], large_bytes: int, marked: bytes = b"", error: OSError | None = None
+) -> Listing:
+    """The listing of a folder that has these entries; arguments as of `list_folder`."""
     kinds: list[list[Row]] = [[] for _ in range(_KINDS)]
     for row in sorted(found):
         st = row[1]
         kind = st.st_mode & 0o170000
         if kind == 0o100000:
-            kinds[_SMALL if st.st_size < large_bytes else _LARGE].append(row)
+            kinds[Kind.SMALL if st.st_size < large_bytes else Kind.LARGE].append(row)
         else:
-            kinds[_SMALL if kind == 0o120000 else _FOLDER if kind == 0o040000 else _OTHER].append(row)
-    smalls = kinds[_SMALL]
-    linked = any(st.st_nlink > 1 and st.st_mode & 0o170000 == 0o100000 for _, st in smalls)
+            kinds[Kind.SMALL if kind == 0o120000 else Kind.FOLDER if kind == 0o040000 else Kind.OTHER].append(
+                row
+            )
+    smalls = kinds[Kind.SMALL]
+    files = [st for _, st in smalls if st.st_mode & 0o170000 == 0o100000]
     packed = [rows_of(rows) for rows in kinds]
     return Listing(
         packed[0],
@@ -325,7 +379,11 @@ def listing_of(found: Iterable[Row], large_bytes: int, error: OSError | None = N
         packed[2],
         packed[3],
         stats_proof(smalls) if smalls else b"",
-        linked,
+        any(st.st_nlink > 1 for st in files),
+        len(files) == len(smalls),
+        sum([st.st_size for st in files]),
+        max([st.st_ctime_ns for _, st in smalls + kinds[Kind.LARGE]], default=_NEVER),
+        next((kind for kind in Kind for name, _ in kinds[kind] if marked and name == marked), None),
         error,
     )
 
@@ -348,18 +406,19 @@ class _Compiled:
         assert _library is not None
         room = _SEGMENTS
         while True:
-            out = ctypes.create_string_buffer(room * _SEGMENT.size)
+            out = _thread.encoded.room(room * _SEGMENT.size)
             made = _library.flow_segments(data, len(data), count, weight, out, room)
             if made >= 0:
-                return [*map(Segment._make, _SEGMENT.iter_unpack(out.raw[: made * _SEGMENT.size]))]
+                found = _SEGMENT.iter_unpack(ctypes.string_at(out, made * _SEGMENT.size))
+                return [*map(Segment._make, found)]
             room *= 16
 
     def columns(self, data: bytes, entries: int) -> Columns:
         assert _library is not None
-        names, chunks = ctypes.create_string_buffer(len(data)), ctypes.create_string_buffer(len(data))
-        numbers = ctypes.create_string_buffer(40 * entries)
+        numbers = _thread.encoded.room(40 * entries + 2 * len(data))
+        names, chunks = numbers + 40 * entries, numbers + 40 * entries + len(data)
         size = _library.flow_columns(data, len(data), names, numbers, chunks)
-        packed = numbers.raw
+        packed = ctypes.string_at(numbers, 40 * entries)
         return Columns(
             ctypes.string_at(names, size),
             packed,
@@ -369,12 +428,35 @@ class _Compiled:
 
 _SEGMENT: Final = struct.Struct("=8q")
 _SEGMENTS: Final = 8
+_NUMBERED: Final = struct.Struct("=q")
 _COMPILED: Final[Parser] = _Compiled()
 
 
 def parse_block(data: bytes) -> Block | None:
     """The block of encoded entries, if they are one."""
     return Block.parse(data, _COMPILED if _library is not None else PYTHON)
+
+
+def encode_block(rows: Rows, mode_bits: int, counts: bytes, packed: bytes) -> Block | None:
+    """`store.runs.block_of` by the library."""
+    assert _library is not None
+    count = len(rows)
+    bound = 5 + 48 * count + len(rows.packed_names) + len(packed)
+    room = _SEGMENTS
+    while True:
+        numbers = _thread.encoded.room(8 + room * _SEGMENT.size + bound)
+        segments, data = numbers + 8, numbers + 8 + room * _SEGMENT.size
+        size = _library.flow_block(
+            rows.packed_names, rows.packed, count, mode_bits, counts, packed, data, segments, room, numbers
+        )
+        (made,) = _NUMBERED.unpack(ctypes.string_at(numbers, 8))
+        if made >= 0:
+            break
+        room *= 16
+    if not made:
+        return None
+    found = _SEGMENT.iter_unpack(ctypes.string_at(segments, made * _SEGMENT.size))
+    return Block(ctypes.string_at(data, size), [*map(Segment._make, found)], _COMPILED)
 
 
 def same_files(block: Block, rows: Rows, *, attributes: bool) -> bool:
@@ -400,6 +482,8 @@ def same_files(block: Block, rows: Rows, *, attributes: bool) -> bool:
 def read_files(folder: int, rows: Sequence[tuple[bytes, AnyStat]], buffer: memoryview, at: int) -> int:
     """Read regular files whole to `buffer[at:]`, one behind the other, as long as each is as its stat says.
 
+    Empty ones are not opened.
+
     Args:
         buffer: writable, with a byte to spare behind the last file.
 
@@ -423,7 +507,7 @@ def read_rows(folder: int, rows: Rows, buffer: memoryview, at: int) -> int:
     """The same of rows as they were listed."""
     if _library is None or not rows.packed_names:
         return read_files(folder, rows.pairs(), buffer, at)
-    if sum(rows.sizes) >= len(buffer) - at:
+    if rows.size_bytes >= len(buffer) - at:
         raise ValueError("the files do not fit into the buffer")
     place = ctypes.addressof(ctypes.c_char.from_buffer(buffer, at))
     expected = rows.packed[8:]  # from the size of the first on
@@ -437,6 +521,8 @@ def read_rows(folder: int, rows: Rows, buffer: memoryview, at: int) -> int:
 def _read_files(folder: int, rows: Sequence[tuple[bytes, AnyStat]], buffer: memoryview, at: int) -> int:
     for number, (name, st) in enumerate(rows):
         size = st.st_size
+        if not size:
+            continue
         try:
             fd = os.open(name, READ_FILE, dir_fd=folder)
             try:

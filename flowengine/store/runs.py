@@ -6,54 +6,48 @@ As in `store.many`, by the compiled library where it is there, and in Python wit
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
-import struct
-from collections.abc import Sequence
 
-from flowengine.chunking import CHUNK_BYTES, ID_BYTES, pack_chunks
+from flowengine.chunking import CHUNK_BYTES
 from flowengine.manifest import FILE, Block, Entry
 from flowengine.manifest.entries import encode
-from flowengine.store.many import STAT, Rows, Stat, library, place_files, rows_of, write_files
+from flowengine.store.filesystem import READ_FILE
+from flowengine.store.many import (
+    STAT,
+    Row,
+    Rows,
+    Stat,
+    encode_block,
+    library,
+    parse_block,
+    place_files,
+    rows_of,
+    write_files,
+)
 
-__all__ = ["encode_files", "log_rows", "place_run", "staging_name", "write_run"]
+__all__ = ["block_of", "dress_files", "log_rows", "place_run", "staging_name", "write_run"]
 
 
-def encode_files(
-    rows: Rows, mode_bits: int, counts: Sequence[int] | None, lengths: Sequence[int], ids: bytes
-) -> bytes:
-    """The entries of regular files, encoded.
+def block_of(rows: Rows, mode_bits: int, counts: bytes, packed: bytes) -> Block | None:
+    """The block of regular files; None where it is none, since a name is not one or a file is empty.
 
     Args:
         mode_bits: those of a mode that are kept.
-        counts: how many chunks each file has; None: one each.
-        lengths, ids: of all chunks.
+        counts: how many chunks each file has, as native int64.
+        packed: the chunks of all.
     """
     compiled = library()
     if compiled is None or not rows.packed_names:
         entries: list[Entry] = []
         at = 0
-        for number, (name, st) in enumerate(rows.pairs()):
-            end = at + (counts[number] if counts is not None else 1)
-            chunks = pack_chunks(
-                [(lengths[n], ids[ID_BYTES * n : ID_BYTES * (n + 1)]) for n in range(at, end)]
-            )
-            entries.append(Entry(name, FILE, st.st_mode & mode_bits, st.st_mtime_ns, st.st_size, chunks))
+        for (name, st), count in zip(rows.pairs(), memoryview(counts).cast("q"), strict=True):
+            end = at + CHUNK_BYTES * count
+            mode = st.st_mode & mode_bits
+            entries.append(Entry(name, FILE, mode, st.st_mtime_ns, st.st_size, packed[at:end]))
             at = end
-        return encode(entries)
-    out = ctypes.create_string_buffer(
-        5 + 48 * len(rows) + len(rows.packed_names) + CHUNK_BYTES * len(lengths)
-    )
-    size = compiled.flow_encode(
-        rows.packed_names,
-        rows.packed,
-        len(rows),
-        mode_bits,
-        None if counts is None else struct.pack(f"={len(counts)}q", *counts),
-        struct.pack(f"={len(lengths)}q", *lengths),
-        ids,
-        out,
-    )
-    return ctypes.string_at(out, size)
+        return parse_block(encode(entries))
+    return encode_block(rows, mode_bits, counts, packed)
 
 
 def staging_name(number: int) -> str:
@@ -107,6 +101,45 @@ def place_run(
     looks = map(Stat._make, STAT.iter_unpack(rows.raw))
     found: list[Stat | None] = [None if error else st for error, st in zip(errors, looks, strict=True)]
     return None, found, [number for number, error in enumerate(errors) if error > 0]
+
+
+def dress_files(folder: int, block: Block, rows: Rows) -> Rows | None:
+    """Give files of an open folder the modes and times of a block; their stats then.
+
+    Args:
+        rows: their names and stats until now.
+
+    Returns:
+        None where one of them is not as its stat says (any more) or cannot be had: then some have what they are to have.
+    """
+    compiled = library()
+    if compiled is None or not rows.packed_names:
+        dressed: list[Row] = []
+        for (name, st), entry in zip(rows.pairs(), block.entries, strict=True):
+            if (st.st_mode & 0o7777, st.st_mtime_ns) != (entry.mode, entry.mtime_ns):
+                try:
+                    st = _dress(folder, name, st, entry)
+                except OSError:
+                    return None
+            dressed.append((name, st))
+        return rows_of(dressed)
+    stats = ctypes.create_string_buffer(rows.packed, len(rows.packed))
+    done = compiled.flow_touch(folder, rows.packed_names, len(rows), block.columns.packed, stats)
+    return Rows(len(rows), rows.packed_names, stats.raw) if done == len(rows) else None
+
+
+def _dress(folder: int, name: bytes, st: Stat, entry: Entry) -> Stat:
+    fd = os.open(name, READ_FILE, dir_fd=folder)
+    try:
+        now = Stat.of(os.fstat(fd))
+        if now[:5] != st[:5] or now.st_dev != st.st_dev:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        if now.st_mode & 0o7777 != entry.mode:
+            os.fchmod(fd, entry.mode)
+        os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
+        return Stat.of(os.fstat(fd))
+    finally:
+        os.close(fd)
 
 
 def log_rows(prefix: bytes, block: Block, rows: Rows) -> bytes | None:

@@ -28,7 +28,7 @@ import msgspec
 from flowengine.chunking import CHUNK_BYTES
 from flowengine.manifest import HARDLINK, Block, Entry, join_blocks
 from flowengine.store.buffers import BufferPool
-from flowengine.store.many import Listing, Row, Stat, list_folder, listing_of
+from flowengine.store.many import Kind, Listing, Row, Stat, list_folder, listing_of
 from flowengine.store.proofs import encode_entries, recall, split_proof, stats_proof
 from flowengine.store.reading import ObjectChanged, ObjectReader
 from flowengine.store.scan_cache import DirectoryPart, ScanCache
@@ -49,6 +49,7 @@ from flowengine.store.scan_small import (
     ExtraReader,
     SmallReader,
     batches,
+    is_one_batch,
 )
 from flowengine.store.selection import Root, Selection, subset_tree
 from flowengine.units import show_path
@@ -339,7 +340,7 @@ class Scanner:
 
     def _list(self, frame: _Frame) -> Generator[Event, None, Listing]:
         """What is to be moved of one directory; a generator for the failures it meets."""
-        listing = list_folder(frame.dirfd, LARGE_OBJECT_BYTES)
+        listing = list_folder(frame.dirfd, LARGE_OBJECT_BYTES, STAGING_NAME)
         if listing.error is not None:
             yield self._failed(frame, frame.path, listing.error)
         for name in listing.others.names if len(listing.others) else ():
@@ -348,18 +349,16 @@ class Scanner:
                 yield ScanFailed(
                     _join(frame.path, name), "special-file", "sockets, pipes and devices are not moved"
                 )
-        staging = STAGING_NAME in listing.folders
-        if not staging and any(STAGING_NAME in rows for rows in listing[:4]):
+        if listing.marked is None and frame.subset is None and self._filters is None:
+            return listing
+        if listing.marked not in (None, Kind.FOLDER):
             frame.complete = False
             yield ScanFailed(
                 _join(frame.path, STAGING_NAME), "reserved-name", "the name is reserved for staging"
             )
-            staging = True
-        if not staging and frame.subset is None and self._filters is None:
-            return listing
         rows = [
             row
-            for kind in listing[:3]
+            for kind in (listing.smalls, listing.larges, listing.folders)
             for row in kind.pairs()
             if row[0] != STAGING_NAME and (frame.subset is None or row[0] in frame.subset)
         ]
@@ -409,13 +408,7 @@ class Scanner:
                 return
             known = dict(zip(split_proof(listing.proof), hit, strict=True))
         elif len(smalls):
-            self.size_bytes += sum(
-                [
-                    size
-                    for size, mode in zip(smalls.sizes, smalls.modes, strict=True)
-                    if mode & 0o170000 == 0o100000
-                ]
-            )
+            self.size_bytes += listing.file_bytes
         remember = whole and self._cache is not None and self._extra is None
         yield from self._fresh(frame, listing, known, st_dir, remember=remember)
 
@@ -473,7 +466,7 @@ class Scanner:
         remember: bool,
     ) -> Iterator[Event]:
         """Entries of a directory in which something is new, large ones at their place among the small ones."""
-        newest = max(listing.smalls.ctimes + listing.larges.ctimes)
+        newest = listing.newest_ns
         age = time.time_ns() - newest
         if 0 <= age < RACY_NS:
             time.sleep((RACY_NS - age) / 1e9)
@@ -481,11 +474,11 @@ class Scanner:
         if (
             newest < racy_from
             and not known
+            and listing.plain
+            and listing.file_bytes
             and not len(listing.larges)
             and not listing.linked
             and self._extra is None
-            and 0 not in listing.smalls.sizes
-            and not [mode for mode in listing.smalls.modes if mode & 0o170000 != 0o100000]
         ):
             yield from self._fresh_blocks(frame, listing, st_dir, racy_from, remember=remember)
             return
@@ -530,11 +523,14 @@ class Scanner:
     def _fresh_blocks(
         self, frame: _Frame, listing: Listing, st_dir: os.stat_result, racy_from: int, *, remember: bool
     ) -> Iterator[Event]:
-        """Entries of a directory of which nothing is known and that holds nothing but files, none of them empty."""
+        """Entries of a directory of which nothing is known and that holds nothing but small files."""
         smalls, cache = listing.smalls, self._cache if remember else None
         parts: list[DirectoryPart] = []
         blocks: list[Block] = []
-        ends = batches(smalls.sizes, self._least_chunk, self._pool.size_bytes)
+        if is_one_batch(len(smalls), smalls.size_bytes, self._least_chunk, self._pool.size_bytes):
+            ends = [len(smalls)]
+        else:
+            ends = batches(smalls.sizes, self._least_chunk, self._pool.size_bytes)
         for first, last in pairwise([0, *ends]):
             rows = smalls.part(first, last)
             batch = self._small.make_block(frame.dirfd, rows)

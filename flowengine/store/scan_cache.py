@@ -14,7 +14,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from flowengine.chunking import CHUNK_BYTES, packed_size
 from flowengine.errors import LocalError
@@ -49,8 +49,14 @@ _COMMIT_BYTES: Final = 4 << 20
 """What is written waits at most so long, and is at most so much: a transaction per directory costs more than it."""
 _RUN_CHUNKS: Final = 4096
 """Chunks of an object that are offered at once where they are known without reading; half of what an offer may hold."""
+_MOST_OURS: Final = 1_000_000
+"""So many folders are remembered as written here before each is asked for."""
 _PARTIAL: Final = 1 << 32
 """Sequence numbers from here on are parts of a directory whose scan has not come to its end."""
+
+
+_Key: TypeAlias = tuple[int, int]
+_Sqlite: TypeAlias = tuple[int | bytes, ...]
 
 
 class Identity(NamedTuple):
@@ -100,10 +106,14 @@ class ScanCache:
     def __init__(self, profile_name: str, directory: str | None = None) -> None:
         self._path = os.path.join(directory or state_directory(), f"scan-{profile_name}.sqlite")
         self._broken = False
-        self._waiting: list[tuple[str, list[tuple[int | bytes, ...]]]] = []
-        self._waiting_keys: set[tuple[int, int]] = set()
+        self._waiting: list[tuple[str, list[_Sqlite]]] = []
+        self._waiting_keys: set[_Key] = set()
+        # Folders that are to be replaced, behind what waits else.
+        self._replaced: dict[_Key, list[DirectoryPart]] = {}
         self._waiting_bytes = 0
         self._committed = time.monotonic()
+        self._ours: set[_Key] | None = None
+        self._version, self._looked = 0, 0.0
         try:
             self._db = self._open()
         except sqlite3.DatabaseError:
@@ -118,6 +128,8 @@ class ScanCache:
             raise sqlite3.DatabaseError("written by another version")
         db.executescript(_SCHEMA)
         db.execute(f"PRAGMA user_version={_VERSION}")
+        self._version = _data_version(db)
+        self._ours = set() if db.execute("SELECT 1 FROM directory LIMIT 1").fetchone() is None else None
         return db
 
     def _drop(self) -> None:
@@ -131,7 +143,20 @@ class ScanCache:
         except sqlite3.Error:
             self._broken = True
 
-    def _query(self, sql: str, args: tuple[int, int]) -> list[tuple[Any, ...]]:
+    def _is_ours(self, key: _Key) -> bool:
+        """Whether what is known of a folder can be none but what was written here: then a question can be spared.
+
+        What others wrote a moment ago may be missed, which costs reading it again.
+        """
+        now = time.monotonic()
+        if self._ours is not None and now - self._looked > _COMMIT_S:
+            self._looked = now
+            with contextlib.suppress(sqlite3.Error):
+                if _data_version(self._db) != self._version or len(self._ours) > _MOST_OURS:
+                    self._ours = None
+        return self._ours is not None and key not in self._ours
+
+    def _query(self, sql: str, args: _Key) -> list[tuple[Any, ...]]:
         if args in self._waiting_keys:
             self.flush()
         if self._broken:
@@ -144,33 +169,44 @@ class ScanCache:
             self._drop()
             return []
 
-    def _write(
-        self, key: tuple[int, int], statements: Iterable[tuple[str, list[tuple[int | bytes, ...]]]]
-    ) -> None:
+    def _write(self, key: _Key, statements: Iterable[tuple[str, list[_Sqlite]]]) -> None:
         """Keep statements about one inode for the next transaction."""
-        if self._broken:
-            return
-        self._waiting_keys.add(key)
+        if key in self._replaced:
+            self.flush()
         for sql, rows in statements:
             self._waiting.append((sql, rows))
             self._waiting_bytes += sum(
                 [len(value) for row in rows for value in row if isinstance(value, bytes)]
             )
+        self._wrote(key)
+
+    def _wrote(self, key: _Key) -> None:
+        if self._broken:
+            self._waiting.clear()
+            self._replaced.clear()
+            return
+        self._waiting_keys.add(key)
         if self._waiting_bytes >= _COMMIT_BYTES or time.monotonic() - self._committed >= _COMMIT_S:
             self.flush()
 
     def flush(self) -> None:
         """Write what waits, in one transaction."""
         statements, self._waiting = self._waiting, []
+        replaced, self._replaced = self._replaced, {}
         self._waiting_keys.clear()
         self._waiting_bytes = 0
         self._committed = time.monotonic()
-        if self._broken or not statements:
+        if self._broken or not (statements or replaced):
             return
         try:
             self._db.execute("BEGIN IMMEDIATE")
             for sql, rows in statements:
                 self._db.executemany(sql, rows)
+            self._db.executemany("DELETE FROM directory WHERE dev=? AND ino=?", replaced)
+            self._db.executemany(
+                "INSERT INTO directory VALUES (?,?,?,?,?)",
+                [(*key, n, *part) for key, parts in replaced.items() for n, part in enumerate(parts)],
+            )
             self._db.execute("COMMIT")
         except sqlite3.OperationalError:
             with contextlib.suppress(sqlite3.Error):
@@ -180,28 +216,26 @@ class ScanCache:
 
     def directory(self, dev: int, ino: int) -> list[DirectoryPart]:
         """The parts known of a directory, finished ones first."""
-        rows = self._query(
-            "SELECT stats, entries FROM directory WHERE dev=? AND ino=? ORDER BY seq", (_s(dev), _s(ino))
-        )
+        key = _s(dev), _s(ino)
+        if self._is_ours(key):
+            return []
+        rows = self._query("SELECT stats, entries FROM directory WHERE dev=? AND ino=? ORDER BY seq", key)
         return [DirectoryPart(bytes(stats), bytes(entries)) for stats, entries in rows]
 
     def save_directory(self, dev: int, ino: int, parts: list[DirectoryPart]) -> None:
         """Replace all that is known of a directory."""
-        d, i = _s(dev), _s(ino)
-        self._write(
-            (d, i),
-            [
-                ("DELETE FROM directory WHERE dev=? AND ino=?", [(d, i)]),
-                (
-                    "INSERT INTO directory VALUES (?,?,?,?,?)",
-                    [(d, i, n, *part) for n, part in enumerate(parts)],
-                ),
-            ],
-        )
+        key = _s(dev), _s(ino)
+        self._replaced[key] = parts
+        self._waiting_bytes += sum([len(part.stats) + len(part.entries) for part in parts])
+        if self._ours is not None:
+            self._ours.add(key)
+        self._wrote(key)
 
     def add_directory_part(self, dev: int, ino: int, number: int, part: DirectoryPart) -> None:
         """Keep a part of a directory that is still being scanned or filled."""
         row = (_s(dev), _s(ino), _PARTIAL + number, *part)
+        if self._ours is not None:
+            self._ours.add(row[:2])
         self._write(row[:2], [("INSERT OR REPLACE INTO directory VALUES (?,?,?,?,?)", [row])])
 
     def pieces(self, identity: Identity) -> list[tuple[int, bytes]]:
@@ -222,12 +256,10 @@ class ScanCache:
     ) -> None:
         """Keep pieces of a large object; with `replace` those of an older state go first."""
         d, i = _s(identity.dev), _s(identity.ino)
-        statements: list[tuple[str, list[tuple[int | bytes, ...]]]] = []
+        statements: list[tuple[str, list[_Sqlite]]] = []
         if replace:
             statements.append(("DELETE FROM piece WHERE dev=? AND ino=?", [(d, i)]))
-        rows: list[tuple[int | bytes, ...]] = [
-            (d, i, offset, *identity[2:], chunks) for offset, chunks in pieces
-        ]
+        rows: list[_Sqlite] = [(d, i, offset, *identity[2:], chunks) for offset, chunks in pieces]
         statements.append(("INSERT OR REPLACE INTO piece VALUES (?,?,?,?,?,?,?)", rows))
         self._write((d, i), statements)
         if identity.ctime_ns == PROVISIONAL:
@@ -272,6 +304,11 @@ def known_runs(pieces: list[tuple[int, bytes]], size_bytes: int) -> Iterator[byt
         done += packed_size(packed)
     if run:
         yield b"".join(run)
+
+
+def _data_version(db: sqlite3.Connection) -> int:
+    """A number that changes when another connection has written."""
+    return int(db.execute("PRAGMA data_version").fetchone()[0])
 
 
 def _s(value: int) -> int:

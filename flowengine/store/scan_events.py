@@ -48,7 +48,8 @@ class Batch:
     Attributes:
         block: the entries, where they came as one.
         buffer: bytes of the entries that were read now; one holder, to be released by the consumer.
-        starts: per entry, where its bytes begin in the buffer; -1: not read now (cached, empty or a link).
+        starts: per entry, where its bytes begin in the buffer; -1: not read now (cached, empty or a link). Of a block
+            that was read it is the first one alone: its files lie one behind the other.
         path: the directory's real path.
         renamed: what its one entry is called there, where that differs.
         recalled: all of it is as the scan cache had it.

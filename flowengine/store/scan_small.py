@@ -9,21 +9,21 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Sequence
+import struct
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 from typing import Final
 
 import msgspec
 
-from flowengine.chunking import Cutter, ids_of
+from flowengine.chunking import CHUNK_BYTES, Cutter
 from flowengine.manifest import FILE, SYMLINK, Entry
 from flowengine.store.buffers import Buffer, BufferPool
 from flowengine.store.filesystem import READ_FILE
-from flowengine.store.many import AnyStat, Row, Rows, Stat, parse_block, read_files, read_rows
+from flowengine.store.many import AnyStat, Row, Rows, Stat, read_files, read_rows
 from flowengine.store.proofs import with_ctime
 from flowengine.store.reading import ObjectChanged, ObjectReader
-from flowengine.store.runs import encode_files
+from flowengine.store.runs import block_of
 from flowengine.store.scan_cache import PROVISIONAL
 from flowengine.store.scan_events import Batch
 from flowengine.wire.messages import LARGE_OBJECT_BYTES
@@ -36,6 +36,7 @@ __all__ = [
     "Made",
     "SmallReader",
     "batches",
+    "is_one_batch",
     "read_extra",
 ]
 
@@ -64,14 +65,18 @@ class Made:
     failures: list[tuple[bytes, OSError | ObjectChanged]] = field(default_factory=list)
 
 
+def is_one_batch(count: int, size_bytes: int, minimum: int, most_bytes: int) -> bool:
+    """Whether so many objects make one batch, whatever the size of each; as `batches` has it."""
+    return (
+        count <= MAX_BATCH_ENTRIES
+        and size_bytes < most_bytes
+        and count + size_bytes // minimum < MAX_BATCH_CHUNKS
+    )
+
+
 def batches(sizes: Sequence[int], minimum: int, most_bytes: int) -> list[int]:
     """Where batches of objects of these sizes end, which are cut to chunks of at least `minimum` bytes."""
-    total = sum(sizes)
-    if (
-        len(sizes) <= MAX_BATCH_ENTRIES
-        and total < most_bytes
-        and len(sizes) + total // minimum < MAX_BATCH_CHUNKS
-    ):
+    if is_one_batch(len(sizes), sum(sizes), minimum, most_bytes):
         return [len(sizes)]
     ends: list[int] = []
     count = chunks = total = 0
@@ -101,7 +106,6 @@ class SmallReader:
         self._pool = pool
         self._pace = reader.pace
         self._cutter = Cutter(reader.profile)
-        self._minimum = reader.profile.minimum
         self._extra = extra
         self._mode_bits = mode_bits
         # Small objects of many directories lie one behind the other in one buffer.
@@ -130,6 +134,7 @@ class SmallReader:
             made.buffer = self._hold_shared(size)
         filled = self._filled
         read = self._read(folder, fresh, made)
+        chunks = self._chunks(made.buffer, filled, read)
         for (name, st), entry in zip(rows, known, strict=True):
             start = -1
             if entry is None:
@@ -148,10 +153,8 @@ class SmallReader:
                         continue
                     st = read[name]
                     start, filled = filled, filled + st.st_size
-                    chunks = self._chunks(made.buffer, start, st.st_size)
-                    entry = Entry(
-                        name, FILE, st.st_mode & self._mode_bits, st.st_mtime_ns, st.st_size, chunks
-                    )
+                    mode = st.st_mode & self._mode_bits
+                    entry = Entry(name, FILE, mode, st.st_mtime_ns, st.st_size, next(chunks))
                 if self._extra is not None:
                     entry = msgspec.structs.replace(entry, extra=self._extra_of(folder, name, st))
                 if st.st_ctime_ns >= racy_from:
@@ -165,12 +168,11 @@ class SmallReader:
         return made
 
     def make_block(self, folder: int, rows: Rows) -> Batch | None:
-        """A batch of regular files of an open folder of which none is empty or known, as a block.
+        """A batch of regular files of an open folder of which none is known and not all are empty, as a block.
 
         None where one of them is not (any more) as it was listed: they are for `make`, then.
         """
-        sizes = rows.sizes
-        total = sum(sizes)
+        total = rows.size_bytes
         self._pace(total)
         buffer = self._hold_shared(total)
         view, begin = buffer.view, self._filled
@@ -178,23 +180,17 @@ class SmallReader:
             buffer.release()
             return None
         self._filled += total
-        starts = [*accumulate(sizes[:-1], initial=begin)]
-        counts: list[int] | None = None
-        lengths = sizes
-        if max(sizes) > self._minimum:
-            counts, lengths = [], []
-            for start, size in zip(starts, sizes, strict=True):
-                cut = self._cutter.lengths(view[start : start + size]) if size > self._minimum else [size]
-                counts.append(len(cut))
-                lengths += cut
-        ids = ids_of(view[begin:], lengths)
-        block = parse_block(encode_files(rows, self._mode_bits, counts, lengths, ids))
+        sizes, stride = rows.packed_sizes
+        counts, packed = self._cutter.packed_many(view[begin : begin + total], sizes, stride)
+        block = block_of(rows, self._mode_bits, counts, packed)
         if block is None:
             buffer.release()
             return None
-        self.objects_read += len(rows)
+        self.objects_read += len(rows) - memoryview(counts).cast("q").tolist().count(
+            0
+        )  # empty ones are not opened
         self.bytes_read += total
-        return Batch(block, buffer, starts, b"")
+        return Batch(block, buffer, [begin], b"")
 
     def _read(self, folder: int, fresh: list[Row], made: Made) -> dict[bytes, Stat]:
         """Read objects to the shared buffer: the stat of each that could be read."""
@@ -220,9 +216,17 @@ class SmallReader:
         self.bytes_read += sum([st.st_size for st in read.values()])
         return read
 
-    def _chunks(self, buffer: Buffer | None, start: int, size: int) -> bytes:
+    def _chunks(self, buffer: Buffer | None, start: int, read: dict[bytes, Stat]) -> Iterator[bytes]:
+        """The packed chunks of each object that was read, which lie one behind the other."""
+        if not read:
+            return
         assert buffer is not None
-        return self._cutter.packed(buffer.view[start : start + size])
+        sizes = struct.pack(f"={len(read)}q", *[st.st_size for st in read.values()])
+        counts, packed = self._cutter.packed_many(buffer.view[start : self._filled], sizes, 8)
+        at = 0
+        for count in memoryview(counts).cast("q"):
+            yield packed[at : at + CHUNK_BYTES * count]
+            at += CHUNK_BYTES * count
 
     def _hold_shared(self, size_bytes: int) -> Buffer:
         """A buffer with room behind `_filled`, held once more for a batch."""

@@ -202,14 +202,10 @@ class Placer:
     def _list(self, directory: TargetDirectory) -> None:
         """What stands in the directory now, and what the scan cache knows of it."""
         directory.st = os.fstat(directory.fd)
-        listing = directory.listing = list_folder(directory.fd, LARGE_OBJECT_BYTES)
+        listing = directory.listing = list_folder(directory.fd, LARGE_OBJECT_BYTES, STAGING_NAME)
         if listing.error is not None:
             raise local_error(listing.error, "cannot list", directory.path or b".") from listing.error
-        if (
-            directory.parent is not None
-            and not self._placement.dry
-            and any(STAGING_NAME in rows for rows in listing[:4])
-        ):
+        if directory.parent is not None and not self._placement.dry and listing.marked is not None:
             self._placement.landing.staging.check_not_written(b"/proc/self/fd/%d" % directory.fd)
         if self._placement.cache is None or not len(listing.smalls):
             return

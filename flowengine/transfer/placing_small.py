@@ -14,7 +14,8 @@ from flowengine.manifest import FILE, HARDLINK, SYMLINK, Block, Entry, Header
 from flowengine.manifest.entries import check_entries
 from flowengine.store.buffers import fresh_memory
 from flowengine.store.filesystem import open_beneath
-from flowengine.store.many import AnyStat, Row, Stat, parse_block, read_files, read_rows, same_files
+from flowengine.store.many import AnyStat, Row, Rows, Stat, parse_block, read_files, read_rows, same_files
+from flowengine.store.runs import dress_files
 from flowengine.store.scan import RACY_NS
 from flowengine.transfer.copying import CopyJob, append_copy
 from flowengine.transfer.landing_blocks import want_block
@@ -72,7 +73,7 @@ class SmallPlacer:
         self._placement.landing.wait_for_objects()
         if not recalled and empty:
             return self._all_new(directory, block)
-        if not (directory.keeps(block) if recalled else self._all_same(directory, block)):
+        if not (self._all_recalled(directory, block) if recalled else self._all_same(directory, block)):
             return False
         self._taken(directory, block)
         self._placement.kept(block.count, block.size_bytes)
@@ -88,14 +89,36 @@ class SmallPlacer:
         self._placement.recorder.block(block)
         return self._placement.next_number()
 
+    def _all_recalled(self, directory: TargetDirectory, block: Block) -> bool:
+        """Whether what is known to stand in a directory goes on with the block, or does once it is dressed so."""
+        if directory.keeps(block):
+            return True
+        if self._placement.atomic or (rows := directory.next_alike(block)) is None:
+            return False
+        if not self._dress(directory, block, rows):
+            return False
+        directory.recalled_at += block.count
+        return True
+
+    def _dress(self, directory: TargetDirectory, block: Block, rows: Rows) -> bool:
+        """Give files that are right but for modes and times these, too; whether all could be given them."""
+        if self._placement.dry:
+            return True
+        dressed = dress_files(directory.fd, block, rows)
+        if dressed is None:
+            return False  # each is seen to by itself, and told of
+        directory.unchanged_all = False
+        directory.add_block(block, dressed)
+        return True
+
     def _all_same(self, directory: TargetDirectory, block: Block) -> bool:
-        """Read what stands in a directory of which nothing is known: whether it is just the block."""
+        """Read what stands in a directory of which nothing is known: whether it is just the block, or is so dressed."""
         listing = directory.listing
         if (
             listing is None
             or self._placement.atomic
-            or not same_files(block, listing.smalls, attributes=True)
-            or max(listing.smalls.ctimes) >= time.time_ns() - RACY_NS
+            or not same_files(block, listing.smalls, attributes=False)
+            or listing.newest_ns >= time.time_ns() - RACY_NS
         ):
             return False
         smalls, sizes, chunks = listing.smalls, block.sizes, block.columns.chunks
@@ -117,6 +140,8 @@ class SmallPlacer:
             start = end
         self._placement.counters.objects_read += block.count
         self._placement.counters.bytes_read += block.size_bytes
+        if not same_files(block, smalls, attributes=True):
+            return self._dress(directory, block, smalls)
         directory.keep_block(block)
         return True
 

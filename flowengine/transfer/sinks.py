@@ -256,13 +256,34 @@ class TargetDirectory:
             != block.data[block.begin :]
         ):
             return False
-        if self._same is None:
-            self._same = same_files(known, self.listing.smalls, attributes=True)
-        if not self._same:
+        if not self._is_recalled(known):
             return False
         self._kept.append((start, block))
         self.recalled_at += block.count
         return True
+
+    def next_alike(self, block: Block) -> Rows | None:
+        """The stats of objects that stand here as they are offered but for modes and times, if they are the next ones.
+
+        They are not next any more once `recalled_at` is moved.
+        """
+        start, end, known = self.recalled_at, self.recalled_at + block.count, self.recalled
+        if (
+            not isinstance(known, Block)
+            or self.listing is None
+            or end > known.count
+            or not self._is_recalled(known)
+        ):
+            return None
+        if not block.same_content(known.part(start, end)):
+            return None
+        return self.listing.smalls.part(start, end)
+
+    def _is_recalled(self, known: Block) -> bool:
+        if self._same is None:
+            assert self.listing is not None
+            self._same = same_files(known, self.listing.smalls, attributes=True)
+        return self._same
 
     def keep_block(self, block: Block) -> None:
         """All that stands here are just these files, which is worth keeping."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,14 +11,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from flowengine.chunking import chunk_id, pack_chunks
+from flowengine.chunking import DEFAULT_PROFILE, Cutter, chunk_id, pack_chunks
 from flowengine.manifest import Block, Entry
 from flowengine.store import many
 from flowengine.store.index_log import IndexLog, read_log
 from flowengine.store.landed import index_folder
-from flowengine.store.many import Stat, list_folder, place_files, read_files, write_files
+from flowengine.store.many import Kind, Stat, list_folder, place_files, read_files, write_files
 from flowengine.store.proofs import encode_entries
-from flowengine.store.runs import encode_files, place_run, write_run
+from flowengine.store.runs import block_of, dress_files, place_run, write_run
 from flowengine.store.scan_small import batches
 
 LARGE = 1000
@@ -232,18 +233,18 @@ def test_files_are_compared_with_a_block(tmp_path: Path, folder: int) -> None:
     assert not many.same_files(alone, listing.smalls, attributes=True)
 
 
-def block_of(listing: many.Listing, data: dict[bytes, bytes], cut: int = 1 << 20) -> Block:
+def block_in(listing: many.Listing, data: dict[bytes, bytes], cut: int = 1 << 20) -> Block:
     """The block of a folder's small files, each in chunks of `cut` bytes."""
     pieces = [
         [data[name][at : at + cut] for at in range(0, len(data[name]), cut)] for name in listing.smalls.names
     ]
-    lengths = [len(piece) for some in pieces for piece in some]
-    ids = b"".join([chunk_id(piece) for some in pieces for piece in some])
-    encoded = encode_files(listing.smalls, 0o1777, [len(some) for some in pieces], lengths, ids)
-    block = many.parse_block(encoded)
+    packed = pack_chunks([(len(piece), chunk_id(piece)) for some in pieces for piece in some])
+    counts = struct.pack(f"={len(pieces)}q", *map(len, pieces))
+    block = block_of(listing.smalls, 0o1777, counts, packed)
     assert block is not None
-    if cut == 1 << 20:
-        assert encode_files(listing.smalls, 0o1777, None, lengths, ids) == encoded
+    again = many.parse_block(block.data)
+    assert again is not None
+    assert again.segments == block.segments
     return block
 
 
@@ -264,7 +265,7 @@ def test_a_run_is_encoded_made_placed_and_logged(tmp_path: Path, cut: int) -> No
     fds = [os.open(path, os.O_RDONLY) for path in (tmp_path, staging, target)]
     try:
         listing = list_folder(fds[0], LARGE)
-        block = block_of(listing, CONTENTS, cut)
+        block = block_in(listing, CONTENTS, cut)
         packed = {name: pack_chunks(
             [(len(c[at : at + cut]), chunk_id(c[at : at + cut])) for at in range(0, len(c), cut)]
         ) for name, c in CONTENTS.items()}  # fmt: skip
@@ -318,9 +319,105 @@ def test_a_run_is_encoded_made_placed_and_logged(tmp_path: Path, cut: int) -> No
 @pytest.mark.usefixtures("way")
 def test_a_run_says_what_could_not_be_made(tmp_path: Path, folder: int) -> None:
     (tmp_path / "a").write_bytes(b"1")
-    block = block_of(list_folder(folder, LARGE), {b"a": b"1"})
+    block = block_in(list_folder(folder, LARGE), {b"a": b"1"})
     (tmp_path / "s.1").mkdir()
     with pytest.raises(FileExistsError):
         write_run(folder, 1, block, memoryview(b"1"))
     with pytest.raises(ValueError, match="outside"):
         write_run(folder, 2, block, memoryview(b""))
+
+
+@pytest.mark.usefixtures("way")
+def test_list_tells_of_all_at_once(tmp_path: Path, folder: int) -> None:
+    empty = list_folder(folder, LARGE, b"mark")
+    assert (empty.plain, empty.file_bytes, empty.marked) == (True, 0, None)
+    assert empty.newest_ns < 0
+    (tmp_path / "a").write_bytes(b"abc")
+    (tmp_path / "empty").touch()
+    (tmp_path / "large").write_bytes(bytes(LARGE))
+    listing = list_folder(folder, LARGE, b"mark")
+    assert (listing.plain, listing.file_bytes, listing.marked) == (True, 3, None)
+    assert listing.smalls.size_bytes == 3
+    assert listing.newest_ns == max((tmp_path / name).stat().st_ctime_ns for name in ("a", "empty", "large"))
+    (tmp_path / "link").symlink_to("nowhere, far away")
+    (tmp_path / "mark").mkdir()
+    listing = list_folder(folder, LARGE, b"mark")
+    assert (listing.plain, listing.file_bytes, listing.marked) == (False, 3, Kind.FOLDER)
+    assert listing.smalls.size_bytes == 3 + len("nowhere, far away")
+    (tmp_path / "mark").rmdir()
+    (tmp_path / "mark").write_bytes(bytes(LARGE))
+    assert list_folder(folder, LARGE, b"mark").marked is Kind.LARGE
+
+
+@pytest.mark.usefixtures("way")
+def test_empty_files_are_not_opened(tmp_path: Path, folder: int) -> None:
+    for name, content in (("a", b"1"), ("b", b""), ("c", b"23"), ("d", b"")):
+        (tmp_path / name).write_bytes(content)
+    listing = list_folder(folder, LARGE)
+    for name in ("b", "d"):
+        (tmp_path / name).unlink()
+    buffer = memoryview(bytearray(4))
+    assert many.read_rows(folder, listing.smalls, buffer, 0) == 4
+    assert bytes(buffer) == b"123\0"
+
+
+@pytest.mark.usefixtures("way")
+def test_files_are_dressed_as_a_block_has_them(tmp_path: Path, folder: int) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / name).write_bytes(b"12")
+        os.utime(tmp_path / name, ns=(-5, -5))
+        (tmp_path / name).chmod(0o640)
+    listing = list_folder(folder, LARGE)
+    chunks = pack_chunks([(2, bytes(32))])
+    entries = [Entry(b"a", 0, 0o640, -5, 2, chunks), Entry(b"b", 0, 0o444, 7, 2, chunks)]
+    block = many.parse_block(encode_entries([*entries, Entry(b"c", 0, 0o640, -1_000_000_001, 2, chunks)]))
+    assert block is not None
+    dressed = dress_files(folder, block, listing.smalls)
+    assert dressed is not None
+    assert dressed.names == [b"a", b"b", b"c"]
+    assert dressed.stats == [stat_of(tmp_path / name) for name in ("a", "b", "c")]
+    assert [(st.st_mode & 0o7777, st.st_mtime_ns) for st in dressed.stats] == [
+        (0o640, -5),
+        (0o444, 7),
+        (0o640, -1_000_000_001),
+    ]
+    assert dressed.stats[0] == listing.smalls.stats[0]  # nothing was done to it
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("happened", ["gone", "written", "replaced", "link", "pipe"])
+def test_what_is_no_longer_as_listed_is_not_dressed(tmp_path: Path, folder: int, happened: str) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"12")
+    (tmp_path / "aside").mkdir()
+    listing = list_folder(folder, LARGE)
+    if happened == "written":
+        path.write_bytes(b"345")
+    else:
+        path.rename(tmp_path / "aside" / "a")
+    if happened == "replaced":
+        path.write_bytes(b"67")
+    elif happened == "link":
+        path.symlink_to("aside/a")
+    elif happened == "pipe":
+        os.mkfifo(path)
+    block = many.parse_block(encode_entries([Entry(b"a", 0, 0o600, 7, 2, pack_chunks([(2, bytes(32))]))]))
+    assert block is not None
+    assert dress_files(folder, block, listing.smalls) is None
+    assert all(found.lstat().st_mtime_ns != 7 for found in (path, tmp_path / "aside" / "a") if found.exists())
+
+
+def test_many_objects_are_cut_and_named_in_one_call(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cutter = Cutter(DEFAULT_PROFILE)
+    if way == "python":
+        monkeypatch.setattr(cutter, "_rule", None)
+    sizes = [0, 1, 16 << 10, (16 << 10) + 1, 300_000, 0, 5]
+    data = random.Random(4).randbytes(sum(sizes))
+    for stride in (8, 24):
+        told = b"".join([struct.pack("=q", size) + bytes(stride - 8) for size in sizes])
+        counts, packed = cutter.packed_many(data, told, stride)
+        at = start = 0
+        for size, count in zip(sizes, memoryview(counts).cast("q"), strict=True):
+            assert packed[start : start + 36 * count] == cutter.packed(data[at : at + size])
+            at, start = at + size, start + 36 * count
+        assert start == len(packed)
