@@ -107,16 +107,19 @@ def sync(ctx: click.Context, /, source: str, target: str, delete: bool, **settin
 
 
 def _transfer(ctx: click.Context, sources: list[str], target: str, *, delete: bool, **given: Any) -> int:
-    from flowengine.cli.output import Progress, print_failures
+    from flowengine.transfer import early
 
     refuse_order_options(ctx, ("labels", "purpose") if given["policy"] else ())
     ticket_file = given["ticket_file"]
     froms = [parse_location(text, ticket_file) for text in sources]
     to = parse_location(target, ticket_file)
-    settings = _settings(
-        ctx, given, delete=delete, remote=any(isinstance(place, Remote) for place in [*froms, to])
-    )
     _ask_policy(froms, to, given)
+    remotes = [place for place in [*froms, to] if isinstance(place, Remote)]
+    for place in remotes[:1]:  # while all that moves it is loaded
+        early.begin(place.ticket.host, place.ticket.port)
+    from flowengine.cli.output import Progress, print_failures
+
+    settings = _settings(ctx, given, delete=delete, remote=bool(remotes))
     with Progress(given["progress"], "checking" if given["dry_run"] else "moving") as progress:
         report = _run(froms, to, settings, progress)
     if not given["as_json"] or report.failures:

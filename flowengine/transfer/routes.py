@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import trio
 
 from flowengine.errors import FlowError, TemporaryError
+from flowengine.transfer import early
 from flowengine.transfer.channel import Channel
 from flowengine.transfer.hops import Hop, HopGate, keep_watch, make_hop
 from flowengine.transfer.session import Consent
@@ -230,6 +231,10 @@ async def connect(peer: Located) -> trio.SocketStream:
     Raises:
         TemporaryError: nobody answers there (reason "disconnected").
     """
+    if early.is_begun(peer.host, peer.port):
+        sock = await trio.to_thread.run_sync(early.take, peer.host, peer.port)
+        if sock is not None:
+            return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
     try:
         with trio.fail_after(CONNECT_S):
             return await trio.open_tcp_stream(peer.host, peer.port)
