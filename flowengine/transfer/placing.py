@@ -23,7 +23,7 @@ from collections.abc import Callable
 
 from flowengine.errors import ProtocolError
 from flowengine.store.filesystem import local_error
-from flowengine.store.many import AnyStat, list_folder
+from flowengine.store.many import list_folder
 from flowengine.store.proofs import recall, split_proof
 from flowengine.transfer.placement import Placement
 from flowengine.transfer.placing_large import LargePlacer
@@ -174,7 +174,7 @@ class Placer:
             return -1, False
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
         try:
-            if not self._placement.dry and not _is_directory(parent.existing.get(name)):
+            if not self._placement.dry and not parent.has_folder(name):
                 try:
                     os.mkdir(name, 0o700, dir_fd=parent.fd)
                     return os.open(name, flags, dir_fd=parent.fd), True
@@ -258,7 +258,3 @@ class Placer:
         """What a filter hides from the transfer is safe from it."""
         st = directory.existing[name]
         return self._filters.allows(directory.child(name), stat.S_ISDIR(st.st_mode))
-
-
-def _is_directory(st: AnyStat | None) -> bool:
-    return st is not None and stat.S_ISDIR(st.st_mode)

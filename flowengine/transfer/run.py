@@ -115,7 +115,7 @@ async def push(
             )
         receipt = done.receipt
         for name, value in receipt.counters.items():
-            own = {"bytes_sent", "objects_read", "bytes_read"}
+            own = {"bytes_sent"}  # what was read is told of the target, whichever side that is
             if not settings.options.dry_run:
                 own.add("bytes_payload")  # in a dry run only the target knows what would be sent
             if name not in own and hasattr(counters, name):

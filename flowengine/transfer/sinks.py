@@ -170,6 +170,10 @@ class TargetDirectory:
             self._existing.pop(STAGING_NAME, None)
         return self._existing
 
+    def has_folder(self, name: bytes) -> bool:
+        """Whether a folder of this name stood there when it was entered."""
+        return self.listing is not None and name in self.listing.folders
+
     @property
     def known(self) -> dict[bytes, Entry]:
         """What the scan cache knows of small objects, by name."""
@@ -196,6 +200,10 @@ class TargetDirectory:
 
     def part(self) -> DirectoryPart | None:
         """All of them as the scan cache keeps them; None where there are none."""
+        if len(self._kept) == 1 and not self._rows and not self._landed:
+            (_, block), listing = self._kept[0], self.listing
+            if listing is not None and block.count == len(listing.smalls):
+                return DirectoryPart(listing.proof, block.data)
         if not self._rows:
             found = list(self._landed)
             for start, block in self._kept:
