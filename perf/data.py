@@ -150,7 +150,8 @@ def software_releases(root: Path, names: list[str], cache: Path) -> list[Path]:
         project, _, version = name.partition("==")
         archive = cache / f"{project}-{version}.tar.gz"
         if not archive.exists():
-            command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:"]
+            # As source that one alone: pip looks into it, for which it may need what else comes built.
+            command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", project]
             subprocess.run([*command, "-d", str(cache), name], check=True, stdin=subprocess.DEVNULL)
         if not archive.exists():
             raise FileNotFoundError(

@@ -152,6 +152,36 @@ def test_times_and_modes_alone_are_mended_without_sending(flow: Flow, tmp_path: 
     assert_same(source, target)
 
 
+@pytest.mark.parametrize("known", [True, False], ids=["known", "forgotten"])
+def test_a_tree_that_was_unpacked_anew_is_only_dressed(flow: Flow, tmp_path: Path, known: bool) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    for folder in range(12):
+        for number in range(5):
+            path = source / f"d{folder}" / f"f{number}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"%d" % folder * 1000 * number)  # the first is empty
+    (source / "d3" / "link").symlink_to("f1")
+    os.link(source / "d4" / "f1", source / "d4" / "f1 again")
+    flow("cp", f"{source}/", target)
+    if not known:
+        shutil.rmtree(flow.state)
+    for number, path in enumerate(sorted(source.rglob("f*"))):
+        os.utime(path, ns=(number, number * 1_000_000_007))
+        if number % 7 == 0:
+            path.chmod(0o600)
+    (source / "d5" / "f2").write_bytes(b"other bytes")
+    again = flow("cp", f"{source}/", target, "--json").data
+    assert (again["objects_landed"], again["objects_failed"]) == (1, 0)
+    assert (again["objects_read_at_target"] == 0) is known
+    assert_same(source, target)
+    before = {path: path.lstat() for path in target.rglob("*")}
+    last = flow("cp", f"{source}/", target, "--json").data
+    assert (last["objects_landed"], last["objects_read_at_target"]) == (0, 0)
+    assert {path: path.lstat().st_ctime_ns for path in before} == {
+        path: st.st_ctime_ns for path, st in before.items()
+    }
+
+
 def test_a_damaged_target_file_is_mended(flow: Flow, tmp_path: Path) -> None:
     source, target = small_tree(tmp_path / "source", 20), tmp_path / "target"
     random_file(source / "large", 4 * MIB)
