@@ -6,6 +6,7 @@ Called as `compiled_memory.py FOLDER SEED ROUNDS`, in a process that has the san
 from __future__ import annotations
 
 import ctypes
+import os
 import random
 import struct
 import sys
@@ -23,6 +24,7 @@ libc.malloc.restype, libc.malloc.argtypes = pointer, [ctypes.c_size_t]
 libc.free.argtypes = [pointer]
 SEGMENT_NUMBERS, COLUMN_NUMBERS, STAT_NUMBERS, CHUNK_BYTES = 8, 5, 10, 36
 PREFIX, REGULAR = b"a/folder/", 0o100000
+LISTING = struct.Struct("@15q9P")
 KEPT = [
     b"",
     b"\x90",
@@ -100,8 +102,66 @@ def look(library: ctypes.CDLL, data: bytes, room: int) -> bool:
                 memory(len(PREFIX), PREFIX) as prefix,
             ):
                 assert library.flow_same(place, len(data), listed, found, files, 1)
+                counts = [packed_bytes // CHUNK_BYTES for packed_bytes in columns[::COLUMN_NUMBERS]]
+                assert encoded(library, listed, used, found, counts, packed) == data
                 library.flow_log(prefix, len(PREFIX), listed, found, numbers, packed, files, log)
     return True
+
+
+def encoded(
+    library: ctypes.CDLL, names: int, name_bytes: int, rows: int, counts: list[int], packed: int
+) -> bytes:
+    """Encode files of these columns to memory that is just as large as it is said to need."""
+    files, told = len(counts), struct.pack(f"={len(counts)}q", *counts)
+    most = 5 + 48 * files + name_bytes + CHUNK_BYTES * sum(counts)
+    with (
+        memory(len(told), told) as chunks,
+        memory(most) as out,
+        memory(8 * SEGMENT_NUMBERS * files + 8 * SEGMENT_NUMBERS) as segments,
+        memory(8) as made,
+    ):
+        size = library.flow_block(names, rows, files, 0o7777, chunks, packed, out, segments, files + 1, made)
+        assert number.from_address(made).value > 0
+        return ctypes.string_at(out, size)
+
+
+def on_disk(library: ctypes.CDLL, rng: random.Random) -> None:
+    """List a folder, read its files, and give them other modes and times, with room for just that."""
+    with tempfile.TemporaryDirectory() as folder:
+        sizes = [rng.choice([0, 1, 300, 5000]) for _ in range(rng.choice([1, 3, 70]))]
+        for index, size in enumerate(sizes):
+            (Path(folder) / f"f{index:04d}").write_bytes(rng.randbytes(size))
+        (Path(folder) / "large").write_bytes(bytes(6000))
+        fd = os.open(folder, os.O_RDONLY)
+        with memory(LISTING.size) as listing, memory(6, b"large\0") as marked:
+            assert library.flow_list(fd, 6000, marked, listing) == 0
+            told = LISTING.unpack(ctypes.string_at(listing, LISTING.size))
+            count, name_bytes, names, rows = told[0], told[4], told[15], told[19]
+            assert (count, told[1], told[12], told[14]) == (len(sizes), 1, sum(sizes), 2)
+            stats = ctypes.string_at(rows, 8 * STAT_NUMBERS * count)
+            numbers = struct.pack(
+                f"={COLUMN_NUMBERS * count}q",
+                *[value for size in sizes for value in (0, size, rng.choice([0o600, 0o640]), -7, 0)],
+            )
+            with (
+                memory(name_bytes, ctypes.string_at(names, name_bytes)) as listed,
+                memory(len(stats), stats) as found,
+                memory(8 * STAT_NUMBERS * count - 8, stats[8:]) as expected,
+                memory(sum(sizes) + 1) as buffer,
+                memory(len(numbers), numbers) as wanted,
+            ):
+                for cold in (number(0), number(1)):
+                    done = library.flow_read(
+                        fd, listed, count, expected, STAT_NUMBERS, buffer, ctypes.byref(cold)
+                    )
+                    assert done == count
+                assert library.flow_touch(fd, listed, count, wanted, found) == count
+                if count > 1:
+                    (Path(folder) / "f0001").write_bytes(b"not as it was")
+                    ctypes.memmove(wanted + 8 * (COLUMN_NUMBERS + 3), struct.pack("=q", 5), 8)
+                    assert library.flow_touch(fd, listed, count, wanted, found) == 1
+            library.flow_free(listing)
+        os.close(fd)
 
 
 def cut(library: ctypes.CDLL, rng: random.Random) -> None:
@@ -145,6 +205,21 @@ def hashed(library: ctypes.CDLL, rng: random.Random) -> None:
             whole = library.flow_pack(rule, place, size, 32, chunks, room)
             assert library.flow_check(way, place, size, chunks, whole) == whole
             assert library.flow_pack(rule, place, size, 12, fine, room) == whole
+            objects = [0, *lengths, 0]
+            of_all = struct.pack(f"={len(objects)}q", *objects)
+            with (
+                memory(len(of_all), of_all) as each,
+                memory(8 * len(objects)) as counts,
+                memory(36 * (room + len(objects))) as many,
+            ):
+                total = library.flow_pack_many(
+                    rule, place, each, 8, len(objects), counts, many, room + len(objects)
+                )
+                assert library.flow_check(way, place, size, many, total) == total
+                assert sum((number * len(objects)).from_address(counts)) == total
+                assert (
+                    library.flow_pack_many(rule, place, each, 8, len(objects), counts, many, total - 1) == -1
+                )
             state = (number * 3)()
             library.flow_read_chunks(file.fileno(), 0, rule, place, state, size, 1, chunks, room)
             assert state[0] == state[1] == size
@@ -162,12 +237,18 @@ def main() -> None:
         (many.flow_columns, [pointer, number, pointer, pointer, pointer]),
         (many.flow_same, [pointer, number, pointer, pointer, number, number]),
         (many.flow_log, [pointer, number, *[pointer] * 4, number, pointer]),
+        (many.flow_block, [*[pointer] * 2, *[number] * 2, *[pointer] * 4, number, pointer]),
+        (many.flow_list, [number, number, pointer, pointer]),
+        (many.flow_free, [pointer]),
+        (many.flow_read, [number, pointer, number, pointer, number, pointer, pointer]),
+        (many.flow_touch, [number, pointer, number, pointer, pointer]),
         (cutter.flow_cut_ways, []),
         (cutter.flow_cut, [pointer, number, number, number, number, number, pointer, number]),
         (cutter.flow_hash_ways, []),
         (cutter.flow_hash, [number, pointer, pointer, number, pointer]),
         (cutter.flow_check, [number, pointer, number, pointer, number]),
         (cutter.flow_pack, [pointer, pointer, number, number, pointer, number]),
+        (cutter.flow_pack_many, [*[pointer] * 3, number, number, pointer, pointer, number]),
         (
             cutter.flow_read_chunks,
             [number, number, pointer, pointer, pointer, number, number, pointer, number],
@@ -185,6 +266,7 @@ def main() -> None:
                 taken += 1
             else:
                 refused += 1
+        on_disk(many, rng)
         cut(cutter, rng)
         hashed(cutter, rng)
     print(f"{taken} taken, {refused} refused")
