@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import time
+from collections.abc import Iterator
 from itertools import accumulate, islice, takewhile
 from typing import Final
 
@@ -121,29 +122,38 @@ class SmallPlacer:
             or listing.newest_ns >= time.time_ns() - RACY_NS
         ):
             return False
-        smalls, sizes, chunks = listing.smalls, block.sizes, block.columns.chunks
-        firsts = [*accumulate(block.chunk_counts, initial=0)]
+        smalls, chunks = listing.smalls, block.columns.chunks
         if self._room is None:
             self._room = fresh_memory(_COMPARE_BYTES + 1)
         view = self._room
-        start = 0
-        while start < block.count:
-            end, total = start, 0
-            while end < block.count and total + sizes[end] <= _COMPARE_BYTES:
-                total += sizes[end]
-                end += 1
-            if end == start or read_rows(directory.fd, smalls.part(start, end), view, 0) != end - start:
+        firsts = [*accumulate(block.chunk_counts, initial=0)] if block.size_bytes > _COMPARE_BYTES else []
+        for start, end in self._runs_to_compare(block):
+            rows = smalls.part(start, end)
+            if rows.size_bytes > _COMPARE_BYTES or read_rows(directory.fd, rows, view, 0) != end - start:
                 return False
-            packed = chunks[firsts[start] * CHUNK_BYTES : firsts[end] * CHUNK_BYTES]
+            packed = chunks[firsts[start] * CHUNK_BYTES : firsts[end] * CHUNK_BYTES] if firsts else chunks
             if not are_chunks(view, packed):
                 return False
-            start = end
         self._placement.counters.objects_read += block.count
         self._placement.counters.bytes_read += block.size_bytes
         if not same_files(block, smalls, attributes=True):
             return self._dress(directory, block, smalls)
         directory.keep_block(block)
         return True
+
+    @staticmethod
+    def _runs_to_compare(block: Block) -> Iterator[tuple[int, int]]:
+        """The first file, and the one behind the last, of runs that are read at once."""
+        if block.size_bytes <= _COMPARE_BYTES:
+            yield 0, block.count
+            return
+        start = total = 0
+        for index, size in enumerate(block.sizes):
+            if total + size > _COMPARE_BYTES and index > start:
+                yield start, index
+                start, total = index, 0
+            total += size
+        yield start, block.count
 
     def _all_new(self, directory: TargetDirectory, block: Block) -> bool:
         """Want all of a block for a directory that was empty, if no chunk of it is at hand; whether that was so."""

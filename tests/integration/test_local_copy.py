@@ -160,6 +160,8 @@ def test_a_tree_that_was_unpacked_anew_is_only_dressed(flow: Flow, tmp_path: Pat
             path = source / f"d{folder}" / f"f{number}"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(b"%d" % folder * 1000 * number)  # the first is empty
+    for number in range(30):  # more than is compared at once
+        random_file(source / "much" / f"f{number}", 100_000, seed=number)
     (source / "d3" / "link").symlink_to("f1")
     os.link(source / "d4" / "f1", source / "d4" / "f1 again")
     flow("cp", f"{source}/", target)
