@@ -124,10 +124,12 @@ class ScanCache:
         os.chmod(self._path, 0o600)
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA synchronous=OFF")
-        if db.execute("PRAGMA user_version").fetchone()[0] not in (0, _VERSION):
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        if version not in (0, _VERSION):
             raise sqlite3.DatabaseError("written by another version")
-        db.executescript(_SCHEMA)
-        db.execute(f"PRAGMA user_version={_VERSION}")
+        if version != _VERSION:  # or each that opens it would have written to it
+            db.executescript(_SCHEMA)
+            db.execute(f"PRAGMA user_version={_VERSION}")
         self._version = _data_version(db)
         self._ours = set() if db.execute("SELECT 1 FROM directory LIMIT 1").fetchone() is None else None
         return db

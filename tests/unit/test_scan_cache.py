@@ -79,6 +79,16 @@ def test_what_another_connection_writes_is_found_in_a_moment(tmp_path: Path, clo
     assert cache.directory(1, 3) == []
 
 
+def test_opening_is_no_writing(tmp_path: Path, clock: Clock) -> None:
+    cache = opened(tmp_path)
+    opened(tmp_path).close()
+    clock.now += 1
+    asked: list[str] = []
+    cache._db.set_trace_callback(asked.append)
+    assert cache.directory(1, 2) == []
+    assert asked == ["PRAGMA data_version"]
+
+
 def test_two_connections_that_write_the_same_folder_do_not_meet(tmp_path: Path, clock: Clock) -> None:
     cache, other = opened(tmp_path), opened(tmp_path)
     assert cache.directory(1, 2) == other.directory(1, 2) == []
