@@ -49,8 +49,8 @@ _COMMIT_BYTES: Final = 4 << 20
 """What is written waits at most so long, and is at most so much: a transaction per directory costs more than it."""
 _RUN_CHUNKS: Final = 4096
 """Chunks of an object that are offered at once where they are known without reading; half of what an offer may hold."""
-_MOST_OURS: Final = 1_000_000
-"""So many folders are remembered as written here before each is asked for."""
+_MOST_OURS: Final = 100_000
+"""So many folders are remembered as written here, in some 15 MB; from then on each is asked for."""
 _PARTIAL: Final = 1 << 32
 """Sequence numbers from here on are parts of a directory whose scan has not come to its end."""
 

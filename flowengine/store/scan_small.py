@@ -186,9 +186,8 @@ class SmallReader:
         if block is None:
             buffer.release()
             return None
-        self.objects_read += len(rows) - memoryview(counts).cast("q").tolist().count(
-            0
-        )  # empty ones are not opened
+        empty = memoryview(counts).cast("q").tolist().count(0)
+        self.objects_read += len(rows) - empty
         self.bytes_read += total
         return Batch(block, buffer, [begin], b"")
 
