@@ -235,8 +235,9 @@ static int read_one(int fd, const int64_t *expected, char *buffer) {
 }
 
 /* Read files whole, one behind the other, while each is as expected (size, mtime, ctime of each, `stride` numbers
-   apart); how many were. Of an empty one there is nothing to read. Where they are cold, files behind are asked for ahead, so that a disk has many to fetch;
-   `was_cold` is kept from call to call, since what comes next is likely to be as what came last. */
+   apart); how many were. Of an empty one there is nothing to read. Where they are cold, files behind are asked for ahead,
+   so that a disk has many to fetch; `was_cold` is kept from call to call, since what comes next is likely to be as what
+   came last. */
 int64_t flow_read(int64_t folder, const char *names, int64_t count, const int64_t *expected, int64_t stride,
                   char *buffer, int64_t *was_cold) {
     int open_files[AHEAD], cold = *was_cold != 0;

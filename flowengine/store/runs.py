@@ -30,7 +30,7 @@ __all__ = ["block_of", "dress_files", "log_rows", "place_run", "staging_name", "
 
 
 def block_of(rows: Rows, mode_bits: int, counts: bytes, packed: bytes) -> Block | None:
-    """The block of regular files; None where it is none, since a name is not one or a file is empty.
+    """The block of regular files; None where they are none that `Block.parse` takes.
 
     Args:
         mode_bits: those of a mode that are kept.

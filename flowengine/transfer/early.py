@@ -12,6 +12,7 @@ Invariants
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from typing import Final
@@ -67,9 +68,12 @@ def _is_open(sock: socket.socket) -> bool:
 
 def begin(host: str, port: int) -> None:
     """Begin a connection that will be wanted soon; returns at once."""
-    if not is_begun(host, port):
-        connecting = _begun[host, port] = _Connecting(host, port)
+    if is_begun(host, port):
+        return
+    connecting = _Connecting(host, port)
+    with contextlib.suppress(RuntimeError):  # no thread to be had
         connecting.start()
+        _begun[host, port] = connecting
 
 
 def is_begun(host: str, port: int) -> bool:

@@ -134,7 +134,7 @@ class SmallPlacer:
             packed = chunks[firsts[start] * CHUNK_BYTES : firsts[end] * CHUNK_BYTES] if firsts else chunks
             if not are_chunks(view, packed):
                 return False
-        self._placement.counters.objects_read += block.count
+        self._placement.counters.objects_read += block.count - block.sizes.count(0)  # those are not opened
         self._placement.counters.bytes_read += block.size_bytes
         if not same_files(block, smalls, attributes=True):
             return self._dress(directory, block, smalls)
