@@ -26,8 +26,6 @@ from itertools import chain
 from typing import Final, NamedTuple, TypeAlias
 
 from flowengine.compiled import Scratch, load_library
-from flowengine.manifest import Block, Columns, Parser, Segment
-from flowengine.manifest.block import PYTHON
 from flowengine.store.filesystem import READ_FILE
 
 __all__ = [
@@ -38,18 +36,15 @@ __all__ = [
     "Row",
     "Rows",
     "Stat",
-    "encode_block",
     "is_compiled",
     "joined",
     "library",
     "list_folder",
     "listing_of",
-    "parse_block",
     "place_files",
     "read_files",
     "read_rows",
     "rows_of",
-    "same_files",
     "stats_proof",
     "write_files",
 ]
@@ -279,7 +274,7 @@ class _PerThread(threading.local):
     """What each thread has of its own."""
 
     def __init__(self) -> None:
-        self.listed, self.encoded = Scratch(), Scratch()
+        self.listed = Scratch()
 
 
 _thread = _PerThread()
@@ -394,86 +389,6 @@ def rows_of(rows: Sequence[Row]) -> Rows:
     made.names = [name for name, _ in rows]
     made.stats = [st for _, st in rows]
     return made
-
-
-# --- entries in their encoded form ----------------------------------------------------------------------------------
-
-
-class _Compiled:
-    """Looks over encoded entries by the library; `manifest.block.Parser` says what for."""
-
-    def segments(self, data: bytes, count: int, weight: int) -> list[Segment]:
-        assert _library is not None
-        room = _SEGMENTS
-        while True:
-            out = _thread.encoded.room(room * _SEGMENT.size)
-            made = _library.flow_segments(data, len(data), count, weight, out, room)
-            if made >= 0:
-                found = _SEGMENT.iter_unpack(ctypes.string_at(out, made * _SEGMENT.size))
-                return [*map(Segment._make, found)]
-            room *= 16
-
-    def columns(self, data: bytes, entries: int) -> Columns:
-        assert _library is not None
-        numbers = _thread.encoded.room(40 * entries + 2 * len(data))
-        names, chunks = numbers + 40 * entries, numbers + 40 * entries + len(data)
-        size = _library.flow_columns(data, len(data), names, numbers, chunks)
-        packed = ctypes.string_at(numbers, 40 * entries)
-        return Columns(
-            ctypes.string_at(names, size),
-            packed,
-            ctypes.string_at(chunks, sum(memoryview(packed).cast("q")[::5])),
-        )
-
-
-_SEGMENT: Final = struct.Struct("=8q")
-_SEGMENTS: Final = 8
-_NUMBERED: Final = struct.Struct("=q")
-_COMPILED: Final[Parser] = _Compiled()
-
-
-def parse_block(data: bytes) -> Block | None:
-    """The block of encoded entries, if they are one."""
-    return Block.parse(data, _COMPILED if _library is not None else PYTHON)
-
-
-def encode_block(rows: Rows, mode_bits: int, counts: bytes, packed: bytes) -> Block | None:
-    """`store.runs.block_of` by the library."""
-    assert _library is not None
-    count = len(rows)
-    bound = 5 + 48 * count + len(rows.packed_names) + len(packed)
-    room = _SEGMENTS
-    while True:
-        numbers = _thread.encoded.room(8 + room * _SEGMENT.size + bound)
-        segments, data = numbers + 8, numbers + 8 + room * _SEGMENT.size
-        size = _library.flow_block(
-            rows.packed_names, rows.packed, count, mode_bits, counts, packed, data, segments, room, numbers
-        )
-        (made,) = _NUMBERED.unpack(ctypes.string_at(numbers, 8))
-        if made >= 0:
-            break
-        room *= 16
-    if not made:
-        return None
-    found = _SEGMENT.iter_unpack(ctypes.string_at(segments, made * _SEGMENT.size))
-    return Block(ctypes.string_at(data, size), [*map(Segment._make, found)], _COMPILED)
-
-
-def same_files(block: Block, rows: Rows, *, attributes: bool) -> bool:
-    """Whether a folder's small objects are files of the block's names and sizes and, if asked for, modes and times."""
-    if block.count != len(rows):
-        return False
-    if _library is not None and rows.packed_names:
-        return bool(
-            _library.flow_same(
-                block.data, len(block.data), rows.packed_names, rows.packed, block.count, attributes
-            )
-        )
-    return all(
-        (name, st.st_mode & 0o170000, st.st_size) == (entry.name, 0o100000, entry.size)
-        and (not attributes or (st.st_mode & 0o7777, st.st_mtime_ns) == (entry.mode, entry.mtime_ns))
-        for (name, st), entry in zip(rows.pairs(), block.entries, strict=True)
-    )
 
 
 # --- reading --------------------------------------------------------------------------------------------------------

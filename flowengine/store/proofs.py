@@ -7,7 +7,8 @@ import struct
 import msgspec
 
 from flowengine.manifest import Block, Entry
-from flowengine.store.many import AnyStat, Stat, parse_block, stats_proof
+from flowengine.store.encoded import parse_block
+from flowengine.store.many import AnyStat, Stat, stats_proof
 from flowengine.store.scan_cache import ScanCache
 
 __all__ = ["decode_entries", "encode_entries", "recall", "split_proof", "stats_proof", "with_ctime"]

@@ -1,4 +1,4 @@
-"""Runs of small files as columns: encoded when they are read, made and placed when they land, many to a call.
+"""Runs of small files as columns: made and placed when they land, many to a call.
 
 As in `store.many`, by the compiled library where it is there, and in Python with the same results where it is not.
 """
@@ -9,45 +9,20 @@ import ctypes
 import errno
 import os
 
-from flowengine.chunking import CHUNK_BYTES
-from flowengine.manifest import FILE, Block, Entry
-from flowengine.manifest.entries import encode
+from flowengine.manifest import Block, Entry
 from flowengine.store.filesystem import READ_FILE
 from flowengine.store.many import (
     STAT,
     Row,
     Rows,
     Stat,
-    encode_block,
     library,
-    parse_block,
     place_files,
     rows_of,
     write_files,
 )
 
-__all__ = ["block_of", "dress_files", "log_rows", "place_run", "staging_name", "write_run"]
-
-
-def block_of(rows: Rows, mode_bits: int, counts: bytes, packed: bytes) -> Block | None:
-    """The block of regular files; None where they are none that `Block.parse` takes.
-
-    Args:
-        mode_bits: those of a mode that are kept.
-        counts: how many chunks each file has, as native int64.
-        packed: the chunks of all.
-    """
-    compiled = library()
-    if compiled is None or not rows.packed_names:
-        entries: list[Entry] = []
-        at = 0
-        for (name, st), count in zip(rows.pairs(), memoryview(counts).cast("q"), strict=True):
-            end = at + CHUNK_BYTES * count
-            mode = st.st_mode & mode_bits
-            entries.append(Entry(name, FILE, mode, st.st_mtime_ns, st.st_size, packed[at:end]))
-            at = end
-        return parse_block(encode(entries))
-    return encode_block(rows, mode_bits, counts, packed)
+__all__ = ["dress_files", "log_rows", "place_run", "staging_name", "write_run"]
 
 
 def staging_name(number: int) -> str:

@@ -19,11 +19,11 @@ import msgspec
 from flowengine.chunking import CHUNK_BYTES, Cutter
 from flowengine.manifest import FILE, SYMLINK, Entry
 from flowengine.store.buffers import Buffer, BufferPool
+from flowengine.store.encoded import block_of
 from flowengine.store.filesystem import READ_FILE
 from flowengine.store.many import AnyStat, Row, Rows, Stat, read_files, read_rows
 from flowengine.store.proofs import with_ctime
 from flowengine.store.reading import ObjectChanged, ObjectReader
-from flowengine.store.runs import block_of
 from flowengine.store.scan_cache import PROVISIONAL
 from flowengine.store.scan_events import Batch
 from flowengine.wire.messages import LARGE_OBJECT_BYTES

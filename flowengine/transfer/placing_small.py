@@ -14,8 +14,9 @@ from flowengine.errors import ProtocolError
 from flowengine.manifest import FILE, HARDLINK, SYMLINK, Block, Entry, Header
 from flowengine.manifest.entries import check_entries
 from flowengine.store.buffers import fresh_memory
+from flowengine.store.encoded import parse_block, same_files
 from flowengine.store.filesystem import open_beneath
-from flowengine.store.many import AnyStat, Row, Rows, Stat, parse_block, read_files, read_rows, same_files
+from flowengine.store.many import AnyStat, Row, Rows, Stat, read_files, read_rows
 from flowengine.store.runs import dress_files
 from flowengine.store.scan import RACY_NS
 from flowengine.transfer.copying import CopyJob, append_copy

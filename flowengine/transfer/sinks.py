@@ -17,8 +17,9 @@ from typing import Final
 from flowengine.chunking import CHUNK_BYTES, lengths_of
 from flowengine.chunking.fine import FINE_BYTES, fine_lengths
 from flowengine.manifest import FILE, Block, Entry, join_blocks
+from flowengine.store.encoded import same_files
 from flowengine.store.filesystem import open_beneath, start_writeback
-from flowengine.store.many import AnyStat, Listing, Rows, Stat, joined, same_files
+from flowengine.store.many import AnyStat, Listing, Rows, Stat, joined
 from flowengine.store.proofs import encode_entries, stats_proof
 from flowengine.store.runs import staging_name
 from flowengine.store.scan_cache import DirectoryPart

@@ -10,6 +10,7 @@ from flowengine.manifest import Block, Entry, ManifestBuilder, Summary
 from flowengine.manifest.block import PYTHON
 from flowengine.manifest.entries import encode
 from flowengine.store import many
+from flowengine.store.encoded import parse_block
 
 NAMES = st.binary(min_size=1, max_size=255).filter(
     lambda name: not {0, 47} & {*name} and name not in (b".", b"..")
@@ -35,7 +36,7 @@ def files(draw: st.DrawFn, most: int = 40) -> list[Entry]:
 
 def compiled(data: bytes) -> Block | None:
     assert many.is_compiled()
-    return many.parse_block(data)
+    return parse_block(data)
 
 
 @given(files(), st.integers(0, 1023), st.integers(0, 130_000))

@@ -14,11 +14,12 @@ import pytest
 from flowengine.chunking import DEFAULT_PROFILE, Cutter, chunk_id, pack_chunks
 from flowengine.manifest import Block, Entry
 from flowengine.store import many
+from flowengine.store.encoded import block_of, parse_block, same_files
 from flowengine.store.index_log import IndexLog, read_log
 from flowengine.store.landed import index_folder
 from flowengine.store.many import Kind, Stat, list_folder, place_files, read_files, write_files
 from flowengine.store.proofs import encode_entries
-from flowengine.store.runs import block_of, dress_files, place_run, write_run
+from flowengine.store.runs import dress_files, place_run, write_run
 from flowengine.store.scan_small import batches
 
 LARGE = 1000
@@ -212,9 +213,9 @@ def test_files_are_compared_with_a_block(tmp_path: Path, folder: int) -> None:
     ]
 
     def same(changed: Entry, *, attributes: bool) -> bool:
-        block = many.parse_block(encode_entries([entries[0], changed]))
+        block = parse_block(encode_entries([entries[0], changed]))
         assert block is not None
-        return many.same_files(block, listing.smalls, attributes=attributes)
+        return same_files(block, listing.smalls, attributes=attributes)
 
     one = entries[1]
     assert same(one, attributes=True)
@@ -228,9 +229,9 @@ def test_files_are_compared_with_a_block(tmp_path: Path, folder: int) -> None:
     ):
         assert not same(changed, attributes=True)
         assert same(changed, attributes=False) is looks_same
-    alone = many.parse_block(encode_entries([one]))
+    alone = parse_block(encode_entries([one]))
     assert alone is not None
-    assert not many.same_files(alone, listing.smalls, attributes=True)
+    assert not same_files(alone, listing.smalls, attributes=True)
 
 
 def block_in(listing: many.Listing, data: dict[bytes, bytes], cut: int = 1 << 20) -> Block:
@@ -242,7 +243,7 @@ def block_in(listing: many.Listing, data: dict[bytes, bytes], cut: int = 1 << 20
     counts = struct.pack(f"={len(pieces)}q", *map(len, pieces))
     block = block_of(listing.smalls, 0o1777, counts, packed)
     assert block is not None
-    again = many.parse_block(block.data)
+    again = parse_block(block.data)
     assert again is not None
     assert again.segments == block.segments
     return block
@@ -294,7 +295,7 @@ def test_a_run_is_encoded_made_placed_and_logged(tmp_path: Path, cut: int) -> No
         assert rows.pairs() == placed.pairs()
         assert rows.proof == many.stats_proof(placed.pairs()) == placed.proof
         assert many.joined([placed.part(0, 1), placed.part(1, 3)]).pairs() == placed.pairs()
-        assert many.same_files(block, placed, attributes=True)
+        assert same_files(block, placed, attributes=True)
         assert [(target / os.fsdecode(name)).read_bytes() for name in CONTENTS] == [*CONTENTS.values()]
         log = IndexLog(os.fsencode(tmp_path), "p", str(tmp_path))
         log.add_block(b"x/y", block, rows)
@@ -370,7 +371,7 @@ def test_files_are_dressed_as_a_block_has_them(tmp_path: Path, folder: int) -> N
     listing = list_folder(folder, LARGE)
     chunks = pack_chunks([(2, bytes(32))])
     entries = [Entry(b"a", 0, 0o640, -5, 2, chunks), Entry(b"b", 0, 0o444, 7, 2, chunks)]
-    block = many.parse_block(encode_entries([*entries, Entry(b"c", 0, 0o640, -1_000_000_001, 2, chunks)]))
+    block = parse_block(encode_entries([*entries, Entry(b"c", 0, 0o640, -1_000_000_001, 2, chunks)]))
     assert block is not None
     dressed = dress_files(folder, block, listing.smalls)
     assert dressed is not None
@@ -401,7 +402,7 @@ def test_what_is_no_longer_as_listed_is_not_dressed(tmp_path: Path, folder: int,
         path.symlink_to("aside/a")
     elif happened == "pipe":
         os.mkfifo(path)
-    block = many.parse_block(encode_entries([Entry(b"a", 0, 0o600, 7, 2, pack_chunks([(2, bytes(32))]))]))
+    block = parse_block(encode_entries([Entry(b"a", 0, 0o600, 7, 2, pack_chunks([(2, bytes(32))]))]))
     assert block is not None
     assert dress_files(folder, block, listing.smalls) is None
     assert all(found.lstat().st_mtime_ns != 7 for found in (path, tmp_path / "aside" / "a") if found.exists())
