@@ -3,11 +3,12 @@
 Goal
     Logical bytes per second. Compression pays while the link is slower than it, and must never be the bottleneck.
 Plan
-    Lanes report what they compressed, what they sealed and how long each call took. Every quarter of a second that
-    becomes a judgement: lanes that stand in send calls mean that the link is the limit, and what was sealed is what it
-    carries; lanes that stand in the compressor with the link idle mean that the level is too high: by processor time
-    where there is enough of it, by the clock where others have the processors as well. A step is taken
-    where the prediction, min(link x ratio, threads x speed), says that it gains.
+    What is compressed waits for the lanes in a backlog (`compressing.py`). While that is low the link is about to be
+    idle, and the level below the chosen one is taken, unit by unit: so the two mix until processors and link are both
+    full, which no single level achieves. What is reported becomes a judgement every half second: lanes that stand in
+    send calls mean that the link is the limit, and what was sealed is what it carries; a backlog that stays low means
+    that the level is too high: by processor time where there is enough of it, by the clock where others have the
+    processors as well. A step is taken where the prediction, min(link x ratio, threads x speed), says that it gains.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from flowengine.units import format_rate
 
 __all__ = ["CompressionChooser"]
 
-_LEVELS: Final = (0, -4, -1, 1, 3, 6)
-_COST: Final = {-4: 0.62, -1: 0.77, 1: 1.0, 3: 2.0, 6: 5.0}
-"""Processor time per byte, relative to level 1, on tables and text. Level -1 gives a sixth more bytes, level -4 a third,
-and the other end takes them apart a quarter and a half faster."""
+_LEVELS: Final = (0, -3, 1, 3, 6)
+_COST: Final = {-3: 0.62, 1: 1.0, 3: 2.0, 6: 5.0}
+"""Processor time per byte, relative to level 1, on tables and text. Level -3 gives a third more bytes, and the other end
+takes them apart a third faster; levels -2 and -1 cost nearly what level 1 does."""
 _FIRST_BYTES: Final = 8 << 20
 _FIRST_LEVEL: Final = 3
 """The first bytes are compressed whatever the link: nothing is known of it yet, it costs milliseconds, and where a
@@ -32,11 +33,15 @@ _FIRST_SPEED: Final = 400e6
 _FIRST_RATIO: Final = 2.0
 _FAST_LINK: Final = 450e6
 _LONG_RTT_S: Final = 0.002
-_WINDOW_S: Final = 0.25
+_WINDOW_S: Final = 0.5
 _LEAST_BYTES: Final = 2 << 20
 _LINK_IS_LIMIT: Final = 0.4
 _LINK_IS_IDLE: Final = 0.15
 _BUSY: Final = 0.7
+_LOW: Final = 0.25
+"""Share of the backlog below which the link is about to be idle."""
+_MOSTLY: Final = 0.8
+_MOST_THREADS: Final = 16
 
 
 class CompressionChooser:
@@ -48,20 +53,19 @@ class CompressionChooser:
         cores: processors of this side.
 
     Attributes:
-        slots: to be held while compressing; all processors but one, at least two threads: lanes must not crowd out the
-            reader that feeds them.
+        threads: that are to compress: all processors but one, at least two: they must not crowd out the reader that
+            feeds them.
         level: to compress with now; 0 is not at all.
         reason: why, in a few words.
     """
 
     def __init__(self, rtt_s: float, fixed_level: int | None = None, *, cores: int = 1) -> None:
         self._fixed = fixed_level is not None
-        self._threads = max(1, cores // 2)  # what may be counted on: the others read, hash, seal and send
-        self._slots = max(2, cores - 1)
-        self.slots = threading.BoundedSemaphore(self._slots)
+        self._able = max(1, cores // 2)  # what may be counted on: the others read, hash, seal and send
+        self.threads = min(_MOST_THREADS, max(2, cores - 1))
         self._lock = threading.Lock()
         self._began = 0.0
-        self._sealed = self._tried = self._packed = 0
+        self._sealed = self._tried = self._packed = self._eased = 0
         self._sending_s = self._compressing_s = self._standing_s = self._as_level_1_s = 0.0
         self._link = 0.0
         self._first_bytes = _FIRST_BYTES
@@ -70,12 +74,24 @@ class CompressionChooser:
         self.level = fixed_level if fixed_level is not None else 1 if rtt_s > _LONG_RTT_S else 0
         self.reason = "asked for" if self._fixed else "the link was not measured yet"
 
-    def level_for(self, size_bytes: int) -> int:
-        """The zstd level for so many bytes that are about to be sent; 0 for none."""
-        if not self._fixed and self._first_bytes > 0:
-            self._first_bytes -= size_bytes
+    def among_first(self, size_bytes: int) -> bool:
+        """Whether so many bytes that are about to be sent are among the first."""
+        if self._fixed or self._first_bytes <= 0:
+            return False
+        self._first_bytes -= size_bytes
+        return True
+
+    def level_for(self, filled: float, *, first: bool = False) -> int:
+        """The zstd level for what is about to be compressed; 0 for none.
+
+        Args:
+            filled: share of the backlog that waits for the link.
+            first: it is `among_first`.
+        """
+        if first:
             return max(self.level, _FIRST_LEVEL)
-        return self.level
+        at = -1 if self._fixed else _LEVELS.index(self.level)
+        return _LEVELS[at - 1] if at > 1 and filled < _LOW else self.level
 
     def compressed(
         self, raw_bytes: int, packed_bytes: int, seconds: float, level: int, wall_s: float = 0.0
@@ -89,6 +105,8 @@ class CompressionChooser:
         """
         with self._lock:
             self._tried += raw_bytes
+            if level < self.level:
+                self._eased += raw_bytes
             self._packed += packed_bytes
             self._compressing_s += seconds
             self._standing_s += wall_s
@@ -112,7 +130,7 @@ class CompressionChooser:
             if not self._fixed:
                 self._judge(elapsed, self._sending_s / elapsed / max(1, lanes))
             self._began = now
-            self._sealed = self._tried = self._packed = 0
+            self._sealed = self._tried = self._packed = self._eased = 0
             self._sending_s = self._compressing_s = self._standing_s = self._as_level_1_s = 0.0
 
     def _judge(self, elapsed: float, sending: float) -> None:
@@ -127,23 +145,24 @@ class CompressionChooser:
             self._speed = 0.5 * self._speed + 0.5 * measured
             self._ratio = 0.5 * self._ratio + 0.5 * self._tried / max(1, self._packed)
         at = _LEVELS.index(self.level)
-        full = max(self._compressing_s / self._threads, self._standing_s / self._slots) / elapsed
+        full = max(self._compressing_s / self._able, self._standing_s / self.threads) / elapsed
+        low = at == 1 or self._eased > _MOSTLY * self._tried
         if limited and at + 1 < len(_LEVELS) and self._pays(_LEVELS[at + 1]):
             self._take(_LEVELS[at + 1], "and compressing is faster")
-        elif at and sending < _LINK_IS_IDLE and full > _BUSY and self._hinders(at):
+        elif at and sending < _LINK_IS_IDLE and full > _BUSY and low and self._hinders(at):
             self._take(_LEVELS[at - 1], "and compressing holds it up")
 
     def _pays(self, level: int) -> bool:
         """Whether the processors can compress so well as fast as the link takes it."""
         if self._link > _FAST_LINK:
             return False
-        able = self._threads * self._speed / _COST[level]
+        able = self._able * self._speed / _COST[level]
         # Without compression at present, anything above the link's own rate is a gain.
         return able > self._link * (self._ratio if self.level else 1.2)
 
     def _hinders(self, at: int) -> bool:
         """Whether the next lower level would give more; only the link's rate, where known, speaks for none at all."""
-        return at > 1 or self._link > self._threads * self._speed
+        return at > 1 or self._link > self._able * self._speed
 
     def _take(self, level: int, why: str) -> None:
         self.level = level

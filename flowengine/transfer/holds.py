@@ -14,7 +14,7 @@ from flowengine.chunking.fine import FINE_BYTES, FINE_ID_BYTES, FineCutter, fine
 from flowengine.store.buffers import Buffer
 from flowengine.store.reading import Piece
 from flowengine.store.scan_events import Batch
-from flowengine.transfer.lanes import ChunkGone, Unit
+from flowengine.transfer.unit import ChunkGone, Unit
 from flowengine.wire.messages import WANT_ALL, WANT_NONE
 from flowengine.wire.records import MAX_RUNS, UNIT_BYTES
 

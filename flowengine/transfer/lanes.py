@@ -4,7 +4,7 @@ Goal
     Bytes move at the speed of memory and network; the event loop never sees them.
 Plan
     One thread per stream and end, blocking socket calls on reused buffers. A sending lane takes units from the one
-    shared queue, so any unit may go on any stream: compose, compress, seal, send. A receiving lane: receive, open,
+    shared queue, so any unit may go on any stream: compose, seal, send. A receiving lane: receive, open,
     and hand each whole record to the target, which verifies and writes it before the buffer is used again.
     Why threads and not tasks: docs/design/adr/0003-lanes-are-threads.md.
 Invariants
@@ -19,19 +19,21 @@ import queue
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from time import perf_counter_ns, thread_time_ns
-from typing import Final, Protocol
+from time import perf_counter_ns
+from typing import Final
 
 import zstandard
 
-from flowengine.codec import Compressor, decompress
+from flowengine.codec import decompress
 from flowengine.errors import FlowError, TemporaryError
 from flowengine.store.buffers import fresh_memory
+from flowengine.transfer.compressing import UnitQueue
 from flowengine.transfer.compression import CompressionChooser
 from flowengine.transfer.halting import UnitHold
 from flowengine.transfer.pacing import Pacer
 from flowengine.transfer.streams import SOCKET_TIMEOUT_S
 from flowengine.transfer.timing import StageClock
+from flowengine.transfer.unit import ChunkGone, PackedUnit, Unit, cut_out
 from flowengine.wire.frames import (
     HEADER_BYTES,
     MAX_BODY_BYTES,
@@ -43,13 +45,10 @@ from flowengine.wire.frames import (
 from flowengine.wire.records import STORED, UNIT_BYTES, ZSTD, Run, pack_record_header, parse_record_header
 
 __all__ = [
-    "ChunkGone",
     "Credit",
     "LaneClosed",
     "ReceivingLane",
     "SendingLane",
-    "Unit",
-    "UnitSource",
 ]
 
 _LINGER_S: Final = 0.003
@@ -64,37 +63,6 @@ class LaneClosed(TemporaryError):
     """The session is over and its lanes were told to end."""
 
     reason = "disconnected"
-
-
-class UnitSource(Protocol):
-    """Where a unit's plaintext comes from."""
-
-    def views(self) -> list[memoryview]:
-        """The plaintext as parts, in order; valid until `release`. Raises `ChunkGone` when it is lost."""
-
-    def release(self) -> None:
-        """The parts are no longer needed."""
-
-
-class ChunkGone(Exception):
-    """Chunks that were offered cannot be read any more."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-        self.message = message
-
-
-class Unit:
-    """About `UNIT_BYTES` of plaintext: chunk runs, and for each of them its offer and where its bytes come from."""
-
-    __slots__ = ("holds", "parts", "raw_bytes", "runs")
-
-    def __init__(self) -> None:
-        self.runs: list[Run] = []
-        self.holds: list[UnitHold] = []
-        self.parts: list[list[UnitSource]] = []
-        self.raw_bytes = 0
 
 
 class Credit:
@@ -152,8 +120,7 @@ class SendingLane:
     Args:
         sock: connected, blocking socket; the preamble was sent.
         sealer: of this stream.
-        units: shared queue; None ends the lane after a sealed end of stream. No SimpleQueue: its `get` with a timeout
-            waits for ever where the time is up just when another lane took what woke it (CPython 3.11).
+        units: shared queue; None ends the lane after a sealed end of stream.
         credit: shared window.
         chooser: shared compression choice.
         clock: stage timing.
@@ -169,7 +136,7 @@ class SendingLane:
         self,
         sock: socket.socket,
         sealer: FrameSealer,
-        units: queue.Queue[Unit | None],
+        units: UnitQueue,
         credit: Credit,
         chooser: CompressionChooser,
         clock: StageClock,
@@ -191,18 +158,13 @@ class SendingLane:
         self._chooser = chooser
         self._lanes = lanes
         self._pacer = pacer
-        self._compress, self._seal, self._send, self._pace = (
-            clock.stage(name) for name in ("compress", "seal", "send", "pace")
-        )
-        self._compressor = Compressor()
+        self._seal, self._send, self._pace = (clock.stage(name) for name in ("seal", "send", "pace"))
         self._out = fresh_memory(MAX_FRAME_BYTES)
         self._parts: list[memoryview] = []
-        self._held: list[Unit] = []
+        self._held: list[Unit | PackedUnit] = []
         self._filled = 0
         self._chunks = 0
         self._full_before = False
-        self._skip = 0
-        self._backoff = 1
         self.bytes_sent = 0
         self.stored_bytes = 0
         self.raw_bytes = 0
@@ -216,7 +178,7 @@ class SendingLane:
         try:
             while True:
                 try:
-                    unit = self._units.get(timeout=_LINGER_S if self._filled else _LOOK_S)
+                    unit = self._units.get(_LINGER_S if self._filled else _LOOK_S)
                 except queue.Empty:
                     self._flush()
                     if self._leaving():
@@ -224,7 +186,7 @@ class SendingLane:
                         return
                     continue
                 if unit is not None and self._leaving():
-                    self._units.put(unit)  # any other lane may have it
+                    self._units.put_back(unit)  # any other lane may have it
                     unit = None
                 if unit is None:
                     self._end()
@@ -245,87 +207,67 @@ class SendingLane:
         self._transmit(self._sealer.seal_end(self._out))
         self._sock.shutdown(socket.SHUT_WR)
 
-    def _carry(self, unit: Unit) -> None:
+    def _carry(self, unit: Unit | PackedUnit) -> None:
         """Compose a unit; what fills no frame of it yet is held until it is sealed."""
         self._held.append(unit)
         if not self._compose(unit):
             self._let_go()
 
-    def _compose(self, unit: Unit) -> int:
+    def _compose(self, unit: Unit | PackedUnit) -> int:
         """Put a unit behind what is composed and send what is full; gives the bytes that wait."""
-        runs, views = self._load(unit)
-        raw = sum(map(len, views))
+        runs, views, codec, raw = self._load(unit)
+        stored = sum(map(len, views))
         if not runs:
             return self._filled
-        packed = self._try_compress(views)
-        stored = raw if packed is None else len(packed)
         if not self._credit.try_take(stored):
             self._flush(keep=unit)  # what the peer has not got it cannot acknowledge
             self._credit.take(stored)
         self._chunks += sum([count for _, _, count in runs])
-        self._put(memoryview(pack_record_header(STORED if packed is None else ZSTD, raw, stored, runs)), unit)
-        for view in views if packed is None else [memoryview(packed)]:
+        self._put(memoryview(pack_record_header(codec, raw, stored, runs)), unit)
+        for view in views:
             self._put(view, unit)
         self.raw_bytes += raw
         self.stored_bytes += stored
         return self._filled
 
-    def _let_go(self, keep: Unit | None = None) -> None:
+    def _let_go(self, keep: Unit | PackedUnit | None = None) -> None:
         """Nothing of the units that were held is needed any more, but for `keep`."""
         held, self._held = self._held, [] if keep is None else [keep]
         for unit in held:
-            if unit is not keep:
-                for parts in unit.parts:
-                    for part in parts:
-                        part.release()
+            if isinstance(unit, Unit) and unit is not keep:
+                unit.release()
                 self._carried(unit)
 
-    def _load(self, unit: Unit) -> tuple[list[Run], list[memoryview]]:
-        """Runs and plaintext of a unit, without what can no longer be read."""
+    def _load(self, unit: Unit | PackedUnit) -> tuple[list[Run], list[memoryview], int, int]:
+        """What of a unit may leave: its runs, the bytes to send, how these are coded, and how many they are decoded."""
+        going = [self._going(hold, run) for run, hold in zip(unit.runs, unit.holds, strict=True)]
+        if isinstance(unit, PackedUnit) and all(parts is None for parts in going):
+            return unit.runs, [memoryview(unit.data)], ZSTD, unit.raw_bytes
         runs: list[Run] = []
         views: list[memoryview] = []
-        for run, hold, parts in zip(unit.runs, unit.holds, unit.parts, strict=True):
-            going = self._going(hold, run)
-            if going == []:
+        plaintexts = _unpacked(unit) if isinstance(unit, PackedUnit) else self._plaintexts(unit, going)
+        for run, hold, parts, plain in zip(unit.runs, unit.holds, going, plaintexts, strict=True):
+            if plain is None or parts == []:
                 continue
+            if parts is None:
+                runs.append(run)
+                views += plain
+            else:
+                runs += parts
+                data = plain[0] if len(plain) == 1 else memoryview(b"".join(plain))
+                views += cut_out(data, hold.lengths, run, parts)
+        return runs, views, STORED, sum(map(len, views))
+
+    def _plaintexts(self, unit: Unit, going: list[list[Run] | None]) -> Iterator[list[memoryview] | None]:
+        """The bytes of each run; None where nothing of it goes, or it can no longer be read."""
+        for run, parts, sources in zip(unit.runs, going, unit.parts, strict=True):
             try:
-                loaded = [view for part in parts for view in part.views()]
+                yield None if parts == [] else [view for source in sources for view in source.views()]
             except ChunkGone as gone:
                 self._lost(run, gone)
-                continue
-            if going is None:
-                runs.append(run)
-                views += loaded
-            else:
-                runs += going
-                views += _cut_out(loaded, hold.lengths, run, going)
-        return runs, views
+                yield None
 
-    def _try_compress(self, views: list[memoryview]) -> bytes | None:
-        level = self._chooser.level_for(sum(map(len, views)))
-        if not level:
-            return None
-        if self._skip:
-            self._skip -= 1
-            return None
-        with self._chooser.slots:
-            start, begun = perf_counter_ns(), thread_time_ns()
-            data = views[0] if len(views) == 1 else b"".join(views)
-            packed = self._compressor.compress(data, level)
-            self._compress.since(start)
-            spent = thread_time_ns() - begun
-            stood = perf_counter_ns() - start
-        self._chooser.compressed(
-            len(data), len(packed) if packed is not None else len(data), spent / 1e9, level, stood / 1e9
-        )
-        if packed is None:
-            self._skip = self._backoff
-            self._backoff = min(self._backoff * 2, 32)
-        else:
-            self._backoff = 1
-        return packed
-
-    def _put(self, view: memoryview, unit: Unit) -> None:
+    def _put(self, view: memoryview, unit: Unit | PackedUnit) -> None:
         at = 0
         size = len(view)
         while at < size:
@@ -336,7 +278,7 @@ class SendingLane:
             if self._filled == MAX_PAYLOAD_BYTES:
                 self._flush(keep=unit)
 
-    def _flush(self, keep: Unit | None = None) -> None:
+    def _flush(self, keep: Unit | PackedUnit | None = None) -> None:
         """Send what is composed, and let go of the units that it came from, but for the one that is being composed.
 
         A tail of few chunks may be one alone, whose size is nobody's business: it is padded most.
@@ -376,13 +318,14 @@ class SendingLane:
             at += part
 
 
-def _cut_out(views: list[memoryview], lengths: list[int], run: Run, going: list[Run]) -> Iterator[memoryview]:
-    """The bytes of some parts of a run."""
-    data = views[0] if len(views) == 1 else memoryview(b"".join(views))
-    first = run[1]
-    for _, index, count in going:
-        start = sum(lengths[first:index])
-        yield data[start : start + sum(lengths[index : index + count])]
+def _unpacked(unit: PackedUnit) -> Iterator[list[memoryview]]:
+    """The bytes of each run."""
+    plain = memoryview(decompress(zstandard.ZstdDecompressor(), unit.data, unit.raw_bytes))
+    at = 0
+    for (_, index, count), hold in zip(unit.runs, unit.holds, strict=True):
+        size = sum(hold.lengths[index : index + count])
+        yield [plain[at : at + size]]
+        at += size
 
 
 class ReceivingLane:

@@ -3,23 +3,17 @@
 Goal
     The scan runs ahead of the network by a bounded number of buffers and never waits for a round trip.
 Plan
-    The scan thread walks and posts offers; each offer keeps a *hold* on its bytes. Answers arrive on the control
-    connection in the same order; wanted runs become units on the lanes' queue, holds are let go. The loop's thread
-    does the bookkeeping, the lanes carry bytes.
-Invariants
-    - Offers are numbered and answered in order; at most `MAX_OPEN_OFFERS` are unanswered.
-    - Every hold is released exactly once: when answered, or when the session ends.
-    - `Finish` is posted after the last offer, and only after it may a receipt arrive.
+    The scan thread walks and posts what it finds. What is answered, wanted and sent of it is `offers`' to know; the
+    loop's thread hears the target, the lanes carry bytes.
+Invariant
+    `Finish` is posted after the last offer, and only after it may a receipt arrive.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import queue
-import threading
 import time
-from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,7 +21,6 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from flowengine.chunking.fine import FineCutter, fine_profile
 from flowengine.errors import ProtocolError, TemporaryError
 from flowengine.manifest import Header, ManifestBuilder, Summary
 from flowengine.store.buffers import BufferPool, PoolClosed
@@ -45,35 +38,24 @@ from flowengine.store.scan_events import (
     ScanFailed,
 )
 from flowengine.store.selection import Selection
+from flowengine.transfer.compressing import UnitQueue
 from flowengine.transfer.compression import CompressionChooser
 from flowengine.transfer.control import wait_for_last_word
 from flowengine.transfer.halting import HALTED, Leaving, UnitHold
-from flowengine.transfer.holds import (
-    BatchHold,
-    FineHold,
-    Hold,
-    LargeLeft,
-    PieceHold,
-    UnitPacker,
-    wanted_runs,
-)
-from flowengine.transfer.lanes import ChunkGone, Credit, SendingLane, Unit
+from flowengine.transfer.holds import BatchHold, LargeLeft, PieceHold
+from flowengine.transfer.lanes import Credit, SendingLane
 from flowengine.transfer.link_control import LinkControl
+from flowengine.transfer.offers import Offers
 from flowengine.transfer.recorder import ManifestRecorder
-from flowengine.transfer.session import MAX_OPEN_OFFERS, Counters, Observer, Session
+from flowengine.transfer.session import Counters, Observer, Session
 from flowengine.transfer.streams import MAX_STREAMS
+from flowengine.transfer.unit import ChunkGone
 from flowengine.wire.filters import FilterSet
 from flowengine.wire.messages import (
-    MAX_FINE_CHUNKS,
-    MAX_FINER_BYTES,
-    WANT_ALL,
-    WANT_NONE,
-    WANT_SOME,
     DirectoryBegin,
     DirectoryEnd,
     EncodedOffer,
     Failed,
-    Finer,
     Finish,
     Landed,
     LeaveStreams,
@@ -100,17 +82,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SourceOutcome", "run_source"]
 
-MAX_WANTED_BYTES: Final = 64 * 1024 * 1024
-"""Bytes that may be wanted and not yet sent before the scan waits. A warm scan cache reads nothing, so nothing else
-would hold it back, and both ends remember what is wanted."""
-_LEAST_COST_BYTES: Final = 4096
-"""What a chunk counts for at least: an object costs both ends memory however small it is."""
 POOL_BUFFERS: Final = 10
-_KNOWN_SHARE: Final = 16
-"""Where less than one in so many of the bytes last answered for is wanted, what is read of large objects is not kept
-until the answer: buffers would hold the scan back for a round trip, and to read a little again costs less."""
-_RECENT_BYTES: Final = 64 * 1024 * 1024
-_LEAST_ANSWERED_BYTES: Final = 4 * 1024 * 1024
 _TOTALS_EVERY_S: Final = 0.25
 _MAX_NOTES: Final = 1000
 _PARTS_WAITING: Final = 64
@@ -194,28 +166,18 @@ class _Source:
         self._reader = ObjectReader(
             profile, self._pool, threads, session.reads.spend, lambda: session.reads.limited
         )
-        self._units: queue.Queue[Unit | None] = queue.Queue()  # not SimpleQueue: see SendingLane
         self._credit = Credit(session.window_bytes)
         self._chooser = CompressionChooser(session.rtt_s, session.compression, cores=os.cpu_count() or 1)
         self._link = LinkControl(session, self._credit.resize, self._sending_s)
-        self._holds: deque[Hold] = deque()
-        self._finer: queue.SimpleQueue[tuple[PieceHold | BatchHold, list[int]] | None] = queue.SimpleQueue()
-        self._hold_lock = threading.Lock()
-        self._open_offers = threading.Semaphore(MAX_OPEN_OFFERS)
-        self._sent = threading.Condition()
-        self._wanted_bytes = 0
-        self._answered_bytes = self._answered_wanted = 0
-        self._stopped = False
-        self._offers = 0
+        self._units = UnitQueue(self._chooser, session.clock, lambda unit: self._offers.carried(unit))
+        self._offers = Offers(session, self._units)
         self._in_object = False
         self._in_root = False
         self._path: list[bytes] = []
         self._large_left = LargeLeft()
-        self._large_name = b""
+        self._large_path = self._large_name = b""
         self._refused: set[bytes] = set()
         self._leaving = Leaving(self._left_out)
-        self._packer = UnitPacker()
-        self._finer_bytes = 0
         self._failures: list[tuple[bytes, str, str]] = []
         self._summary: Summary | None = None
         self._receipt: Receipt | None = None
@@ -235,20 +197,25 @@ class _Source:
         session = self._session
         if session.halted:
             self._ask_what_began(session.halted)
-        limiter = trio.CapacityLimiter(MAX_STREAMS + 3)
+        limiter = trio.CapacityLimiter(MAX_STREAMS + 3 + self._units.threads)
         try:
             async with trio.open_nursery() as nursery:
                 try:
                     nursery.start_soon(self._join_lanes, nursery, limiter)
                     nursery.start_soon(partial(trio.to_thread.run_sync, self._scan, limiter=limiter))
-                    nursery.start_soon(partial(trio.to_thread.run_sync, self._cut_finer, limiter=limiter))
+                    nursery.start_soon(
+                        partial(trio.to_thread.run_sync, self._offers.cut_finer, limiter=limiter)
+                    )
+                    for _ in range(self._units.threads):
+                        nursery.start_soon(
+                            partial(trio.to_thread.run_sync, self._units.compress, limiter=limiter)
+                        )
                     nursery.start_soon(self._control.run_writer)
                     nursery.start_soon(self._link.run)
                     nursery.start_soon(session.heartbeat, self._counters, self._observed, self._bottleneck)
                     await self._listen()
                     session.streams.finish()
-                    for _ in session.streams.sockets:
-                        self._units.put(None)
+                    self._units.end_lanes(len(session.streams.sockets))
                     nursery.cancel_scope.cancel()
                 except BaseException:
                     session.streams.shut()
@@ -284,7 +251,7 @@ class _Source:
                 session.pacer_of(session.streams.near(number)),
                 lambda: len(session.streams),
                 self._lost,
-                self._carried,
+                self._offers.carried,
                 partial(session.streams.leaving.__contains__, number),
                 self._going,
             )
@@ -321,24 +288,16 @@ class _Source:
 
     def _stop(self) -> None:
         """Make every thread of this session end."""
-        self._stopped = True
-        with self._sent:
-            self._sent.notify_all()
         self._pool.close()
         self._session.reads.close()
         self._credit.close()
-        self._finer.put(None)
+        self._units.close()
         self._leaving.close()
         if self._receipt is None:
             self._session.pacer.close()
-        for _ in range(MAX_OPEN_OFFERS):
-            self._open_offers.release()
         if self._receipt is None:
-            for _ in range(MAX_STREAMS):
-                self._units.put(None)
-        with self._hold_lock:
-            while self._holds:
-                self._holds.popleft().release()
+            self._units.end_lanes(MAX_STREAMS)
+        self._offers.stop()
 
     # --- scan thread --------------------------------------------------------------------------------------------
 
@@ -464,13 +423,13 @@ class _Source:
             case Batch():
                 recorder.batch(event)
                 offer = Offer(event.entries) if event.block is None else EncodedOffer(event.block.data)
-                self._offer(BatchHold(event, self._session.reads.spend), offer)
+                self._offers.make(BatchHold(event, self._session.reads.spend), offer)
             case LargePiece():
                 recorder.large_chunks(event.piece.packed)
                 hold = PieceHold(event.piece, self._large_path, self._session.reads.spend, self._large_left)
-                if self._seal is None and self._mostly_known():
+                if self._seal is None and self._offers.mostly_known:
                     hold.forget_bytes()
-                self._offer(hold, ObjectRun(event.piece.packed))
+                self._offers.make(hold, ObjectRun(event.piece.packed))
             case LargeBegun(entry, path):
                 self._large_path, self._large_name = path, entry.name
                 self._large_left = LargeLeft()
@@ -500,56 +459,6 @@ class _Source:
                 self._counters.objects_failed += 1
                 post(Failed(path, reason, message))
 
-    _large_path = b""
-
-    def _offer(self, hold: Hold, message: Offer | EncodedOffer | ObjectRun) -> None:
-        self._open_offers.acquire()
-        with self._sent:
-            while self._wanted_bytes > MAX_WANTED_BYTES and not self._stopped:
-                self._sent.wait()
-        if not self._post_offer(hold, message):
-            raise PoolClosed("the session ended")
-
-    def _mostly_known(self) -> bool:
-        """Whether little was wanted of what was answered for last."""
-        answered, wanted = self._answered_bytes, self._answered_wanted
-        return answered >= _LEAST_ANSWERED_BYTES and wanted * _KNOWN_SHARE < answered
-
-    def _count_answer(self, answered: int, wanted: int) -> None:
-        if self._answered_bytes > _RECENT_BYTES:
-            self._answered_bytes //= 2
-            self._answered_wanted //= 2
-        self._answered_bytes += answered
-        self._answered_wanted += wanted
-
-    def _post_offer(self, hold: Hold, message: Offer | EncodedOffer | ObjectRun | Finer) -> bool:
-        """Number an offer and post it; False where the session ended and the hold was let go."""
-        with self._hold_lock:
-            if self._stopped:
-                hold.release()
-                return False
-            hold.number = self._offers
-            self._offers += 1
-            self._holds.append(hold)
-            self._control.post(message)  # inside the lock: they must arrive in the order of their numbers
-            return True
-
-    # --- the finer cut's thread ---------------------------------------------------------------------------------
-
-    def _cut_finer(self) -> None:
-        """Offer again, cut finer, what the target asked for. Each takes the place of the offer it answers."""
-        stage = self._session.clock.stage("finer")
-        cutter = FineCutter(self._session.profile)
-        while (item := self._finer.get()) is not None:
-            begin = time.perf_counter_ns()
-            hold, indexes = item
-            try:
-                fine = FineHold(hold, indexes, cutter)
-            finally:
-                hold.release()
-            self._post_offer(fine, Finer(hold.number, fine.packed))
-            stage.since(begin)
-
     # --- loop thread --------------------------------------------------------------------------------------------
 
     async def _listen(self) -> None:
@@ -559,8 +468,7 @@ class _Source:
                     self._handle(message)
                     if self._receipt is not None:
                         return
-                # Wants come many to a batch; what they leave of a unit does not wait for the next one.
-                self._flush_packer()
+                self._offers.flush()
         raise ProtocolError(
             "the target closed the control connection without a receipt",
             hint="look at the target's own message; the same command continues where it stopped",
@@ -570,7 +478,7 @@ class _Source:
     def _handle(self, message: Message | EncodedOffer) -> None:
         match message:
             case Want(kind, bitmap, finer):
-                self._answer(kind, bitmap, finer)
+                self._offers.answer(kind, bitmap, finer)
             case Received(size_bytes):
                 self._credit.give_back(size_bytes)
             case Rate(bits_per_s):
@@ -607,69 +515,7 @@ class _Source:
             raise ProtocolError(f"the target asked for a rate of {bits_per_s} bit/s")
         self._session.pacer.set_asked_rate(bits_per_s or None)
 
-    def _answer(self, kind: int, bitmap: bytes, finer: bytes) -> None:
-        with self._hold_lock:
-            if not self._holds:
-                raise ProtocolError("the target answered an offer that was not made")
-            hold = self._holds.popleft()
-        indexes = self._to_cut_finer(hold, kind, bitmap, finer) if finer else []
-        if isinstance(hold, FineHold):
-            self._finer_bytes -= sum(hold.lengths)
-        if not indexes:  # what is cut finer keeps the place until that is answered too
-            self._open_offers.release()
-        if isinstance(hold, PieceHold):
-            self._count_answer(sum(hold.lengths), 0)
-        try:
-            for index, count in wanted_runs(kind, bitmap, len(hold.lengths)) if kind != WANT_NONE else ():
-                if self._session.options.dry_run:
-                    raise ProtocolError("the target asked for bytes in a session that only looks")
-                size = sum(hold.lengths[index : index + count])
-                self._count_answer(0, size)
-                with self._sent:
-                    self._wanted_bytes += _cost(size, count)
-                for unit in self._packer.add(hold, index, count):
-                    self._units.put(unit)
-        finally:
-            if indexes:
-                assert not isinstance(hold, FineHold)
-                self._finer.put((hold, indexes))
-            else:
-                hold.release()
-
-    def _to_cut_finer(self, hold: Hold, kind: int, bitmap: bytes, finer: bytes) -> list[int]:
-        """The chunks that the target wants to see cut finer before it decides."""
-        count = len(hold.lengths)
-        bits = int.from_bytes(finer, "little")
-        wanted = (1 << count) - 1 if kind == WANT_ALL else int.from_bytes(bitmap, "little")
-        if isinstance(hold, FineHold) or bits >> count or (kind != WANT_NONE and bits & wanted):
-            raise ProtocolError("the target asked for chunks to be cut finer that it cannot ask for")
-        indexes = [
-            index
-            for first, run in wanted_runs(WANT_SOME, finer, count)
-            for index in range(first, first + run)
-        ]
-        size = sum([hold.lengths[index] for index in indexes])
-        if size > MAX_FINE_CHUNKS * fine_profile(self._session.profile).minimum:
-            raise ProtocolError(f"the target asked for {size} bytes at once to be cut finer")
-        self._finer_bytes += size
-        if self._finer_bytes > MAX_FINER_BYTES:
-            raise ProtocolError(
-                f"the target asked for {self._finer_bytes} bytes to be cut finer and answers none"
-            )
-        return indexes
-
-    def _flush_packer(self) -> None:
-        unit = self._packer.flush()
-        if unit is not None:
-            self._units.put(unit)
-
     # --- lane threads -------------------------------------------------------------------------------------------
-
-    def _carried(self, unit: Unit) -> None:
-        """A unit is on its way, or was given up."""
-        with self._sent:
-            self._wanted_bytes -= _cost(unit.raw_bytes, sum([count for _, _, count in unit.runs]))
-            self._sent.notify_all()
 
     def _going(self, hold: UnitHold, run: Run) -> list[Run] | None:
         return self._leaving.parts(hold, run, halted=bool(self._session.halted))
@@ -682,8 +528,3 @@ class _Source:
     def _lost(self, run: Run, gone: ChunkGone) -> None:
         offer, index, count = run
         self._control.post(Lost(offer, index, count, gone.reason, gone.message))
-
-
-def _cost(size_bytes: int, chunks: int) -> int:
-    """What wanted chunks count for; additive, so that parts of a run cost together what the run does."""
-    return size_bytes + chunks * _LEAST_COST_BYTES

@@ -13,20 +13,21 @@ def windows(
     """Let lanes send over a link of a rate, with data of a ratio, where level 1 compresses `speed` bytes/s a thread."""
     levels = []
     now = begin
-    cost = {0: 0.0, -4: 0.62, -1: 0.77, 1: 1.0, 3: 2.0, 6: 5.0}
+    cost = {0: 0.0, -3: 0.62, 1: 1.0, 3: 2.0, 6: 5.0}
+    full = False
     for _ in range(count):
-        level = chooser.level
+        level = chooser.level_for(0.9 if full else 0.0)
         able = 1e12 if not level else speed / cost[level]
         logical = min(able, link * (ratio if level else 1.0))
         sealed = logical / (ratio if level else 1.0)
         full = sealed > 0.95 * link
         if level:
             chooser.compressed(
-                int(logical * 0.3), int(sealed * 0.3), logical * 0.3 * cost[level] / speed, level
+                int(logical * 0.6), int(sealed * 0.6), logical * 0.6 * cost[level] / speed, level
             )
         chooser.sent(0, 0.0, now, LANES)
-        now += 0.3
-        chooser.sent(int(sealed * 0.3), 0.3 * LANES * (0.8 if full else 0.05), now, LANES)
+        now += 0.6
+        chooser.sent(int(sealed * 0.6), 0.6 * LANES * (0.8 if full else 0.05), now, LANES)
         levels.append(chooser.level)
     return levels
 
@@ -57,19 +58,22 @@ def test_compression_is_given_up_where_the_processors_are_slower_than_the_link()
 def test_a_level_is_left_where_others_have_the_processors_as_well() -> None:
     chooser = CompressionChooser(0.08, cores=2)
     now = 1.0
-    for _ in range(8):  # both slots are taken all the time, for a third of which there is a processor
-        chooser.compressed(20 << 20, 7 << 20, 0.2, chooser.level, wall_s=0.55)
+    for _ in range(8):  # both threads are busy all the time, for a third of which there is a processor
+        chooser.compressed(40 << 20, 14 << 20, 0.4, chooser.level_for(0.0), wall_s=1.1)
         chooser.sent(0, 0.0, now, LANES)
-        now += 0.3
+        now += 0.6
         chooser.sent(15 << 20, 0.02, now, LANES)
-    assert chooser.level == -4
+    assert chooser.level == -3
     assert "holds it up" in chooser.reason
 
 
 def test_the_first_bytes_are_compressed_whatever_the_link() -> None:
     chooser = CompressionChooser(0.0001, cores=2)
-    assert [chooser.level_for(1 << 20) for _ in range(9)] == [3] * 8 + [0]
-    assert CompressionChooser(0.0001, 0).level_for(1) == 0
+    assert [chooser.among_first(1 << 20) for _ in range(9)] == [True] * 8 + [False]
+    assert chooser.level_for(0.0, first=True) == 3
+    assert chooser.level_for(0.0) == 0
+    assert not CompressionChooser(0.0001, 0).among_first(1)
+    assert CompressionChooser(0.0001, 0).level_for(0.0) == 0
 
 
 def test_what_was_asked_for_stays() -> None:

@@ -12,8 +12,8 @@ from flowengine.chunking import DEFAULT_PROFILE, PROFILES, Cutter, chunk_id, pac
 from flowengine.chunking.fine import FINE_BYTES, FineCutter, fine_id, fine_lengths, fine_profile
 from flowengine.store.reading import Piece
 from flowengine.transfer.holds import FineHold, PieceHold
-from flowengine.transfer.lanes import ChunkGone
 from flowengine.transfer.refining import regions_beside
+from flowengine.transfer.unit import ChunkGone
 
 DATA = random.Random(1).randbytes(300_000)
 

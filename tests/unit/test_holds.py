@@ -10,7 +10,7 @@ import pytest
 from flowengine.chunking import chunk_id, pack_chunks
 from flowengine.store.reading import Piece
 from flowengine.transfer.holds import PieceHold
-from flowengine.transfer.lanes import ChunkGone
+from flowengine.transfer.unit import ChunkGone
 
 PARTS = [bytes([number]) * 5000 for number in range(4)]
 

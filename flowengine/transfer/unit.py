@@ -1,0 +1,80 @@
+"""A unit: about 1 MiB of wanted chunks, on its way from the offers that they are of to a lane."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Protocol
+
+from flowengine.wire.records import Run
+
+if TYPE_CHECKING:
+    from flowengine.transfer.halting import UnitHold
+
+__all__ = ["ChunkGone", "PackedUnit", "Unit", "UnitSource", "cut_out"]
+
+
+class UnitSource(Protocol):
+    """Where a unit's plaintext comes from."""
+
+    def views(self) -> list[memoryview]:
+        """The plaintext as parts, in order; valid until `release`. Raises `ChunkGone` when it is lost."""
+
+    def release(self) -> None:
+        """The parts are no longer needed."""
+
+
+class ChunkGone(Exception):
+    """Chunks that were offered cannot be read any more."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+
+
+class Unit:
+    """About `UNIT_BYTES` of plaintext: chunk runs, and for each of them its offer and where its bytes come from."""
+
+    __slots__ = ("holds", "parts", "raw_bytes", "runs")
+
+    def __init__(self) -> None:
+        self.runs: list[Run] = []
+        self.holds: list[UnitHold] = []
+        self.parts: list[list[UnitSource]] = []
+        self.raw_bytes = 0
+
+    def release(self) -> None:
+        """Its plaintext is no longer needed."""
+        for parts in self.parts:
+            for part in parts:
+                part.release()
+
+
+class PackedUnit:
+    """A unit that was compressed and needs its plaintext no more.
+
+    Attributes:
+        data: the compressed bytes; smaller than `raw_bytes`.
+    """
+
+    __slots__ = ("data", "holds", "raw_bytes", "runs")
+
+    def __init__(self, runs: list[Run], holds: list[UnitHold], raw_bytes: int, data: bytes) -> None:
+        self.runs = runs
+        self.holds = holds
+        self.raw_bytes = raw_bytes
+        self.data = data
+
+
+def cut_out(plain: memoryview, lengths: list[int], run: Run, going: list[Run]) -> Iterator[memoryview]:
+    """The bytes of some parts of a run.
+
+    Args:
+        plain: the bytes of all of it.
+        lengths: of all chunks of its offer.
+        going: parts of the run, in order.
+    """
+    first = run[1]
+    for _, index, count in going:
+        start = sum(lengths[first:index])
+        yield plain[start : start + sum(lengths[index : index + count])]

@@ -1,0 +1,262 @@
+"""Units on their way to the lanes: compressed ahead of them, as many as fit, and what a lane makes of them."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import random
+import socket
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pytest
+from test_frames import stream_keys
+
+from flowengine.transfer.compressing import BACKLOG_BYTES, BACKLOG_RAW_BYTES, UnitQueue
+from flowengine.transfer.compression import CompressionChooser
+from flowengine.transfer.lanes import Credit, ReceivingLane, SendingLane
+from flowengine.transfer.pacing import Limits
+from flowengine.transfer.timing import StageClock
+from flowengine.transfer.unit import ChunkGone, PackedUnit, Unit
+from flowengine.units import MIB
+from flowengine.wire.frames import FrameOpener, FrameSealer
+from flowengine.wire.records import Run
+
+LONG_RTT_S = 0.08
+CHUNKS = 16
+CHUNK = MIB // CHUNKS
+
+
+@dataclass
+class Part:
+    """Bytes of a run, as a hold gives them."""
+
+    data: bytes
+    gone: bool = False
+    released: int = 0
+
+    def views(self) -> list[memoryview]:
+        if self.gone:
+            raise ChunkGone("vanished", "it is gone")
+        half = len(self.data) // 2
+        return [memoryview(self.data)[:half], memoryview(self.data)[half:]]
+
+    def release(self) -> None:
+        self.released += 1
+
+
+@dataclass
+class Offer:
+    """An offer of `CHUNKS` chunks."""
+
+    lengths: list[int] = field(default_factory=lambda: [CHUNK] * CHUNKS)
+
+    def begin(self, index: int, count: int) -> None:
+        """Nothing to do."""
+
+    def has_begun(self, index: int) -> bool:
+        return False
+
+
+def made(number: int, *datas: bytes, gone: int = -1) -> Unit:
+    """A unit of one run per data, of offers from `number` on."""
+    unit = Unit()
+    for index, data in enumerate(datas):
+        unit.runs.append((number + index, 0, CHUNKS))
+        unit.holds.append(Offer())
+        unit.parts.append([Part(data, gone=index == gone)])
+        unit.raw_bytes += len(data)
+    return unit
+
+
+def text(number: int) -> bytes:
+    return (b"%08d, " % number) * (MIB // 10) + b"#" * (MIB % 10)
+
+
+def noise(number: int) -> bytes:
+    return random.Random(number).randbytes(MIB)
+
+
+class Bench:
+    """A queue with one thread that compresses."""
+
+    def __init__(self, chooser: CompressionChooser) -> None:
+        self.carried: queue.SimpleQueue[Unit] = queue.SimpleQueue()
+        self.units = UnitQueue(chooser, StageClock(), self.carried.put)
+        self.thread = threading.Thread(target=self.units.compress)
+        self.thread.start()
+
+    def next(self) -> Unit | PackedUnit:
+        unit = self.units.get(30)
+        assert unit is not None
+        return unit
+
+
+@contextlib.contextmanager
+def bench(chooser: CompressionChooser) -> Iterator[Bench]:
+    one = Bench(chooser)
+    try:
+        yield one
+    finally:
+        one.units.close()
+        one.thread.join(30)
+        assert not one.thread.is_alive()
+
+
+def test_what_was_compressed_needs_its_plaintext_no_more() -> None:
+    with bench(CompressionChooser(LONG_RTT_S)) as one:
+        unit = made(4, text(1))
+        one.units.put(unit)
+        packed = one.next()
+        assert isinstance(packed, PackedUnit)
+        assert len(packed.data) < packed.raw_bytes == MIB
+        assert packed.runs == [(4, 0, CHUNKS)]
+        assert packed.holds == unit.holds
+        assert one.carried.get(timeout=30) is unit
+        assert [part.released for (part,) in unit.parts] == [1]  # type: ignore[attr-defined]
+
+
+def test_what_gets_no_smaller_goes_as_it_is_and_is_tried_less_and_less() -> None:
+    with bench(CompressionChooser(LONG_RTT_S, 1)) as one:
+        units = [made(number, noise(number)) for number in range(8)]
+        for unit in units:
+            one.units.put(unit)
+        assert [one.next() for _ in units] == units
+        kinds = []
+        for number in range(8, 12):  # one was skipped, then two; of four two are left
+            one.units.put(made(number, text(number)))
+            kinds.append(type(one.next()))
+        assert kinds == [Unit, Unit, PackedUnit, PackedUnit]
+
+
+def test_what_is_not_to_be_compressed_waits_for_no_thread() -> None:
+    chooser = CompressionChooser(LONG_RTT_S, 0)
+    units = UnitQueue(chooser, StageClock(), lambda unit: None)  # nobody compresses
+    unit = made(1, text(1))
+    units.put(unit)
+    assert units.get(0) is unit
+    with pytest.raises(queue.Empty):
+        units.get(0)
+
+
+def test_no_more_is_compressed_than_fits_the_backlog() -> None:
+    with bench(CompressionChooser(LONG_RTT_S, 1)) as one:
+        for number in range(400):
+            one.units.put(made(number, text(number)))
+        assert len(text(0)) == MIB
+        # What takes little room is bounded by what it is taken apart.
+        bound = BACKLOG_RAW_BYTES // MIB
+        for _ in range(bound):
+            one.carried.get(timeout=30)
+        assert one.units.waits
+        assert one.carried.empty()
+        one.next()
+        one.carried.get(timeout=30)
+        assert one.units.waits
+
+
+def test_a_unit_that_is_lost_in_part_is_left_to_the_lane() -> None:
+    with bench(CompressionChooser(LONG_RTT_S)) as one:
+        unit = made(1, text(1), text(2), gone=1)
+        one.units.put(unit)
+        assert one.next() is unit
+
+
+def test_while_the_link_is_about_to_be_idle_a_quicker_level_is_taken() -> None:
+    chooser = CompressionChooser(LONG_RTT_S)
+    assert chooser.level == 1
+    assert chooser.level_for(0.1) == -3
+    assert chooser.level_for(0.5) == 1
+    assert CompressionChooser(LONG_RTT_S, 5).level_for(0.0) == 5
+    assert BACKLOG_BYTES < BACKLOG_RAW_BYTES
+
+
+@dataclass
+class Line:
+    """One stream from a sending to a receiving lane."""
+
+    units: UnitQueue
+    got: dict[Run, bytes] = field(default_factory=dict)
+    lost: list[Run] = field(default_factory=list)
+    going: dict[int, list[Run]] = field(default_factory=dict)
+    """By offer, what of it may leave; all of it where nothing is said."""
+
+    def run(self) -> None:
+        ours, theirs = socket.socketpair()
+        clock = StageClock()
+        chooser = CompressionChooser(LONG_RTT_S)
+
+        def deliver(runs: list[Run], plain: memoryview, stored_bytes: int) -> None:
+            at = 0
+            for run in runs:
+                size = run[2] * CHUNK
+                self.got[run] = bytes(plain[at : at + size])
+                at += size
+            assert at == len(plain)
+
+        sending = SendingLane(
+            ours,
+            FrameSealer(stream_keys()),
+            self.units,
+            Credit(64 * MIB),
+            chooser,
+            clock,
+            Limits().pacer(),
+            lambda: 1,
+            lambda run, gone: self.lost.append(run),
+            lambda unit: None,
+            going=lambda hold, run: self.going.get(run[0]),
+        )
+        receiving = ReceivingLane(theirs, FrameOpener(stream_keys()), 2 * MIB, deliver, clock)
+        thread = threading.Thread(target=sending.run)
+        with ours, theirs:
+            thread.start()
+            receiving.run()
+            thread.join(30)
+
+
+def test_of_a_compressed_unit_only_what_may_leave_is_sent() -> None:
+    chooser = CompressionChooser(LONG_RTT_S, 1)
+    with bench(chooser) as one:
+        line = Line(one.units, going={2: [(2, 3, 2), (2, 9, 1)], 3: []})
+        half = CHUNKS // 2
+        unit = made(1, *(text(number) for number in (1, 2, 3, 4)))
+        unit.runs[3] = (4, half, half)
+        unit.parts[3] = [Part(text(4)[half * CHUNK :])]
+        unit.raw_bytes -= half * CHUNK
+        whole = made(7, text(7))
+        one.units.put(unit)
+        one.units.put(whole)
+        for _ in range(2):
+            one.carried.get(timeout=30)
+        one.units.end_lanes(1)
+        line.run()
+    assert line.got == {
+        (1, 0, CHUNKS): text(1),
+        (2, 3, 2): text(2)[3 * CHUNK : 5 * CHUNK],
+        (2, 9, 1): text(2)[9 * CHUNK : 10 * CHUNK],
+        (4, half, half): text(4)[half * CHUNK :],
+        (7, 0, CHUNKS): text(7),
+    }
+    assert line.lost == []
+
+
+def test_of_a_plain_unit_only_what_may_leave_and_is_there_is_sent() -> None:
+    units = UnitQueue(CompressionChooser(LONG_RTT_S, 0), StageClock(), lambda unit: None)
+    line = Line(units, going={2: [(2, 15, 1)], 4: []})
+    units.put(made(1, noise(1), noise(2), noise(3), noise(4), gone=2))
+    units.end_lanes(1)
+    line.run()
+    assert line.got == {(1, 0, CHUNKS): noise(1), (2, 15, 1): noise(2)[15 * CHUNK :]}
+    assert line.lost == [(3, 0, CHUNKS)]
+
+
+def test_a_lane_that_leaves_puts_back_what_it_took() -> None:
+    chooser = CompressionChooser(LONG_RTT_S, 1)
+    with bench(chooser) as one:
+        one.units.put(made(1, text(1)))
+        packed = one.next()
+        assert isinstance(packed, PackedUnit)
+        one.units.put_back(packed)
+        assert one.next() is packed
