@@ -17,6 +17,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable
+from itertools import count
 from time import perf_counter_ns, thread_time_ns
 from typing import Final
 
@@ -32,6 +33,8 @@ BACKLOG_BYTES: Final = 32 * MIB
 BACKLOG_RAW_BYTES: Final = 8 * BACKLOG_BYTES
 """Both ends remember each chunk that is wanted and not here."""
 _MOST_SKIPPED: Final = 32
+_LAST: Final = 1 << 62
+"""Numbers from here on are behind those of all units."""
 
 
 class UnitQueue:
@@ -53,9 +56,9 @@ class UnitQueue:
         self._clock = clock
         self._carried = carried
         self._plain: queue.SimpleQueue[tuple[Unit, bool] | None] = queue.SimpleQueue()
-        # No SimpleQueue: its `get` with a timeout waits for ever where the time is up just when another lane took what
-        # woke it (CPython 3.11).
-        self._ready: queue.Queue[Unit | PackedUnit | None] = queue.Queue()
+        # The oldest first: what took time to compress must not wait behind all that was passed on meanwhile.
+        self._ready: queue.PriorityQueue[tuple[int, Unit | PackedUnit | None]] = queue.PriorityQueue()
+        self._numbers = count()
         self._room = threading.Condition()
         self._packed_bytes = self._raw_bytes = 0
         self._closed = False
@@ -63,11 +66,12 @@ class UnitQueue:
 
     def put(self, unit: Unit) -> None:
         """A unit is wanted. For one thread."""
+        unit.number = next(self._numbers)
         first = self._chooser.among_first(unit.raw_bytes)
         if first or self._chooser.level:
             self._plain.put((unit, first))
         else:
-            self._ready.put(unit)
+            self._ready.put((unit.number, unit))
 
     def get(self, timeout_s: float) -> Unit | PackedUnit | None:
         """The next unit; None ends the lane that takes it.
@@ -75,7 +79,7 @@ class UnitQueue:
         Raises:
             queue.Empty: there was none for so long.
         """
-        unit = self._ready.get(timeout=timeout_s)
+        _, unit = self._ready.get(timeout=timeout_s)
         if isinstance(unit, PackedUnit):
             self._count(-len(unit.data), -unit.raw_bytes)
         return unit
@@ -84,12 +88,12 @@ class UnitQueue:
         """A lane took it that is to end; any other may have it."""
         if isinstance(unit, PackedUnit):
             self._count(len(unit.data), unit.raw_bytes)
-        self._ready.put(unit)
+        self._ready.put((unit.number, unit))
 
-    def end_lanes(self, count: int) -> None:
+    def end_lanes(self, lanes: int) -> None:
         """Let so many lanes end, behind what is ready."""
-        for _ in range(count):
-            self._ready.put(None)
+        for _ in range(lanes):
+            self._ready.put((_LAST + next(self._numbers), None))
 
     @property
     def waits(self) -> bool:
@@ -115,12 +119,12 @@ class UnitQueue:
             level = self._chooser.level_for(self._packed_bytes / BACKLOG_BYTES, first=first)
             if not level or skip:
                 skip = max(0, skip - 1)
-                self._ready.put(unit)
+                self._ready.put((unit.number, unit))
                 continue
             try:
                 views = [view for parts in unit.parts for part in parts for view in part.views()]
             except ChunkGone:
-                self._ready.put(unit)  # the lane finds which, and says so
+                self._ready.put((unit.number, unit))  # the lane finds which, and says so
                 continue
             start, begun = perf_counter_ns(), thread_time_ns()
             packed = compressor.compress(views[0] if len(views) == 1 else b"".join(views), level)
@@ -132,11 +136,11 @@ class UnitQueue:
             if packed is None:
                 skip = backoff
                 backoff = min(backoff * 2, _MOST_SKIPPED)
-                self._ready.put(unit)
+                self._ready.put((unit.number, unit))
                 continue
             backoff = 1
             self._count(len(packed), size)
-            self._ready.put(PackedUnit(unit.runs, unit.holds, size, packed))
+            self._ready.put((unit.number, PackedUnit(unit, packed)))
             unit.release()
             self._carried(unit)
 

@@ -33,15 +33,20 @@ class ChunkGone(Exception):
 
 
 class Unit:
-    """About `UNIT_BYTES` of plaintext: chunk runs, and for each of them its offer and where its bytes come from."""
+    """About `UNIT_BYTES` of plaintext: chunk runs, and for each of them its offer and where its bytes come from.
 
-    __slots__ = ("holds", "parts", "raw_bytes", "runs")
+    Attributes:
+        number: how many were wanted before it.
+    """
+
+    __slots__ = ("holds", "number", "parts", "raw_bytes", "runs")
 
     def __init__(self) -> None:
         self.runs: list[Run] = []
         self.holds: list[UnitHold] = []
         self.parts: list[list[UnitSource]] = []
         self.raw_bytes = 0
+        self.number = -1
 
     def release(self) -> None:
         """Its plaintext is no longer needed."""
@@ -57,12 +62,13 @@ class PackedUnit:
         data: the compressed bytes; smaller than `raw_bytes`.
     """
 
-    __slots__ = ("data", "holds", "raw_bytes", "runs")
+    __slots__ = ("data", "holds", "number", "raw_bytes", "runs")
 
-    def __init__(self, runs: list[Run], holds: list[UnitHold], raw_bytes: int, data: bytes) -> None:
-        self.runs = runs
-        self.holds = holds
-        self.raw_bytes = raw_bytes
+    def __init__(self, unit: Unit, data: bytes) -> None:
+        self.runs = unit.runs
+        self.holds = unit.holds
+        self.raw_bytes = unit.raw_bytes
+        self.number = unit.number
         self.data = data
 
 

@@ -140,6 +140,26 @@ def test_what_is_not_to_be_compressed_waits_for_no_thread() -> None:
         units.get(0)
 
 
+def test_what_was_wanted_first_leaves_first_though_it_took_time_to_compress() -> None:
+    carried: queue.SimpleQueue[Unit] = queue.SimpleQueue()
+    units = UnitQueue(CompressionChooser(0.0001), StageClock(), carried.put)
+    wanted = [made(number, text(number)) for number in range(12)]
+    for unit in wanted:
+        units.put(unit)
+    units.end_lanes(1)
+    later = units.get(0)
+    assert later is wanted[8]  # only the first bytes are compressed on a link like this
+    units.put_back(later)
+    thread = threading.Thread(target=units.compress)
+    thread.start()
+    for _ in range(8):
+        carried.get(timeout=30)
+    units.close()
+    thread.join(30)
+    taken = [units.get(0) for _ in range(13)]
+    assert [unit.number if unit is not None else None for unit in taken] == [*range(12), None]
+
+
 def test_no_more_is_compressed_than_fits_the_backlog() -> None:
     with bench(CompressionChooser(LONG_RTT_S, 1)) as one:
         for number in range(400):
