@@ -38,6 +38,8 @@ _LEAST_BYTES: Final = 2 << 20
 _LINK_IS_LIMIT: Final = 0.4
 _LINK_IS_IDLE: Final = 0.15
 _BUSY: Final = 0.7
+_STEADY: Final = 1.25
+"""A rate that grew more since the last judgement is that of TCP finding its own: the link may carry much more."""
 _LOW: Final = 0.25
 """Share of the backlog below which the link is about to be idle."""
 _MOSTLY: Final = 0.8
@@ -67,7 +69,7 @@ class CompressionChooser:
         self._began = 0.0
         self._sealed = self._tried = self._packed = self._eased = 0
         self._sending_s = self._compressing_s = self._standing_s = self._as_level_1_s = 0.0
-        self._link = 0.0
+        self._link = self._rate = 0.0
         self._first_bytes = _FIRST_BYTES
         self._speed = _FIRST_SPEED
         self._ratio = _FIRST_RATIO
@@ -134,8 +136,10 @@ class CompressionChooser:
             self._sending_s = self._compressing_s = self._standing_s = self._as_level_1_s = 0.0
 
     def _judge(self, elapsed: float, sending: float) -> None:
-        rate = self._sealed / elapsed
+        before, self._rate = self._rate, self._sealed / elapsed
+        rate = self._rate
         limited = sending >= _LINK_IS_LIMIT
+        steady = 0 < rate < _STEADY * before
         if limited:
             self._link = 0.5 * (self._link or rate) + 0.5 * rate
         else:
@@ -147,7 +151,7 @@ class CompressionChooser:
         at = _LEVELS.index(self.level)
         full = max(self._compressing_s / self._able, self._standing_s / self.threads) / elapsed
         low = at == 1 or self._eased > _MOSTLY * self._tried
-        if limited and at + 1 < len(_LEVELS) and self._pays(_LEVELS[at + 1]):
+        if limited and steady and at + 1 < len(_LEVELS) and self._pays(_LEVELS[at + 1]):
             self._take(_LEVELS[at + 1], "and compressing is faster")
         elif at and sending < _LINK_IS_IDLE and full > _BUSY and low and self._hinders(at):
             self._take(_LEVELS[at - 1], "and compressing holds it up")
