@@ -5,8 +5,9 @@ Goal
     leaves the processors idle; a backlog of compressed bytes between the two evens that out.
 Plan
     Threads of their own take units, compress them, and let go of the plaintext, so that the scan can go on reading.
-    How full the backlog is tells the chooser which of the two is the bottleneck now. What is not compressed goes to the
-    lanes as it is, without a copy.
+    They hand on as much at once as fills a frame, or a lane that waits for more would pad what it has. How full the
+    backlog is tells the chooser which of the two is the bottleneck now. What is not compressed goes to the lanes as it
+    is, without a copy.
 Invariants
     - The backlog is bounded in compressed bytes and in what they are taken apart.
     - What a halt forbids is asked of each run by the lane, when it is about to leave: not here.
@@ -23,16 +24,21 @@ from typing import Final
 
 from flowengine.codec import Compressor
 from flowengine.transfer.compression import CompressionChooser
-from flowengine.transfer.timing import StageClock
+from flowengine.transfer.timing import Stage, StageClock
 from flowengine.transfer.unit import ChunkGone, PackedUnit, Unit
 from flowengine.units import MIB
+from flowengine.wire.frames import MAX_PAYLOAD_BYTES
 
-__all__ = ["UnitQueue"]
+__all__ = ["Cargo", "UnitQueue"]
+
+Cargo = list[Unit] | list[PackedUnit]
+"""What a lane takes at once."""
 
 BACKLOG_BYTES: Final = 32 * MIB
 BACKLOG_RAW_BYTES: Final = 8 * BACKLOG_BYTES
 """Both ends remember each chunk that is wanted and not here."""
 _MOST_SKIPPED: Final = 32
+_AT_ONCE_RAW_BYTES: Final = 8 * MIB
 _LAST: Final = 1 << 62
 """Numbers from here on are behind those of all units."""
 
@@ -57,7 +63,7 @@ class UnitQueue:
         self._carried = carried
         self._plain: queue.SimpleQueue[tuple[Unit, bool] | None] = queue.SimpleQueue()
         # The oldest first: what took time to compress must not wait behind all that was passed on meanwhile.
-        self._ready: queue.PriorityQueue[tuple[int, Unit | PackedUnit | None]] = queue.PriorityQueue()
+        self._ready: queue.PriorityQueue[tuple[int, Cargo | None]] = queue.PriorityQueue()
         self._numbers = count()
         self._room = threading.Condition()
         self._packed_bytes = self._raw_bytes = 0
@@ -71,34 +77,27 @@ class UnitQueue:
         if first or self._chooser.level:
             self._plain.put((unit, first))
         else:
-            self._ready.put((unit.number, unit))
+            self._ready.put((unit.number, [unit]))
 
-    def get(self, timeout_s: float) -> Unit | PackedUnit | None:
-        """The next unit; None ends the lane that takes it.
+    def get(self, timeout_s: float) -> Cargo | None:
+        """The next units; None ends the lane that takes it.
 
         Raises:
-            queue.Empty: there was none for so long.
+            queue.Empty: there were none for so long.
         """
-        _, unit = self._ready.get(timeout=timeout_s)
-        if isinstance(unit, PackedUnit):
-            self._count(-len(unit.data), -unit.raw_bytes)
-        return unit
+        _, cargo = self._ready.get(timeout=timeout_s)
+        self._count(cargo, -1)
+        return cargo
 
-    def put_back(self, unit: Unit | PackedUnit) -> None:
+    def put_back(self, cargo: Cargo) -> None:
         """A lane took it that is to end; any other may have it."""
-        if isinstance(unit, PackedUnit):
-            self._count(len(unit.data), unit.raw_bytes)
-        self._ready.put((unit.number, unit))
+        self._count(cargo, 1)
+        self._ready.put((cargo[0].number, cargo))
 
     def end_lanes(self, lanes: int) -> None:
         """Let so many lanes end, behind what is ready."""
         for _ in range(lanes):
             self._ready.put((_LAST + next(self._numbers), None))
-
-    @property
-    def waits(self) -> bool:
-        """Whether the backlog is full: what compresses waits for the lanes."""
-        return self._packed_bytes >= BACKLOG_BYTES or self._raw_bytes >= BACKLOG_RAW_BYTES
 
     def close(self) -> None:
         """Let the threads that compress end."""
@@ -113,46 +112,71 @@ class UnitQueue:
         compressor = Compressor()
         stage = self._clock.stage("compress")
         skip, backoff = 0, 1
-        while (item := self._plain.get()) is not None and self._wait_for_room():
+        made: list[PackedUnit] = []
+        while (item := self._next(made)) is not None:
             unit, first = item
-            size = unit.raw_bytes
             level = self._chooser.level_for(self._packed_bytes / BACKLOG_BYTES, first=first)
             if not level or skip:
                 skip = max(0, skip - 1)
-                self._ready.put((unit.number, unit))
+                self._ready.put((unit.number, [unit]))
                 continue
-            try:
-                views = [view for parts in unit.parts for part in parts for view in part.views()]
-            except ChunkGone:
-                self._ready.put((unit.number, unit))  # the lane finds which, and says so
-                continue
-            start, begun = perf_counter_ns(), thread_time_ns()
-            packed = compressor.compress(views[0] if len(views) == 1 else b"".join(views), level)
-            spent = thread_time_ns() - begun
-            stood = stage.since(start) - start
-            self._chooser.compressed(
-                size, len(packed) if packed is not None else size, spent / 1e9, level, stood / 1e9
-            )
+            packed = self._compress(unit, level, compressor, stage)
             if packed is None:
                 skip = backoff
                 backoff = min(backoff * 2, _MOST_SKIPPED)
-                self._ready.put((unit.number, unit))
+                self._ready.put((unit.number, [unit]))
                 continue
             backoff = 1
-            self._count(len(packed), size)
-            self._ready.put((unit.number, PackedUnit(unit, packed)))
+            made.append(PackedUnit(unit, packed))
             unit.release()
             self._carried(unit)
 
-    def _count(self, packed_bytes: int, raw_bytes: int) -> None:
+    def _next(self, made: list[PackedUnit]) -> tuple[Unit, bool] | None:
+        """What to compress next; None for nothing more. Before it may wait, it hands on what was made."""
+        if sum(len(unit.data) for unit in made) >= MAX_PAYLOAD_BYTES or (
+            sum(unit.raw_bytes for unit in made) >= _AT_ONCE_RAW_BYTES
+        ):
+            self._hand_on(made)
+        try:
+            item = self._plain.get_nowait()
+        except queue.Empty:
+            self._hand_on(made)
+            item = self._plain.get()
         with self._room:
-            self._packed_bytes += packed_bytes
-            self._raw_bytes += raw_bytes
-            self._room.notify_all()
-
-    def _wait_for_room(self) -> bool:
-        """Wait until the backlog is not full; whether there is more to do."""
-        with self._room:
-            while not self._closed and self.waits:
+            while not self._closed and (
+                self._packed_bytes >= BACKLOG_BYTES or self._raw_bytes >= BACKLOG_RAW_BYTES
+            ):
                 self._room.wait()
-            return not self._closed
+            return None if self._closed else item
+
+    def _hand_on(self, made: list[PackedUnit]) -> None:
+        if made:
+            cargo = made.copy()
+            made.clear()
+            self._count(cargo, 1)
+            self._ready.put((cargo[0].number, cargo))
+
+    def _compress(self, unit: Unit, level: int, compressor: Compressor, stage: Stage) -> bytes | None:
+        """The compressed bytes; None where they would be no fewer, or some cannot be read: the lane says which."""
+        try:
+            views = [view for parts in unit.parts for part in parts for view in part.views()]
+        except ChunkGone:
+            return None
+        start, begun = perf_counter_ns(), thread_time_ns()
+        packed = compressor.compress(views[0] if len(views) == 1 else b"".join(views), level)
+        spent = thread_time_ns() - begun
+        stood = stage.since(start) - start
+        size = unit.raw_bytes
+        self._chooser.compressed(
+            size, len(packed) if packed is not None else size, spent / 1e9, level, stood / 1e9
+        )
+        return packed
+
+    def _count(self, cargo: Cargo | None, sign: int) -> None:
+        """Of compressed units, how many bytes wait."""
+        packed = [unit for unit in cargo or () if isinstance(unit, PackedUnit)]
+        if packed:
+            with self._room:
+                self._packed_bytes += sign * sum(len(unit.data) for unit in packed)
+                self._raw_bytes += sign * sum(unit.raw_bytes for unit in packed)
+                self._room.notify_all()

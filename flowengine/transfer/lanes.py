@@ -178,20 +178,21 @@ class SendingLane:
         try:
             while True:
                 try:
-                    unit = self._units.get(_LINGER_S if self._filled else _LOOK_S)
+                    cargo = self._units.get(_LINGER_S if self._filled else _LOOK_S)
                 except queue.Empty:
                     self._flush()
                     if self._leaving():
                         self._end()
                         return
                     continue
-                if unit is not None and self._leaving():
-                    self._units.put_back(unit)  # any other lane may have it
-                    unit = None
-                if unit is None:
+                if cargo is not None and self._leaving():
+                    self._units.put_back(cargo)  # any other lane may have it
+                    cargo = None
+                if cargo is None:
                     self._end()
                     return
-                self._carry(unit)
+                for unit in cargo:
+                    self._carry(unit)
         except OSError as error:
             raise _broken(error) from error
         finally:
@@ -372,8 +373,7 @@ class ReceivingLane:
                 self._opener.finish()
             length = self._opener.parse_header(self._header)
             if end + length > len(self._plain):
-                # Overlap-safe: slices of one memoryview are moved, not copied forward.
-                self._plain[: end - start] = bytes(self._plain[start:end])
+                self._plain[: end - start] = self._plain[start:end]  # moved, also where the two overlap
                 start, end = 0, end - start
             body = self._plain[end : end + length]
             self._fill(body, at_frame=False)

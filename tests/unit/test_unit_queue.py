@@ -86,11 +86,12 @@ class Bench:
         self.units = UnitQueue(chooser, StageClock(), self.carried.put)
         self.thread = threading.Thread(target=self.units.compress)
         self.thread.start()
+        self._taken: list[Unit | PackedUnit] = []
 
     def next(self) -> Unit | PackedUnit:
-        unit = self.units.get(30)
-        assert unit is not None
-        return unit
+        if not self._taken:
+            self._taken += self.units.get(30) or []
+        return self._taken.pop(0)
 
 
 @contextlib.contextmanager
@@ -135,7 +136,7 @@ def test_what_is_not_to_be_compressed_waits_for_no_thread() -> None:
     units = UnitQueue(chooser, StageClock(), lambda unit: None)  # nobody compresses
     unit = made(1, text(1))
     units.put(unit)
-    assert units.get(0) is unit
+    assert units.get(0) == [unit]
     with pytest.raises(queue.Empty):
         units.get(0)
 
@@ -148,7 +149,7 @@ def test_what_was_wanted_first_leaves_first_though_it_took_time_to_compress() ->
         units.put(unit)
     units.end_lanes(1)
     later = units.get(0)
-    assert later is wanted[8]  # only the first bytes are compressed on a link like this
+    assert later == [wanted[8]]  # only the first bytes are compressed on a link like this
     units.put_back(later)
     thread = threading.Thread(target=units.compress)
     thread.start()
@@ -156,24 +157,30 @@ def test_what_was_wanted_first_leaves_first_though_it_took_time_to_compress() ->
         carried.get(timeout=30)
     units.close()
     thread.join(30)
-    taken = [units.get(0) for _ in range(13)]
-    assert [unit.number if unit is not None else None for unit in taken] == [*range(12), None]
+    taken = []
+    while (cargo := units.get(0)) is not None:
+        taken += [unit.number for unit in cargo]
+    assert taken == list(range(12))
 
 
 def test_no_more_is_compressed_than_fits_the_backlog() -> None:
-    with bench(CompressionChooser(LONG_RTT_S, 1)) as one:
-        for number in range(400):
-            one.units.put(made(number, text(number)))
-        assert len(text(0)) == MIB
-        # What takes little room is bounded by what it is taken apart.
-        bound = BACKLOG_RAW_BYTES // MIB
-        for _ in range(bound):
-            one.carried.get(timeout=30)
-        assert one.units.waits
-        assert one.carried.empty()
-        one.next()
-        one.carried.get(timeout=30)
-        assert one.units.waits
+    carried: queue.SimpleQueue[Unit] = queue.SimpleQueue()
+    units = UnitQueue(CompressionChooser(LONG_RTT_S, 1), StageClock(), carried.put)
+    for number in range(400):
+        units.put(made(number, text(number)))
+    thread = threading.Thread(target=units.compress)
+    thread.start()
+    # What takes little room is bounded by what it is taken apart.
+    for _ in range(BACKLOG_RAW_BYTES // MIB):
+        carried.get(timeout=30)
+    cargo = units.get(30)
+    assert cargo is not None
+    for _ in cargo:  # there is room for as many again
+        carried.get(timeout=30)
+    assert carried.empty()
+    units.close()
+    thread.join(30)
+    assert not thread.is_alive()
 
 
 def test_a_unit_that_is_lost_in_part_is_left_to_the_lane() -> None:
@@ -273,10 +280,27 @@ def test_of_a_plain_unit_only_what_may_leave_and_is_there_is_sent() -> None:
 
 
 def test_a_lane_that_leaves_puts_back_what_it_took() -> None:
-    chooser = CompressionChooser(LONG_RTT_S, 1)
-    with bench(chooser) as one:
+    with bench(CompressionChooser(LONG_RTT_S, 1)) as one:
         one.units.put(made(1, text(1)))
-        packed = one.next()
-        assert isinstance(packed, PackedUnit)
-        one.units.put_back(packed)
-        assert one.next() is packed
+        cargo = one.units.get(30)
+        assert cargo is not None
+        assert isinstance(cargo[0], PackedUnit)
+        one.units.put_back(cargo)
+        assert one.units.get(0) is cargo
+
+
+def test_a_lane_gets_at_once_what_fills_a_frame() -> None:
+    """What is left of a unit is an eighth: of eight units a frame is full, and of one it would be padded."""
+    units = UnitQueue(CompressionChooser(LONG_RTT_S, 1), StageClock(), lambda unit: None)
+    for number in range(40):
+        units.put(made(number, noise(number)[: MIB // 8] + bytes(MIB - MIB // 8)))
+    thread = threading.Thread(target=units.compress)
+    thread.start()
+    sizes = []
+    while sum(sizes) < 40:
+        cargo = units.get(30)
+        assert cargo is not None
+        sizes.append(len(cargo))
+    units.close()
+    thread.join(30)
+    assert sizes == [8] * 5
