@@ -28,7 +28,7 @@ from flowengine.wire.paths import STAGING_NAME, check_name
 __all__ = ["LargePlacer"]
 
 _READ_BUFFERS: Final = 4
-_READ_BYTES: Final = 2 * MIB
+_READ_BYTES: Final = MIB
 _VAIN_BYTES: Final = 32 * MIB
 """A file of another name is let go when nothing of so much was found in it."""
 
