@@ -55,11 +55,6 @@ class Offers:
 
     Args:
         units: where the lanes take what is to be sent.
-
-    Attributes:
-        mostly_known: whether little was wanted of what was last answered for of large objects. Their bytes are not
-            kept until the answer then: buffers would hold the scan back for a round trip, and to read a little again
-            costs less.
     """
 
     def __init__(self, session: Session, units: UnitQueue) -> None:
@@ -80,6 +75,11 @@ class Offers:
 
     @property
     def mostly_known(self) -> bool:
+        """Whether little was wanted of what was last answered for of large objects.
+
+        Their bytes are not kept until the answer then: buffers would hold the scan back for a round trip, and to read a
+        little again costs less.
+        """
         answered, wanted = self._answered_bytes, self._answered_wanted
         return answered >= _LEAST_ANSWERED_BYTES and wanted * _KNOWN_SHARE < answered
 
