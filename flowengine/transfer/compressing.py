@@ -4,8 +4,8 @@ Goal
     Neither the processors nor the link wait for each other. What compresses well leaves the link idle, what hardly does
     leaves the processors idle; a backlog of compressed bytes between the two evens that out.
 Plan
-    Threads of their own take units, compress them, and let go of the plaintext, so that the scan can go on reading.
-    They hand on as much at once as fills a frame, or a lane that waits for more would pad what it has. How full the
+    Threads of their own take units, compress them, and let go of the plaintext, so that the scan can go on reading. Each
+    is begun when a unit would have to wait for the others. They hand on as much at once as fills a frame, or a lane that waits for more would pad what it has. How full the
     backlog is tells the chooser which of the two is the bottleneck now. What is not compressed goes to the lanes as it
     is, without a copy.
 Invariants
@@ -50,6 +50,7 @@ class UnitQueue:
         chooser: shared compression choice.
         clock: stage timing.
         carried: told of each unit whose plaintext is needed no more, or that was given up.
+        in_thread: has one more thread run what it is given; called by the thread that calls `put`.
     """
 
     def __init__(
@@ -57,10 +58,13 @@ class UnitQueue:
         chooser: CompressionChooser,
         clock: StageClock,
         carried: Callable[[Unit], None],
+        in_thread: Callable[[Callable[[], None]], None],
     ) -> None:
         self._chooser = chooser
         self._clock = clock
         self._carried = carried
+        self._in_thread = in_thread
+        self._threads = 0
         self._plain: queue.SimpleQueue[tuple[Unit, bool] | None] = queue.SimpleQueue()
         # The oldest first: what took time to compress must not wait behind all that was passed on meanwhile.
         self._ready: queue.PriorityQueue[tuple[int, Cargo | None]] = queue.PriorityQueue()
@@ -68,13 +72,15 @@ class UnitQueue:
         self._room = threading.Condition()
         self._packed_bytes = self._raw_bytes = 0
         self._closed = False
-        self.threads = chooser.threads
 
     def put(self, unit: Unit) -> None:
         """A unit is wanted. For one thread."""
         unit.number = next(self._numbers)
         first = self._chooser.among_first(unit.raw_bytes)
         if first or self._chooser.level:
+            if self._threads < self._chooser.threads and (not self._threads or not self._plain.empty()):
+                self._threads += 1
+                self._in_thread(self.compress)
             self._plain.put((unit, first))
         else:
             self._ready.put((unit.number, [unit]))
@@ -104,11 +110,11 @@ class UnitQueue:
         with self._room:
             self._closed = True
             self._room.notify_all()
-        for _ in range(self.threads):
+        for _ in range(self._threads):
             self._plain.put(None)
 
     def compress(self) -> None:
-        """Compress units until `close`; blocks. For `threads` threads."""
+        """Compress units until `close`; blocks. Several threads may do it."""
         compressor = Compressor()
         stage = self._clock.stage("compress")
         skip, backoff = 0, 1

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -169,7 +169,9 @@ class _Source:
         self._credit = Credit(session.window_bytes)
         self._chooser = CompressionChooser(session.rtt_s, session.compression, cores=os.cpu_count() or 1)
         self._link = LinkControl(session, self._credit.resize, self._sending_s)
-        self._units = UnitQueue(self._chooser, session.clock, lambda unit: self._offers.carried(unit))
+        self._units = UnitQueue(
+            self._chooser, session.clock, lambda unit: self._offers.carried(unit), self._in_thread
+        )
         self._offers = Offers(session, self._units)
         self._in_object = False
         self._in_root = False
@@ -197,19 +199,14 @@ class _Source:
         session = self._session
         if session.halted:
             self._ask_what_began(session.halted)
-        limiter = trio.CapacityLimiter(MAX_STREAMS + 3 + self._units.threads)
+        self._limiter = trio.CapacityLimiter(MAX_STREAMS + 3 + self._chooser.threads)
         try:
             async with trio.open_nursery() as nursery:
+                self._nursery = nursery
                 try:
-                    nursery.start_soon(self._join_lanes, nursery, limiter)
-                    nursery.start_soon(partial(trio.to_thread.run_sync, self._scan, limiter=limiter))
-                    nursery.start_soon(
-                        partial(trio.to_thread.run_sync, self._offers.cut_finer, limiter=limiter)
-                    )
-                    for _ in range(self._units.threads):
-                        nursery.start_soon(
-                            partial(trio.to_thread.run_sync, self._units.compress, limiter=limiter)
-                        )
+                    nursery.start_soon(self._join_lanes)
+                    self._in_thread(self._scan)
+                    self._in_thread(self._offers.cut_finer)
                     nursery.start_soon(self._control.run_writer)
                     nursery.start_soon(self._link.run)
                     nursery.start_soon(session.heartbeat, self._counters, self._observed, self._bottleneck)
@@ -236,7 +233,10 @@ class _Source:
             self._notes,
         )
 
-    async def _join_lanes(self, nursery: trio.Nursery, limiter: trio.CapacityLimiter) -> None:
+    def _in_thread(self, run: Callable[[], None]) -> None:
+        self._nursery.start_soon(partial(trio.to_thread.run_sync, run, limiter=self._limiter))
+
+    async def _join_lanes(self) -> None:
         """Start a lane on every data connection that comes."""
         session = self._session
         while True:
@@ -257,13 +257,13 @@ class _Source:
             )
             self._lanes.append(lane)
             self._by_link.setdefault(session.streams.near(number), []).append(lane)
-            nursery.start_soon(self._run_lane, number, lane, limiter)
+            self._nursery.start_soon(self._run_lane, number, lane)
 
-    async def _run_lane(self, number: int, lane: SendingLane, limiter: trio.CapacityLimiter) -> None:
+    async def _run_lane(self, number: int, lane: SendingLane) -> None:
         # Its end mark stands in the queue already, if the session ends before the thread begins.
         try:
             with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(lane.run, limiter=limiter)
+                await trio.to_thread.run_sync(lane.run, limiter=self._limiter)
         except TemporaryError as error:
             await wait_for_last_word(error)
             raise

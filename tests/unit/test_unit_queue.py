@@ -7,7 +7,7 @@ import queue
 import random
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import pytest
@@ -78,12 +78,16 @@ def noise(number: int) -> bytes:
     return random.Random(number).randbytes(MIB)
 
 
+def nobody(run: Callable[[], None]) -> None:
+    """The test has a thread of its own."""
+
+
 class Bench:
     """A queue with one thread that compresses."""
 
     def __init__(self, chooser: CompressionChooser) -> None:
         self.carried: queue.SimpleQueue[Unit] = queue.SimpleQueue()
-        self.units = UnitQueue(chooser, StageClock(), self.carried.put)
+        self.units = UnitQueue(chooser, StageClock(), self.carried.put, nobody)
         self.thread = threading.Thread(target=self.units.compress)
         self.thread.start()
         self._taken: list[Unit | PackedUnit] = []
@@ -133,7 +137,7 @@ def test_what_gets_no_smaller_goes_as_it_is_and_is_tried_less_and_less() -> None
 
 def test_what_is_not_to_be_compressed_waits_for_no_thread() -> None:
     chooser = CompressionChooser(LONG_RTT_S, 0)
-    units = UnitQueue(chooser, StageClock(), lambda unit: None)  # nobody compresses
+    units = UnitQueue(chooser, StageClock(), lambda unit: None, nobody)  # nobody compresses
     unit = made(1, text(1))
     units.put(unit)
     assert units.get(0) == [unit]
@@ -143,7 +147,7 @@ def test_what_is_not_to_be_compressed_waits_for_no_thread() -> None:
 
 def test_what_was_wanted_first_leaves_first_though_it_took_time_to_compress() -> None:
     carried: queue.SimpleQueue[Unit] = queue.SimpleQueue()
-    units = UnitQueue(CompressionChooser(0.0001), StageClock(), carried.put)
+    units = UnitQueue(CompressionChooser(0.0001), StageClock(), carried.put, nobody)
     wanted = [made(number, text(number)) for number in range(12)]
     for unit in wanted:
         units.put(unit)
@@ -165,7 +169,7 @@ def test_what_was_wanted_first_leaves_first_though_it_took_time_to_compress() ->
 
 def test_no_more_is_compressed_than_fits_the_backlog() -> None:
     carried: queue.SimpleQueue[Unit] = queue.SimpleQueue()
-    units = UnitQueue(CompressionChooser(LONG_RTT_S, 1), StageClock(), carried.put)
+    units = UnitQueue(CompressionChooser(LONG_RTT_S, 1), StageClock(), carried.put, nobody)
     for number in range(400):
         units.put(made(number, text(number)))
     thread = threading.Thread(target=units.compress)
@@ -181,6 +185,24 @@ def test_no_more_is_compressed_than_fits_the_backlog() -> None:
     units.close()
     thread.join(30)
     assert not thread.is_alive()
+
+
+def test_threads_are_begun_as_units_come_to_wait() -> None:
+    begun: list[Callable[[], None]] = []
+    units = UnitQueue(
+        CompressionChooser(LONG_RTT_S, 1, cores=4), StageClock(), lambda unit: None, begun.append
+    )
+    counts = []
+    for number in range(6):
+        units.put(made(number, text(number)))
+        counts.append(len(begun))
+    assert counts == [1, 2, 3, 3, 3, 3]
+    units.close()
+    for run in begun:
+        run()  # each ends
+    never = UnitQueue(CompressionChooser(LONG_RTT_S, 0), StageClock(), lambda unit: None, begun.append)
+    never.put(made(1, text(1)))
+    assert len(begun) == 3
 
 
 def test_a_unit_that_is_lost_in_part_is_left_to_the_lane() -> None:
@@ -270,7 +292,7 @@ def test_of_a_compressed_unit_only_what_may_leave_is_sent() -> None:
 
 
 def test_of_a_plain_unit_only_what_may_leave_and_is_there_is_sent() -> None:
-    units = UnitQueue(CompressionChooser(LONG_RTT_S, 0), StageClock(), lambda unit: None)
+    units = UnitQueue(CompressionChooser(LONG_RTT_S, 0), StageClock(), lambda unit: None, nobody)
     line = Line(units, going={2: [(2, 15, 1)], 4: []})
     units.put(made(1, noise(1), noise(2), noise(3), noise(4), gone=2))
     units.end_lanes(1)
@@ -291,7 +313,7 @@ def test_a_lane_that_leaves_puts_back_what_it_took() -> None:
 
 def test_a_lane_gets_at_once_what_fills_a_frame() -> None:
     """What is left of a unit is an eighth: of eight units a frame is full, and of one it would be padded."""
-    units = UnitQueue(CompressionChooser(LONG_RTT_S, 1), StageClock(), lambda unit: None)
+    units = UnitQueue(CompressionChooser(LONG_RTT_S, 1), StageClock(), lambda unit: None, nobody)
     for number in range(40):
         units.put(made(number, noise(number)[: MIB // 8] + bytes(MIB - MIB // 8)))
     thread = threading.Thread(target=units.compress)
