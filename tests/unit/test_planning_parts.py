@@ -25,13 +25,8 @@ from flowengine.coordinator.database.tables import (
 from flowengine.coordinator.database.transactions import Writing, json_text
 from flowengine.coordinator.decisions import Decider
 from flowengine.coordinator.planning.outcome import HeldLease, TaskPlan, Told, leases_of, plans_of
-from flowengine.coordinator.planning.picture import (
-    Picture,
-    demands_of,
-    overlay_of,
-    read_picture,
-    sighted_links,
-)
+from flowengine.coordinator.planning.picture import Picture, read_picture
+from flowengine.coordinator.planning.problem import demands_of, overlay_of, sighted_links
 from flowengine.coordinator.planning.stored import (
     apply,
     last_plan,

@@ -29,16 +29,13 @@ from flowengine.coordinator.planning import stored
 from flowengine.coordinator.planning.chosen import check_chosen
 from flowengine.coordinator.planning.feeding import better_fed, possible_pairs
 from flowengine.coordinator.planning.forecast import Solved, forecast, refusal
-from flowengine.coordinator.planning.picture import (
+from flowengine.coordinator.planning.picture import Picture, read_picture, read_world, relays_for
+from flowengine.coordinator.planning.problem import (
     CLASSES,
-    Picture,
     allowed_of,
     demands_of,
     overlay_of,
     place_of,
-    read_picture,
-    read_world,
-    relays_for,
     sighted_links,
 )
 from flowengine.coordinator.rules.feeding import may_be_fed

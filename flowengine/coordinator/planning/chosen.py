@@ -7,7 +7,8 @@ import msgspec
 from flowengine.api.plans import Plan
 from flowengine.api.transfers import TransferRequest
 from flowengine.coordinator.database.tables import AnyRow
-from flowengine.coordinator.planning.picture import Picture, links_of_plan, overlay_of
+from flowengine.coordinator.planning.picture import Picture, links_of_plan
+from flowengine.coordinator.planning.problem import overlay_of
 from flowengine.coordinator.rules.feeding import may_be_fed
 from flowengine.errors import Denied, FlowError, NotFound
 

@@ -22,15 +22,8 @@ import msgspec
 
 from flowengine.api.transfers import TransferRequest
 from flowengine.coordinator.planning.outcome import guessed_links
-from flowengine.coordinator.planning.picture import (
-    CLASSES,
-    UNKNOWN_BYTES,
-    Picture,
-    is_sighted,
-    meets,
-    overlay_of,
-    place_of,
-)
+from flowengine.coordinator.planning.picture import UNKNOWN_BYTES, Picture
+from flowengine.coordinator.planning.problem import CLASSES, is_sighted, meets, overlay_of, place_of
 from flowengine.plan import Allowed, Demand, Overlay, Plan, Tenant, feeds_of
 
 __all__ = ["better_fed", "possible_pairs"]

@@ -20,7 +20,8 @@ from flowengine.coordinator.planning.outcome import (
     routes_of,
     ways_of,
 )
-from flowengine.coordinator.planning.picture import Picture, meets
+from flowengine.coordinator.planning.picture import Picture
+from flowengine.coordinator.planning.problem import meets
 from flowengine.errors import FlowError
 from flowengine.plan import Demand, Overlay, describe
 from flowengine.plan.explain import describe_obstacle

@@ -36,15 +36,8 @@ from flowengine.coordinator.planning.outcome import (
     plans_of,
     ways_of,
 )
-from flowengine.coordinator.planning.picture import (
-    Picture,
-    TaskFacts,
-    demands_of,
-    meets,
-    overlay_of,
-    read_picture,
-    sighted_links,
-)
+from flowengine.coordinator.planning.picture import Picture, TaskFacts, read_picture
+from flowengine.coordinator.planning.problem import demands_of, meets, overlay_of, sighted_links
 from flowengine.coordinator.planning.watch import Watch
 from flowengine.coordinator.service import Service
 from flowengine.coordinator.web.calls import log

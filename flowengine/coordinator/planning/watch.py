@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from flowengine.coordinator.planning.outcome import TaskPlan
-from flowengine.coordinator.planning.picture import Picture, TaskFacts, meets
+from flowengine.coordinator.planning.picture import Picture, TaskFacts
+from flowengine.coordinator.planning.problem import meets
 from flowengine.plan.links import PRIOR, LinkState, observe
 
 __all__ = ["DEAD_FOR_S", "Watch"]
