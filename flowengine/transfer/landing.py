@@ -19,11 +19,11 @@ import errno
 import os
 import threading
 from collections.abc import Callable, Iterator
-from itertools import accumulate, islice, repeat
+from itertools import islice, repeat
 from time import perf_counter_ns
 from typing import Final
 
-from flowengine.chunking import CHUNK_BYTES, lengths_of, right_chunks
+from flowengine.chunking import CHUNK_BYTES, right_chunks
 from flowengine.errors import ProtocolError
 from flowengine.manifest import Entry
 from flowengine.store.filesystem import local_error, process_umask
@@ -39,6 +39,7 @@ from flowengine.transfer.sinks import (
     UNWANTED,
     WANTED,
     FineOffer,
+    LandedPart,
     LargeObject,
     Location,
     Place,
@@ -253,12 +254,8 @@ class Landing(OpenAccount):
                     packed[start + 4 : start + CHUNK_BYTES] for start in range(0, len(packed), CHUNK_BYTES)
                 ]
                 waiters = [*map(self.inflight.pop, ids, repeat(None))]
-                if location is not None and len(ids) == 1:
-                    self.recent[ids[0]] = location
-                elif location is not None:
-                    path, staged, offset = location
-                    offsets = accumulate(lengths_of(packed)[:-1], initial=offset)
-                    self.recent.update(zip(ids, zip(repeat(path), repeat(staged), offsets), strict=False))
+                if location is not None:
+                    self.recent.update(zip(ids, repeat(LandedPart(location, packed)), strict=False))
                 if any(waiters):
                     waiting += waited_for(packed, at, waiters)
             self.forget_oldest()

@@ -72,7 +72,7 @@ def deliver_block(
         run = LandedRun(offer.directory.path, block, number)
         with landing.lock:
             waiters = [*map(landing.inflight.pop, ids, repeat(None))]
-            landing.recent.update(zip(ids, zip(repeat(run), range(len(ids)), strict=False), strict=True))
+            landing.recent.update(zip(ids, repeat(run), strict=False))
             landing.forget_oldest()
         if any(waiters):
             landing.serve([*waited_for(block.columns.chunks, 0, waiters)], plain)

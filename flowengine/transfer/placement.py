@@ -158,9 +158,7 @@ class Placement:
                 sink, "stale", "a chunk that was at hand is not any more; it is fetched in the next pass"
             )
             return
-        if len(location) == 2:
-            location = location[0].place_of(location[1])
-        path, staged, source_offset = location
+        path, staged, source_offset = location.place_of(identity)
         jobs.append(CopyJob(sink, offset, one, basis=None, path=(path, staged), source_offset=source_offset))
 
     def collides(self, directory: TargetDirectory, name: bytes) -> bool:

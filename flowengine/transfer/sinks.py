@@ -14,7 +14,7 @@ from itertools import accumulate, pairwise
 from operator import itemgetter
 from typing import Final
 
-from flowengine.chunking import CHUNK_BYTES, lengths_of
+from flowengine.chunking import CHUNK_BYTES, lengths_of, packed_size
 from flowengine.chunking.fine import FINE_BYTES, fine_lengths
 from flowengine.manifest import FILE, Block, Entry, join_blocks
 from flowengine.store.encoded import same_files
@@ -38,6 +38,7 @@ __all__ = [
     "WANTED",
     "BlockRows",
     "FineOffer",
+    "LandedPart",
     "LandedRun",
     "LargeObject",
     "Location",
@@ -101,8 +102,9 @@ class LandedRun:
         self._block = block
         self._number = number
 
-    def place_of(self, chunk: int) -> Place:
+    def place_of(self, identity: bytes) -> Place:
         """Where a chunk of the run is."""
+        chunk = self._block.chunk_ids.index(identity)
         lengths = self._block.chunk_lengths
         firsts = [*accumulate(self._block.chunk_counts, initial=0)]
         owner = bisect_right(firsts, chunk) - 1
@@ -110,6 +112,28 @@ class LandedRun:
         name = self._block.names[owner]
         path = self._folder + b"/" + name if self._folder else name
         return path, staging_name(self._number + owner), sum(lengths[first:chunk])
+
+
+class LandedPart:
+    """Chunks of one object that landed, one behind the other: where each can be read again, if somebody asks.
+
+    Args:
+        place: of the first one.
+    """
+
+    __slots__ = ("_packed", "_place")
+
+    def __init__(self, place: Place, packed: bytes) -> None:
+        self._place = place
+        self._packed = packed
+
+    def place_of(self, identity: bytes) -> Place:
+        """Where one of the chunks is."""
+        path, staged, offset = self._place
+        for at in range(0, len(self._packed), CHUNK_BYTES):
+            if self._packed[at + 4 : at + CHUNK_BYTES] == identity:
+                return path, staged, offset + packed_size(self._packed[:at])
+        raise KeyError(identity)
 
 
 class TargetDirectory:
@@ -565,8 +589,8 @@ class FineOffer:
 Waiter = tuple[Sink, int]
 Place = tuple[bytes, str, int]
 """(final path, staging name, offset): where a chunk that arrived in this session can be read."""
-Location = Place | tuple[LandedRun, int]
-"""The same, or the run of files that it arrived with, and which chunk of it it is."""
+Location = LandedRun | LandedPart
+"""What a chunk arrived with, which knows its place."""
 
 
 def chunk_lengths(offer: SmallOffer | RunOffer | FineOffer, index: int, count: int) -> list[int]:
