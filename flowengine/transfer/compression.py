@@ -98,7 +98,7 @@ class CompressionChooser:
     def compressed(
         self, raw_bytes: int, packed_bytes: int, seconds: float, level: int, wall_s: float = 0.0
     ) -> None:
-        """A lane tried to compress a unit.
+        """A unit was compressed, or it was tried.
 
         Args:
             packed_bytes: `raw_bytes` where it did not get smaller.
