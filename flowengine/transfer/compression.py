@@ -22,8 +22,8 @@ __all__ = ["CompressionChooser"]
 
 _LEVELS: Final = (0, -3, 1, 3, 6)
 _COST: Final = {-3: 0.62, 1: 1.0, 3: 2.0, 6: 5.0}
-"""Processor time per byte, relative to level 1, on tables and text. Level -3 gives a third more bytes, and the other end
-takes them apart a third faster; levels -2 and -1 cost nearly what level 1 does."""
+"""Processor time per byte, relative to level 1, on tables and text. Level -3 gives three tenths more bytes, and the other
+end takes them apart a third faster; what the levels between the two give, a mix of both gives as well."""
 _FIRST_BYTES: Final = 8 << 20
 _FIRST_LEVEL: Final = 3
 """The first bytes are compressed whatever the link: nothing is known of it yet, it costs milliseconds, and where a

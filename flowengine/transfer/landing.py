@@ -33,16 +33,14 @@ from flowengine.transfer.control import Control
 from flowengine.transfer.landing_blocks import wrong_chunk
 from flowengine.transfer.landing_fine import deliver_fine
 from flowengine.transfer.landing_small import deliver_small
+from flowengine.transfer.places import LandedPart, Location, Place
 from flowengine.transfer.session import Counters
 from flowengine.transfer.sinks import (
     CLAIMED,
     UNWANTED,
     WANTED,
     FineOffer,
-    LandedPart,
     LargeObject,
-    Location,
-    Place,
     RunOffer,
     Sink,
     SmallObject,

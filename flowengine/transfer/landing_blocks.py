@@ -13,7 +13,8 @@ from flowengine.chunking import right_chunks
 from flowengine.errors import IntegrityError
 from flowengine.manifest import Block, Entry
 from flowengine.store.runs import write_run
-from flowengine.transfer.sinks import NO_ENTRY, WANTED, LandedRun, SmallOffer, TargetDirectory, waited_for
+from flowengine.transfer.places import LandedRun
+from flowengine.transfer.sinks import NO_ENTRY, WANTED, SmallOffer, TargetDirectory, waited_for
 from flowengine.transfer.timing import Stage
 from flowengine.units import show_path
 

@@ -22,10 +22,10 @@ from flowengine.manifest import Entry
 from flowengine.store.filesystem import local_error
 from flowengine.store.many import write_files
 from flowengine.transfer.landing_blocks import deliver_block, wrong_chunk
+from flowengine.transfer.places import Place
 from flowengine.transfer.sinks import (
     NO_ENTRY,
     WANTED,
-    Place,
     SmallObject,
     SmallOffer,
     TargetDirectory,

@@ -7,21 +7,19 @@ from __future__ import annotations
 
 import os
 import threading
-from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from operator import itemgetter
 from typing import Final
 
-from flowengine.chunking import CHUNK_BYTES, lengths_of, packed_size
+from flowengine.chunking import CHUNK_BYTES, lengths_of
 from flowengine.chunking.fine import FINE_BYTES, fine_lengths
 from flowengine.manifest import FILE, Block, Entry, join_blocks
 from flowengine.store.encoded import same_files
 from flowengine.store.filesystem import open_beneath, start_writeback
 from flowengine.store.many import AnyStat, Listing, Rows, Stat, joined
 from flowengine.store.proofs import encode_entries, stats_proof
-from flowengine.store.runs import staging_name
 from flowengine.store.scan_cache import DirectoryPart
 from flowengine.store.staging import StagedObject, Staging
 from flowengine.transfer.basis import Basis
@@ -38,11 +36,7 @@ __all__ = [
     "WANTED",
     "BlockRows",
     "FineOffer",
-    "LandedPart",
-    "LandedRun",
     "LargeObject",
-    "Location",
-    "Place",
     "Refinement",
     "Region",
     "RunOffer",
@@ -85,55 +79,6 @@ def part_of(found: list[BlockRows]) -> DirectoryPart | None:
     return DirectoryPart(
         joined([rows for _, rows in found]).proof, join_blocks([block for block, _ in found])
     )
-
-
-class LandedRun:
-    """Files of a block that landed: where each of their chunks can be read again, if somebody asks.
-
-    Args:
-        folder: their directory's path, from the target's root.
-        number: that of the first one's staging file.
-    """
-
-    __slots__ = ("_block", "_folder", "_number")
-
-    def __init__(self, folder: bytes, block: Block, number: int) -> None:
-        self._folder = folder
-        self._block = block
-        self._number = number
-
-    def place_of(self, identity: bytes) -> Place:
-        """Where a chunk of the run is."""
-        chunk = self._block.chunk_ids.index(identity)
-        lengths = self._block.chunk_lengths
-        firsts = [*accumulate(self._block.chunk_counts, initial=0)]
-        owner = bisect_right(firsts, chunk) - 1
-        first = firsts[owner]
-        name = self._block.names[owner]
-        path = self._folder + b"/" + name if self._folder else name
-        return path, staging_name(self._number + owner), sum(lengths[first:chunk])
-
-
-class LandedPart:
-    """Chunks of one object that landed, one behind the other: where each can be read again, if somebody asks.
-
-    Args:
-        place: of the first one.
-    """
-
-    __slots__ = ("_packed", "_place")
-
-    def __init__(self, place: Place, packed: bytes) -> None:
-        self._place = place
-        self._packed = packed
-
-    def place_of(self, identity: bytes) -> Place:
-        """Where one of the chunks is."""
-        path, staged, offset = self._place
-        for at in range(0, len(self._packed), CHUNK_BYTES):
-            if self._packed[at + 4 : at + CHUNK_BYTES] == identity:
-                return path, staged, offset + packed_size(self._packed[:at])
-        raise KeyError(identity)
 
 
 class TargetDirectory:
@@ -587,10 +532,6 @@ class FineOffer:
 
 
 Waiter = tuple[Sink, int]
-Place = tuple[bytes, str, int]
-"""(final path, staging name, offset): where a chunk that arrived in this session can be read."""
-Location = LandedRun | LandedPart
-"""What a chunk arrived with, which knows its place."""
 
 
 def chunk_lengths(offer: SmallOffer | RunOffer | FineOffer, index: int, count: int) -> list[int]:

@@ -295,7 +295,6 @@ class _Source:
         self._leaving.close()
         if self._receipt is None:
             self._session.pacer.close()
-        if self._receipt is None:
             self._units.end_lanes(MAX_STREAMS)
         self._offers.stop()
 

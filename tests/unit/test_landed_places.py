@@ -9,7 +9,7 @@ from flowengine.manifest import FILE, Entry
 from flowengine.store.encoded import parse_block
 from flowengine.store.proofs import encode_entries
 from flowengine.store.runs import staging_name
-from flowengine.transfer.sinks import LandedPart, LandedRun
+from flowengine.transfer.places import LandedPart, LandedRun
 
 PARTS = [bytes([number]) * (100 + number) for number in range(5)]
 IDS = [chunk_id(part) for part in PARTS]

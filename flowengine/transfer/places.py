@@ -1,0 +1,71 @@
+"""Where the chunks that landed in this session can be read again, if somebody asks.
+
+What came together is remembered as one, and looked into for the few chunks that come once more.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from itertools import accumulate
+
+from flowengine.chunking import CHUNK_BYTES, packed_size
+from flowengine.manifest import Block
+from flowengine.store.runs import staging_name
+
+__all__ = ["LandedPart", "LandedRun", "Location", "Place"]
+
+Place = tuple[bytes, str, int]
+"""(final path, staging name, offset)"""
+
+
+class LandedRun:
+    """Files of a block that landed.
+
+    Args:
+        folder: their directory's path, from the target's root.
+        number: that of the first one's staging file.
+    """
+
+    __slots__ = ("_block", "_folder", "_number")
+
+    def __init__(self, folder: bytes, block: Block, number: int) -> None:
+        self._folder = folder
+        self._block = block
+        self._number = number
+
+    def place_of(self, identity: bytes) -> Place:
+        """Where a chunk of the run is."""
+        chunk = self._block.chunk_ids.index(identity)
+        lengths = self._block.chunk_lengths
+        firsts = [*accumulate(self._block.chunk_counts, initial=0)]
+        owner = bisect_right(firsts, chunk) - 1
+        first = firsts[owner]
+        name = self._block.names[owner]
+        path = self._folder + b"/" + name if self._folder else name
+        return path, staging_name(self._number + owner), sum(lengths[first:chunk])
+
+
+class LandedPart:
+    """Chunks of one object that landed, one behind the other.
+
+    Args:
+        place: of the first one.
+    """
+
+    __slots__ = ("_packed", "_place")
+
+    def __init__(self, place: Place, packed: bytes) -> None:
+        self._place = place
+        self._packed = packed
+
+    def place_of(self, identity: bytes) -> Place:
+        """Where one of the chunks is."""
+        path, staged, offset = self._place
+        for at in range(0, len(self._packed), CHUNK_BYTES):
+            if self._packed[at + 4 : at + CHUNK_BYTES] == identity:
+                return path, staged, offset + packed_size(self._packed[:at])
+        raise KeyError(identity)
+
+
+Location = LandedRun | LandedPart
+"""What a chunk arrived with, which knows its place."""
