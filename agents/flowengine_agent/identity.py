@@ -27,7 +27,8 @@ from flowengine.client.tls import client_context
 from flowengine.errors import AuthenticationError, LocalError, NotFound, UsageError
 from flowengine.store.secret_files import make_secret_folder, read_secret, write_secret
 from flowengine.transfer.sites import SiteIdentity
-from flowengine.trust.certificates import CertificateFacts, make_key, make_request, parse_certificate
+from flowengine.trust.certificate_facts import CertificateFacts
+from flowengine.trust.certificates import make_key, make_request, parse_certificate
 from flowengine.trust.tokens import JoinSecret
 from flowengine_agent.coordinator_link import CoordinatorLink, fetch_ca
 

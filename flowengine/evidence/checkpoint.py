@@ -14,7 +14,8 @@ from flowengine.evidence.canonical import canonical, read_canonical
 from flowengine.evidence.chain import Head, moment_ms
 from flowengine.evidence.merkle import merkle_root
 from flowengine.evidence.suites import find_suite
-from flowengine.trust.certificates import CertificateFacts, check_certificate, parse_certificate
+from flowengine.trust.certificate_facts import CertificateFacts
+from flowengine.trust.certificates import check_certificate, parse_certificate
 from flowengine.trust.envelope import Envelope, open_envelope, seal_envelope, signed_bytes
 
 __all__ = ["CHECKPOINT_DOMAIN", "Checkpoint", "read_checkpoint", "sign_checkpoint", "verify_checkpoint"]

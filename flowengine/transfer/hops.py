@@ -21,7 +21,7 @@ from flowengine.transfer.channel import Channel, disconnected
 from flowengine.transfer.control import refusal
 from flowengine.transfer.session import Consent
 from flowengine.transfer.sites import SiteIdentity, SitePeer, SiteTrust
-from flowengine.trust.certificates import CertificateFacts
+from flowengine.trust.certificate_facts import CertificateFacts
 from flowengine.trust.relay_grant import RelayGrant
 from flowengine.wire import hops as hop_messages
 from flowengine.wire.hops import MAX_HOP_MESSAGE_BYTES, MAX_STREAMS_OF_HOP, HopOpen, HopOpened, HopWait

@@ -9,7 +9,7 @@ from hashlib import sha256
 
 from flowengine.errors import NotFound, UsageError
 from flowengine.store.secret_files import read_secret, write_secret
-from flowengine.trust.certificates import CertificateFacts
+from flowengine.trust.certificate_facts import CertificateFacts
 from flowengine.trust.grant import Grant
 from flowengine.wire.keys import NO_FINGERPRINT
 from flowengine.wire.messages import Open

@@ -33,7 +33,7 @@ from flowengine.transfer.relay import Relay
 from flowengine.transfer.session import Session
 from flowengine.transfer.sites import Guest, SiteTrust, tls_refusal
 from flowengine.transfer.streams import NEAR_RTT_S, Streams, stream_count
-from flowengine.trust.certificates import CertificateFacts
+from flowengine.trust.certificate_facts import CertificateFacts
 from flowengine.trust.grant import Grant, Party
 from flowengine.trust.relay_grant import RelayGrant
 from flowengine.wire import hops as hop_messages

@@ -25,7 +25,7 @@ import trio
 from flowengine.errors import ProtocolError, TemporaryError
 from flowengine.transfer.channel import Channel
 from flowengine.transfer.hops import Hop, ask_hop, hop_wait, keep_watch
-from flowengine.trust.certificates import CertificateFacts
+from flowengine.trust.certificate_facts import CertificateFacts
 from flowengine.trust.relay_grant import RelayGrant
 from flowengine.wire.hops import HopOpen
 from flowengine.wire.keys import Side

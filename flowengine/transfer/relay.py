@@ -38,7 +38,7 @@ from flowengine.transfer.sites import SiteTrust
 from flowengine.transfer.splicing import Splice
 from flowengine.transfer.streams import NEAR_RTT_S
 from flowengine.transfer.tcp_info import tcp_state
-from flowengine.trust.certificates import CertificateFacts
+from flowengine.trust.certificate_facts import CertificateFacts
 from flowengine.trust.relay_grant import RelayGrant
 from flowengine.wire import hops as hop_messages
 from flowengine.wire.hops import HopOpen, HopOpened

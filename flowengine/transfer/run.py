@@ -17,9 +17,7 @@ from flowengine.transfer.bwlimit import following
 from flowengine.transfer.connect import Peer, dial, open_session
 from flowengine.transfer.passes import PassResult, Report, TransferSettings, run_passes
 from flowengine.transfer.session import Counters, Observer, Session
-from flowengine.transfer.source import run_source
 from flowengine.transfer.streams import stream_count
-from flowengine.transfer.target import NOWHERE, TargetRoot, run_target
 from flowengine.wire.messages import Listed, Open, Options
 
 __all__ = ["list_remote", "peer_session", "pull", "push", "remote_manifest", "stat_remote"]
@@ -78,6 +76,11 @@ async def pull(
     Raises:
         FlowError: the transfer cannot go on; what landed stays, and the same call continues.
     """
+    from flowengine.transfer.target import (
+        TargetRoot,
+        run_target,
+    )  # a push needs it not, and starts sooner without
+
     caches = settings.caches()
 
     async def one_pass(counters: Counters) -> PassResult:
@@ -101,6 +104,8 @@ async def push(
     note: Callable[[str], None] = lambda line: None,
 ) -> Report:
     """Send a local selection to a directory below a served root; arguments and errors as for `pull`."""
+    from flowengine.transfer.source import run_source  # nor this a pull
+
     cache, _ = settings.caches()
 
     async def one_pass(counters: Counters) -> PassResult:
@@ -139,6 +144,7 @@ def remote_manifest(
 
     It is a pull that keeps nothing: every chunk id travels, no chunk does.
     """
+    from flowengine.transfer.target import NOWHERE, TargetRoot, run_target
 
     async def main() -> list[tuple[bytes, str, str]]:
         asked = msgspec.structs.replace(options, dry_run=True)

@@ -12,12 +12,9 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
-
 from flowengine.errors import AuthenticationError, FlowError, UsageError
 from flowengine.store.grants import GrantLedger
-from flowengine.trust.certificates import CertificateFacts, check_certificate, parse_certificate
+from flowengine.trust.certificate_facts import CertificateFacts
 from flowengine.trust.deletion import DeleteCertificate, sign_deletion
 from flowengine.trust.grant import End, Grant, Party, check_grant, check_requested_path, peek_grant
 from flowengine.trust.receipt import SignedReceipt, sign_receipt
@@ -43,6 +40,11 @@ class SiteIdentity(Secret):
     """
 
     def __init__(self, certificate_pem: str, secret_pem: bytes, ca_pem: str) -> None:
+        from cryptography import x509  # this and what reads certificates takes long to load
+        from cryptography.hazmat.primitives.serialization import Encoding
+
+        from flowengine.trust.certificates import parse_certificate
+
         self.facts: CertificateFacts = parse_certificate(certificate_pem)
         self.ca_pem = ca_pem
         self._secret_pem = secret_pem
@@ -126,6 +128,8 @@ class SiteTrust:
         Raises:
             AuthenticationError: reason "certificate-unknown", "certificate-expired" or "certificate-revoked".
         """
+        from flowengine.trust.certificates import check_certificate  # takes long to load
+
         if not certificate:
             raise AuthenticationError("the peer showed no certificate", reason="certificate-unknown")
         return check_certificate(

@@ -15,7 +15,7 @@ Invariants
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
@@ -28,15 +28,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from flowengine.errors import AuthenticationError, UsageError
+from flowengine.trust.certificate_facts import SKEW_S, CertificateFacts, Rng
 from flowengine.units import is_name
 
 __all__ = [
     "AGENT_VALID_S",
     "COORDINATOR_VALID_S",
     "MAX_PEM_BYTES",
-    "SKEW_S",
     "Authority",
-    "CertificateFacts",
     "check_certificate",
     "check_request",
     "issue_coordinator",
@@ -50,13 +49,9 @@ __all__ = [
     "verify_with_certificate",
 ]
 
-Rng = Callable[[int], bytes]
-
 AGENT_VALID_S: Final = 7 * 86400
 COORDINATOR_VALID_S: Final = 30 * 86400
 AUTHORITY_VALID_S: Final = 20 * 365 * 86400
-SKEW_S: Final = 60
-"""How far two clocks of one federation may be apart."""
 MAX_PEM_BYTES: Final = 16 * 1024
 MAX_NAMES: Final = 32
 """Host names and addresses of a coordinator's certificate."""
@@ -66,38 +61,6 @@ _COORDINATOR_URI: Final = "flow://coordinator"
 _CURVE: Final = ec.SECP256R1()
 _ORDER: Final = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 """Order of P-256's base point (SEC 2, 2.4.2)."""
-
-
-@dataclass(frozen=True, slots=True)
-class CertificateFacts:
-    """What a certificate says.
-
-    Attributes:
-        kind: "site", "coordinator" or "authority".
-        site: name of the site; empty for the others.
-        serial: hexadecimal, lower case, without leading zeros: as revocation lists name it.
-        key_sha256: SHA-256 of the SubjectPublicKeyInfo, hexadecimal: the key's name, which renewal keeps.
-        fingerprint: SHA-256 of the whole certificate.
-        not_before, not_after: validity, UTC.
-    """
-
-    kind: Literal["site", "coordinator", "authority"]
-    site: str
-    serial: str
-    key_sha256: str
-    fingerprint: bytes
-    not_before: datetime
-    not_after: datetime
-
-    @property
-    def renew_at(self) -> datetime:
-        """When half of the validity is over: time to renew."""
-        return self.not_before + (self.not_after - self.not_before) / 2
-
-    @property
-    def shown(self) -> str:
-        """Who it is, for messages."""
-        return f"site {self.site}" if self.kind == "site" else f"the {self.kind}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from flowengine.trust.certificates import CertificateFacts
+from flowengine.trust.certificate_facts import CertificateFacts
 from flowengine.trust.site_documents import check_signer, open_signed, sign_as_site
 
 __all__ = ["DELETION_DOMAIN", "DeleteCertificate", "sign_deletion", "verify_deletion"]

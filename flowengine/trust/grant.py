@@ -22,11 +22,10 @@ from hashlib import sha256
 from typing import Final, Literal
 
 import msgspec
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from flowengine.errors import UsageError
-from flowengine.trust.certificates import Rng
+from flowengine.trust.certificate_facts import Rng
 from flowengine.trust.envelope import MAX_DOCUMENT_BYTES, Envelope, seal_envelope, signed_bytes
 from flowengine.trust.grant_checks import (
     FED,
@@ -164,9 +163,7 @@ class GrantKey:
 
     def __init__(self, secret: bytes) -> None:
         self._key = Ed25519PrivateKey.from_private_bytes(secret)
-        self.public = self._key.public_key().public_bytes(
-            serialization.Encoding.Raw, serialization.PublicFormat.Raw
-        )
+        self.public = self._key.public_key().public_bytes_raw()
         self.id = grant_key_id(self.public)
 
     @classmethod

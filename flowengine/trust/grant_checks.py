@@ -10,7 +10,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from flowengine.errors import AuthenticationError, ProtocolError
-from flowengine.trust.certificates import SKEW_S
+from flowengine.trust.certificate_facts import SKEW_S
 from flowengine.trust.envelope import open_envelope, signed_bytes
 from flowengine.wire.paths import check_relative_path
 

@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from flowengine.trust.certificates import CertificateFacts
+from flowengine.trust.certificate_facts import CertificateFacts
 from flowengine.trust.site_documents import check_signer, open_signed, sign_as_site
 
 __all__ = ["RECEIPT_DOMAIN", "SignedReceipt", "sign_receipt", "verify_receipt"]

@@ -14,16 +14,10 @@ from typing import Final
 import msgspec
 
 from flowengine.errors import AuthenticationError
-from flowengine.trust.certificates import (
-    SKEW_S,
-    CertificateFacts,
-    check_certificate,
-    parse_certificate,
-    sign_with_key,
-    verify_with_certificate,
-)
-from flowengine.trust.envelope import Envelope, open_envelope, seal_envelope, signed_bytes
+from flowengine.trust.certificate_facts import SKEW_S, CertificateFacts
+from flowengine.trust.envelope import open_envelope, signed_bytes
 from flowengine.trust.grant import Party
+from flowengine.trust.site_documents import sign_as_site
 
 __all__ = [
     "MAX_VALID_S",
@@ -92,22 +86,12 @@ class Release(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     sealed: list[Sealed] = []
 
 
-_encode = msgspec.msgpack.Encoder().encode
 _decoder = msgspec.msgpack.Decoder(Release)
 
 
 def sign_release(release: Release, secret_pem: bytes, certificate_der: bytes) -> bytes:
     """The release as it travels."""
-    payload = _encode(release)
-    return seal_envelope(
-        Envelope(
-            domain=RELEASE_DOMAIN,
-            payload=payload,
-            signature=sign_with_key(secret_pem, signed_bytes(RELEASE_DOMAIN, payload)),
-            key_id=parse_certificate(certificate_der).key_sha256,
-            certificate=certificate_der,
-        )
-    )
+    return sign_as_site(RELEASE_DOMAIN, release, secret_pem, certificate_der)
 
 
 def release_id(document: bytes) -> str:
@@ -146,6 +130,8 @@ def check_release(
             "release-missing",
             "its agent has no policies, or is too old: flow policy bundle status",
         )
+    from flowengine.trust.certificates import check_certificate, verify_with_certificate  # takes long to load
+
     envelope = open_envelope(document, RELEASE_DOMAIN, "release-forged", "release")
     facts = check_certificate(envelope.certificate, anchors_pem, now, kind="site", revoked=revoked)
     if not verify_with_certificate(

@@ -10,12 +10,11 @@ from typing import Any, Final
 
 import msgspec
 from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 
 from flowengine.errors import AuthenticationError, LocalError
-from flowengine.trust.certificates import Rng
+from flowengine.trust.certificate_facts import Rng
 from flowengine.trust.sealed import KEY_BYTES, SealingKey
 from flowengine.trust.statements import MAX_TIME
 from flowengine.units import is_name
@@ -139,11 +138,7 @@ class OpeningKey(Secret):
 
     def __init__(self, secret: bytes) -> None:
         self._key = X25519PrivateKey.from_private_bytes(secret)
-        self.public: str = (
-            self._key.public_key()
-            .public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
-            .hex()
-        )
+        self.public: str = self._key.public_key().public_bytes_raw().hex()
 
     def secret_bytes(self) -> bytes:
         """The 32 bytes to keep; only for a file of secrets."""

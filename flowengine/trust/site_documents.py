@@ -7,13 +7,7 @@ from typing import TypeVar
 import msgspec
 
 from flowengine.errors import AuthenticationError, IntegrityError
-from flowengine.trust.certificates import (
-    CertificateFacts,
-    check_certificate,
-    parse_certificate,
-    sign_with_key,
-    verify_with_certificate,
-)
+from flowengine.trust.certificate_facts import CertificateFacts
 from flowengine.trust.envelope import Envelope, open_envelope, seal_envelope, signed_bytes
 
 __all__ = ["check_signer", "open_signed", "sign_as_site"]
@@ -23,6 +17,8 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 def sign_as_site(domain: str, said: msgspec.Struct, secret_pem: bytes, certificate_der: bytes) -> bytes:
     """The document as it travels: signed with the key of the site's certificate, which goes along."""
+    from flowengine.trust.certificates import parse_certificate, sign_with_key  # takes long to load
+
     payload = msgspec.msgpack.encode(said)
     return seal_envelope(
         Envelope(
@@ -46,6 +42,8 @@ def open_signed(document: bytes, domain: str, reason: str, what: str, kind: type
         AuthenticationError: it is no document of this domain.
         IntegrityError: its signature is wrong, or it cannot be understood (reason "incompatible").
     """
+    from flowengine.trust.certificates import parse_certificate, verify_with_certificate  # takes long to load
+
     envelope = open_envelope(document, domain, reason, what)
     parse_certificate(envelope.certificate)
     if not verify_with_certificate(
@@ -67,6 +65,8 @@ def check_signer(
         AuthenticationError: it is not this federation's (reason "certificate-unknown"), was not valid then
             ("certificate-expired"), or it is another site's (`reason`).
     """
+    from flowengine.trust.certificates import check_certificate  # takes long to load
+
     facts = check_certificate(certificate, anchors_pem, at, kind="site")
     if facts.site != site:
         raise AuthenticationError(

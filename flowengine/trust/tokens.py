@@ -16,7 +16,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from flowengine.errors import UsageError
-from flowengine.trust.certificates import Rng
+from flowengine.trust.certificate_facts import Rng
 from flowengine.units import is_name
 
 __all__ = ["JoinSecret", "Login", "UserToken", "make_join_secret", "make_user_token"]

@@ -12,7 +12,8 @@ from flowengine.coordinator.database.catalogue import decode_facts, find_site
 from flowengine.coordinator.database.tables import certificates, join_tokens, sites, tasks
 from flowengine.coordinator.database.transactions import Writing, json_text
 from flowengine.errors import AuthenticationError, FlowError, NotFound, UsageError
-from flowengine.trust.certificates import CertificateFacts, parse_certificate
+from flowengine.trust.certificate_facts import CertificateFacts
+from flowengine.trust.certificates import parse_certificate
 from flowengine.trust.tokens import JoinSecret
 
 __all__ = ["change_site", "create_site", "keep_join_token", "redeem", "remove_site", "renew", "site_or_error"]

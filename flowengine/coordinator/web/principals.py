@@ -15,7 +15,8 @@ from flowengine.coordinator.routes.route import Route
 from flowengine.coordinator.service import Service
 from flowengine.coordinator.web.calls import AgentWho, UserWho
 from flowengine.errors import AuthenticationError, UsageError
-from flowengine.trust.certificates import SKEW_S, parse_certificate
+from flowengine.trust.certificate_facts import SKEW_S
+from flowengine.trust.certificates import parse_certificate
 from flowengine.trust.tokens import UserToken
 
 __all__ = ["Principals", "check_agent"]
