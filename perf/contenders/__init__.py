@@ -6,6 +6,7 @@ from perf.contenders.base import Contender
 from perf.contenders.baseline import PythonCopy
 from perf.contenders.flow import Flow, FlowLocal
 from perf.contenders.grid import GridFtp, XRootD
+from perf.contenders.parts import Parts
 from perf.contenders.plain import Casync, Copy, Iperf, TarSocat
 from perf.contenders.ssh import (
     Rclone,
@@ -39,6 +40,7 @@ CONTENDERS: dict[str, type[Contender]] = {
         TarSocat,
         Copy,
         PythonCopy,
+        Parts,
         Iperf,
     )
 }

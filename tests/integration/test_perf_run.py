@@ -9,6 +9,7 @@ import pytest
 
 from perf import data
 from perf.contenders import Contender
+from perf.contenders.parts import Parts
 from perf.contenders.plain import Copy
 from perf.network import Network
 from perf.report import Record
@@ -78,6 +79,37 @@ def measure(kind: type[Contender], tmp_path: Path, kill_at_half: bool = False) -
     scratch.mkdir()
     scenario = Scenario("test", "", lambda *_: Built([source]), kill_at_half)
     return OneRun(kind, scenario, Built([source]), Plan([], [], [], limit_s=30)).measure(NETWORK, scratch)
+
+
+def with_parts(tmp_path: Path, at_target: Path | None = None) -> Record:
+    """A tree of small files and a large one, moved by the parts alone; or only described, where something is there."""
+    source, scratch = tmp_path / "source", tmp_path / "run"
+    data.small_files(source, 60, 1)
+    if at_target is None:
+        data.write_random(source / "deep" / "large", 11_000_000, 1)
+    scratch.mkdir()
+    built = Built([source], at_target=at_target)
+    scenario = Scenario("test", "", lambda *_: built)
+    return OneRun(Parts, scenario, built, Plan([], [], [], limit_s=30)).measure(NETWORK, scratch)
+
+
+def test_the_parts_alone_move_a_tree(tmp_path: Path) -> None:
+    record = with_parts(tmp_path)
+    assert (record["ok"], record["error"]) == (True, "")
+
+
+def test_the_parts_alone_read_what_is_there(tmp_path: Path) -> None:
+    at_target = tmp_path / "before"
+    data.small_files(at_target, 60, 1)
+    assert with_parts(tmp_path, at_target)["ok"]
+
+
+def test_the_parts_alone_see_a_difference(tmp_path: Path) -> None:
+    at_target = tmp_path / "before"
+    data.small_files(at_target, 60, 2)
+    record = with_parts(tmp_path, at_target)
+    assert not record["ok"]
+    assert "client: exit code 1" in str(record["error"])
 
 
 def test_a_true_copy_is_measured(tmp_path: Path) -> None:
