@@ -41,8 +41,8 @@ MAX_WAITING_MESSAGES: Final = 8192
 _REST_S: Final = 0.005
 """Least time between two sends: many small messages then go as one, and wake both ends' loops once. A wake-up costs
 more than what is done by it; the credit window covers many times this."""
-_BUSY_REST_S: Final = 0.01
-_LONG_REST_S: Final = 0.02
+_BUSY_REST_S: Final = 0.02
+_LONG_REST_S: Final = 0.04
 CREDIT_REST_S: Final = 2 * _BUSY_REST_S
 """What a credit may wait on its way besides the link: until it is sent, and until what comes before it is dealt with. Where
 the link is short this is nearly all of a credit's round trip."""

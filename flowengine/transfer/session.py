@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Final, Protocol
 import trio
 
 from flowengine.chunking import Profile
-from flowengine.transfer.control import STALL_S, Control
+from flowengine.transfer.control import CREDIT_REST_S, STALL_S, Control
 from flowengine.transfer.pacing import Limits, Pacer
-from flowengine.transfer.streams import Streams
+from flowengine.transfer.streams import NEAR_RTT_S, Streams
 from flowengine.transfer.timing import StageClock
 from flowengine.wire.frames import FrameOpener, FrameSealer
 from flowengine.wire.keys import Direction, SessionSecrets
@@ -42,6 +42,8 @@ MIN_WINDOW_BYTES: Final = 16 * 1024 * 1024
 MAX_WINDOW_BYTES: Final = 256 * 1024 * 1024
 _ASSUMED_BYTES_PER_S: Final = 312_500_000
 """2.5 Gbit/s: what a link is taken for until it was measured."""
+_NEAR_BYTES_PER_S: Final = 625_000_000
+"""5 Gbit/s: what a near link is taken for always; processors and disks are its limit, and nobody measures it."""
 PROGRESS_S: Final = 0.5
 _CHANGES_AT_ONCE: Final = 20
 _MOST_CHANGES: Final = 1000
@@ -61,7 +63,13 @@ def window_bytes(rtt_s: float, bytes_per_s: float) -> int:
 
 
 def first_window_bytes(rtt_s: float) -> int:
-    """The window of a link that was not measured yet."""
+    """The window of a link that was not measured yet. On a near one it is the rest of credits at both ends that counts.
+
+    >>> first_window_bytes(0.0001), first_window_bytes(0.08)
+    (50125000, 50000000)
+    """
+    if rtt_s < NEAR_RTT_S:
+        return window_bytes(rtt_s + CREDIT_REST_S, _NEAR_BYTES_PER_S)
     return window_bytes(rtt_s, _ASSUMED_BYTES_PER_S)
 
 
