@@ -20,6 +20,7 @@ from flowengine.errors import Exit, FlowError
 from flowengine.units import format_bytes, format_count, format_duration
 from flowengine_agent.config import SiteConfig, load_config
 from flowengine_agent.identity import Identity, load_identity
+from flowengine_agent.join_token import read_join_token
 from flowengine_agent.roots import OfferedRoot
 from flowengine_agent.spawner import check_privileges
 
@@ -185,12 +186,19 @@ def _identity(config: SiteConfig) -> Iterator[Finding]:
     except FlowError as error:
         yield Finding("certificate", "wrong", error.message, error.hint)
         return
+    try:
+        token = read_join_token(config.join_token_file, required=False)
+    except FlowError as error:  # the agent would not start, enrolled or not
+        yield Finding("join token", "wrong", error.message, error.hint)
+        return
     if identity is None:
         yield Finding(
             "certificate",
             "warning",
             "this site has not enrolled yet",
-            f"start the agent with --join-token-file; `flow site token {config.site}` makes a token",
+            "start the agent: its join token is there"
+            if token
+            else f"start the agent with --join-token-file; `flow site token {config.site}` makes a token",
         )
         return
     left = identity.facts.not_after.timestamp() - time.time()

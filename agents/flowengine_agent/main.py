@@ -5,17 +5,16 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from typing import Any, Final
+from typing import Any
 
 import click
 
 import flowengine
-from flowengine.errors import Exit, FlowError, LocalError, NotFound, UsageError, exit_code
+from flowengine.errors import Exit, FlowError, UsageError, exit_code
 from flowengine_agent.config import SiteConfig, load_config
+from flowengine_agent.join_token import TOKEN_VARIABLE, read_join_token
 
 __all__ = ["main"]
-
-_TOKEN_VARIABLE: Final = "FLOW_JOIN_TOKEN"  # noqa: S105 - a variable's name
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -35,7 +34,7 @@ _config_option = click.option(
     "--join-token-file",
     metavar="FILE",
     type=click.Path(),
-    help=f"Where the one-time token lies; needed until the site has enrolled. Also ${_TOKEN_VARIABLE}.",
+    help=f"Where the one-time token lies; needed until the site has enrolled. Also ${TOKEN_VARIABLE}.",
 )
 def run(config_path: str, join_token_file: str | None) -> int:
     """Run the agent until SIGTERM.
@@ -55,7 +54,7 @@ def run(config_path: str, join_token_file: str | None) -> int:
     from flowengine_agent.daemon import run_agent
     from flowengine_agent.logs import open_log
 
-    token = _join_token(join_token_file or config.join_token_file, required=bool(join_token_file))
+    token = read_join_token(join_token_file or config.join_token_file, required=bool(join_token_file))
     log = open_log(config.log, config.site)
 
     def ready(line: str) -> None:
@@ -101,26 +100,6 @@ def _refuse_root(config: SiteConfig) -> None:
             "the agent would act with root's rights for everybody",
             hint="run it under an account of its own (agents/deploy has a systemd unit), or set allow_root = true",
         )
-
-
-def _join_token(path: str, *, required: bool) -> str:
-    if token := os.environ.get(_TOKEN_VARIABLE, "").strip():
-        return token
-    if not path:
-        return ""
-    from flowengine.store.secret_files import read_secret
-
-    try:
-        return read_secret(path).decode("ascii").strip()
-    except NotFound:
-        if required:
-            raise LocalError(f"there is no join token file {path}", hint="check the path") from None
-        return ""  # one of the configuration is removed once it was used
-    except UnicodeDecodeError:
-        raise LocalError(
-            f"the join token file {path} holds no join token",
-            hint="flow site token SITE --output FILE makes one",
-        ) from None
 
 
 def main(args: list[str] | None = None) -> None:

@@ -83,7 +83,7 @@ if TYPE_CHECKING:
 __all__ = ["SourceOutcome", "run_source"]
 
 POOL_BUFFERS: Final = 10
-_TOTALS_EVERY_S: Final = 0.25
+_TOTALS_EVERY_NS: Final = 250_000_000
 _MAX_NOTES: Final = 1000
 _PARTS_WAITING: Final = 64
 """Parts of a manifest that may wait to be sent before no more are read."""
@@ -340,10 +340,8 @@ class _Source:
                 Header(self._session.profile, xattrs=options.xattrs, owner=options.owner),
             )
         )
-        counters = self._counters
-        told = 0.0
         events = scanner.events()
-        start = time.perf_counter_ns()
+        start, told = time.perf_counter_ns(), 0
         waited = 0
         complete = True
         try:
@@ -359,18 +357,17 @@ class _Source:
                 if self._admit is not None:
                     self._admit(event)
                 self._post_event(event, recorder)
-                counters.objects, counters.size_bytes = scanner.objects, scanner.size_bytes
-                counters.objects_read, counters.bytes_read = scanner.objects_read, scanner.bytes_read
-                now = time.monotonic()
-                if now - told > _TOTALS_EVERY_S:
-                    told = now
-                    self._control.post(Totals(scanner.objects, scanner.size_bytes, False))
                 start = time.perf_counter_ns()
+                if start - told > _TOTALS_EVERY_NS:
+                    told = start
+                    self._count_scanned(scanner)
+                    self._control.post(Totals(scanner.objects, scanner.size_bytes, False))
         except PoolClosed:
             return
         finally:
             events.close()  # type: ignore[attr-defined]
-        counters.scan_done = True
+            self._count_scanned(scanner)
+        self._counters.scan_done = True
         self._summary = summary = recorder.finish()
         self._control.post(Totals(scanner.objects, scanner.size_bytes, True))
         self._control.post(
@@ -382,6 +379,12 @@ class _Source:
                 self._session.checkpoint,
             )
         )
+
+    def _count_scanned(self, scanner: Scanner | SealedScanner) -> None:
+        """What was found and read so far, for whoever observes."""
+        counters = self._counters
+        counters.objects, counters.size_bytes = scanner.objects, scanner.size_bytes
+        counters.objects_read, counters.bytes_read = scanner.objects_read, scanner.bytes_read
 
     def _show(self) -> None:
         """Show the manifest of the version that is given, where it is to be shown."""

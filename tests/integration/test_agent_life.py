@@ -309,5 +309,14 @@ def test_check_says_what_to_do(sites: Federation, tmp_path: Path) -> None:
     text = check(SiteAgent("new", tmp_path / "new"), 0)
     assert "has not enrolled yet" in text
     assert "flow site token new" in text
+    token = tmp_path / "token"
+    token.write_text("a token")
+    token.chmod(0o644)
+    named = SiteAgent("new", tmp_path / "new", lines=[f'join_token_file = "{token}"'])
+    text = check(named, 1)
+    assert "others can read it" in text
+    assert f"chmod 600 {token}" in text
+    token.chmod(0o600)
+    assert "its join token is there" in check(named, 0)
     text = check(SiteAgent("new", tmp_path / "new", listen=sites["b"].listen), 1)
     assert any(line.split()[:2] == ["wrong", "port"] for line in text.splitlines()), text
