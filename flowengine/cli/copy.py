@@ -10,7 +10,7 @@ from typing import Any, Final
 import click
 
 from flowengine.cli.federation import complete_place
-from flowengine.cli.locations import Local, Location, Remote, all_at_sites, parse_location
+from flowengine.cli.locations import Local, Location, Remote, all_at_sites, parse_locations
 from flowengine.cli.own_policy import Side, policy_options, read_own_policy
 from flowengine.cli.third_party import order, order_options, refuse_order_options
 from flowengine.errors import Exit, UsageError
@@ -110,9 +110,7 @@ def _transfer(ctx: click.Context, sources: list[str], target: str, *, delete: bo
     from flowengine.transfer import early
 
     refuse_order_options(ctx, ("labels", "purpose") if given["policy"] else ())
-    ticket_file = given["ticket_file"]
-    froms = [parse_location(text, ticket_file) for text in sources]
-    to = parse_location(target, ticket_file)
+    *froms, to = parse_locations([*sources, target], given["ticket_file"])
     _ask_policy(froms, to, given)
     remotes = [place for place in [*froms, to] if isinstance(place, Remote)]
     for place in remotes[:1]:  # while all that moves it is loaded

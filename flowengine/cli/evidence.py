@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +32,16 @@ def _json_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")(command)
 
 
+def _policies_option(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    return click.option(
+        "--policies",
+        multiple=True,
+        type=click.Path(exists=True, path_type=Path),
+        metavar="PATH",
+        help=f"{what}: a bundle, or the directory a coordinator ran with.",
+    )
+
+
 def _range_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--to", "until", metavar="B", help="Up to this record's number, day or moment (UTC)."),
@@ -52,13 +61,7 @@ def _range_options(command: Callable[..., Any]) -> Callable[..., Any]:
     help="Other chains: their checkpoints of this one are compared.",
 )
 @click.option("--online", is_flag=True, help="Compare with the checkpoints that the coordinator holds.")
-@click.option(
-    "--policies",
-    multiple=True,
-    type=click.Path(exists=True, path_type=Path),
-    metavar="PATH",
-    help="Policies that records name and that are not with them: a bundle, or the directory a coordinator ran with.",
-)
+@_policies_option("Policies that records name and that are not with them")
 @_range_options
 @_json_option
 def verify(
@@ -313,6 +316,7 @@ def _sentence(record: Record, language: str) -> str:
     "--against", multiple=True, metavar="WHERE", help="Take in the checkpoints that these chains hold."
 )
 @click.option("--online", is_flag=True, help="Take in the checkpoints that the coordinator holds.")
+@_policies_option("Take in policies that records name and that are not with them")
 @_json_option
 def export(
     where: str,
@@ -321,6 +325,7 @@ def export(
     ca: Path | None,
     against: tuple[str, ...],
     online: bool,
+    policies: tuple[Path, ...],
     as_json: bool,
 ) -> int:
     """Write evidence to one file that verifies offline: records, bundles, certificates, checkpoints, receipts.
@@ -329,10 +334,18 @@ def export(
     """
     from dataclasses import replace
 
-    from flowengine.cli.evidence_source import find_anchors, find_elsewhere, load, needed_bundles, records_of
+    from flowengine.cli.evidence_source import (
+        find_anchors,
+        find_elsewhere,
+        given_policies,
+        load,
+        needed_bundles,
+        records_of,
+    )
     from flowengine.errors import NotFound, UsageError
     from flowengine.evidence.archive import choose, pack
     from flowengine.evidence.suites import DEFAULT_SUITE, find_suite
+    from flowengine.store.secret_files import write_secret
 
     found = load(where)
     if found.evidence.proofs:
@@ -354,11 +367,10 @@ def export(
         evidence.lines = [record.line for record in wanted]
         evidence.proofs = choose(records, wanted, suite, anchors)
         evidence.elsewhere = []
-    evidence.bundles = needed_bundles(evidence.bundles, wanted)
+    evidence.bundles = needed_bundles({**given_policies(policies), **evidence.bundles}, wanted)
     about = {"agent": records[0].agent if records else "", "transfers": list(transfer)}
     content = pack(evidence, about)
-    output.write_bytes(content)
-    os.chmod(output, 0o600)
+    write_secret(str(output), content)  # what it tells of data is for auditors, not for all
     if as_json:
         print_json({"file": str(output), "records": len(evidence.lines), "size_bytes": len(content), **about})
     else:

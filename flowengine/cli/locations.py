@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 from flowengine.errors import NotFound, UsageError
@@ -13,7 +14,7 @@ from flowengine.errors import NotFound, UsageError
 if TYPE_CHECKING:
     from flowengine.wire.ticket import Ticket
 
-__all__ = ["Local", "Location", "Remote", "all_at_sites", "parse_location"]
+__all__ = ["Local", "Location", "Remote", "all_at_sites", "parse_location", "parse_locations"]
 
 _NEARLY = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?:(?!/)")
 _SITE = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?:/(?!/)")
@@ -59,16 +60,26 @@ def all_at_sites(texts: Sequence[str]) -> bool:
 
 
 def parse_location(text: str, ticket_file: str | None) -> Location:
-    """What one argument means.
+    """What one argument means; as `parse_locations`."""
+    return parse_locations([text], ticket_file)[0]
+
+
+def parse_locations(texts: list[str], ticket_file: str | None) -> list[Location]:
+    """What the arguments of one command mean. A ticket that is at hand is read once: a pipe gives it once.
 
     A ticket may stand in the argument (`flow://HOST:PORT/path#SECRET`), or, so that it shows in no process list, in
     the file that `--ticket-file` or $FLOW_TICKET_FILE names, or in $FLOW_TICKET; the argument is then `flow:///path`
     or `flow://HOST:PORT/path`.
 
     Raises:
-        UsageError: it is neither.
+        UsageError: one of them is neither.
         NotFound: the ticket file does not exist.
     """
+    at_hand = cache(partial(_stored_ticket, ticket_file))
+    return [_parse(text, at_hand) for text in texts]
+
+
+def _parse(text: str, at_hand: Callable[[], Ticket]) -> Location:
     if not text.startswith("flow:"):
         if not text:
             raise UsageError("an empty path was given", hint="write . for the current folder")
@@ -79,7 +90,7 @@ def parse_location(text: str, ticket_file: str | None) -> Location:
     if mark:
         ticket = Ticket.parse(text)
         return Remote(ticket, _with_slash(ticket.path, location))
-    stored = _stored_ticket(ticket_file)
+    stored = at_hand()
     if location.startswith("flow:///"):
         from urllib.parse import unquote_to_bytes
 

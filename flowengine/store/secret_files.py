@@ -51,24 +51,34 @@ def write_secret(path: str, data: bytes, *, replace: bool = True) -> None:
 
 
 def read_secret(path: str) -> bytes:
-    """What is in a secret file.
+    """What is in a secret file, or comes by a pipe (of a password manager: a shell's `<(…)`); that is read to its end.
 
     Raises:
         NotFound: there is none.
-        LocalError: it cannot be read, is no plain file, is too large, or others than its owner can read or write it.
+        LocalError: it cannot be read, is neither file nor pipe, is too large, a pipe that nobody has written to, or others
+            than its owner can read or write it.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = os.open(
+            path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+        )  # a pipe without a writer holds nobody up
         with open(fd, "rb") as file:
             st = os.fstat(fd)
-            if not stat.S_ISREG(st.st_mode):
+            piped = stat.S_ISFIFO(st.st_mode)
+            if not piped and not stat.S_ISREG(st.st_mode):
                 raise LocalError(f"{path} is no file", hint="name the file that holds the secret")
             if st.st_mode & 0o077:
                 raise LocalError(
                     f"{path} holds a secret and others can read it (mode {stat.S_IMODE(st.st_mode):04o})",
                     hint=f"chmod 600 {path}; take a new secret where somebody else may have read this one",
                 )
+            os.set_blocking(fd, True)
             data = file.read(MAX_SECRET_FILE_BYTES + 1)
+            if piped and not data:
+                raise LocalError(
+                    f"{path} is a pipe, and nothing came by it",
+                    hint="let what writes the secret run first; a pipe gives it once",
+                )
     except FileNotFoundError:
         raise NotFound(f"{path} does not exist") from None
     except OSError as error:

@@ -147,7 +147,11 @@ def test_of_the_coordinators_chain_only_what_was_removed_is_said_to_be(world: Wo
     (tmp_path / "policies.bundle").write_bytes(content)
 
     def verified(
-        coordinator: Coordinator, *changes: str, more: tuple[object, ...] = (), code: int
+        coordinator: Coordinator,
+        *changes: str,
+        more: tuple[object, ...] = (),
+        export: Path | None = None,
+        code: int,
     ) -> dict[str, Any]:
         with contextlib.closing(sqlite3.connect(coordinator.folder / "state.sqlite")) as database, database:
             for change in changes:
@@ -161,6 +165,8 @@ def test_of_the_coordinators_chain_only_what_was_removed_is_said_to_be(world: Wo
             said: dict[str, Any] = json.loads(
                 flow("evidence", "verify", "coordinator", *more, "--json", code=code).stdout
             )
+            if export is not None:
+                flow("evidence", "export", "coordinator", *more, "-o", export)
         finally:
             coordinator.stop()
         return said
@@ -168,8 +174,12 @@ def test_of_the_coordinators_chain_only_what_was_removed_is_said_to_be(world: Wo
     said = verified(again, "DELETE FROM evidence_bundles", code=3)
     assert (said["findings"], said["ok"]) == ([], False)
     assert [(one["what"], one["bundle"]) for one in said["unchecked"]] == [("bundle", digest)]
-    said = verified(again, more=("--policies", tmp_path / "policies.bundle"), code=0)
+    policies, alone = ("--policies", tmp_path / "policies.bundle"), tmp_path / "with-policies.evidence"
+    said = verified(again, more=policies, export=alone, code=0)
     assert (said["unchecked"], said["decisions"]["unchecked"]) == ([], 0)
+    assert alone.stat().st_mode & 0o777 == 0o600
+    said = world.verify(alone)  # they went with it
+    assert (said["findings"], said["unchecked"], said["decisions"]["unchecked"]) == ([], [], 0)
     said = verified(again, "DELETE FROM evidence WHERE seq = 4", code=6)
     assert "removed" in {finding["what"] for finding in said["findings"]}
     said = verified(again, "DELETE FROM evidence", code=6)

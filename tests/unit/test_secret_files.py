@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,14 +50,32 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LocalError):
         read_secret(os.fspath(tmp_path))
     os.mkfifo(tmp_path / "pipe", 0o600)
-    with pytest.raises(LocalError, match="no file"):  # and does not wait for a writer
+    with pytest.raises(LocalError, match="nothing came by it"):  # and does not wait for a writer
         read_secret(os.fspath(tmp_path / "pipe"))
+    with pytest.raises(LocalError, match="no file"):
+        read_secret("/dev/null")
     (tmp_path / "large").write_bytes(bytes((1 << 20) + 1))
     (tmp_path / "large").chmod(0o600)
     with pytest.raises(LocalError, match="too large"):
         read_secret(os.fspath(tmp_path / "large"))
     with pytest.raises(LocalError):
         write_secret(os.fspath(tmp_path / "no folder/secret"), b"")
+
+
+def test_a_secret_comes_by_a_pipe_as_a_shell_makes_them(tmp_path: Path) -> None:
+    script = (
+        "import sys; from flowengine.store.secret_files import read_secret; print(read_secret(sys.argv[1]))"
+    )
+    command = f'"{sys.executable}" -c "{script}" <(printf one; printf " secret")'
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert done.stdout == "b'one secret'\n"
+
+
+def test_a_pipe_that_others_can_read_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe", 0o600)
+    (tmp_path / "pipe").chmod(0o640)
+    with pytest.raises(LocalError, match="0640"):
+        read_secret(os.fspath(tmp_path / "pipe"))
 
 
 def test_a_name_that_is_a_link_is_replaced_and_not_followed(tmp_path: Path) -> None:
