@@ -481,7 +481,8 @@ def write_files(
         return
     numbers = struct.pack(f"={4 * len(what)}q", *chain.from_iterable(what))
     # ctypes finds the address of writable memory, and of bytes (which unpacked records are).
-    place = bytes(data) if data.readonly else ctypes.addressof(ctypes.c_char.from_buffer(data))
+    last = max([at + size for at, size, _, _ in what], default=0)
+    place = bytes(data[:last]) if data.readonly else ctypes.addressof(ctypes.c_char.from_buffer(data))
     error = _library.flow_write(folder, "\0".join(names).encode(), len(names), numbers, place)
     if error:
         raise OSError(error, os.strerror(error))

@@ -48,7 +48,11 @@ def write_run(folder: int, first: int, block: Block, data: memoryview) -> None:
         write_files(folder, [staging_name(first + n) for n in range(block.count)], what, data)
         return
     # ctypes finds the address of writable memory, and of bytes (which unpacked records are).
-    place = bytes(data) if data.readonly else ctypes.addressof(ctypes.c_char.from_buffer(data))
+    place = (
+        bytes(data[: block.size_bytes])
+        if data.readonly
+        else ctypes.addressof(ctypes.c_char.from_buffer(data))
+    )
     error = compiled.flow_write_run(folder, first, block.count, block.columns.packed, place)
     if error:
         raise OSError(error, os.strerror(error))

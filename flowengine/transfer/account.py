@@ -194,9 +194,13 @@ class OpenAccount:
             while len(self.directories) - in_use > self._max_directories and not self.stopped:
                 self.room.wait()
 
-    def stop(self) -> None:
-        """Let the publisher end after what is queued, and nobody wait for it any more."""
+    def let_go(self) -> None:
+        """Nobody is to wait for the publisher any more: it may have failed."""
         with self.lock:
             self.stopped = True
             self.room.notify_all()
+
+    def stop(self) -> None:
+        """Let the publisher end after what is queued, and nobody wait for it any more."""
+        self.let_go()
         self.publishable.put(None)

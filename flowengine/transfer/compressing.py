@@ -15,6 +15,7 @@ Invariants
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections.abc import Callable
@@ -105,6 +106,12 @@ class UnitQueue:
         for _ in range(lanes):
             self._ready.put((_LAST + next(self._numbers), None))
 
+    def forget(self) -> None:
+        """Nobody needs what is ready: all has landed, or the session is over. The end is near, so nothing is released."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._ready.get_nowait()
+
     def close(self) -> None:
         """Let the threads that compress end."""
         with self._room:
@@ -148,12 +155,15 @@ class UnitQueue:
         except queue.Empty:
             self._hand_on(made)
             item = self._plain.get()
+        if self._is_full():
+            self._hand_on(made)
         with self._room:
-            while not self._closed and (
-                self._packed_bytes >= BACKLOG_BYTES or self._raw_bytes >= BACKLOG_RAW_BYTES
-            ):
+            while not self._closed and self._is_full():
                 self._room.wait()
             return None if self._closed else item
+
+    def _is_full(self) -> bool:
+        return self._packed_bytes >= BACKLOG_BYTES or self._raw_bytes >= BACKLOG_RAW_BYTES
 
     def _hand_on(self, made: list[PackedUnit]) -> None:
         if made:
@@ -165,7 +175,7 @@ class UnitQueue:
     def _compress(self, unit: Unit, level: int, compressor: Compressor, stage: Stage) -> bytes | None:
         """The compressed bytes; None where they would be no fewer, or some cannot be read: the lane says which."""
         try:
-            views = [view for parts in unit.parts for part in parts for view in part.views()]
+            views = [view for part in unit.parts for view in part.views()]
         except ChunkGone:
             return None
         start, begun = perf_counter_ns(), thread_time_ns()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import threading
@@ -11,7 +12,7 @@ from typing import Final
 from flowengine.chunking import are_chunks, packed_size
 from flowengine.errors import FlowError
 from flowengine.store.buffers import Buffer
-from flowengine.store.filesystem import copy_range, local_error, open_beneath
+from flowengine.store.filesystem import READ_FILE, copy_range, local_error, open_beneath
 from flowengine.transfer.basis import Basis
 from flowengine.transfer.landing import Landing
 from flowengine.transfer.sinks import LargeObject, Sink
@@ -102,6 +103,16 @@ class Copier:
                 self._copy(job)
             stage.since(begin)
 
+    def close(self) -> None:
+        """Let go what the jobs that are left hold. No thread may be running any more, this one's or the publisher's."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                job = self.jobs.get_nowait()
+                if isinstance(job, DropJob):
+                    job.large.drop_old()
+                elif isinstance(job, WriteJob):
+                    job.buffer.release()
+
     def _write(self, job: WriteJob) -> None:
         sink = job.sink
         size = len(job.view)
@@ -174,11 +185,11 @@ class Copier:
         assert job.path is not None
         path, staged = job.path
         if not staged:
-            return open_beneath(self._root_fd, path, os.O_RDONLY)
+            return open_beneath(self._root_fd, path, READ_FILE)
         try:
-            return os.open(staged, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self._landing.staging.fd)
+            return os.open(staged, READ_FILE, dir_fd=self._landing.staging.fd)
         except FileNotFoundError:
-            return open_beneath(self._root_fd, path, os.O_RDONLY)
+            return open_beneath(self._root_fd, path, READ_FILE)
 
 
 def append_copy(

@@ -73,7 +73,7 @@ def halt_landing(landing: Landing, why: str) -> list[Run]:
                 # Told by name, though all of them have one reason: the source need not read it to its end.
                 known_by_name = isinstance(sink, LargeObject) and not sink.sealed
                 (offering if known_by_name else names).append((sink.directory, sink.entry.name))
-        for offer in landing.offers.values():
+        for offer in list(landing.offers.values()):  # the placer adds to them without the lock
             if isinstance(offer, SmallOffer):
                 names += _fail_whole(landing, offer)
         unwanted = _unwant(landing)
@@ -100,7 +100,7 @@ def leave_out(landing: Landing, offer: FineOffer) -> None:
 def _claimed(landing: Landing) -> set[Sink]:
     """The sinks for which a lane has just something in hand."""
     found: set[Sink] = set()
-    for offer in landing.offers.values():
+    for offer in list(landing.offers.values()):
         if CLAIMED not in offer.wanted:
             continue
         if isinstance(offer, RunOffer):

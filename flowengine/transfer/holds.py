@@ -12,6 +12,7 @@ from itertools import accumulate
 from flowengine.chunking import CHUNK_BYTES, are_chunks
 from flowengine.chunking.fine import FINE_BYTES, FINE_ID_BYTES, FineCutter, fine_lengths
 from flowengine.store.buffers import Buffer
+from flowengine.store.filesystem import READ_FILE
 from flowengine.store.reading import Piece
 from flowengine.store.scan_events import Batch
 from flowengine.transfer.unit import ChunkGone, Unit
@@ -79,7 +80,7 @@ class FilePart:
         self._pace(self._size)
         data = memoryview(bytearray(self._size))
         try:
-            fd = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW)
+            fd = os.open(self._path, READ_FILE)
             try:
                 got = os.preadv(fd, [data], self._offset)
             finally:
@@ -123,15 +124,15 @@ class PieceHold:
         self._piece = piece
         self._path = path
 
-    def parts(self, index: int, count: int) -> list[Part]:
+    def parts(self, index: int, count: int) -> list[tuple[int, Part]]:
         """The bytes of `count` chunks from `index` on."""
         before = self._starts[index]
         size = self._starts[index + count] - before
         piece = self._piece
         if piece.buffer is not None:
-            return [BufferPart(piece.buffer, piece.start + before, size)]
+            return [(count, BufferPart(piece.buffer, piece.start + before, size))]
         packed = piece.packed[index * CHUNK_BYTES : (index + count) * CHUNK_BYTES]
-        return [FilePart(self._path, piece.offset + before, size, packed, self._pace)]
+        return [(count, FilePart(self._path, piece.offset + before, size, packed, self._pace))]
 
     def begin(self, index: int, count: int) -> None:
         """Chunks of it are about to be sent."""
@@ -207,7 +208,7 @@ class FineHold:
         data = bytearray()
         packed = bytearray()
         for index in indexes:
-            (part,) = hold.parts(index, 1)
+            ((_, part),) = hold.parts(index, 1)
             try:
                 (view,) = part.views()
                 rows = cutter.packed(view)
@@ -226,13 +227,19 @@ class FineHold:
         self._starts = list(accumulate(self.lengths, initial=0))
         self._data = memoryview(data)
 
-    def parts(self, index: int, count: int) -> list[Part]:
-        """The bytes of `count` fine chunks from `index` on."""
-        for place, part in self._lost.items():
-            if index <= place < index + count:
-                return [part]
-        # A copy: a few wanted bytes must not keep all of them.
-        return [MemoryPart(memoryview(bytes(self._data[self._starts[index] : self._starts[index + count]])))]
+    def parts(self, index: int, count: int) -> list[tuple[int, Part]]:
+        """The bytes of `count` fine chunks from `index` on: what is lost stands by itself."""
+        found: list[tuple[int, Part]] = []
+        end = index + count
+        for place in [*sorted(place for place in self._lost if index <= place < end), end]:
+            if place > index:
+                # A copy: a few wanted bytes must not keep all of them.
+                data = bytes(self._data[self._starts[index] : self._starts[place]])
+                found.append((place - index, MemoryPart(memoryview(data))))
+            if place < end:
+                found.append((1, self._lost[place]))
+            index = place + 1
+        return found
 
     def begin(self, index: int, count: int) -> None:
         """Fine chunks of it are about to be sent."""
@@ -285,17 +292,17 @@ class BatchHold:
                         self._owners.append(index)
         return self._lengths
 
-    def parts(self, index: int, count: int) -> list[Part]:
+    def parts(self, index: int, count: int) -> list[tuple[int, Part]]:
         """The bytes of `count` chunks from `index` on: one view where they were read now, else file by file."""
         batch = self._batch
         lengths = self.lengths
         owners = self._owners
-        found: list[Part] = []
+        found: list[tuple[int, Part]] = []
         end = index + count
         if self._sums:
             assert batch.buffer is not None
             start = self._sums[index]
-            return [BufferPart(batch.buffer, start, self._sums[end] - start)]
+            return [(count, BufferPart(batch.buffer, start, self._sums[end] - start))]
         at = index
         while at < end:
             owner = owners[at]
@@ -310,15 +317,14 @@ class BatchHold:
                 # Objects that were read now lie in the buffer one behind the other.
                 while stop < end and batch.starts[owners[stop]] >= 0:
                     stop += 1
-                found.append(BufferPart(batch.buffer, start + before, sum(lengths[at:stop])))
+                part: Part = BufferPart(batch.buffer, start + before, sum(lengths[at:stop]))
             else:
                 while stop < end and owners[stop] == owner:
                     stop += 1
                 entry = batch.entries[owner]
                 packed = entry.chunks[(at - first) * CHUNK_BYTES : (stop - first) * CHUNK_BYTES]
-                found.append(
-                    FilePart(batch.path_of(entry), before, sum(lengths[at:stop]), packed, self._pace)
-                )
+                part = FilePart(batch.path_of(entry), before, sum(lengths[at:stop]), packed, self._pace)
+            found.append((stop - at, part))
             at = stop
         return found
 
@@ -379,21 +385,22 @@ class UnitPacker:
         lengths = hold.lengths
         end = index + count
         while index < end:
-            unit = self._unit
-            size = unit.raw_bytes
+            size = self._unit.raw_bytes
             stop = index
             while stop < end and size < UNIT_BYTES:
                 size += lengths[stop]
                 stop += 1
-            if stop > index:
-                unit.runs.append((hold.number, index, stop - index))
+            # A run for each part: what cannot be read any more costs only its own chunks.
+            for chunks, part in hold.parts(index, stop - index):
+                unit = self._unit
+                unit.runs.append((hold.number, index, chunks))
                 unit.holds.append(hold)
-                unit.parts.append(list(hold.parts(index, stop - index)))
-                unit.raw_bytes = size
-            if size >= UNIT_BYTES or len(unit.runs) >= MAX_RUNS:
-                yield unit
-                self._unit = Unit()
-            index = stop
+                unit.parts.append(part)
+                unit.raw_bytes += sum(lengths[index : index + chunks])
+                index += chunks
+                if unit.raw_bytes >= UNIT_BYTES or len(unit.runs) >= MAX_RUNS:
+                    yield unit
+                    self._unit = Unit()
 
     def flush(self) -> Unit | None:
         """The unit that is not full, if it holds anything."""

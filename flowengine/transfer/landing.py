@@ -302,8 +302,8 @@ class Landing(OpenAccount):
         if isinstance(sink, SmallObject):
             sink.open()
             refused = self.dress(sink.fd, sink.entry)
+            self.disown(sink)  # before it is closed: that may fail, and its number be another file's then
             os.close(sink.fd)
-            self.disown(sink)
             if refused:
                 self.fail(sink.directory, sink.entry.name, "attributes", refused)
             else:

@@ -33,7 +33,7 @@ from flowengine.transfer.halting import UnitHold
 from flowengine.transfer.pacing import Pacer
 from flowengine.transfer.streams import SOCKET_TIMEOUT_S
 from flowengine.transfer.timing import StageClock
-from flowengine.transfer.unit import ChunkGone, PackedUnit, Unit, cut_out
+from flowengine.transfer.unit import ChunkGone, PackedUnit, Unit, cut_out, joined
 from flowengine.wire.frames import (
     HEADER_BYTES,
     MAX_BODY_BYTES,
@@ -197,6 +197,9 @@ class SendingLane:
             raise _broken(error) from error
         finally:
             self._let_go()
+            self._out = memoryview(
+                b""
+            )  # a session keeps what its lanes counted, also of streams that were taken back
 
     @property
     def sending_s(self) -> float:
@@ -242,8 +245,9 @@ class SendingLane:
     def _load(self, unit: Unit | PackedUnit) -> tuple[list[Run], list[memoryview], int, int]:
         """What of a unit may leave: its runs, the bytes to send, how these are coded, and how many they are decoded."""
         going = [self._going(hold, run) for run, hold in zip(unit.runs, unit.holds, strict=True)]
+        going = [None if parts == [run] else parts for run, parts in zip(unit.runs, going, strict=True)]
         if isinstance(unit, PackedUnit) and all(parts is None for parts in going):
-            return unit.runs, [memoryview(unit.data)], ZSTD, unit.raw_bytes
+            return joined(unit.runs), [memoryview(unit.data)], ZSTD, unit.raw_bytes
         runs: list[Run] = []
         views: list[memoryview] = []
         plaintexts = _unpacked(unit) if isinstance(unit, PackedUnit) else self._plaintexts(unit, going)
@@ -257,13 +261,13 @@ class SendingLane:
                 runs += parts
                 data = plain[0] if len(plain) == 1 else memoryview(b"".join(plain))
                 views += cut_out(data, hold.lengths, run, parts)
-        return runs, views, STORED, sum(map(len, views))
+        return joined(runs), views, STORED, sum(map(len, views))
 
     def _plaintexts(self, unit: Unit, going: list[list[Run] | None]) -> Iterator[list[memoryview] | None]:
         """The bytes of each run; None where nothing of it goes, or it can no longer be read."""
-        for run, parts, sources in zip(unit.runs, going, unit.parts, strict=True):
+        for run, parts, source in zip(unit.runs, going, unit.parts, strict=True):
             try:
-                yield None if parts == [] else [view for source in sources for view in source.views()]
+                yield None if parts == [] else source.views()
             except ChunkGone as gone:
                 self._lost(run, gone)
                 yield None
@@ -367,6 +371,12 @@ class ReceivingLane:
             TemporaryError: the connection broke, stalled or was cut before its sealed end.
             IntegrityError, ProtocolError: what arrived is not what was sent.
         """
+        try:
+            self._run()
+        finally:
+            self._plain = memoryview(b"")  # as for a `SendingLane`
+
+    def _run(self) -> None:
         start = end = 0
         while not self._opener.ended:
             if not self._fill(self._header, at_frame=True):

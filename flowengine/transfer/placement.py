@@ -11,6 +11,7 @@ from flowengine.chunking import Profile
 from flowengine.errors import ProtocolError
 from flowengine.manifest import Entry
 from flowengine.store.attributes import apply_extra, extra_reader
+from flowengine.store.filesystem import READ_FILE
 from flowengine.store.many import AnyStat
 from flowengine.store.scan_cache import ScanCache
 from flowengine.transfer.copying import Copier, CopyJob
@@ -203,7 +204,7 @@ class Placement:
             return
         if stat.S_IMODE(st.st_mode) != entry.mode or st.st_mtime_ns != entry.mtime_ns or entry.extra:
             try:
-                fd = os.open(entry.name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=directory.fd)
+                fd = os.open(entry.name, READ_FILE, dir_fd=directory.fd)
                 try:
                     if (
                         entry.extra

@@ -11,7 +11,7 @@ from flowengine.chunking import CHUNK_BYTES, lengths_of, packed_size, zero_chunk
 from flowengine.errors import ProtocolError
 from flowengine.manifest import FILE, Entry
 from flowengine.store.buffers import Buffer, BufferPool
-from flowengine.store.filesystem import local_error
+from flowengine.store.filesystem import READ_FILE, local_error
 from flowengine.store.scan_cache import PROVISIONAL, Identity
 from flowengine.transfer.basis import Basis
 from flowengine.transfer.copying import CopyJob, WriteJob, append_copy
@@ -88,7 +88,7 @@ class LargePlacer:
         st = directory.existing.get(entry.name) if directory.existing else None
         if st is not None and stat.S_ISREG(st.st_mode) and st.st_size >= self._placement.profile.minimum:
             try:
-                fd = os.open(entry.name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=directory.fd)
+                fd = os.open(entry.name, READ_FILE, dir_fd=directory.fd)
             except OSError:
                 pass
             else:

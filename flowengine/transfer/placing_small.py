@@ -15,7 +15,7 @@ from flowengine.manifest import FILE, HARDLINK, SYMLINK, Block, Entry, Header
 from flowengine.manifest.entries import check_entries
 from flowengine.store.buffers import fresh_memory
 from flowengine.store.encoded import parse_block, same_files
-from flowengine.store.filesystem import open_beneath
+from flowengine.store.filesystem import READ_FILE, open_beneath
 from flowengine.store.many import AnyStat, Row, Rows, Stat, read_files, read_rows
 from flowengine.store.runs import dress_files
 from flowengine.store.scan import RACY_NS
@@ -467,7 +467,7 @@ class SmallPlacer:
         if not entry.size:
             return True
         try:
-            fd = os.open(entry.name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=directory.fd)
+            fd = os.open(entry.name, READ_FILE, dir_fd=directory.fd)
         except OSError:
             return False
         try:
@@ -519,7 +519,7 @@ class SmallPlacer:
         st = directory.existing.get(entry.name) if directory.existing else None
         if st is not None and st.st_nlink > 1:
             try:
-                fd = open_beneath(self._placement.root_fd, entry.link, os.O_RDONLY)
+                fd = open_beneath(self._placement.root_fd, entry.link, READ_FILE)
                 try:
                     first = os.fstat(fd)
                 finally:

@@ -212,6 +212,7 @@ class _Source:
                     nursery.start_soon(session.heartbeat, self._counters, self._observed, self._bottleneck)
                     await self._listen()
                     session.streams.finish()
+                    self._units.forget()
                     self._units.end_lanes(len(session.streams.sockets))
                     nursery.cancel_scope.cancel()
                 except BaseException:
@@ -295,6 +296,7 @@ class _Source:
         self._leaving.close()
         if self._receipt is None:
             self._session.pacer.close()
+            self._units.forget()
             self._units.end_lanes(MAX_STREAMS)
         self._offers.stop()
 

@@ -306,6 +306,7 @@ class _Target:
                     for _ in range(_COPIERS):
                         self._copier.jobs.put(None)
         finally:
+            self._copier.close()
             landing.close()
             self._recorder.close()
             if self._index is not None and landing.index_is_wrong:
@@ -350,7 +351,8 @@ class _Target:
             raise
 
     def _shut(self) -> None:
-        """Have the lanes' threads end: their sockets do, and nobody waits for a rate."""
+        """Have the lanes' threads end: their sockets do, and nobody waits for a rate or for the publisher."""
+        self._landing.let_go()
         self._session.writes.close()
         self._session.streams.shut()
 

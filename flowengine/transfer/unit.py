@@ -10,7 +10,7 @@ from flowengine.wire.records import Run
 if TYPE_CHECKING:
     from flowengine.transfer.halting import UnitHold
 
-__all__ = ["ChunkGone", "PackedUnit", "Unit", "UnitSource", "cut_out"]
+__all__ = ["ChunkGone", "PackedUnit", "Unit", "UnitSource", "cut_out", "joined"]
 
 
 class UnitSource(Protocol):
@@ -44,15 +44,14 @@ class Unit:
     def __init__(self) -> None:
         self.runs: list[Run] = []
         self.holds: list[UnitHold] = []
-        self.parts: list[list[UnitSource]] = []
+        self.parts: list[UnitSource] = []
         self.raw_bytes = 0
         self.number = -1
 
     def release(self) -> None:
         """Its plaintext is no longer needed."""
-        for parts in self.parts:
-            for part in parts:
-                part.release()
+        for part in self.parts:
+            part.release()
 
 
 class PackedUnit:
@@ -70,6 +69,24 @@ class PackedUnit:
         self.raw_bytes = unit.raw_bytes
         self.number = unit.number
         self.data = data
+
+
+def joined(runs: list[Run]) -> list[Run]:
+    """Runs as they travel: what goes on in the same offer is one.
+
+    >>> joined([(0, 1, 2), (0, 3, 1), (0, 5, 1), (1, 6, 1)])
+    [(0, 1, 3), (0, 5, 1), (1, 6, 1)]
+    """
+    if len(runs) < 2:
+        return runs
+    made = [runs[0]]
+    for number, index, count in runs[1:]:
+        before, first, length = made[-1]
+        if (number, index) == (before, first + length):
+            made[-1] = (number, first, length + count)
+        else:
+            made.append((number, index, count))
+    return made
 
 
 def cut_out(plain: memoryview, lengths: list[int], run: Run, going: list[Run]) -> Iterator[memoryview]:

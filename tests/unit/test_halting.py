@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from flowengine.manifest import FILE, Entry
 from flowengine.store.reading import Piece
 from flowengine.store.scan_events import Batch
 from flowengine.store.staging import Staging
+from flowengine.transfer import halting
 from flowengine.transfer.control import Control, ControlDecoder
 from flowengine.transfer.halting import ANSWER_S, Leaving, halt_landing
 from flowengine.transfer.holds import BatchHold, LargeLeft, PieceHold
@@ -203,3 +206,35 @@ def test_nobody_waits_for_the_targets_word_once_the_session_is_over() -> None:
 def test_a_target_does_not_make_a_source_remember_what_it_never_offered(runs: list[Run]) -> None:
     with pytest.raises(ProtocolError, match="no more"):
         Leaving(lambda run: None).unwanted(runs, all_of_it=True)
+
+
+@pytest.mark.trio
+async def test_the_placer_may_offer_while_a_halt_looks_at_what_is_offered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It adds to the offers without the lock, from another thread."""
+    look = halting._fail_whole
+
+    def look_and_add(landing: Landing, offer: SmallOffer) -> list[tuple[TargetDirectory, bytes]]:
+        landing.offers[len(landing.offers)] = SmallOffer(offer.directory, [entry(b"z", Z)])
+        return list(look(landing, offer))
+
+    monkeypatch.setattr(halting, "_fail_whole", look_and_add)
+    with contextlib.closing(Bench(tmp_path)) as bench:
+        assert halt_landing(bench.landing, "ended") == [(0, 0, 2), (0, 3, 3)]
+
+
+@pytest.mark.trio
+async def test_nobody_waits_for_a_publisher_that_failed(tmp_path: Path) -> None:
+    with contextlib.closing(Bench(tmp_path)) as bench:
+        for _ in range(5000):  # it takes nothing any more, and more is queued than it may be behind
+            bench.landing.ready("directory", bench.folder, bench.entries[0], None)
+        lane = threading.Thread(target=bench.deliver, args=([(0, 0, 1)], X))
+        lane.start()
+        deadline = time.monotonic() + 30
+        while bench.offer.open == 5 and time.monotonic() < deadline:
+            lane.join(0.01)
+        assert lane.is_alive(), "it waits for the publisher"
+        bench.landing.let_go()
+        lane.join(30)
+        assert not lane.is_alive()
