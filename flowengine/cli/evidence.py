@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -345,7 +347,6 @@ def export(
     from flowengine.errors import NotFound, UsageError
     from flowengine.evidence.archive import choose, pack
     from flowengine.evidence.suites import DEFAULT_SUITE, find_suite
-    from flowengine.store.secret_files import write_secret
 
     found = load(where)
     if found.evidence.proofs:
@@ -370,7 +371,11 @@ def export(
     evidence.bundles = needed_bundles({**given_policies(policies), **evidence.bundles}, wanted)
     about = {"agent": records[0].agent if records else "", "transfers": list(transfer)}
     content = pack(evidence, about)
-    write_secret(str(output), content)  # what it tells of data is for auditors, not for all
+    # What it tells of data is for auditors and not for all, also where there was a file of that name.
+    with open(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            os.fchmod(file.fileno(), 0o600)
+        file.write(content)
     if as_json:
         print_json({"file": str(output), "records": len(evidence.lines), "size_bytes": len(content), **about})
     else:

@@ -197,9 +197,8 @@ class SendingLane:
             raise _broken(error) from error
         finally:
             self._let_go()
-            self._out = memoryview(
-                b""
-            )  # a session keeps what its lanes counted, also of streams that were taken back
+            # A session keeps its lanes for what they counted, also those of streams that were taken back.
+            self._out = memoryview(b"")
 
     @property
     def sending_s(self) -> float:
