@@ -59,9 +59,8 @@ def read_secret(path: str) -> bytes:
             than its owner can read or write it.
     """
     try:
-        fd = os.open(
-            path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
-        )  # a pipe without a writer holds nobody up
+        # A pipe without a writer holds nobody up.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         with open(fd, "rb") as file:
             st = os.fstat(fd)
             piped = stat.S_ISFIFO(st.st_mode)

@@ -76,10 +76,7 @@ async def pull(
     Raises:
         FlowError: the transfer cannot go on; what landed stays, and the same call continues.
     """
-    from flowengine.transfer.target import (
-        TargetRoot,
-        run_target,
-    )  # a push needs it not, and starts sooner without
+    from flowengine.transfer.target import TargetRoot, run_target  # a push starts sooner without
 
     caches = settings.caches()
 
@@ -104,7 +101,7 @@ async def push(
     note: Callable[[str], None] = lambda line: None,
 ) -> Report:
     """Send a local selection to a directory below a served root; arguments and errors as for `pull`."""
-    from flowengine.transfer.source import run_source  # nor this a pull
+    from flowengine.transfer.source import run_source  # and a pull without this
 
     cache, _ = settings.caches()
 
