@@ -1,4 +1,4 @@
-"""A reference: the engine's own parts and nothing between them, which is as quick as the engine could become."""
+"""A reference: the engine's own parts and nothing between them, which tells what the engine adds to them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Parts(Contender):
     """Reads, cuts, hashes, seals, sends, opens, verifies and writes as `flow` does, by the same calls on like threads.
 
     What `flow` takes longer is what its promises cost beyond those on the bytes themselves: to ask before sending, to
-    continue, to show, to remember, to take part in a plan. What this misses is out of reach on the machine. Over a link
-    it compresses, everything with one level. It moves trees of plain files into an empty target; where the target holds
+    continue, to show, to remember, to take part in a plan. It is no proof of what cannot be had: each folder is listed twice,
+    over a link all is compressed with one level, and what is written goes to the disk with the sync at the end. It moves trees of plain files into an empty target; where the target holds
     something, it only describes them, which is right for s7 alone.
     """
 
