@@ -306,13 +306,13 @@ class _Target:
                     for _ in range(_COPIERS):
                         self._copier.jobs.put(None)
         finally:
-            self._copier.close()
             landing.close()
             self._recorder.close()
             if self._index is not None and landing.index_is_wrong:
                 self._index.drop()
             if outcome is None and self._root.record is not None and not self._session.options.dry_run:
                 self._root.record.abandon()
+            self._copier.close()  # last: closing old files may fail, and nothing else waits for it
         assert outcome is not None
         return outcome
 
