@@ -17,7 +17,7 @@ from flowengine.store.reading import SEGMENT_BYTES, ObjectReader
 from flowengine.store.scan_cache import Identity, ScanCache
 from flowengine.units import MIB
 
-__all__ = ["Basis"]
+__all__ = ["Basis", "Recalled"]
 
 LOOK_AHEAD_BYTES: Final = 64 * MIB
 MAX_INDEXED_CHUNKS: Final = 500_000
@@ -164,4 +164,21 @@ class Basis:
             self._condition.notify_all()
         if self._thread is not None:
             self._thread.join()
+        os.close(self.fd)
+
+
+class Recalled:
+    """A file of another name that the chunk index takes for the object, open for reading until `close`.
+
+    Nothing of it was read: each chunk that is taken from it is hashed when it is copied.
+    """
+
+    trusted: Final = False
+
+    def __init__(self, fd: int, path: bytes) -> None:
+        self.fd = fd
+        self.path = path
+
+    def close(self) -> None:
+        """Close the file."""
         os.close(self.fd)

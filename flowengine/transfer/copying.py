@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import queue
 import threading
+from collections import deque
 from time import perf_counter_ns
 from typing import Final
 
@@ -13,14 +12,16 @@ from flowengine.chunking import are_chunks, packed_size
 from flowengine.errors import FlowError
 from flowengine.store.buffers import Buffer
 from flowengine.store.filesystem import READ_FILE, copy_range, local_error, open_beneath
-from flowengine.transfer.basis import Basis
+from flowengine.transfer.basis import Basis, Recalled
 from flowengine.transfer.landing import Landing
 from flowengine.transfer.sinks import LargeObject, Sink
 from flowengine.transfer.timing import StageClock
 
-__all__ = ["Copier", "CopyJob", "DropJob", "WriteJob", "append_copy"]
+__all__ = ["Copier", "CopyJob", "CopyQueue", "DropJob", "WriteJob", "append_copy"]
 
 _MAX_COPY_BYTES: Final = 4 << 20
+_MAX_WAITING: Final = 1024
+"""Jobs that may wait before the placer does: a job is 4 MiB at most, and a few KiB of memory."""
 
 
 class CopyJob:
@@ -38,7 +39,7 @@ class CopyJob:
         offset: int,
         packed: bytes,
         *,
-        basis: Basis | None,
+        basis: Basis | Recalled | None,
         path: tuple[bytes, str] | None,
         source_offset: int,
     ) -> None:
@@ -77,6 +78,82 @@ class WriteJob:
         self.view = view
 
 
+Job = CopyJob | WriteJob | DropJob
+
+
+class CopyQueue:
+    """Jobs for several copiers: those of one object in their order, and those of several objects at the same time.
+
+    The kernel lets one thread write to a file at a time: a copier takes the first job of an object that no other copier is
+    at, and helps with another's only where there is none.
+    """
+
+    def __init__(self) -> None:
+        lock = threading.Lock()
+        self._changed = threading.Condition(lock)
+        self._room = threading.Condition(lock)
+        # By the object that they write to; None stands for those that only close old files.
+        self._waiting: dict[Sink | None, deque[Job]] = {}
+        self._count = 0
+        self._taken: list[Sink | None] = []
+        self._ended = False
+
+    def put(self, job: Job) -> None:
+        """Add a job; blocks while very many wait, but not for old files to be closed."""
+        sink = _object_of(job)
+        with self._changed:
+            while self._count >= _MAX_WAITING and sink is not None and not self._ended:
+                self._room.wait()
+            self._waiting.setdefault(sink, deque()).append(job)
+            self._count += 1
+            self._changed.notify()
+
+    def next(self, done: Job | None) -> Job | None:
+        """The next job of a thread that has `done` one; blocks. None at the end: then only old files are still closed."""
+        with self._changed:
+            if done is not None:
+                self._taken.remove(_object_of(done))
+            while True:
+                if self._ended:
+                    return self._take(None) if None in self._waiting else None
+                for sink in self._waiting:
+                    if sink not in self._taken:
+                        return self._take(sink)
+                for sink, jobs in self._waiting.items():
+                    if isinstance(jobs[0], CopyJob):
+                        return self._take(sink)
+                self._changed.wait()
+
+    def _take(self, sink: Sink | None) -> Job:
+        jobs = self._waiting[sink]
+        job = jobs.popleft()
+        if not jobs:
+            del self._waiting[sink]
+        self._count -= 1
+        self._taken.append(sink)
+        self._room.notify()
+        return job
+
+    def end(self) -> None:
+        """Let every thread go that takes from here, or waits to put something."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+            self._room.notify_all()
+
+    def rest(self) -> list[Job]:
+        """What no thread will do any more."""
+        with self._changed:
+            jobs = [job for waiting in self._waiting.values() for job in waiting]
+            self._waiting.clear()
+            return jobs
+
+
+def _object_of(job: Job) -> Sink | None:
+    """The object that a job writes to."""
+    return None if isinstance(job, DropJob) else job.sink
+
+
 class Copier:
     """Copies what is at hand; its `run` is the body of a thread, of which there may be several."""
 
@@ -85,15 +162,13 @@ class Copier:
         self._root_fd = root_fd
         self._clock = clock
         self._local = threading.local()
-        self.jobs: queue.SimpleQueue[CopyJob | WriteJob | DropJob | None] = queue.SimpleQueue()
+        self.jobs = CopyQueue()
 
     def run(self) -> None:
-        """Work until the end mark; blocks."""
+        """Work until the queue ends; blocks."""
         stage = self._clock.stage("copy")
-        while True:
-            job = self.jobs.get()
-            if job is None:
-                return
+        job: Job | None = None
+        while (job := self.jobs.next(job)) is not None:
             begin = perf_counter_ns()
             if isinstance(job, WriteJob):
                 self._write(job)
@@ -105,13 +180,11 @@ class Copier:
 
     def close(self) -> None:
         """Let go what the jobs that are left hold. No thread may be running any more, this one's or the publisher's."""
-        with contextlib.suppress(queue.Empty):
-            while True:
-                job = self.jobs.get_nowait()
-                if isinstance(job, DropJob):
-                    job.large.drop_old()
-                elif isinstance(job, WriteJob):
-                    job.buffer.release()
+        for job in self.jobs.rest():
+            if isinstance(job, DropJob):
+                job.large.drop_old()
+            elif isinstance(job, WriteJob):
+                job.buffer.release()
 
     def _write(self, job: WriteJob) -> None:
         sink = job.sink
@@ -148,7 +221,7 @@ class Copier:
                 else:
                     self._copy_checked(job, size)
             except FlowError as error:
-                if job.path is not None and not job.path[1]:
+                if isinstance(job.basis, Recalled) or (job.path is not None and not job.path[1]):
                     self._landing.index_is_wrong = True
                 self._landing.fail_sink(sink, error.reason, error.message)
                 return
@@ -197,7 +270,7 @@ def append_copy(
     sink: Sink,
     offset: int,
     one: bytes,
-    basis: Basis | None,
+    basis: Basis | Recalled | None,
     path: bytes | None,
     source_offset: int,
 ) -> None:

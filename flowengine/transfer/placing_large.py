@@ -13,7 +13,7 @@ from flowengine.manifest import FILE, Entry
 from flowengine.store.buffers import Buffer, BufferPool
 from flowengine.store.filesystem import READ_FILE, local_error
 from flowengine.store.scan_cache import PROVISIONAL, Identity
-from flowengine.transfer.basis import Basis
+from flowengine.transfer.basis import Basis, Recalled
 from flowengine.transfer.copying import CopyJob, WriteJob, append_copy
 from flowengine.transfer.following import Follower
 from flowengine.transfer.halting import HALTED
@@ -27,6 +27,8 @@ from flowengine.wire.paths import STAGING_NAME, check_name
 
 __all__ = ["LargePlacer"]
 
+Hint = tuple[bytes, int]
+"""Where a chunk is remembered to lie: (path below the root, offset)."""
 _READ_BUFFERS: Final = 4
 _READ_BYTES: Final = MIB
 _VAIN_BYTES: Final = 32 * MIB
@@ -174,7 +176,9 @@ class LargePlacer:
         if large.staged is None:
             self._stage(large)
         if not offset and large.basis is None and large.follower is None:
-            self._look_alike(large, packed)
+            self._recall(large, packed)
+            if large.recalled is None:
+                self._look_alike(large, packed)
         elif large.basis is not None and large.basis.elsewhere and self._is_in_vain(large, large.basis):
             large.basis.close()
             large.basis = None
@@ -192,6 +196,29 @@ class LargePlacer:
             )
             large.basis.found_bytes = int(follower.found)
         self._take_run(large, offset, packed, number)
+
+    def _recall(self, large: LargeObject, packed: bytes) -> None:
+        """Find the file that the object is, if the index knows one of its size that begins so.
+
+        Copiers read and hash it then, several objects at a time; who follows a file does that here, before it answers.
+        """
+        assert large.staged is not None
+        if large.staged.have:
+            return
+        hints = self._placement.remembered(packed)
+        path, offset = hints.get(0, (b"", -1))
+        if offset or len(hints) * CHUNK_BYTES != len(packed):
+            return
+        lookalikes = self._placement.lookalikes
+        opened = lookalikes.open(path)
+        if opened is None:
+            return
+        fd, st = opened
+        if st.st_size != large.entry.size:
+            os.close(fd)
+            return
+        lookalikes.won(large.directory.path, large.entry.name, path)
+        large.recalled = Recalled(fd, path)
 
     def _look_alike(self, large: LargeObject, packed: bytes) -> None:
         """Find a file that the object, which is not in place, may be: renamed, or another version of."""
@@ -277,6 +304,7 @@ class LargePlacer:
         places = [-1] * len(lengths)
         there = 0
         unknown: list[int] = []
+        hints = self._recalled(large, packed, lengths) if large.recalled is not None else None
         basis, old = large.basis, large.follower or large.basis
         if large.follower is not None:
             places = self._follow(large, large.follower, offer, lengths)
@@ -299,7 +327,7 @@ class LargePlacer:
                     append_copy(jobs, large, offset, one, basis, None, found)
                 else:
                     unknown.append(index)
-        elsewhere = self._want_unknown(large, offer, unknown, jobs)
+        elsewhere = self._want_unknown(large, offer, unknown, jobs, hints)
         if old is not None and WANTED in wanted:
             regions = regions_beside(lengths, places, wanted, large.left, old.size_bytes)
             self._ask_finer(number, offer, regions, lengths, old.fd)
@@ -314,12 +342,27 @@ class LargePlacer:
         if there:
             landing.add(large, there)
 
+    def _recalled(self, large: LargeObject, packed: bytes, lengths: list[int]) -> dict[int, Hint]:
+        """What the index knows of a run; where that is not all of it, the file is no more than alike, and followed."""
+        hints = self._placement.remembered(packed)
+        zero = self._zero_chunk()
+        for index in range(len(lengths)):
+            if index not in hints and packed[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES] != zero:
+                assert large.recalled is not None
+                fd, large.recalled = large.recalled.fd, None
+                large.follower = Follower(fd, self._placement.profile, self._pool, elsewhere=True)
+                break
+        return hints
+
+    def _zero_chunk(self) -> bytes:
+        return self._placement.profile.maximum.to_bytes(4, "little") + self._zero
+
     def _follow(
         self, large: LargeObject, follower: Follower, offer: RunOffer, lengths: list[int]
     ) -> list[int]:
         """Have what the followed file has written; gives the places of the chunks in it."""
         packed, jobs = offer.packed, self._placement.copier.jobs
-        zero = self._placement.profile.maximum.to_bytes(4, "little") + self._zero
+        zero = self._zero_chunk()
         holes = {
             index
             for index in range(len(lengths))
@@ -333,23 +376,38 @@ class LargePlacer:
         return follower.take(offer.offsets, lengths, packed, holes, write)
 
     def _want_unknown(
-        self, large: LargeObject, offer: RunOffer, unknown: list[int], jobs: list[CopyJob]
+        self,
+        large: LargeObject,
+        offer: RunOffer,
+        unknown: list[int],
+        jobs: list[CopyJob],
+        hints: dict[int, Hint] | None,
     ) -> list[int]:
-        """Want what neither staging nor the old file has, but for what the index knows; gives what is on its way."""
+        """Want what neither staging nor the old file has, but for what the index knows; gives what is on its way.
+
+        Args:
+            hints: what the index knows of the offer, if it was asked already.
+        """
         landing, packed = self._placement.landing, offer.packed
         elsewhere: list[int] = []
         inflight, recent = landing.inflight, landing.recent
         identities = [packed[index * CHUNK_BYTES + 4 : (index + 1) * CHUNK_BYTES] for index in unknown]
-        with landing.lock:
-            missing = any(one not in inflight and one not in recent for one in identities)
-        hints = self._placement.remembered(packed) if missing else {}
+        if hints is None:
+            with landing.lock:
+                missing = any(one not in inflight and one not in recent for one in identities)
+            hints = self._placement.remembered(packed) if missing else {}
+        recalled = large.recalled
         with landing.lock:
             for index, identity in zip(unknown, identities, strict=True):
                 if identity in inflight or identity in recent:
                     elsewhere.append(index)
                 elif (hint := hints.get(index)) is not None:
                     one = packed[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES]
-                    append_copy(jobs, large, offer.offsets[index], one, None, hint[0], hint[1])
+                    path, place = hint
+                    if recalled is not None and path == recalled.path:
+                        append_copy(jobs, large, offer.offsets[index], one, recalled, None, place)
+                    else:
+                        append_copy(jobs, large, offer.offsets[index], one, None, path, place)
                 else:
                     inflight[identity] = None
                     offer.wanted[index] = WANTED

@@ -22,7 +22,7 @@ from flowengine.store.many import AnyStat, Listing, Rows, Stat, joined
 from flowengine.store.proofs import encode_entries, stats_proof
 from flowengine.store.scan_cache import DirectoryPart
 from flowengine.store.staging import StagedObject, Staging
-from flowengine.transfer.basis import Basis
+from flowengine.transfer.basis import Basis, Recalled
 from flowengine.transfer.following import Follower
 from flowengine.wire.messages import DirectoryEnd
 from flowengine.wire.paths import STAGING_NAME
@@ -331,11 +331,14 @@ class LargeObject(Sink):
 
     Attributes:
         basis: an old file that is searched for its chunks.
-        follower: an old file that it is compared with in step; there is one of the two at most.
+        follower: an old file that it is compared with in step.
+        recalled: a file that is remembered to be the same. There is one of the three at most.
         left: where in that ends what was found last, -1 where the last chunk was not found.
     """
 
-    __slots__ = ("_writing", "basis", "follower", "left", "position", "same_until", "staged", "unsynced")
+    __slots__ = (
+        "_writing", "basis", "follower", "left", "position", "recalled", "same_until", "staged", "unsynced",
+    )  # fmt: skip
 
     def __init__(self, directory: TargetDirectory, entry: Entry) -> None:
         super().__init__(directory, entry, entry.size)
@@ -349,6 +352,7 @@ class LargeObject(Sink):
         self.same_until: list[tuple[int, bytes]] = []
         self.unsynced = 0
         self.basis: Basis | None = None
+        self.recalled: Recalled | None = None
 
     def drop_old(self) -> None:
         """Close the files that it was compared with."""
@@ -358,6 +362,9 @@ class LargeObject(Sink):
         if self.follower is not None:
             self.follower.close()
             self.follower = None
+        if self.recalled is not None:
+            self.recalled.close()
+            self.recalled = None
 
     def put(self, offset: int, data: memoryview, packed: bytes) -> None:
         assert self.staged is not None

@@ -53,7 +53,8 @@ if TYPE_CHECKING:
 
 __all__ = ["NOWHERE", "TargetOutcome", "TargetRoot", "run_target"]
 
-_COPIERS: Final = 2
+_COPIERS: Final = max(2, min(8, os.cpu_count() or 1))
+"""Each reads, hashes and writes for an object of its own, where several are copied."""
 NOWHERE: Final = b"/nonexistent/flow-nowhere"
 """A target that is not there, for a dry run that only looks."""
 
@@ -303,8 +304,7 @@ class _Target:
                     self._hearing.stop()
                     self._placer.stop()
                     landing.stop()
-                    for _ in range(_COPIERS):
-                        self._copier.jobs.put(None)
+                    self._copier.jobs.end()
         finally:
             landing.close()
             self._recorder.close()

@@ -1,4 +1,4 @@
-"""Content that lies at the target under another name, where nothing is remembered of it, is not sent again."""
+"""Content that lies at the target under another name is not sent again, whether it is remembered or not."""
 
 from __future__ import annotations
 
@@ -58,6 +58,57 @@ def test_a_twin_that_differs_further_on(flow: Flow, tmp_path: Path) -> None:
     (source / "two").write_bytes(old[: 20 * MIB] + b"!" + old[20 * MIB : -1])
     assert sent(flow, source, target) < 128 * 1024
     assert (target / "two").read_bytes() == (source / "two").read_bytes()
+
+
+def brought(flow: Flow, tmp_path: Path) -> tuple[Path, bytes]:
+    """A target to which one large file was brought, so that its chunks are remembered; its bytes."""
+    data = random_file(tmp_path / "first" / "one", 32 * MIB).read_bytes()
+    sent(flow, tmp_path / "first", tmp_path / "target")
+    return tmp_path / "target", data
+
+
+def test_several_large_files_that_are_remembered_under_other_names(flow: Flow, tmp_path: Path) -> None:
+    first, source, target = tmp_path / "first", tmp_path / "source", tmp_path / "target"
+    for number in range(4):
+        data = random_file(first / "old" / f"{number}", 9 * MIB, seed=number).read_bytes()
+        (source / "moved").mkdir(parents=True, exist_ok=True)
+        (source / "moved" / f"other-{3 - number}").write_bytes(data)
+    sent(flow, first, target)
+    assert sent(flow, source, target) < 4 * 9 * MIB * 0.003
+    for number in range(4):
+        moved = target / "moved" / f"other-{3 - number}"
+        assert moved.read_bytes() == (first / "old" / f"{number}").read_bytes()
+    assert_same(first / "old", target / "old")
+
+
+def test_a_remembered_file_that_goes_on_otherwise_is_followed(flow: Flow, tmp_path: Path) -> None:
+    target, old = brought(flow, tmp_path)
+    source = tmp_path / "source"
+    source.mkdir()
+    edited = (
+        old[: 20 * MIB] + b"inserted" + old[20 * MIB : -8]
+    )  # as long as the old one, and begins as it does
+    (source / "two").write_bytes(edited)
+    assert sent(flow, source, target) < 128 * 1024
+    assert (target / "two").read_bytes() == edited
+    assert (target / "one").read_bytes() == old
+
+
+def test_what_is_remembered_of_a_file_that_was_changed_since_is_not_believed(
+    flow: Flow, tmp_path: Path
+) -> None:
+    target, old = brought(flow, tmp_path)
+    before = (target / "one").stat()
+    with (target / "one").open("r+b") as file:  # behind everybody's back, and to the eye nothing has happened
+        file.seek(20 * MIB)
+        file.write(b"something else")
+    os.utime(target / "one", ns=(before.st_atime_ns, before.st_mtime_ns))
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "two").write_bytes(old)
+    done = flow("cp", f"{source}/", target, "--json").data
+    assert (done["state"], done["passes"]) == ("completed", 2)  # the second one knows that the index is wrong
+    assert (target / "two").read_bytes() == old
 
 
 def test_a_tree_of_small_files_under_another_name_with_edits(flow: Flow, tmp_path: Path) -> None:
