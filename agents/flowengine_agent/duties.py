@@ -296,6 +296,8 @@ class Duties:
             "transfer is stopped", task=watch.task, transfer=watch.transfer, end=watch.end, mode=watch.mode,
             cause=cause, reason=error.reason, why=error.message,
         )  # fmt: skip
+        if watch.bug is not None:
+            self._site.log.error("internal error, please report it", exc_info=watch.bug)
         try:
             await record_stop(self._site.gate, watch, cause)
         except FlowError as raised:

@@ -59,6 +59,7 @@ class Watch:
         data: what it carries, as `site:/path`.
         denied: the decision that it is stopped by; None where it was stopped by something else.
         owed: the duties that this site took on for it.
+        bug: what went wrong here as it was decided again or stopped, and should not have.
     """
 
     task: str
@@ -74,6 +75,7 @@ class Watch:
     data: str = ""
     denied: Judged | None = None
     owed: Sequence[Owed] = ()
+    bug: Exception | None = None
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
 
     def stop(self, mode: StopMode, error: FlowError) -> None:
@@ -84,7 +86,12 @@ class Watch:
         if mode == "stop-now":
             self.scope.cancel()
         elif mode == "finish-file" and self.session is not None:
-            self.session.halt(error.message)
+            try:
+                self.session.halt(error.message)
+            except Exception as bug:
+                # Whatever is wrong with the milder way: what policy ends must end, and nothing else with it.
+                self.mode, self.bug = "stop-now", bug
+                self.scope.cancel()
 
     def check(self) -> None:
         """Raise why it was stopped, if it was.
@@ -200,6 +207,11 @@ class Running:
             judged = watch.review()
         except FlowError as error:
             return "stop-now", stopped_by(error)
+        except (
+            Exception
+        ) as bug:  # what cannot be decided is not permitted, and the others are looked at all the same
+            watch.bug = bug
+            return "stop-now", undecided(bug)
         denied = next((one for one in judged if not one.decision.permit), None)
         if denied is not None:
             mode = stop_mode(denied.decision, watch.terms)
@@ -248,6 +260,14 @@ def window_closed(windows: Sequence[str], until: int | None) -> TemporaryError:
         hint="it goes on by itself then",
         reason="policy-window",
         opens=until,
+    )
+
+
+def undecided(bug: Exception) -> FlowError:
+    """The error of a transfer of which this site could not find out whether it is permitted still."""
+    return FlowError(
+        f"this site could not decide again whether policy permits this transfer: {bug!r}"[:500],
+        hint="look at the agent's log, and please report it",
     )
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, cast
+
 import pytest
 import trio
 
-from flowengine.errors import TemporaryError
+from flowengine.errors import FlowError, TemporaryError
 from flowengine.policy import Engine, load
 from flowengine.policy.asking import Judged, Matter, Place, ask
 from flowengine.policy.duties import Instant
@@ -70,6 +73,53 @@ def test_a_mild_stop_that_comes_as_a_session_ends_leaves_what_landed(
     watch = trio.run(main)
     assert (watch.mode, len(stopped)) == (mode, told)
     assert (watch.error is None) == (mode == "")
+
+
+class Unwilling:
+    """A session that cannot be halted."""
+
+    def halt(self, why: str) -> None:
+        raise RuntimeError("dictionary changed size during iteration")
+
+
+async def until_stopped(
+    running: Running, review: Callable[[], tuple[Judged, ...]], permitted: tuple[Judged, ...]
+) -> None:
+    with running.watch("bad", "t", "target", review, permitted) as watch:
+        watch.session = cast(Any, Unwilling())
+        running.recheck("bundle")
+        await trio.sleep_forever()
+
+
+def undecidable() -> tuple[Judged, ...]:
+    raise RuntimeError("a bug")
+
+
+@pytest.mark.parametrize("what", ["halting", "deciding"])
+def test_a_bug_in_one_stop_cuts_that_session_and_leaves_the_others(what: str) -> None:
+    permitted, ended = judged(), judged(ENDED.replace("{stop}", "finish-file"))
+    stopped: list[tuple[str, str]] = []
+    both = trio.Event()
+
+    async def note(watch: Watch, cause: str) -> None:
+        assert watch.error is not None
+        assert str(watch.bug) in watch.error.message or what == "halting"
+        stopped.append((watch.task, watch.mode))
+
+    async def main() -> None:
+        running = Running(silent_s=lambda: 0.0, now=lambda: Instant(NOW, NOW), stopped=note)
+        review = {"halting": lambda: ended, "deciding": undecidable}[what]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(running.run)
+            with running.watch("good", "t", "target", lambda: permitted, permitted):
+                with pytest.raises(FlowError):
+                    await until_stopped(running, review, permitted)
+                both.set()
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+    assert both.is_set()
+    assert stopped == [("bad", "stop-now")]
 
 
 NIGHT = """
