@@ -171,6 +171,9 @@ class Recalled:
     """A file of another name that the chunk index takes for the object, open for reading until `close`.
 
     Nothing of it was read: each chunk that is taken from it is hashed when it is copied.
+
+    Attributes:
+        whole: the index knew all that was offered so far.
     """
 
     trusted: Final = False
@@ -178,6 +181,7 @@ class Recalled:
     def __init__(self, fd: int, path: bytes) -> None:
         self.fd = fd
         self.path = path
+        self.whole = True
 
     def close(self) -> None:
         """Close the file."""

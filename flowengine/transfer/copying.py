@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import threading
 from collections import deque
 from time import perf_counter_ns
@@ -21,7 +22,7 @@ __all__ = ["Copier", "CopyJob", "CopyQueue", "DropJob", "WriteJob", "append_copy
 
 _MAX_COPY_BYTES: Final = 4 << 20
 _MAX_WAITING: Final = 1024
-"""Jobs that may wait before the placer does: a job is 4 MiB at most, and a few KiB of memory."""
+"""Jobs that may wait before the placer does: a job is a few KiB of memory, for up to 4 MiB of data."""
 
 
 class CopyJob:
@@ -85,10 +86,14 @@ class CopyQueue:
     """Jobs for several copiers: those of one object in their order, and those of several objects at the same time.
 
     The kernel lets one thread write to a file at a time: a copier takes the first job of an object that no other copier is
-    at, and helps with another's only where there is none.
+    at, and helps with another's only where it has to read for it.
+
+    Args:
+        most_objects: that may have jobs waiting; each holds up to three descriptors. By the system's limit, where None.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most_objects: int | None = None) -> None:
+        self._most_objects = most_objects or max(16, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 16)
         lock = threading.Lock()
         self._changed = threading.Condition(lock)
         self._room = threading.Condition(lock)
@@ -99,14 +104,19 @@ class CopyQueue:
         self._ended = False
 
     def put(self, job: Job) -> None:
-        """Add a job; blocks while very many wait, but not for old files to be closed."""
+        """Add a job; blocks while very many wait, or of many objects, but not for old files to be closed."""
         sink = _object_of(job)
         with self._changed:
-            while self._count >= _MAX_WAITING and sink is not None and not self._ended:
+            while sink is not None and not self._ended and self._is_full_for(sink):
                 self._room.wait()
             self._waiting.setdefault(sink, deque()).append(job)
             self._count += 1
             self._changed.notify()
+
+    def _is_full_for(self, sink: Sink) -> bool:
+        return self._count >= _MAX_WAITING or (
+            sink not in self._waiting and len(self._waiting) >= self._most_objects
+        )
 
     def next(self, done: Job | None) -> Job | None:
         """The next job of a thread that has `done` one; blocks. None at the end: then only old files are still closed."""

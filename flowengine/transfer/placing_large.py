@@ -304,7 +304,7 @@ class LargePlacer:
         places = [-1] * len(lengths)
         there = 0
         unknown: list[int] = []
-        hints = self._recalled(large, packed, lengths) if large.recalled is not None else None
+        hints = self._recalled(large, large.recalled, packed) if large.recalled is not None else None
         basis, old = large.basis, large.follower or large.basis
         if large.follower is not None:
             places = self._follow(large, large.follower, offer, lengths)
@@ -342,14 +342,17 @@ class LargePlacer:
         if there:
             landing.add(large, there)
 
-    def _recalled(self, large: LargeObject, packed: bytes, lengths: list[int]) -> dict[int, Hint]:
+    def _recalled(self, large: LargeObject, recalled: Recalled, packed: bytes) -> dict[int, Hint] | None:
         """What the index knows of a run; where that is not all of it, the file is no more than alike, and followed."""
+        if not recalled.whole:
+            return None
         hints = self._placement.remembered(packed)
         zero = self._zero_chunk()
-        for index in range(len(lengths)):
+        for index in range(len(packed) // CHUNK_BYTES):
             if index not in hints and packed[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES] != zero:
-                assert large.recalled is not None
-                fd, large.recalled = large.recalled.fd, None
+                recalled.whole = False
+                # Copies from it may still wait, and what is followed may be let go before they are done.
+                fd = os.dup(recalled.fd)
                 large.follower = Follower(fd, self._placement.profile, self._pool, elsewhere=True)
                 break
         return hints

@@ -332,7 +332,8 @@ class LargeObject(Sink):
     Attributes:
         basis: an old file that is searched for its chunks.
         follower: an old file that it is compared with in step.
-        recalled: a file that is remembered to be the same. There is one of the three at most.
+        recalled: a file that is remembered to be the same, from which copies are made unread; where it turns out to be
+            no more than alike, it is followed as well.
         left: where in that ends what was found last, -1 where the last chunk was not found.
     """
 

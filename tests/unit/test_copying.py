@@ -83,6 +83,19 @@ def test_the_end_lets_everybody_go_and_old_files_be_closed(
     assert jobs.rest() == []
 
 
+def test_only_so_many_objects_have_jobs_waiting() -> None:
+    jobs = CopyQueue(most_objects=1)
+    jobs.put(first := copy("a"))
+    jobs.put(second := copy("a"))
+    putter = threading.Thread(target=jobs.put, args=(other := copy("b"),))
+    putter.start()
+    assert jobs.next(None) is first
+    assert putter.is_alive()
+    assert jobs.next(first) is second
+    putter.join(10)
+    assert jobs.next(second) is other
+
+
 def test_a_copier_that_waits_for_a_job_is_let_go() -> None:
     jobs, told = CopyQueue(), []
     copier = threading.Thread(target=lambda: told.append(jobs.next(None)))
