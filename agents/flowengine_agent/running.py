@@ -90,8 +90,8 @@ class Watch:
                 self.session.halt(error.message)
             except Exception as bug:
                 # Whatever is wrong with the milder way: what policy ends must end, and nothing else with it.
-                self.mode, self.bug = "stop-now", bug
-                self.scope.cancel()
+                self.bug = bug
+                self.stop("stop-now", error)
 
     def check(self) -> None:
         """Raise why it was stopped, if it was.
@@ -204,14 +204,16 @@ class Running:
     def _look(self, watch: Watch) -> tuple[StopMode, FlowError | None]:
         """How a watched session is to stop, and why; no error where it may go on."""
         try:
-            judged = watch.review()
+            return self._judge(watch)
         except FlowError as error:
             return "stop-now", stopped_by(error)
-        except (
-            Exception
-        ) as bug:  # what cannot be decided is not permitted, and the others are looked at all the same
+        except Exception as bug:
+            # What cannot be decided is not permitted, and the others are looked at all the same.
             watch.bug = bug
             return "stop-now", undecided(bug)
+
+    def _judge(self, watch: Watch) -> tuple[StopMode, FlowError | None]:
+        judged = watch.review()
         denied = next((one for one in judged if not one.decision.permit), None)
         if denied is not None:
             mode = stop_mode(denied.decision, watch.terms)

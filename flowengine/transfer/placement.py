@@ -34,7 +34,10 @@ from flowengine.wire.paths import collision_key
 if TYPE_CHECKING:
     from flowengine.store.chunk_index import ChunkIndex
 
-__all__ = ["Placement"]
+__all__ = ["Hint", "Placement"]
+
+Hint = tuple[bytes, int]
+"""Where a chunk is remembered to lie: (path below the root, offset)."""
 
 SET_ID_BITS: Final = 0o6000
 """Set user id, set group id: they say whose rights a program gets, and mean something else under another owner."""
@@ -116,7 +119,7 @@ class Placement:
         """Whether anything is remembered of what lies elsewhere below the root. The first call loads it."""
         return self._open_index() is not None
 
-    def remembered(self, packed: bytes) -> dict[int, tuple[bytes, int]]:
+    def remembered(self, packed: bytes) -> dict[int, Hint]:
         """What the index knows of chunks: position → (path below the root, offset). The first call loads it."""
         index = self._open_index() if packed else None
         return index.find(self.root_fd, packed) if index is not None else {}

@@ -18,7 +18,7 @@ from flowengine.transfer.copying import CopyJob, WriteJob, append_copy
 from flowengine.transfer.following import Follower
 from flowengine.transfer.halting import HALTED
 from flowengine.transfer.lookalikes import begins_with
-from flowengine.transfer.placement import Placement
+from flowengine.transfer.placement import Hint, Placement
 from flowengine.transfer.refining import Refiner, regions_beside
 from flowengine.transfer.sinks import NOT_WANTED, WANTED, LargeObject, Region, RunOffer, TargetDirectory
 from flowengine.units import MIB, show_path
@@ -27,8 +27,6 @@ from flowengine.wire.paths import STAGING_NAME, check_name
 
 __all__ = ["LargePlacer"]
 
-Hint = tuple[bytes, int]
-"""Where a chunk is remembered to lie: (path below the root, offset)."""
 _READ_BUFFERS: Final = 4
 _READ_BYTES: Final = MIB
 _VAIN_BYTES: Final = 32 * MIB

@@ -23,7 +23,7 @@ from flowengine.transfer.copying import CopyJob, append_copy
 from flowengine.transfer.landing_blocks import want_block
 from flowengine.transfer.landing_small import place_small, want_whole
 from flowengine.transfer.lookalikes import Found
-from flowengine.transfer.placement import SET_ID_BITS, Placement
+from flowengine.transfer.placement import SET_ID_BITS, Hint, Placement
 from flowengine.transfer.refining import Refiner
 from flowengine.transfer.sinks import WANTED, Region, SmallObject, SmallOffer, TargetDirectory
 from flowengine.units import MIB, show_path
@@ -278,7 +278,7 @@ class SmallPlacer:
         directory: TargetDirectory,
         offer: SmallOffer,
         new: list[int],
-        hints: dict[int, tuple[bytes, int]],
+        hints: dict[int, Hint],
     ) -> dict[int, Found]:
         """Take what lies at the target under another name out of `new`; for the rest, what it may be a version of."""
         placement, landing = self._placement, self._placement.landing
@@ -343,7 +343,7 @@ class SmallPlacer:
         if chunks:
             self._refiner.ask(number, offer, chunks)
 
-    def _hints(self, offer: SmallOffer, new: list[int]) -> dict[int, tuple[bytes, int]]:
+    def _hints(self, offer: SmallOffer, new: list[int]) -> dict[int, Hint]:
         """What the index knows of the chunks of those entries, by chunk of the offer; one look-up for all."""
         if not self._placement.has_index():
             return {}
@@ -417,7 +417,7 @@ class SmallPlacer:
         index: int,
         entry: Entry,
         jobs: list[CopyJob],
-        hints: dict[int, tuple[bytes, int]],
+        hints: dict[int, Hint],
     ) -> None:
         if self._placement.dry:
             self._placement.count_wanted(entry)
