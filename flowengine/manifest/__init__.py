@@ -13,7 +13,7 @@ Invariants
     - Nothing here opens a file or a socket: bytes come and go through callables of the caller.
 """
 
-from flowengine.manifest.block import Block, Columns, Parser, Segment, join_blocks
+from flowengine.manifest.block import Block, Columns, Parser, Segment, join_blocks, join_columns
 from flowengine.manifest.build import MAX_DEPTH, ManifestBuilder, Page, Summary
 from flowengine.manifest.compare import Change, diff
 from flowengine.manifest.cut import ChunkList, ChunkListBuilder, ChunkRunCutter, PageCutter, cut_pages
@@ -80,5 +80,6 @@ __all__ = [
     "diff",
     "encode_extra",
     "join_blocks",
+    "join_columns",
     "order_key",
 ]

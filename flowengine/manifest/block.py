@@ -25,7 +25,7 @@ from flowengine.errors import ProtocolError
 from flowengine.manifest.cut import page_ends
 from flowengine.manifest.entries import FILE, UNPACK_LENGTHS, Entry, Header, check_entries, encode
 
-__all__ = ["PYTHON", "Block", "Columns", "Parser", "Segment", "join_blocks", "list_head"]
+__all__ = ["PYTHON", "Block", "Columns", "Parser", "Segment", "join_blocks", "join_columns", "list_head"]
 
 decode = msgspec.msgpack.Decoder(list[Entry]).decode
 _PLAIN: Final = Header()
@@ -70,6 +70,17 @@ class Columns(NamedTuple):
         """`packed` as numbers."""
         return memoryview(self.packed).cast("q")
 
+    @property
+    def lengths(self) -> list[int]:
+        """Bytes of each chunk of all files."""
+        return [length for (length,) in UNPACK_LENGTHS(self.chunks)]
+
+    @property
+    def ids(self) -> list[bytes]:
+        """The ids of all chunks."""
+        chunks = self.chunks
+        return [chunks[at : at + ID_BYTES] for at in range(4, len(chunks), CHUNK_BYTES)]
+
 
 class Parser(Protocol):
     """Looks over the bytes of entries."""
@@ -86,6 +97,7 @@ class Block:
 
     Attributes:
         data: MessagePack, as `encode` makes of the list of entries.
+        parser: what looked it over.
         segments: where pages end that begin with it; the last one ends with the block, not by a cut, and may be empty.
         count, size_bytes, chunks, mode_bits: of all its entries.
     """
@@ -94,11 +106,11 @@ class Block:
         "_columns",
         "_entries",
         "_names",
-        "_parser",
         "chunks",
         "count",
         "data",
         "mode_bits",
+        "parser",
         "segments",
         "size_bytes",
     )
@@ -106,7 +118,7 @@ class Block:
     def __init__(self, data: bytes, segments: list[Segment], parser: Parser) -> None:
         self.data = data
         self.segments = segments
-        self._parser = parser
+        self.parser = parser
         self._entries: list[Entry] | None = None
         self._columns: Columns | None = None
         self._names: list[bytes] | None = None
@@ -130,6 +142,11 @@ class Block:
 
     def __len__(self) -> int:
         return self.count
+
+    @property
+    def is_one_page(self) -> bool:
+        """Whether its bytes are those of a page, where nothing stands before or after it in its directory."""
+        return len(self.segments) == 1 or (len(self.segments) == 2 and not self.segments[1].files)
 
     @property
     def begin(self) -> int:
@@ -159,7 +176,7 @@ class Block:
     def columns(self) -> Columns:
         """Its columns; made when first asked for."""
         if self._columns is None:
-            self._columns = self._parser.columns(self.data, self.count)
+            self._columns = self.parser.columns(self.data, self.count)
         return self._columns
 
     @property
@@ -184,13 +201,12 @@ class Block:
     @property
     def chunk_lengths(self) -> list[int]:
         """Bytes of each chunk of all files."""
-        return [length for (length,) in UNPACK_LENGTHS(self.columns.chunks)]
+        return self.columns.lengths
 
     @property
     def chunk_ids(self) -> list[bytes]:
         """The ids of all chunks."""
-        chunks = self.columns.chunks
-        return [chunks[at : at + ID_BYTES] for at in range(4, len(chunks), CHUNK_BYTES)]
+        return self.columns.ids
 
     def same_content(self, other: Block) -> bool:
         """Whether these are files of the same names, sizes and chunks."""
@@ -199,7 +215,7 @@ class Block:
 
     def segments_after(self, count: int, weight: int) -> list[Segment]:
         """Its segments where a page has so many entries of this weight already."""
-        return self.segments if not count else self._parser.segments(self.data, count, weight)
+        return self.segments if not count else self.parser.segments(self.data, count, weight)
 
     def end_of(self, index: int) -> int:
         """Where in the bytes the first `index` entries end."""
@@ -225,16 +241,23 @@ class Block:
         if first == 0 and last == self.count:
             return self
         data = list_head(last - first) + self.data[self.end_of(first) : self.end_of(last)]
-        part = Block.parse(data, self._parser)
+        part = Block.parse(data, self.parser)
         assert part is not None
         return part
 
 
 def join_blocks(blocks: Sequence[Block]) -> bytes:
-    """The bytes of blocks of one directory that follow each other, as of one."""
+    """The bytes of blocks that follow each other, as of one; they are one where they are of one directory."""
     if len(blocks) == 1:
         return blocks[0].data
     return list_head(sum(map(len, blocks))) + b"".join([block.data[block.begin :] for block in blocks])
+
+
+def join_columns(blocks: Sequence[Block]) -> Columns:
+    """What blocks hold, of several directories or of one, those of one behind those of the other."""
+    if len(blocks) == 1:
+        return blocks[0].columns
+    return blocks[0].parser.columns(join_blocks(blocks), sum(map(len, blocks)))
 
 
 def list_head(count: int) -> bytes:

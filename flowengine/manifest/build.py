@@ -209,6 +209,11 @@ class ManifestBuilder:
                 raise ProtocolError(f"the first directory must be the root, not {show_path(name)!r}")
             self._stack.append(_Open(b"", b""))
             return
+        parent = self._next_subdirectory(name)
+        self._stack.append(_Open(name, join(parent.path, name)))
+
+    def _next_subdirectory(self, name: bytes) -> _Open:
+        """The current directory, which may have a subdirectory of this name next."""
         parent = self._stack[-1]
         if not is_name(name):
             lie(parent.path, name, "that is not a name of one path component")
@@ -218,7 +223,7 @@ class ManifestBuilder:
             lie(parent.path, name, f"it is more than {MAX_DEPTH} directories deep")
         self._finish_entries(parent)
         parent.last_directory = name
-        self._stack.append(_Open(name, join(parent.path, name)))
+        return parent
 
     def add_entries(self, entries: Sequence[Entry], *, check: bool = True) -> None:
         """Add the next entries of the current directory, in any number; pages are cut here.
@@ -325,22 +330,59 @@ class ManifestBuilder:
         offset = self._write(Kind.NODE, body, directory.entry_offsets + directory.subdirectory_offsets)
         self._stack.pop()
         above = self._stack[-1].path if self._stack else b""
-        if not 0 <= mode <= 0o7777 or not -(2**63) <= mtime_ns <= MAX_INT or max(directory.totals) > MAX_INT:
-            lie(above, directory.name, "its mode, time or totals are out of range")
+        self._check_attributes(above, directory.name, mode, mtime_ns, directory.totals)
         if extra:
             check_extra(extra, above, directory.name, self._header)
         entry = Subdirectory(directory.name, mode, mtime_ns, node_id, *directory.totals, extra)
         if not self._stack:
             self._root = (entry, offset)
             return node_id
-        parent = self._stack[-1]
-        parent.totals = parent.totals.plus(directory.totals).plus(Totals(directories=1))
+        self._add_subdirectory(self._stack[-1], entry, offset)
+        return node_id
+
+    @staticmethod
+    def _check_attributes(above: bytes, name: bytes, mode: int, mtime_ns: int, totals: Totals) -> None:
+        if not 0 <= mode <= 0o7777 or not -(2**63) <= mtime_ns <= MAX_INT or max(totals) > MAX_INT:
+            lie(above, name, "its mode, time or totals are out of range")
+
+    def _add_subdirectory(self, parent: _Open, entry: Subdirectory, offset: int) -> None:
+        totals = parent.totals
+        parent.totals = Totals(
+            totals.objects + entry.objects,
+            totals.directories + entry.directories + 1,
+            totals.size + entry.size,
+            totals.chunks + entry.chunks,
+        )
         parent.waiting_offsets.append(offset)
         if parent.subdirectories is None:
             parent.subdirectories = PageCutter()
         if page := parent.subdirectories.add(entry):
             self._store_subdirectories(parent, page)
-        return node_id
+
+    def add_leaf(self, name: bytes, mode: int, mtime_ns: int, block: Block | None) -> None:
+        """Add a subdirectory of the current directory that has no other in it, and no entries but these, as a whole.
+
+        Raises:
+            ProtocolError: as for `begin_directory`, `add_block` and `end_directory`.
+        """
+        if not self._stack or not (block is None or block.is_one_page):
+            self.begin_directory(name)
+            if block is not None:
+                self.add_block(block)
+            self.end_directory(mode, mtime_ns)
+            return
+        parent = self._next_subdirectory(name)
+        totals, page_id = Totals(), b""
+        places: tuple[int, ...] = ()
+        if block is not None:
+            page_id, places = digest(Kind.ENTRIES, block.data), (self._write(Kind.ENTRIES, block.data),)
+            totals = Totals(block.count, 0, block.size_bytes, block.chunks)
+        body = encode(Node(page_id))
+        offset = self._write(Kind.NODE, body, places)
+        self._check_attributes(parent.path, name, mode, mtime_ns, totals)
+        self._add_subdirectory(
+            parent, Subdirectory(name, mode, mtime_ns, digest(Kind.NODE, body), *totals), offset
+        )
 
     def finish(self) -> Summary:
         """Close the manifest, whose root directory was ended; gives the version id and the totals."""

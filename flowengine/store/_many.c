@@ -19,7 +19,7 @@
 #error "proofs are little-endian; Python does without this library"
 #endif
 
-#define INTERFACE 5
+#define INTERFACE 6
 #define KINDS 4
 enum { SMALL, LARGE, FOLDER, OTHER };
 
@@ -580,6 +580,69 @@ int64_t flow_place_run(int64_t from, int64_t first, int64_t to, const char *name
         flow_place(from, name, &folder, names, 1, rows + i, errors + i);
         failed += errors[i] != 0;
     }
+    return failed;
+}
+
+typedef struct {
+    int64_t depth; /* below the folder that all lie in; one more than that of the folder before it at most */
+    int64_t mode, mtime_ns, files;
+} Folder;
+
+/* A folder that is being filled has all it is to have: its mode and time, where asked for made durable, and its stat. */
+static int64_t dress_folder(int fd, const Folder *folder, int64_t sync, Row *row) {
+    struct stat st;
+    struct timespec times[2];
+    both_times(folder->mtime_ns, times);
+    int failed = fchmod(fd, (mode_t)folder->mode) || futimens(fd, times) || (sync && fsync(fd)) || fstat(fd, &st);
+    int64_t error = failed ? -errno : 0;
+    if (!failed) fill(row, &st);
+    close(fd);
+    return error;
+}
+
+/* Make folders below `base`, parents first, and give the files of a run their names in them, as `flow_place_run` does; of
+   those marked in `left_out` there is no staging file. Of each folder: errno of what kept it from being made, as of all in
+   it, or below 0 of what kept it from its mode and time. How much failed. */
+int64_t flow_place_folders(int64_t base, const char *names, const Folder *folders, int64_t count, int64_t from,
+                           int64_t first, const char *files, const uint8_t *left_out, Row *rows, int64_t *errors,
+                           Row *folder_rows, int64_t *folder_errors, int64_t sync) {
+    int64_t failed = 0, depth = 0, number = 0;
+    int *open_fds = malloc((size_t)(count + 1) * sizeof *open_fds);
+    int64_t *open_folders = malloc((size_t)(count + 1) * sizeof *open_folders);
+    if (!open_fds || !open_folders) {
+        free(open_fds);
+        free(open_folders);
+        return -ENOMEM;
+    }
+    for (int64_t i = 0; i <= count; i++, names += strlen(names) + 1) {
+        for (int64_t least = i < count ? folders[i].depth : 0; depth > least;) {
+            int64_t done = open_folders[--depth];
+            if (open_fds[depth] < 0) continue;
+            folder_errors[done] = dress_folder(open_fds[depth], &folders[done], sync, &folder_rows[done]);
+            failed += folder_errors[done] != 0;
+        }
+        if (i == count) break;
+        int above = depth ? open_fds[depth - 1] : (int)base, fd = -1;
+        int64_t error = depth && above < 0 ? folder_errors[open_folders[depth - 1]] : 0;
+        if (!error && mkdirat(above, names, 0700) && errno != EEXIST) error = errno;
+        if (!error && (fd = openat(above, names, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)) < 0) error = errno;
+        open_fds[depth] = fd, open_folders[depth++] = i;
+        folder_errors[i] = error;
+        failed += error != 0;
+        for (int64_t n = 0; n < folders[i].files; n++, number++, files += strlen(files) + 1) {
+            char name[24];
+            int64_t to = fd;
+            errors[number] = error;
+            if (left_out[number]) errors[number] = 0;
+            else if (!error) {
+                staged(name, first + number);
+                flow_place(from, name, &to, files, 1, rows + number, errors + number);
+            }
+            failed += errors[number] != 0;
+        }
+    }
+    free(open_fds);
+    free(open_folders);
     return failed;
 }
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from flowengine.chunking import CHUNK_BYTES
-from flowengine.manifest import Block, Entry
+from flowengine.manifest import Block, Columns, Entry
 from flowengine.store.landed import index_folder
 from flowengine.store.many import AnyStat, Rows
 from flowengine.store.runs import log_rows
@@ -61,9 +61,9 @@ class IndexLog:
                 out += (pack(len(path), len(packed), st.st_size, st.st_mtime_ns, 0), path, packed)
                 self.chunks += len(packed) // CHUNK_BYTES
 
-    def add_block(self, folder: bytes, block: Block, rows: Rows) -> None:
-        """The same, of a block and the stats of its files."""
-        data = log_rows(folder + b"/" if folder else b"", block, rows)
+    def add_block(self, folder: bytes, block: Block, rows: Rows, columns: Columns | None = None) -> None:
+        """The same, of a block and the stats of its files; `columns` are its own, where they were made elsewhere."""
+        data = log_rows(folder + b"/" if folder else b"", columns or block.columns, rows)
         if data is None:
             self.add_small(folder, [*zip(block.names, rows.stats, block.entries, strict=True)])
         else:

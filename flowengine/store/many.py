@@ -49,7 +49,7 @@ __all__ = [
     "write_files",
 ]
 
-_INTERFACE: Final = 5
+_INTERFACE: Final = 6
 _KINDS: Final = 4
 
 
@@ -259,6 +259,15 @@ _library = load_library(
         ),
         ("flow_write_run", _NUMBER, [_NUMBER, _NUMBER, _NUMBER, _NAMES, _POINTER]),
         ("flow_place_run", _NUMBER, [_NUMBER, _NUMBER, _NUMBER, _NAMES, _NUMBER, _POINTER, _POINTER]),
+        (
+            "flow_place_folders",
+            _NUMBER,
+            [
+                *[_NUMBER, _NAMES, _NAMES, _NUMBER, _NUMBER, _NUMBER, _NAMES, _NAMES],
+                *[_POINTER] * 4,
+                _NUMBER,
+            ],
+        ),
         ("flow_touch", _NUMBER, [_NUMBER, _NAMES, _NUMBER, _NAMES, _POINTER]),
         ("flow_log", _NUMBER, [_NAMES, _NUMBER, _NAMES, _NAMES, _NAMES, _NAMES, _NUMBER, _POINTER]),
     ],

@@ -5,11 +5,16 @@ As in `store.many`, by the compiled library where it is there, and in Python wit
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
+import struct
+from collections.abc import Sequence
+from itertools import accumulate, chain, islice
+from typing import Final, NamedTuple
 
-from flowengine.manifest import Block, Entry
+from flowengine.manifest import Block, Columns, Entry
 from flowengine.store.filesystem import READ_FILE
 from flowengine.store.many import (
     STAT,
@@ -22,7 +27,18 @@ from flowengine.store.many import (
     write_files,
 )
 
-__all__ = ["dress_files", "log_rows", "place_run", "staging_name", "write_run"]
+__all__ = [
+    "Place",
+    "Placed",
+    "dress_files",
+    "log_rows",
+    "place_folders",
+    "place_run",
+    "staging_name",
+    "write_run",
+]
+
+_NO_STAT: Final = Stat(*[0] * len(Stat._fields))
 
 
 def staging_name(number: int) -> str:
@@ -30,30 +46,29 @@ def staging_name(number: int) -> str:
     return f"s.{number:x}"
 
 
-def write_run(folder: int, first: int, block: Block, data: memoryview) -> None:
-    """Make the staging files of a block, from number `first` on, whose bytes lie one behind the other in `data`.
+def write_run(folder: int, first: int, packed: bytes, data: memoryview) -> None:
+    """Make the staging files of a run, from number `first` on, whose bytes lie one behind the other in `data`.
+
+    Args:
+        packed: the numbers of each, as in `Columns.packed`.
 
     Raises:
         OSError: of the first that could not be made; those before it are there.
     """
-    if block.size_bytes > len(data):
+    numbers = memoryview(packed).cast("q")
+    sizes = numbers[1::5].tolist()
+    total = sum(sizes)
+    if total > len(data):
         raise ValueError("a file's bytes lie outside the data")
     compiled = library()
     if compiled is None:
-        at = 0
-        what: list[tuple[int, int, int, int]] = []
-        for entry in block.entries:
-            what.append((at, entry.size, entry.mode, entry.mtime_ns))
-            at += entry.size
-        write_files(folder, [staging_name(first + n) for n in range(block.count)], what, data)
+        starts = accumulate(sizes[:-1], initial=0)
+        what = [*zip(starts, sizes, numbers[2::5].tolist(), numbers[3::5].tolist(), strict=True)]
+        write_files(folder, [staging_name(first + n) for n in range(len(sizes))], what, data)
         return
     # ctypes finds the address of writable memory, and of bytes (which unpacked records are).
-    place = (
-        bytes(data[: block.size_bytes])
-        if data.readonly
-        else ctypes.addressof(ctypes.c_char.from_buffer(data))
-    )
-    error = compiled.flow_write_run(folder, first, block.count, block.columns.packed, place)
+    place = bytes(data[:total]) if data.readonly else ctypes.addressof(ctypes.c_char.from_buffer(data))
+    error = compiled.flow_write_run(folder, first, len(sizes), packed, place)
     if error:
         raise OSError(error, os.strerror(error))
 
@@ -80,6 +95,167 @@ def place_run(
     looks = map(Stat._make, STAT.iter_unpack(rows.raw))
     found: list[Stat | None] = [None if error else st for error, st in zip(errors, looks, strict=True)]
     return None, found, [number for number, error in enumerate(errors) if error > 0]
+
+
+class Place(NamedTuple):
+    """A folder that is to be made and filled.
+
+    Attributes:
+        depth: how many of those before it are around it.
+        files: how many of a run's files come into it, the next ones.
+    """
+
+    depth: int
+    name: bytes
+    mode: int
+    mtime_ns: int
+    files: int
+
+
+class Placed(NamedTuple):
+    """What became of folders and of the files in them.
+
+    Attributes:
+        files: of all files, in order; of one with an error the stat is none.
+        errors: of each file, what kept it from its name; 0 where nothing did; below 0 where it cannot be looked at.
+        folders: the stat of each.
+        folder_errors: of each, what kept it from being made, and with it all in it; below 0 what kept it from its mode
+            and time.
+    """
+
+    files: Rows
+    errors: list[int]
+    folders: list[Stat]
+    folder_errors: list[int]
+
+
+def place_folders(
+    base: int,
+    folders: Sequence[Place],
+    staging: int,
+    first: int,
+    names: bytes,
+    left_out: bytes,
+    *,
+    sync: bool,
+) -> Placed:
+    """Make folders and give the staging files of a run their names in them; each gets mode and time when it is full.
+
+    A folder that is there already is used as it is. Nothing is followed that is a link.
+
+    Args:
+        base: the open folder that all are below.
+        folders: each before those in it.
+        staging, first: the folder of the staging files, and the number of the first one.
+        names: of the files, with NUL behind each.
+        left_out: of each file, whether it has no staging file and is left out.
+        sync: make each folder durable.
+    """
+    compiled = library()
+    if compiled is None:
+        return _place_folders(base, folders, staging, first, names, left_out, sync=sync)
+    count, files = len(folders), len(left_out)
+    rows = ctypes.create_string_buffer(files * STAT.size)
+    errors = (ctypes.c_int64 * files)()
+    folder_rows = ctypes.create_string_buffer(count * STAT.size)
+    folder_errors = (ctypes.c_int64 * count)()
+    failed = compiled.flow_place_folders(
+        base,
+        b"".join([one.name + b"\0" for one in folders]),
+        struct.pack(f"={4 * count}q", *chain.from_iterable([(d, m, t, n) for d, _, m, t, n in folders])),
+        count,
+        staging,
+        first,
+        names,
+        left_out,
+        rows,
+        errors,
+        folder_rows,
+        folder_errors,
+        sync,
+    )
+    if failed < 0:
+        raise OSError(-failed, os.strerror(-failed))
+    return Placed(
+        Rows(files, names, rows.raw),
+        errors[:],
+        [*map(Stat._make, STAT.iter_unpack(folder_rows.raw))],
+        folder_errors[:],
+    )
+
+
+def _place_folders(
+    base: int,
+    folders: Sequence[Place],
+    staging: int,
+    first: int,
+    names: bytes,
+    left_out: bytes,
+    *,
+    sync: bool,
+) -> Placed:
+    files = names.split(b"\0")[:-1]
+    found: list[Stat] = [_NO_STAT] * len(files)
+    errors = [0] * len(files)
+    folder_rows = [_NO_STAT] * len(folders)
+    folder_errors = [0] * len(folders)
+    opened: list[tuple[int, int]] = []
+    next_files = iter(range(len(files)))
+
+    def leave() -> None:
+        number, fd = opened.pop()
+        if fd < 0:
+            return
+        one = folders[number]
+        try:
+            os.fchmod(fd, one.mode)
+            os.utime(fd, ns=(one.mtime_ns, one.mtime_ns))
+            if sync:
+                os.fsync(fd)
+            folder_rows[number] = Stat.of(os.fstat(fd))
+        except OSError as error:
+            folder_errors[number] = -(error.errno or errno.EIO)
+        finally:
+            os.close(fd)
+
+    for number, one in enumerate(folders):
+        while len(opened) > one.depth:
+            leave()
+        above, fd = opened[-1] if opened else (-1, base)
+        error, fd = (folder_errors[above], -1) if fd < 0 else _make_folder(fd, one.name)
+        folder_errors[number] = error
+        opened.append((number, fd))
+        for at in islice(next_files, one.files):
+            if left_out[at]:
+                continue
+            errors[at] = error
+            if not error:
+                found[at], errors[at] = _place_one(staging, staging_name(first + at), fd, files[at])
+    while opened:
+        leave()
+    return Placed(rows_of([*zip(files, found, strict=True)]), errors, folder_rows, folder_errors)
+
+
+def _make_folder(parent: int, name: bytes) -> tuple[int, int]:
+    """(errno or 0, its descriptor or -1)"""
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(name, 0o700, dir_fd=parent)
+        return 0, os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
+    except OSError as error:
+        return error.errno or errno.EIO, -1
+
+
+def _place_one(staging: int, staged: str, folder: int, name: bytes) -> tuple[Stat, int]:
+    """Its stat, and errno: below 0 where it cannot be looked at."""
+    try:
+        os.rename(staged, name, src_dir_fd=staging, dst_dir_fd=folder)
+    except OSError as error:
+        return _NO_STAT, error.errno or errno.EIO
+    try:
+        return Stat.of(os.stat(name, dir_fd=folder, follow_symlinks=False)), 0
+    except OSError as error:
+        return _NO_STAT, -(error.errno or errno.EIO)
 
 
 def dress_files(folder: int, block: Block, rows: Rows) -> Rows | None:
@@ -121,15 +297,13 @@ def _dress(folder: int, name: bytes, st: Stat, entry: Entry) -> Stat:
         os.close(fd)
 
 
-def log_rows(prefix: bytes, block: Block, rows: Rows) -> bytes | None:
-    """What `store.index_log` notes of a block's files that landed; None where Python is to do it."""
+def log_rows(prefix: bytes, columns: Columns, rows: Rows) -> bytes | None:
+    """What `store.index_log` notes of a folder's plain files that landed; None where Python is to do it."""
     compiled = library()
     if compiled is None or not rows.packed_names:
         return None
-    columns = block.columns
-    room = block.count * (30 + len(prefix)) + len(columns.names) + len(columns.chunks)
+    names, packed, chunks = columns
+    room = len(rows) * (30 + len(prefix)) + len(names) + len(chunks)
     out = ctypes.create_string_buffer(room)
-    size = compiled.flow_log(
-        prefix, len(prefix), columns.names, rows.packed, columns.packed, columns.chunks, block.count, out
-    )
+    size = compiled.flow_log(prefix, len(prefix), names, rows.packed, packed, chunks, len(rows), out)
     return ctypes.string_at(out, size)

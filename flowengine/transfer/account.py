@@ -24,6 +24,7 @@ from flowengine.manifest import Entry
 from flowengine.transfer.control import Control
 from flowengine.transfer.session import Counters
 from flowengine.transfer.sinks import NO_ENTRY, TargetDirectory
+from flowengine.transfer.subtrees import LEFT_OUT, SubtreesOffer
 from flowengine.wire.messages import DirectoryEnd, Failed
 
 __all__ = ["OpenAccount"]
@@ -40,7 +41,7 @@ class OpenAccount:
         room: on that lock; told whenever something that is waited for ended.
         publishable: what is complete, for the publisher: (kind, directory, entry, staging name or sink); of kind
             "smalls" the last is a list of (entry, staging name), of kind "block" a block and the number of the staging
-            file of its first file.
+            file of its first file, of kind "subtrees" the offer.
         links: hard links that wait for their first name; kept by the publisher.
         closing: nothing more will be offered.
         stopped: nobody is to wait for the publisher any more.
@@ -111,6 +112,28 @@ class OpenAccount:
             idle = self.closing and self._open_objects == 0
         if self.links:  # one of them may have waited for just this
             self.publishable.put(("links", directory, NO_ENTRY, None))
+        if idle:
+            self.settled()
+
+    def subtrees_opened(self, offer: SubtreesOffer) -> None:
+        """All files of an offer are on their way; inside the lock."""
+        offer.directory.open_names.add(offer.token)
+        self._open_objects += offer.files
+
+    def given_up(self) -> None:
+        """A file of such an offer is not on its way any more; inside the lock."""
+        self._open_objects -= 1
+
+    def subtrees_closed(self, offer: SubtreesOffer) -> None:
+        """What was still open of such an offer was placed, or failed."""
+        directory = offer.directory
+        with self.lock:
+            self._open_objects -= offer.files - offer.states.count(LEFT_OUT)
+            directory.open_names.discard(offer.token)
+            if directory.end is not None and not directory.open_names:
+                self.publishable.put(("directory", directory, NO_ENTRY, None))
+            idle = self.closing and self._open_objects == 0
+            self.room.notify_all()
         if idle:
             self.settled()
 

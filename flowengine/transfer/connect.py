@@ -179,6 +179,7 @@ def _session_of(
     session.first_streams = answer.streams
     session.sends = asked.role == "source"
     session.release = answer.ticket
+    session.subtrees = answer.subtrees
     return session
 
 

@@ -37,6 +37,13 @@ from flowengine.transfer.sinks import (
     SmallOffer,
     TargetDirectory,
 )
+from flowengine.transfer.subtrees import (
+    LEFT_OUT,
+    SubtreesOffer,
+    files_not_begun,
+    give_up_files,
+    place_if_complete,
+)
 from flowengine.wire.messages import MAX_FINE_CHUNKS
 from flowengine.wire.records import Run
 
@@ -64,6 +71,7 @@ def halt_landing(landing: Landing, why: str) -> list[Run]:
     """
     names: list[tuple[TargetDirectory, bytes]] = []
     offering: list[tuple[TargetDirectory, bytes]] = []
+    many: list[SubtreesOffer] = []
     with landing.lock:
         landing.halted = landing.halted or why
         claimed = _claimed(landing)
@@ -76,11 +84,16 @@ def halt_landing(landing: Landing, why: str) -> list[Run]:
         for offer in list(landing.offers.values()):  # the placer adds to them without the lock
             if isinstance(offer, SmallOffer):
                 names += _fail_whole(landing, offer)
+            elif isinstance(offer, SubtreesOffer):
+                give_up_files(landing, offer, files_not_begun(offer))
+                many.append(offer)
         unwanted = _unwant(landing)
     for directory, name in offering:
         landing.fail(directory, name, HALTED, landing.halted)
     for directory, name in names:
         landing.done(directory, name)
+    for offer in many:
+        place_if_complete(landing, offer)
     landing.report(b".", HALTED, landing.halted)
     return unwanted
 
@@ -134,8 +147,12 @@ def _unwant(landing: Landing) -> list[Run]:
         for index, mark in enumerate(offer.wanted):
             if mark != WANTED:
                 continue
-            sink, one = _what_for(offer, index)
-            if _is_given_up(sink) and not _is_awaited(landing, one):
+            if isinstance(offer, SubtreesOffer):
+                given_up, one = offer.states[offer.owner(index)] == LEFT_OUT, offer.ids[index]
+            else:
+                sink, one = _what_for(offer, index)
+                given_up = _is_given_up(sink)
+            if given_up and not _is_awaited(landing, one):
                 offer.wanted[index] = UNWANTED
                 landing.inflight.pop(one, None)
         marked = [index for index, mark in enumerate(offer.wanted) if mark == UNWANTED]

@@ -94,6 +94,7 @@ class Handed(msgspec.Struct, frozen=True):
     fixed_streams: bool
     peer: str | None
     sends: bool
+    subtrees: bool
     checkpoint: bytes
     halted: str
     route: list[Party]

@@ -115,6 +115,7 @@ async def _session(
         fixed_streams=told.fixed_streams,
         peer=told.peer,
         sends=told.sends,
+        subtrees=told.subtrees,
         checkpoint=told.checkpoint,
         halted=told.halted,
         route=tuple(told.route),

@@ -24,6 +24,7 @@ from flowengine.transfer.halting import halt_landing
 from flowengine.transfer.landing import Landing
 from flowengine.transfer.losing import lose
 from flowengine.transfer.placing import Placer
+from flowengine.transfer.placing_subtrees import offers_of
 from flowengine.transfer.recorder import ManifestRecorder
 from flowengine.transfer.session import MAX_OPEN_OFFERS, Session
 from flowengine.transfer.streams import MAX_STREAMS
@@ -42,6 +43,7 @@ from flowengine.wire.messages import (
     ObjectRun,
     Offer,
     Progress,
+    Subtrees,
     Totals,
     Want,
     WantStreams,
@@ -115,15 +117,18 @@ class Hearing:
                 | ObjectEnd()
                 | DirectoryBegin()
                 | DirectoryEnd()
+                | Subtrees()
                 | ManifestPart()
                 | Finish()
             ):
                 if isinstance(message, Finish):
                     self._session.peer_checkpoint = message.checkpoint
-                if self._session.halted and isinstance(message, EncodedOffer | Offer | ObjectBegin):
+                if self._session.halted and isinstance(
+                    message, EncodedOffer | Offer | ObjectBegin | Subtrees
+                ):
                     self._check_halt()
-                if isinstance(message, EncodedOffer | Offer | ObjectRun | Finer):
-                    self._offers += 1
+                if isinstance(message, EncodedOffer | Offer | ObjectRun | Finer | Subtrees):
+                    self._offers += offers_of(message) if isinstance(message, Subtrees) else 1
                     if self._offers - self._answers > MAX_OPEN_OFFERS:
                         raise ProtocolError("the source offers without waiting for answers")
                 self._inbox.put(message)
@@ -174,9 +179,9 @@ class Hearing:
 
     # --- the placer's thread ------------------------------------------------------------------------------------
 
-    def answer(self, want: Want) -> None:
-        """Say what is wanted of an offer."""
-        self._answers += 1
+    def answer(self, want: Want, offers: int) -> None:
+        """Say what is wanted of an offer, or of so many that came as one."""
+        self._answers += offers
         self._control.post(want)
 
     def place(self, placer: Placer) -> None:

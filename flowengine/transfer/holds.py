@@ -6,11 +6,13 @@ A hold belongs to one offer. When the answer comes, the wanted runs become parts
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from itertools import accumulate
 
 from flowengine.chunking import CHUNK_BYTES, are_chunks
 from flowengine.chunking.fine import FINE_BYTES, FINE_ID_BYTES, FineCutter, fine_lengths
+from flowengine.manifest import Block, join_columns
 from flowengine.store.buffers import Buffer
 from flowengine.store.filesystem import READ_FILE
 from flowengine.store.reading import Piece
@@ -27,6 +29,7 @@ __all__ = [
     "Hold",
     "LargeLeft",
     "PieceHold",
+    "SubtreesHold",
     "UnitPacker",
     "wanted_runs",
 ]
@@ -346,7 +349,98 @@ class BatchHold:
             self._batch.buffer.release()
 
 
-Hold = PieceHold | BatchHold | FineHold
+class SubtreesHold:
+    """The batches of many folders that are offered as one; its chunks are those of all of them, in order.
+
+    Attributes:
+        number: of the first batch's offer; each of the others has the next one.
+    """
+
+    __slots__ = ("_batches", "_files", "_lengths", "_pace", "_pieces", "_sums", "number")
+
+    def __init__(self, batches: list[Batch], pace: Pace = _at_once) -> None:
+        self.number = -1
+        self._batches = batches
+        self._pace = pace
+        self._lengths: list[int] = []
+        self._files: list[int] = []
+        self._sums: list[int] = []
+        self._pieces: list[tuple[int, int, Batch, int]] = []
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Of the chunks; made when first asked for."""
+        if not self._lengths:
+            blocks = [batch.block for batch in self._batches if batch.block is not None]
+            columns = join_columns(blocks)
+            self._lengths = columns.lengths
+            self._sums = [*accumulate(self._lengths, initial=0)]
+            counts = [size // CHUNK_BYTES for size in columns.numbers[::5]]
+            self._files = [*accumulate(counts, initial=0)]
+            self._pieces = self._read_at_once(blocks)
+        return self._lengths
+
+    def _read_at_once(self, blocks: list[Block]) -> list[tuple[int, int, Batch, int]]:
+        """(first chunk, the one behind the last, a batch, where that begins in the buffer): together what lies so."""
+        pieces: list[tuple[int, int, Batch, int]] = []
+        first = 0
+        for batch, block in zip(self._batches, blocks, strict=True):
+            last = first + block.chunks
+            start = batch.starts[0]
+            if pieces and batch.buffer is not None:
+                begin, _, before, at = pieces[-1]
+                if before.buffer is batch.buffer and at + self._sums[first] - self._sums[begin] == start:
+                    pieces[-1] = (begin, last, before, at)
+                    first = last
+                    continue
+            pieces.append((first, last, batch, start))
+            first = last
+        return pieces
+
+    def parts(self, index: int, count: int) -> list[tuple[int, Part]]:
+        """The bytes of `count` chunks from `index` on: one view of what was read one behind the other, else file by file."""
+        found: list[tuple[int, Part]] = []
+        end, sums = index + count, self._sums
+        for first, last, batch, start in self._pieces:
+            begin, stop = max(first, index), min(last, end)
+            if begin >= stop:
+                continue
+            if batch.buffer is None:
+                found += BatchHold(batch, self._pace).parts(begin - first, stop - begin)
+            else:
+                at = start + sums[begin] - sums[first]
+                found.append((stop - begin, BufferPart(batch.buffer, at, sums[stop] - sums[begin])))
+        return found
+
+    def file_end(self, index: int) -> int:
+        """How many chunks the files have that end with this chunk or before it."""
+        return self._files[bisect_right(self._files, index) - 1]
+
+    def begin(self, index: int, count: int) -> None:
+        """Chunks of it are about to be sent: files are sent whole."""
+
+    def has_begun(self, index: int) -> bool:
+        """No part of a file was sent before the rest."""
+        return False
+
+    def singles(self) -> list[BatchHold]:
+        """A hold for each batch in place of this one."""
+        singles = [BatchHold(batch, self._pace) for batch in self._batches]
+        for number, hold in enumerate(singles, self.number):
+            hold.number = number
+        return singles
+
+    def release(self) -> None:
+        """All the offers were answered."""
+        for batch in self._batches:
+            if batch.buffer is not None:
+                batch.buffer.release()
+
+
+Hold = PieceHold | BatchHold | FineHold | SubtreesHold
 
 
 def wanted_runs(kind: int, bitmap: bytes, count: int) -> Iterator[tuple[int, int]]:
@@ -390,6 +484,12 @@ class UnitPacker:
             while stop < end and size < UNIT_BYTES:
                 size += lengths[stop]
                 stop += 1
+            if isinstance(hold, SubtreesHold) and stop < end:
+                stop = hold.file_end(stop)
+                if stop <= index:  # the next file needs a unit of its own: it is smaller than one
+                    yield self._unit
+                    self._unit = Unit()
+                    continue
             # A run for each part: what cannot be read any more costs only its own chunks.
             for chunks, part in hold.parts(index, stop - index):
                 unit = self._unit

@@ -82,6 +82,7 @@ def handed(session: Session) -> Handed:
         fixed_streams=session.fixed_streams,
         peer=session.peer,
         sends=session.sends,
+        subtrees=session.subtrees,
         checkpoint=session.checkpoint,
         halted=session.halted,
         route=list(session.route),

@@ -49,6 +49,7 @@ from flowengine.transfer.sinks import (
     chunk_lengths,
     waited_for,
 )
+from flowengine.transfer.subtrees import SubtreesOffer, deliver_subtrees
 from flowengine.transfer.timing import Stage, StageClock
 from flowengine.units import MIB
 from flowengine.wire.messages import Received
@@ -96,10 +97,10 @@ class Landing(OpenAccount):
         self.apply_extra = apply_extra
         self.index_is_wrong = False
         self._unacknowledged = 0
-        self.offers: dict[int, SmallOffer | RunOffer | FineOffer] = {}
+        self.offers: dict[int, SmallOffer | RunOffer | FineOffer | SubtreesOffer] = {}
         self.refining_bytes = 0
         self.inflight: dict[bytes, list[Waiter] | None] = {}
-        self.recent: dict[bytes, Location] = {}
+        self.recent: dict[bytes, Location | SubtreesOffer] = {}
         self.halted = ""
         self.turn = threading.Lock()
         self._local = threading.local()
@@ -138,6 +139,8 @@ class Landing(OpenAccount):
                 offer, count, wanted = self._claim(number, index, end - index)
                 if not wanted:
                     at += sum(chunk_lengths(offer, index, count))
+                elif isinstance(offer, SubtreesOffer):
+                    at += deliver_subtrees(self, offer, index, count, plain[at:], stages)
                 elif isinstance(offer, FineOffer):
                     at += deliver_fine(self, offer, index, count, plain[at:], stages)
                 else:
@@ -184,7 +187,7 @@ class Landing(OpenAccount):
 
     def _claim(
         self, number: int, index: int, count: int
-    ) -> tuple[SmallOffer | RunOffer | FineOffer, int, bool]:
+    ) -> tuple[SmallOffer | RunOffer | FineOffer | SubtreesOffer, int, bool]:
         """The offer whose chunks arrived, how many of them, and whether they are wanted still.
 
         From here on nobody else delivers these. It is all of them, but where some are not wanted any more.

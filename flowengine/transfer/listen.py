@@ -151,10 +151,11 @@ class Incoming:
         session = new_session(channel, session_id, request.profile, options, compression)
         session.first_streams = count
         session.sends = request.role == "target"
+        session.subtrees = request.subtrees
         with self._listener._expecting(session_id, self, session.streams):
             try:
                 async with session_errors(channel):
-                    await channel.send(Opened(count, session_id, release))
+                    await channel.send(Opened(count, session_id, release, subtrees=True))
                     yield session
             finally:
                 session.streams.close()

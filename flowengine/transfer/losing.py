@@ -31,6 +31,7 @@ from flowengine.transfer.sinks import (
     SmallOffer,
     TargetDirectory,
 )
+from flowengine.transfer.subtrees import OUT, SubtreesOffer, give_up_files, place_if_complete
 
 if TYPE_CHECKING:
     from flowengine.transfer.landing import Landing
@@ -45,6 +46,7 @@ def lose(landing: Landing, number: int, index: int, count: int, reason: str, mes
         raise ProtocolError(f"the source gave up chunks of offer {number}, which is not open")
     victims: list[Sink] = []
     names: list[tuple[TargetDirectory, bytes]] = []
+    paths: list[bytes] = []
     with landing.lock:
         for chunk in range(index, index + count):
             mark = offer.wanted[chunk]
@@ -53,6 +55,9 @@ def lose(landing: Landing, number: int, index: int, count: int, reason: str, mes
             offer.wanted[chunk] = NOT_WANTED
             offer.open -= 1
             if mark == UNWANTED:
+                continue
+            if isinstance(offer, SubtreesOffer):
+                victims += _lose_file(landing, offer, chunk, paths)
                 continue
             if not isinstance(offer, FineOffer):
                 _lose_chunk(landing, offer, chunk, victims, names)
@@ -67,6 +72,19 @@ def lose(landing: Landing, number: int, index: int, count: int, reason: str, mes
         landing.fail_sink(sink, reason, message)
     for directory, name in names:
         landing.fail(directory, name, reason, message)
+    for path in paths:
+        landing.report(path, reason, message)
+    if isinstance(offer, SubtreesOffer):
+        place_if_complete(landing, offer)
+
+
+def _lose_file(landing: Landing, offer: SubtreesOffer, chunk: int, paths: list[bytes]) -> list[Sink]:
+    """The file that a chunk is of, which lies in one of many folders, will not land; gives who else needs the chunk."""
+    file = offer.owner(chunk)
+    if offer.states[file] == OUT:
+        give_up_files(landing, offer, [file])
+        paths.append(offer.path_of(file))
+    return [sink for sink, _ in landing.inflight.pop(offer.ids[chunk], None) or []]
 
 
 def _lose_chunk(

@@ -8,7 +8,8 @@ Plan
     again by a thread of their own, and keep the place of the offer they were of until that is answered.
 Invariants
     - Offers are numbered and answered in order; at most `MAX_OPEN_OFFERS` are unanswered.
-    - Every hold is released exactly once: when answered, or when the session ends.
+    - Every hold is released exactly once: when answered, or when the session ends. That of many folders goes over to
+      one for each, where they are answered one by one.
 """
 
 from __future__ import annotations
@@ -23,7 +24,15 @@ from flowengine.chunking.fine import FineCutter, fine_profile
 from flowengine.errors import ProtocolError
 from flowengine.store.buffers import PoolClosed
 from flowengine.transfer.compressing import UnitQueue
-from flowengine.transfer.holds import BatchHold, FineHold, Hold, PieceHold, UnitPacker, wanted_runs
+from flowengine.transfer.holds import (
+    BatchHold,
+    FineHold,
+    Hold,
+    PieceHold,
+    SubtreesHold,
+    UnitPacker,
+    wanted_runs,
+)
 from flowengine.transfer.session import MAX_OPEN_OFFERS, Session
 from flowengine.transfer.unit import Unit
 from flowengine.wire.messages import (
@@ -36,6 +45,7 @@ from flowengine.wire.messages import (
     Finer,
     ObjectRun,
     Offer,
+    Subtrees,
 )
 
 __all__ = ["Offers"]
@@ -97,27 +107,28 @@ class Offers:
 
     # --- scan thread --------------------------------------------------------------------------------------------
 
-    def make(self, hold: Hold, message: Offer | EncodedOffer | ObjectRun) -> None:
+    def make(self, hold: Hold, message: Offer | EncodedOffer | ObjectRun | Subtrees) -> None:
         """Offer something; blocks while too much is unanswered, or wanted and not yet sent.
 
         Raises:
             PoolClosed: the session ended.
         """
-        self._open.acquire()
+        for _ in range(_offers_of(hold)):
+            self._open.acquire()
         with self._sent:
             while self._wanted_bytes > MAX_WANTED_BYTES and not self._stopped:
                 self._sent.wait()
         if not self._post(hold, message):
             raise PoolClosed("the session ended")
 
-    def _post(self, hold: Hold, message: Offer | EncodedOffer | ObjectRun | Finer) -> bool:
+    def _post(self, hold: Hold, message: Offer | EncodedOffer | ObjectRun | Finer | Subtrees) -> bool:
         """Number an offer and post it; False where the session ended and the hold was let go."""
         with self._lock:
             if self._stopped:
                 hold.release()
                 return False
             hold.number = self._made
-            self._made += 1
+            self._made += _offers_of(hold)
             self._holds.append(hold)
             self._control.post(message)  # inside the lock: they must arrive in the order of their numbers
             return True
@@ -140,8 +151,8 @@ class Offers:
 
     # --- loop thread --------------------------------------------------------------------------------------------
 
-    def answer(self, kind: int, bitmap: bytes, finer: bytes) -> None:
-        """The target's answer to the oldest offer that has none.
+    def answer(self, kind: int, bitmap: bytes, finer: bytes, *, whole: bool) -> None:
+        """The target's answer to the oldest offer that has none; `whole` for all offers of `Subtrees`.
 
         Raises:
             ProtocolError: there is none, or it asks for what it may not ask for.
@@ -150,11 +161,18 @@ class Offers:
             if not self._holds:
                 raise ProtocolError("the target answered an offer that was not made")
             hold = self._holds.popleft()
+            if isinstance(hold, SubtreesHold) and not whole:
+                singles = hold.singles()
+                self._holds.extendleft(reversed(singles[1:]))
+                hold = singles[0]
+        if whole and (not isinstance(hold, SubtreesHold) or kind == WANT_SOME or finer):
+            hold.release()
+            raise ProtocolError("the target answered as whole what was not offered so, or not as whole")
         indexes = self._to_cut_finer(hold, kind, bitmap, finer) if finer else []
         if isinstance(hold, FineHold):
             self._finer_bytes -= sum(hold.lengths)
         if not indexes:  # what is cut finer keeps the place until that is answered too
-            self._open.release()
+            self._open.release(_offers_of(hold))
         if isinstance(hold, PieceHold):
             self._count(sum(hold.lengths), 0)
         try:
@@ -169,7 +187,7 @@ class Offers:
                     self._units.put(unit)
         finally:
             if indexes:
-                assert not isinstance(hold, FineHold)
+                assert not isinstance(hold, FineHold | SubtreesHold)
                 self._finer.put((hold, indexes))
             else:
                 hold.release()
@@ -216,6 +234,11 @@ class Offers:
         with self._sent:
             self._wanted_bytes -= _cost(unit.raw_bytes, sum([count for _, _, count in unit.runs]))
             self._sent.notify_all()
+
+
+def _offers_of(hold: Hold) -> int:
+    """How many offers a hold is of."""
+    return len(hold) if isinstance(hold, SubtreesHold) else 1
 
 
 def _cost(size_bytes: int, chunks: int) -> int:

@@ -57,7 +57,7 @@ class Placement:
     Args:
         landing: where wanted chunks will arrive; its staging is used too.
         copier: takes the copies of what is at hand.
-        want: posts an answer.
+        want: posts an answer, to so many offers.
         recorder: builds the manifest of what is offered.
         open_index: gives what is remembered of what else lies below the root; None where nothing is.
     """
@@ -72,7 +72,7 @@ class Placement:
         cache: ScanCache | None,
         counters: Counters,
         recorder: ManifestRecorder,
-        want: Callable[[Want], None],
+        want: Callable[[Want, int], None],
         *,
         open_index: Callable[[], ChunkIndex | None] = lambda: None,
     ) -> None:
@@ -101,11 +101,15 @@ class Placement:
         directory = self.landing.directories.get(path)
         return directory is not None and directory.created
 
+    @property
+    def number(self) -> int:
+        """The number of the offer that comes next."""
+        return self._offers
+
     def next_number(self) -> int:
         """The number of the offer that has just come."""
-        number = self._offers
         self._offers += 1
-        return number
+        return self._offers - 1
 
     def check_mode(self, mode: int) -> None:
         """Refuse set-id bits of a source that was not asked for owners."""
@@ -130,18 +134,23 @@ class Placement:
 
     def answer_none(self) -> None:
         """Want nothing of an offer."""
-        self._want(Want(WANT_NONE))
+        self._want(Want(WANT_NONE), 1)
+
+    def answer_whole(self, offers: int, *, chunks: int) -> None:
+        """Want all chunks of so many offers that came as one."""
+        self._offers += offers
+        self._want(Want(WANT_ALL if chunks else WANT_NONE, whole=True), offers)
 
     def answer(self, wanted: bytearray) -> None:
         """Want the chunks that are marked so, and ask for those finer that are marked so."""
         total = wanted.count(WANTED)
         finer = _bitmap(wanted, _FINER_DIGITS) if FINER in wanted else b""
         if not total:
-            self._want(Want(WANT_NONE, b"", finer))
+            self._want(Want(WANT_NONE, b"", finer), 1)
         elif total == len(wanted):
-            self._want(Want(WANT_ALL))
+            self._want(Want(WANT_ALL), 1)
         else:
-            self._want(Want(WANT_SOME, _bitmap(wanted, _WANTED_DIGITS), finer))
+            self._want(Want(WANT_SOME, _bitmap(wanted, _WANTED_DIGITS), finer), 1)
 
     def reuse(self, sink: Sink, offset: int, identity: bytes, one: bytes, jobs: list[CopyJob]) -> None:
         """Get a chunk from another object of this session: one on its way, or one that arrived."""

@@ -28,6 +28,7 @@ from flowengine.store.proofs import recall, split_proof
 from flowengine.transfer.placement import Placement
 from flowengine.transfer.placing_large import LargePlacer
 from flowengine.transfer.placing_small import SmallPlacer
+from flowengine.transfer.placing_subtrees import check_folders, each_of, want_as_one
 from flowengine.transfer.refining import Refiner
 from flowengine.transfer.sinks import TargetDirectory
 from flowengine.units import show_path
@@ -38,11 +39,13 @@ from flowengine.wire.messages import (
     DirectoryEnd,
     EncodedOffer,
     Finer,
+    Folder,
     Message,
     ObjectBegin,
     ObjectEnd,
     ObjectRun,
     Offer,
+    Subtrees,
 )
 from flowengine.wire.paths import MAX_DEPTH, MAX_PATH_BYTES, STAGING_NAME, check_name
 
@@ -109,6 +112,20 @@ class Placer:
                 self._directory_begin(message.name)
             case DirectoryEnd():
                 self._directory_end(message)
+            case Subtrees(folders):
+                self._subtrees(folders)
+
+    def _subtrees(self, folders: list[Folder]) -> None:
+        """Whole subtrees: as one where nothing of them is here, else folder by folder."""
+        directory = self._current()
+        if self._large.inside:
+            raise ProtocolError("the source offered folders inside a large object")
+        check_folders(directory, folders, len(self._stack))
+        for folder in folders:
+            self._placement.check_mode(folder.mode)
+        if self._only or not want_as_one(self._placement, directory, folders):
+            for message in each_of(folders):
+                self.handle(message)
 
     def _check_only(self, names: list[bytes]) -> None:
         if names != [self._only]:

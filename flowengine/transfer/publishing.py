@@ -24,12 +24,13 @@ from flowengine.manifest import Block, Entry
 from flowengine.store.filesystem import local_error, open_beneath, sync_filesystem
 from flowengine.store.index_log import IndexLog
 from flowengine.store.many import Stat, place_files
-from flowengine.store.runs import place_run, staging_name
+from flowengine.store.runs import place_folders, place_run, staging_name
 from flowengine.store.scan_cache import ScanCache
 from flowengine.transfer.control import Control
 from flowengine.transfer.landing import Landing
-from flowengine.transfer.remembering import Placed, PlacedBlock, PlacedMemory
+from flowengine.transfer.remembering import Placed, PlacedBlock, PlacedMemory, PlacedTree
 from flowengine.transfer.sinks import LargeObject, TargetDirectory
+from flowengine.transfer.subtrees import WRITTEN, SubtreesOffer
 from flowengine.transfer.timing import StageClock
 from flowengine.units import show_path
 from flowengine.wire.messages import Landed
@@ -119,17 +120,21 @@ class Publisher:
     def _publish(self, batch: list[tuple[str, TargetDirectory, Entry, object]]) -> None:
         smalls = _smalls(batch)
         blocks = [(d, *what) for kind, d, _, what in batch if kind == "block" and isinstance(what, tuple)]
+        trees = [what for kind, _, _, what in batch if kind == "subtrees" and isinstance(what, SubtreesOffer)]
         larges = [
             large
             for kind, _, _, large in batch
             if kind == "large" and isinstance(large, LargeObject) and self._may_publish(large)
         ]
         self._sync_checkpoints(batch)
-        self._sync_data(smalls, blocks, larges)
+        self._sync_data(smalls, blocks, larges, trees)
         placed = self._place_smalls(smalls)
         placed_blocks = self._place_blocks(blocks, placed)
         touched = {directory.fd: directory for directory, entries, _ in placed if entries}
         touched.update({directory.fd: directory for directory, _, _ in placed_blocks})
+        each = sum([len(tree.folders) for tree in trees]) <= _SYNC_EACH
+        placed_trees = [self._place_tree(tree, sync=each) for tree in trees]
+        touched.update({tree.directory.fd: tree.directory for tree in trees})
         landed: list[tuple[TargetDirectory, Entry]] = []
         for large in larges:
             assert large.staged is not None
@@ -140,7 +145,7 @@ class Publisher:
         landed += made
         touched.update({directory.fd: directory for directory, _ in made})
         try:
-            self._sync_directories(self._with_new_parents(list(touched.values())))
+            self._sync_directories(self._with_new_parents(list(touched.values())), all_at_once=not each)
         except OSError as error:
             raise local_error(error, "cannot sync", next(iter(touched.values())).path or b".") from error
         for large in larges:
@@ -153,7 +158,8 @@ class Publisher:
         placed += [(directory, [entry], [self._look(directory, entry)]) for directory, entry in landed]
         self.memory.add(placed)
         self.memory.add_blocks(placed_blocks)
-        if self._tell is not None and (placed or placed_blocks):
+        self.memory.add_trees(placed_trees)
+        if self._tell is not None and (placed or placed_blocks or placed_trees):
             self._tell(
                 [(d.child(entry.name), entry.size) for d, entries, _ in placed for entry in entries]
                 + [
@@ -161,17 +167,20 @@ class Publisher:
                     for d, block, _ in placed_blocks
                     for entry in block.entries
                 ]
+                + [row for tree in placed_trees for row in tree.landed()]
             )
-        self._count(placed, placed_blocks)
+        self._count(placed, placed_blocks, placed_trees)
         self._control.post(Landed(self._counters.objects_done, self._counters.bytes_done))
         self._landing.landed(
             [(d, [entry.name for entry in entries]) for d, entries, _ in placed]
             + [(d, block.names) for d, block, _ in placed_blocks]
         )
+        for tree in trees:
+            self._landing.subtrees_closed(tree)
         for kind, directory, _, _ in batch:
             if kind == "directory" and self._landing.directories.get(directory.path) is directory:
                 self._finish_directory(directory)
-        if self._landing.links and not placed and not placed_blocks:
+        if self._landing.links and not placed and not placed_blocks and not placed_trees:
             self._drop_links()
 
     def _sync_checkpoints(self, batch: list[tuple[str, TargetDirectory, Entry, object]]) -> None:
@@ -202,12 +211,14 @@ class Publisher:
                 made.append((directory, entry))
         return made
 
-    def _count(self, placed: list[Placed], blocks: list[PlacedBlock]) -> None:
+    def _count(self, placed: list[Placed], blocks: list[PlacedBlock], trees: list[PlacedTree]) -> None:
         counters = self._counters
         counters.objects_done += sum([len(entries) for _, entries, _ in placed])
         counters.objects_done += sum([block.count for _, block, _ in blocks])
         counters.bytes_done += sum([entry.size for _, entries, _ in placed for entry in entries])
         counters.bytes_done += sum([block.size_bytes for _, block, _ in blocks])
+        counters.objects_done += sum([tree.objects for tree in trees])
+        counters.bytes_done += sum([tree.size_bytes for tree in trees])
 
     def _place_blocks(self, blocks: list[_BlockRun], placed: list[Placed]) -> list[PlacedBlock]:
         """Give the files of blocks their names; what is not placed whole is added to `placed`."""
@@ -227,6 +238,29 @@ class Publisher:
             if kept:
                 placed.append((directory, [entry for entry, _ in kept], [st for _, st in kept]))
         return found
+
+    def _place_tree(self, tree: SubtreesOffer, *, sync: bool) -> PlacedTree:
+        """Make the folders of an offer of whole subtrees, and give the files in them their names."""
+        directory, names = tree.directory, tree.columns.names
+        with self._landing.in_turn():
+            placed = place_folders(
+                directory.fd, tree.folders, self._staging.fd, tree.staged, names, tree.left_out, sync=sync
+            )
+        for number, code in enumerate(placed.folder_errors):
+            if code:
+                done = "make the folder" if code > 0 else "set mode or time"
+                self._tell_failed(tree.paths[number], code, f"cannot {done}")
+        for number, code in enumerate(placed.errors):
+            if code > 0:
+                self._tell_failed(tree.path_of(number), code, "cannot place")
+        return PlacedTree(tree, placed)
+
+    def _tell_failed(self, path: bytes, code: int, done: str) -> None:
+        """Report what the system refused for one path; a full disk is no fault of it and suspends the transfer."""
+        wrapped = local_error(OSError(abs(code), os.strerror(abs(code))), done, path)
+        if wrapped.retryable:
+            raise wrapped
+        self._landing.report(path, wrapped.reason, wrapped.message)
 
     def _place_smalls(self, smalls: list[_Run]) -> list[Placed]:
         """Give small objects their names; those that have them now, by directory."""
@@ -305,12 +339,19 @@ class Publisher:
         finally:
             os.close(fd)
 
-    def _sync_data(self, smalls: list[_Run], blocks: list[_BlockRun], larges: list[LargeObject]) -> None:
+    def _sync_data(
+        self,
+        smalls: list[_Run],
+        blocks: list[_BlockRun],
+        larges: list[LargeObject],
+        trees: list[SubtreesOffer],
+    ) -> None:
         try:
             for large in larges:
                 assert large.staged is not None
                 os.fsync(large.staged.fd)
             count = sum([len(run) for _, run in smalls]) + sum([block.count for _, block, _ in blocks])
+            count += sum([tree.files for tree in trees])
             if count > _SYNC_EACH:
                 sync_filesystem(self._staging.fd)
             else:
@@ -320,11 +361,15 @@ class Publisher:
                 for _, block, first in blocks:
                     for number in range(first, first + block.count):
                         self._sync_small(staging_name(number))
+                for tree in trees:
+                    for number in range(tree.files):
+                        if tree.states[number] == WRITTEN:
+                            self._sync_small(staging_name(tree.staged + number))
         except OSError as error:
             raise local_error(error, "cannot sync", b"the target") from error
 
-    def _sync_directories(self, directories: list[TargetDirectory]) -> None:
-        if len(directories) > _SYNC_EACH:
+    def _sync_directories(self, directories: list[TargetDirectory], *, all_at_once: bool) -> None:
+        if all_at_once or len(directories) > _SYNC_EACH:
             sync_filesystem(self._staging.fd)
         else:
             for directory in directories:
@@ -480,6 +525,8 @@ def _smalls(batch: list[tuple[str, TargetDirectory, Entry, object]]) -> list[_Ru
 def _measure(item: tuple[str, TargetDirectory, Entry, object]) -> tuple[int, int]:
     """(objects, bytes) that an item of the queue stands for."""
     kind, _, entry, what = item
+    if isinstance(what, SubtreesOffer):
+        return what.files, what.size_bytes
     if kind == "block" and isinstance(what, tuple):
         return what[0].count, what[0].size_bytes
     if kind == "smalls" and isinstance(what, list):

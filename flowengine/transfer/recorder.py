@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from flowengine.errors import ProtocolError
 from flowengine.manifest import Block, Entry, ManifestBuilder, Summary
 from flowengine.manifest.cut import ChunkListBuilder
 from flowengine.store.scan_events import Batch
+from flowengine.wire.messages import Folder
 
 __all__ = ["ManifestRecorder"]
 
@@ -45,6 +48,29 @@ class ManifestRecorder:
             self.block(batch.block)
         else:
             self.entries(batch.entries, check=not batch.recalled)
+
+    def subtrees(self, folders: Sequence[Folder], blocks: Sequence[Block | None]) -> None:
+        """Whole subtrees of the current directory: their folders as they are met, and the files of each."""
+        opened: list[Folder] = []
+        for number, (folder, block) in enumerate(zip(folders, blocks, strict=True), 1):
+            while len(opened) > folder.depth:
+                self._leave(opened.pop())
+            if number == len(folders) or folders[number].depth <= folder.depth:
+                self.leaf(folder, block)
+                continue
+            self.enter(folder.name)
+            if block is not None:
+                self.block(block)
+            opened.append(folder)
+        while opened:
+            self._leave(opened.pop())
+
+    def _leave(self, folder: Folder) -> None:
+        self.leave(folder.mode, folder.mtime_ns, b"")
+
+    def leaf(self, folder: Folder, block: Block | None) -> None:
+        """A directory that has none in it, as a whole."""
+        self._builder.add_leaf(folder.name, folder.mode, folder.mtime_ns, block)
 
     def large_begin(self, entry: Entry) -> None:
         """A large object begins; forgets one that was not ended."""

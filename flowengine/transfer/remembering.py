@@ -13,19 +13,23 @@ Invariants
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Final
 
-from flowengine.manifest import FILE, SYMLINK, Block, Entry
+from flowengine.chunking import CHUNK_BYTES
+from flowengine.manifest import FILE, SYMLINK, Block, Columns, Entry
 from flowengine.store.index_log import IndexLog
 from flowengine.store.many import AnyStat, Rows, Stat
 from flowengine.store.proofs import encode_entries, stats_proof
+from flowengine.store.runs import Placed as PlacedFolders
 from flowengine.store.scan_cache import DirectoryPart, Identity, ScanCache
 from flowengine.transfer.landing import Landing
 from flowengine.transfer.sinks import BlockRows, TargetDirectory, part_of
+from flowengine.transfer.subtrees import SubtreesOffer
 from flowengine.wire.messages import LARGE_OBJECT_BYTES
 
-__all__ = ["Placed", "PlacedBlock", "PlacedMemory"]
+__all__ = ["Placed", "PlacedBlock", "PlacedMemory", "PlacedTree"]
 
 _INDEX_CHUNKS: Final = 150_000
 """So many chunks reach the index during a session; fewer than a landing remembers by itself."""
@@ -37,6 +41,54 @@ PlacedBlock = tuple[TargetDirectory, Block, Rows]
 """Files of a block that have their names, with their stats there."""
 Placed = tuple[TargetDirectory, list[Entry], Sequence[Stat | None]]
 """Objects of a directory that have their names, each with its stat there."""
+
+
+class PlacedTree:
+    """Whole subtrees that were placed.
+
+    Args:
+        tree: as it was offered.
+        placed: what became of its folders and files.
+
+    Attributes:
+        objects, size_bytes: of the files that have their names.
+    """
+
+    def __init__(self, tree: SubtreesOffer, placed: PlacedFolders) -> None:
+        self._tree = tree
+        self._placed = placed
+        self._whole = not any(placed.errors) and 1 not in tree.left_out
+        self.objects, self.size_bytes = tree.files, tree.size_bytes
+        if not self._whole:
+            sizes = [size for _, size in self.landed()]
+            self.objects, self.size_bytes = len(sizes), sum(sizes)
+
+    def landed(self) -> Iterator[tuple[bytes, int]]:
+        """(path, bytes) of each file that has its name."""
+        tree = self._tree
+        files = zip(
+            tree.columns.names.split(b"\0"), tree.sizes, self._placed.errors, tree.left_out, strict=False
+        )
+        for path, folder in zip(tree.paths, tree.folders, strict=True):
+            for name, size, error, left_out in islice(files, folder.files):
+                if error <= 0 and not left_out:
+                    yield path + b"/" + name, size
+
+    def folders(self) -> Iterator[tuple[bytes, Stat, Block, Rows, Columns]]:
+        """(path, stat, files, stats and columns of these) of each folder in which all is as it is to be, and files are."""
+        tree, placed, columns = self._tree, self._placed, self._tree.columns
+        first = 0
+        for number, (path, block) in enumerate(zip(tree.paths, tree.blocks, strict=True)):
+            if block is None:
+                continue
+            last = first + block.count
+            well = self._whole or not (any(placed.errors[first:last]) or 1 in tree.left_out[first:last])
+            if well and not placed.folder_errors[number]:
+                rows = placed.files.part(first, last)
+                chunks = columns.chunks[tree.firsts[first] * CHUNK_BYTES : tree.firsts[last] * CHUNK_BYTES]
+                own = Columns(rows.packed_names, tree.numbers_of(first, last), chunks)
+                yield path, placed.folders[number], block, rows, own
+            first = last
 
 
 class PlacedMemory:
@@ -97,6 +149,16 @@ class PlacedMemory:
             ):
                 del self._unkept_blocks[directory.path]
                 self._add_part(directory, part)
+
+    def add_trees(self, placed: list[PlacedTree]) -> None:
+        """Tell the scan cache and the chunk index of whole subtrees; they are finished."""
+        for tree in placed:
+            for path, st, block, rows, columns in tree.folders():
+                if self._index_log is not None:
+                    self._index_log.add_block(path, block, rows, columns)
+                if self._cache is not None:
+                    self._cache.save_directory(st.st_dev, st.st_ino, [DirectoryPart(rows.proof, block.data)])
+            self._flush_full_index()
 
     def relinked(self, entry: Entry, before: AnyStat, directory: TargetDirectory) -> None:
         """Another name moved the inode's ctime: what the cache knows of it is still true."""

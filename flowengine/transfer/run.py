@@ -41,7 +41,7 @@ async def peer_session(
 
     def request(rtt_s: float, congestion: str) -> Open:
         streams = stream_count(rtt_s, settings.streams, congestion=congestion)
-        return Open(role, path, os.urandom(16), streams, settings.profile, settings.options)
+        return Open(role, path, os.urandom(16), streams, settings.profile, settings.options, subtrees=True)
 
     async with (
         open_session(

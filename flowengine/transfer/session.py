@@ -137,6 +137,7 @@ class Session:
         reads, writes: the rates that hold for the storage that this side reads from, or writes to.
         carried: bytes by link of this side's, of streams that ended as well.
         release: the source's signed word that policy lets this leave, as it came with the answer to the request.
+        subtrees: whether the other side understands `Subtrees`.
         checkpoint: signed head of this side's chain of evidence, to be told at the end; empty for none.
         peer_checkpoint: that of the other side, as it came.
         halted: why no object may begin any more; empty while nothing is wrong.
@@ -165,6 +166,7 @@ class Session:
     changes: list[str] = field(default_factory=list)
     sends: bool = False
     release: bytes = b""
+    subtrees: bool = True
     checkpoint: bytes = b""
     peer_checkpoint: bytes = b""
     halted: str = ""

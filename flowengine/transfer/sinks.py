@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from operator import itemgetter
-from typing import Final
+from typing import Final, Protocol
 
 from flowengine.chunking import CHUNK_BYTES, lengths_of
 from flowengine.chunking.fine import FINE_BYTES, fine_lengths
@@ -542,13 +542,19 @@ class FineOffer:
 Waiter = tuple[Sink, int]
 
 
-def chunk_lengths(offer: SmallOffer | RunOffer | FineOffer, index: int, count: int) -> list[int]:
+class HasLengths(Protocol):
+    """An offer that has the sizes of its chunks at hand."""
+
+    @property
+    def lengths(self) -> list[int]:
+        """Of all chunks."""
+
+
+def chunk_lengths(offer: SmallOffer | FineOffer | HasLengths, index: int, count: int) -> list[int]:
     """The sizes of some chunks of an offer."""
-    if isinstance(offer, RunOffer):
-        return offer.lengths[index : index + count]
     if isinstance(offer, FineOffer):
         return fine_lengths(offer.packed[index * FINE_BYTES : (index + count) * FINE_BYTES])
-    if offer.block is not None:
+    if not isinstance(offer, SmallOffer) or offer.block is not None:
         return offer.lengths[index : index + count]
     found: list[int] = []
     for chunk in range(index, index + count):

@@ -41,8 +41,9 @@ from flowengine.store.selection import Selection
 from flowengine.transfer.compressing import UnitQueue
 from flowengine.transfer.compression import CompressionChooser
 from flowengine.transfer.control import wait_for_last_word
+from flowengine.transfer.gathering import Gathered, Gatherer
 from flowengine.transfer.halting import HALTED, Leaving, UnitHold
-from flowengine.transfer.holds import BatchHold, LargeLeft, PieceHold
+from flowengine.transfer.holds import BatchHold, LargeLeft, PieceHold, SubtreesHold
 from flowengine.transfer.lanes import Credit, SendingLane
 from flowengine.transfer.link_control import LinkControl
 from flowengine.transfer.offers import Offers
@@ -70,6 +71,7 @@ from flowengine.wire.messages import (
     Rate,
     Receipt,
     Received,
+    Subtrees,
     Totals,
     Want,
 )
@@ -343,6 +345,7 @@ class _Source:
             )
         )
         events = scanner.events()
+        gatherer = Gatherer()
         start, told = time.perf_counter_ns(), 0
         waited = 0
         complete = True
@@ -353,12 +356,13 @@ class _Source:
                 start = stage.since(start + self._pool.waited_ns - waited)
                 waited = self._pool.waited_ns
                 if self._session.halted and not (self._in_object and self._goes_on()):
-                    self._cut_short(event, recorder)
+                    self._cut_short([*gatherer.drop(), event], recorder)
                     complete = False
                     break
                 if self._admit is not None:
                     self._admit(event)
-                self._post_event(event, recorder)
+                for one in gatherer.take(event) if self._session.subtrees else (event,):
+                    self._post_event(one, recorder)
                 start = time.perf_counter_ns()
                 if start - told > _TOTALS_EVERY_NS:
                     told = start
@@ -368,6 +372,8 @@ class _Source:
             return
         finally:
             events.close()  # type: ignore[attr-defined]
+            for batch in gatherer.drop():
+                BatchHold(batch).release()
             self._count_scanned(scanner)
         self._counters.scan_done = True
         self._summary = summary = recorder.finish()
@@ -403,12 +409,13 @@ class _Source:
         """Whether the large object that is being read is to be offered to its end, for all that is known now."""
         return b"/".join([*self._path, self._large_name]) not in self._refused
 
-    def _cut_short(self, event: Event, recorder: ManifestRecorder) -> None:
+    def _cut_short(self, untold: list[Event], recorder: ManifestRecorder) -> None:
         """Offer nothing more: leave the folders that are open, as ones that were not read whole."""
-        if isinstance(event, Batch):
-            BatchHold(event).release()
-        elif isinstance(event, LargePiece) and event.piece.buffer is not None:
-            event.piece.buffer.release()
+        for event in untold:
+            if isinstance(event, Batch):
+                BatchHold(event).release()
+            elif isinstance(event, LargePiece) and event.piece.buffer is not None:
+                event.piece.buffer.release()
         why = self._session.halted
         if self._in_object:
             self._in_object = False
@@ -421,9 +428,13 @@ class _Source:
             recorder.leave(0o755, 0, b"")
             self._control.post(DirectoryEnd(0o755, 0, b"", False, False))
 
-    def _post_event(self, event: Event, recorder: ManifestRecorder) -> None:
+    def _post_event(self, event: Event | Gathered, recorder: ManifestRecorder) -> None:
         post = self._control.post
         match event:
+            case Gathered(folders=folders, blocks=blocks, batches=batches):
+                self._control.wait_for_room()
+                recorder.subtrees(folders, blocks)
+                self._offers.make(SubtreesHold(batches, self._session.reads.spend), Subtrees(folders))
             case Batch():
                 recorder.batch(event)
                 offer = Offer(event.entries) if event.block is None else EncodedOffer(event.block.data)
@@ -481,8 +492,8 @@ class _Source:
 
     def _handle(self, message: Message | EncodedOffer) -> None:
         match message:
-            case Want(kind, bitmap, finer):
-                self._offers.answer(kind, bitmap, finer)
+            case Want(kind, bitmap, finer, whole):
+                self._offers.answer(kind, bitmap, finer, whole=whole)
             case Received(size_bytes):
                 self._credit.give_back(size_bytes)
             case Rate(bits_per_s):

@@ -26,7 +26,7 @@ from flowengine.store.filesystem import local_error
 from flowengine.transfer.admission import OnlyVersion
 from flowengine.transfer.recorder import ManifestRecorder
 from flowengine.units import format_bytes
-from flowengine.wire.messages import MAX_MANIFEST_BYTES
+from flowengine.wire.messages import MAX_MANIFEST_BYTES, Folder
 
 __all__ = ["VouchedRecorder"]
 
@@ -114,6 +114,12 @@ class VouchedRecorder(ManifestRecorder):
         with self._comparing() as version:
             version.entries(block.entries)
         super().block(block)
+
+    def leaf(self, folder: Folder, block: Block | None) -> None:
+        self.enter(folder.name)
+        if block is not None:
+            self.block(block)
+        self.leave(folder.mode, folder.mtime_ns, b"")
 
     def large_begin(self, entry: Entry) -> None:
         with self._comparing() as version:

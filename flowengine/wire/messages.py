@@ -3,7 +3,7 @@
 MessagePack arrays, the first item a tag; docs/spec/wire.md has the table. A message that does not decode into one
 of these types is a `ProtocolError`. Unknown trailing fields of a newer peer are ignored.
 
-The source numbers its *offers* (`Offer`, `ObjectRun`) 0, 1, 2 …; a chunk is addressed on the wire by
+The source numbers its *offers* (`Offer`, `ObjectRun`, …) 0, 1, 2 …; a chunk is addressed on the wire by
 (offer number, index within the offer) and never by its id, so a data stream carries no ids at all.
 """
 
@@ -24,6 +24,7 @@ __all__ = [
     "MAX_MANIFEST_BYTES",
     "MAX_OFFER_CHUNKS",
     "MAX_OFFER_ENTRIES",
+    "MAX_SUBTREES_FOLDERS",
     "WANT_ALL",
     "WANT_NONE",
     "WANT_SOME",
@@ -33,6 +34,7 @@ __all__ = [
     "Failed",
     "Finer",
     "Finish",
+    "Folder",
     "Landed",
     "LeaveStreams",
     "Listed",
@@ -51,6 +53,7 @@ __all__ = [
     "Receipt",
     "Received",
     "Refuse",
+    "Subtrees",
     "Totals",
     "Want",
     "WantStreams",
@@ -64,6 +67,7 @@ MAX_MANIFEST_BYTES: Final = 16 << 30
 """More than a hundred million objects have, or 28 TiB in chunks of 64 KiB; it is kept on disk."""
 MANIFEST_PART_BYTES: Final = 64 * 1024
 MAX_OFFER_CHUNKS: Final = 8192
+MAX_SUBTREES_FOLDERS: Final = 256
 MAX_FINE_CHUNKS: Final = 32_768
 """Fine chunks in one `Finer`; so one `Want` may ask for as many times the fine profile's smallest chunk in bytes."""
 MAX_FINER_BYTES: Final = 64 << 20
@@ -106,7 +110,7 @@ class Open(_Message, tag=1):
     """Client's request on a served root: what to do below which path.
 
     `role` is what the *client* will be: "source" pushes, "target" pulls; "stat" and "list" only look. A client that is
-    the source of a site's data shows the `ticket` of its own decision to release it.
+    the source of a site's data shows the `ticket` of its own decision to release it. `subtrees`: it understands `Subtrees`.
     """
 
     role: str
@@ -116,14 +120,19 @@ class Open(_Message, tag=1):
     profile: str
     options: Options
     ticket: bytes = b""
+    subtrees: bool = False
 
 
 class Opened(_Message, tag=2):
-    """Server's consent: how many data streams it accepts; with the `ticket`, where it is the source of a site's data."""
+    """Server's consent: how many data streams it accepts; with the `ticket`, where it is the source of a site's data.
+
+    `subtrees`: it understands `Subtrees`.
+    """
 
     streams: int
     session_id: bytes
     ticket: bytes = b""
+    subtrees: bool = False
 
 
 class Refuse(_Message, tag=3):
@@ -186,6 +195,29 @@ class EncodedOffer:
         offer = decode(self.encode())
         assert isinstance(offer, Offer)
         return offer
+
+
+class Folder(msgspec.Struct, array_like=True, gc=False, frozen=True):
+    """A folder of `Subtrees`: how deep below the current directory, its name, mode and time, and its files.
+
+    `entries` are those of an `Offer`, encoded; empty where it has no files itself.
+    """
+
+    depth: int
+    name: bytes
+    mode: int
+    mtime_ns: int
+    entries: bytes = b""
+
+
+class Subtrees(_Message, tag=25):
+    """Whole subtrees of the current directory, each folder before those in it.
+
+    It says what a `DirectoryBegin`, an `Offer` (where there are entries) and a `DirectoryEnd` of each folder would say; so
+    it is as many offers as there are folders with entries.
+    """
+
+    folders: list[Folder]
 
 
 class ObjectBegin(_Message, tag=7):
@@ -260,12 +292,14 @@ class Finish(_Message, tag=12):
 class Want(_Message, tag=13):
     """Answer to the next unanswered offer, in order: none, all, or a bitmap (LSB first) of its chunks.
 
-    `finer` is the bitmap of chunks that are to be offered again, cut finer, before the target decides.
+    `finer` is the bitmap of chunks that are to be offered again, cut finer, before the target decides. `whole`: all or
+    none of all offers of one `Subtrees`; their chunks are addressed as if they were one offer, by the first one's number.
     """
 
     kind: int
     bitmap: bytes = b""
     finer: bytes = b""
+    whole: bool = False
 
 
 class Received(_Message, tag=14):
@@ -344,6 +378,7 @@ Message = (
     | DirectoryBegin
     | DirectoryEnd
     | Offer
+    | Subtrees
     | ObjectBegin
     | ObjectRun
     | ObjectEnd

@@ -248,7 +248,7 @@ class Receiver:
             if not are_chunks(data, block.columns.chunks):
                 raise SystemExit(f"{path!r} is not what was sent")
             number, self._numbers = self._numbers, self._numbers + block.count
-            write_run(self._staging, number, block, data)
+            write_run(self._staging, number, block.columns.packed, data)
             os.makedirs(where, exist_ok=True)
             folder = os.open(where, os.O_RDONLY)
             place_run(self._staging, number, block, folder)

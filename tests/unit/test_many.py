@@ -278,8 +278,8 @@ def test_a_run_is_encoded_made_placed_and_logged(tmp_path: Path, cut: int) -> No
         assert many.read_rows(fds[0], listing.smalls.part(1, 3), room, 900 - 403) == 2
         data = b"".join(CONTENTS.values())
         assert bytes(room[3 : 3 + len(data)]) == data
-        write_run(fds[1], 255, block, room[3:])
-        write_run(fds[1], 300, block, memoryview(data))
+        write_run(fds[1], 255, block.columns.packed, room[3:])
+        write_run(fds[1], 300, block.columns.packed, memoryview(data))
         assert sorted(path.name for path in staging.iterdir()) == [
             "s.100",
             "s.101",
@@ -323,9 +323,9 @@ def test_a_run_says_what_could_not_be_made(tmp_path: Path, folder: int) -> None:
     block = block_in(list_folder(folder, LARGE), {b"a": b"1"})
     (tmp_path / "s.1").mkdir()
     with pytest.raises(FileExistsError):
-        write_run(folder, 1, block, memoryview(b"1"))
+        write_run(folder, 1, block.columns.packed, memoryview(b"1"))
     with pytest.raises(ValueError, match="outside"):
-        write_run(folder, 2, block, memoryview(b""))
+        write_run(folder, 2, block.columns.packed, memoryview(b""))
 
 
 @pytest.mark.usefixtures("way")
