@@ -19,7 +19,7 @@
 #error "proofs are little-endian; Python does without this library"
 #endif
 
-#define INTERFACE 6
+#define INTERFACE 7
 #define KINDS 4
 enum { SMALL, LARGE, FOLDER, OTHER };
 
@@ -588,25 +588,24 @@ typedef struct {
     int64_t mode, mtime_ns, files;
 } Folder;
 
-/* A folder that is being filled has all it is to have: its mode and time, where asked for made durable, and its stat. */
-static int64_t dress_folder(int fd, const Folder *folder, int64_t sync, Row *row) {
+/* A folder that is being filled has all it is to have: its mode and time, and its stat. */
+static int64_t dress_folder(int fd, const Folder *folder, Row *row) {
     struct stat st;
     struct timespec times[2];
     both_times(folder->mtime_ns, times);
-    int failed = fchmod(fd, (mode_t)folder->mode) || futimens(fd, times) || (sync && fsync(fd)) || fstat(fd, &st);
-    int64_t error = failed ? -errno : 0;
-    if (!failed) fill(row, &st);
-    close(fd);
-    return error;
+    if (fchmod(fd, (mode_t)folder->mode) || futimens(fd, times) || fstat(fd, &st)) return -errno;
+    fill(row, &st);
+    return 0;
 }
 
 /* Make folders below `base`, parents first, and give the files of a run their names in them, as `flow_place_run` does; of
    those marked in `left_out` there is no staging file. Of each folder: errno of what kept it from being made, as of all in
-   it, or below 0 of what kept it from its mode and time. How much failed. */
+   it, or below 0 of what kept it from its mode and time. With `sync` each folder is made durable. How much failed; below
+   0 the errno for all of it: there is no memory, or a folder cannot be made durable. */
 int64_t flow_place_folders(int64_t base, const char *names, const Folder *folders, int64_t count, int64_t from,
                            int64_t first, const char *files, const uint8_t *left_out, Row *rows, int64_t *errors,
                            Row *folder_rows, int64_t *folder_errors, int64_t sync) {
-    int64_t failed = 0, depth = 0, number = 0;
+    int64_t failed = 0, depth = 0, number = 0, lost = 0;
     int *open_fds = malloc((size_t)(count + 1) * sizeof *open_fds);
     int64_t *open_folders = malloc((size_t)(count + 1) * sizeof *open_folders);
     if (!open_fds || !open_folders) {
@@ -618,7 +617,9 @@ int64_t flow_place_folders(int64_t base, const char *names, const Folder *folder
         for (int64_t least = i < count ? folders[i].depth : 0; depth > least;) {
             int64_t done = open_folders[--depth];
             if (open_fds[depth] < 0) continue;
-            folder_errors[done] = dress_folder(open_fds[depth], &folders[done], sync, &folder_rows[done]);
+            folder_errors[done] = dress_folder(open_fds[depth], &folders[done], &folder_rows[done]);
+            if (sync && fsync(open_fds[depth])) lost = errno;
+            close(open_fds[depth]);
             failed += folder_errors[done] != 0;
         }
         if (i == count) break;
@@ -643,7 +644,7 @@ int64_t flow_place_folders(int64_t base, const char *names, const Folder *folder
     }
     free(open_fds);
     free(open_folders);
-    return failed;
+    return lost ? -lost : failed;
 }
 
 /* Give one file another mode and time, if it is still what `row` says, and look at it again. */

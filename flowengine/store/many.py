@@ -49,7 +49,7 @@ __all__ = [
     "write_files",
 ]
 
-_INTERFACE: Final = 6
+_INTERFACE: Final = 7
 _KINDS: Final = 4
 
 

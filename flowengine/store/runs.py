@@ -67,7 +67,11 @@ def write_run(folder: int, first: int, packed: bytes, data: memoryview) -> None:
         write_files(folder, [staging_name(first + n) for n in range(len(sizes))], what, data)
         return
     # ctypes finds the address of writable memory, and of bytes (which unpacked records are).
-    place = bytes(data[:total]) if data.readonly else ctypes.addressof(ctypes.c_char.from_buffer(data))
+    place = (
+        bytes(data[:total])
+        if data.readonly or not total
+        else ctypes.addressof(ctypes.c_char.from_buffer(data))
+    )
     error = compiled.flow_write_run(folder, first, len(sizes), packed, place)
     if error:
         raise OSError(error, os.strerror(error))
@@ -150,6 +154,9 @@ def place_folders(
         names: of the files, with NUL behind each.
         left_out: of each file, whether it has no staging file and is left out.
         sync: make each folder durable.
+
+    Raises:
+        OSError: a folder cannot be made durable.
     """
     compiled = library()
     if compiled is None:
@@ -210,11 +217,12 @@ def _place_folders(
         try:
             os.fchmod(fd, one.mode)
             os.utime(fd, ns=(one.mtime_ns, one.mtime_ns))
-            if sync:
-                os.fsync(fd)
             folder_rows[number] = Stat.of(os.fstat(fd))
         except OSError as error:
             folder_errors[number] = -(error.errno or errno.EIO)
+        try:
+            if sync:
+                os.fsync(fd)
         finally:
             os.close(fd)
 

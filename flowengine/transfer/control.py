@@ -23,6 +23,7 @@ from flowengine.wire.messages import (
     ObjectRun,
     Offer,
     Refuse,
+    Subtrees,
     Totals,
     Want,
 )
@@ -48,7 +49,7 @@ CREDIT_REST_S: Final = 2 * _BUSY_REST_S
 the link is short this is nearly all of a credit's round trip."""
 _BUSY_SENDS: Final = 8
 """After so many sends without a pause the rest is longer, and longest while nothing waits that is in a hurry."""
-_PATIENT: Final = frozenset({Offer, ObjectRun, Want, DirectoryBegin, DirectoryEnd, Landed, Totals})
+_PATIENT: Final = frozenset({Offer, ObjectRun, Subtrees, Want, DirectoryBegin, DirectoryEnd, Landed, Totals})
 """What comes by the hundred, with others of its kind on their way."""
 _REST_MESSAGES: Final = 1024
 """With so many waiting there is no rest."""

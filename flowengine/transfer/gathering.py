@@ -7,7 +7,7 @@ Plan
     them or something else comes. What is complete then is a `Gathered`; folders that are still open are told as they are.
 Invariants
     - The order of the scan is kept: what is kept back is told before what comes after it.
-    - What is kept back is bounded, and told `HELD_NS` later at the latest, as long as events come.
+    - What is kept back is bounded, and told with the first folder that is met `HELD_NS` later.
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ class Landing(OpenAccount):
         self.offers: dict[int, SmallOffer | RunOffer | FineOffer | SubtreesOffer] = {}
         self.refining_bytes = 0
         self.inflight: dict[bytes, list[Waiter] | None] = {}
-        self.recent: dict[bytes, Location | SubtreesOffer] = {}
+        self.recent: dict[bytes, Location] = {}
         self.halted = ""
         self.turn = threading.Lock()
         self._local = threading.local()

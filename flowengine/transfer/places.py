@@ -12,7 +12,7 @@ from flowengine.chunking import CHUNK_BYTES, packed_size
 from flowengine.manifest import Block
 from flowengine.store.runs import staging_name
 
-__all__ = ["LandedPart", "LandedRun", "Location", "Place"]
+__all__ = ["LandedPart", "LandedRun", "LandedSubtrees", "Location", "Place", "path_of_file"]
 
 Place = tuple[bytes, str, int]
 """(final path, staging name, offset)"""
@@ -45,6 +45,58 @@ class LandedRun:
         return path, staging_name(self._number + owner), sum(lengths[first:chunk])
 
 
+def path_of_file(folders: list[bytes], ends: list[int], names: bytes, file: int) -> bytes:
+    """The path of one of many files.
+
+    Args:
+        folders: the paths of their folders.
+        ends: how many files there are up to the end of each folder.
+        names: of all files, with NUL behind each.
+    """
+    return folders[bisect_right(ends, file)] + b"/" + names.split(b"\0", file + 1)[file]
+
+
+class LandedSubtrees:
+    """Files of many folders that landed; arguments as of `path_of_file`.
+
+    Args:
+        packed: the chunks of all files.
+        firsts: how many chunks come before each file.
+        number: that of the first one's staging file.
+    """
+
+    __slots__ = ("_ends", "_firsts", "_folders", "_names", "_number", "_packed")
+
+    def __init__(
+        self,
+        folders: list[bytes],
+        ends: list[int],
+        names: bytes,
+        packed: bytes,
+        firsts: list[int],
+        number: int,
+    ) -> None:
+        self._folders = folders
+        self._ends = ends
+        self._names = names
+        self._packed = packed
+        self._firsts = firsts
+        self._number = number
+
+    def place_of(self, identity: bytes) -> Place:
+        """Where a chunk of a file is that was written."""
+        packed = self._packed
+        chunk = next(
+            at // CHUNK_BYTES
+            for at in range(0, len(packed), CHUNK_BYTES)
+            if packed[at + 4 : at + CHUNK_BYTES] == identity
+        )
+        owner = bisect_right(self._firsts, chunk) - 1
+        before = packed_size(packed[self._firsts[owner] * CHUNK_BYTES : chunk * CHUNK_BYTES])
+        path = path_of_file(self._folders, self._ends, self._names, owner)
+        return path, staging_name(self._number + owner), before
+
+
 class LandedPart:
     """Chunks of one object that landed, one behind the other.
 
@@ -67,5 +119,5 @@ class LandedPart:
         raise KeyError(identity)
 
 
-Location = LandedRun | LandedPart
+Location = LandedRun | LandedPart | LandedSubtrees
 """What a chunk arrived with, which knows its place."""

@@ -243,19 +243,25 @@ class Publisher:
         """Make the folders of an offer of whole subtrees, and give the files in them their names."""
         directory, names = tree.directory, tree.columns.names
         with self._landing.in_turn():
-            placed = place_folders(
-                directory.fd, tree.folders, self._staging.fd, tree.staged, names, tree.left_out, sync=sync
-            )
-        for number, code in enumerate(placed.folder_errors):
-            if code:
-                done = "make the folder" if code > 0 else "set mode or time"
-                self._tell_failed(tree.paths[number], code, f"cannot {done}")
+            try:
+                placed = place_folders(
+                    directory.fd, tree.folders, self._staging.fd, tree.staged, names, tree.left_out, sync=sync
+                )
+            except OSError as error:
+                raise local_error(error, "cannot place folders in", directory.path or b".") from error
+        for number, code in enumerate(placed.folder_errors) if any(placed.folder_errors) else ():
+            above = tree.parents[number]
+            if code and (
+                above < 0 or placed.folder_errors[above] <= 0
+            ):  # below one that is not there files are told
+                done = "make the folder" if code > 0 else "set mode or time of the folder"
+                self._tell_refused(tree.paths[number], code, f"cannot {done}")
         for number, code in enumerate(placed.errors):
             if code > 0:
-                self._tell_failed(tree.path_of(number), code, "cannot place")
+                self._tell_refused(tree.path_of(number), code, "cannot place")
         return PlacedTree(tree, placed)
 
-    def _tell_failed(self, path: bytes, code: int, done: str) -> None:
+    def _tell_refused(self, path: bytes, code: int, done: str) -> None:
         """Report what the system refused for one path; a full disk is no fault of it and suspends the transfer."""
         wrapped = local_error(OSError(abs(code), os.strerror(abs(code))), done, path)
         if wrapped.retryable:

@@ -26,8 +26,8 @@ from flowengine.errors import IntegrityError, ProtocolError
 from flowengine.manifest import Block, join_columns
 from flowengine.store.filesystem import local_error
 from flowengine.store.runs import Place as FolderPlace
-from flowengine.store.runs import staging_name, write_run
-from flowengine.transfer.places import Place
+from flowengine.store.runs import write_run
+from flowengine.transfer.places import LandedSubtrees, path_of_file
 from flowengine.transfer.sinks import NO_ENTRY, WANTED, TargetDirectory, waited_for
 from flowengine.transfer.timing import Stage
 from flowengine.units import show_path
@@ -77,7 +77,7 @@ class SubtreesOffer:
     """
 
     __slots__ = (
-        "_ids", "_lengths", "_paths", "blocks", "columns", "complete", "directory", "file_ends", "firsts", "folders", "number", "open",
+        "_ids", "_landed", "_lengths", "_paths", "blocks", "columns", "complete", "directory", "file_ends", "firsts", "folders", "number", "open",
         "pending", "size_bytes", "sizes", "staged", "states", "wanted",
     )  # fmt: skip
 
@@ -107,6 +107,7 @@ class SubtreesOffer:
         self._ids: list[bytes] = []
         self._lengths: list[int] = []
         self._paths: list[bytes] = []
+        self._landed: LandedSubtrees | None = None
 
     @property
     def files(self) -> int:
@@ -145,13 +146,26 @@ class SubtreesOffer:
     def paths(self) -> list[bytes]:
         """Of the folders, from the target's root."""
         if not self._paths:
+            paths: list[bytes] = []
             above: list[bytes] = []
             for one in self.folders:
                 del above[one.depth :]
                 path = above[-1] + b"/" + one.name if above else self.directory.child(one.name)
                 above.append(path)
-                self._paths.append(path)
+                paths.append(path)
+            self._paths = paths  # at once: any thread may ask
         return self._paths
+
+    @property
+    def parents(self) -> list[int]:
+        """Of each folder the number of the one that it is in; -1 for the directory."""
+        parents: list[int] = []
+        above: list[int] = []
+        for number, one in enumerate(self.folders):
+            del above[one.depth :]
+            parents.append(above[-1] if above else -1)
+            above.append(number)
+        return parents
 
     def owner(self, chunk: int) -> int:
         """Which file a chunk is of."""
@@ -159,15 +173,16 @@ class SubtreesOffer:
 
     def path_of(self, file: int) -> bytes:
         """The path of a file, from the target's root."""
-        name = self.columns.names.split(b"\0", file + 1)[file]
-        return self.paths[bisect_right(self.file_ends, file)] + b"/" + name
+        return path_of_file(self.paths, self.file_ends, self.columns.names, file)
 
-    def place_of(self, identity: bytes) -> Place:
-        """Where a chunk is that was written, as `transfer.places` tells it of others."""
-        chunk = self.ids.index(identity)
-        owner = self.owner(chunk)
-        before = sum(self.lengths[self.firsts[owner] : chunk])
-        return self.path_of(owner), staging_name(self.staged + owner), before
+    @property
+    def landed(self) -> LandedSubtrees:
+        """Where its chunks are once they are written."""
+        if self._landed is None:
+            self._landed = LandedSubtrees(
+                self.paths, self.file_ends, self.columns.names, self.columns.chunks, self.firsts, self.staged
+            )
+        return self._landed
 
     def numbers_of(self, first: int, last: int) -> bytes:
         """The numbers of some files."""
@@ -226,16 +241,18 @@ def deliver_subtrees(
         begin = verify.since(begin)
         try:
             written, size = _write_files(landing, offer, index, end, plain)
+            with landing.lock:
+                waiters = [*map(landing.inflight.pop, ids, repeat(None))]
+                for start, stop in written:
+                    landing.recent.update(zip(offer.ids[start:stop], repeat(offer.landed), strict=False))
+                    offer.pending -= sum(
+                        map(offer.has_chunks, range(offer.owner(start), offer.owner(stop - 1) + 1))
+                    )
+                landing.forget_oldest()
+            if any(waiters):
+                landing.serve([*waited_for(chunks, 0, waiters)], plain)
         except OSError as error:
             raise local_error(error, "cannot write into", offer.directory.path or b".") from error
-        with landing.lock:
-            waiters = [*map(landing.inflight.pop, ids, repeat(None))]
-            if written:
-                landing.recent.update(zip(ids, repeat(offer), strict=False))
-                landing.forget_oldest()
-            offer.pending -= written
-        if any(waiters):
-            landing.serve([*waited_for(chunks, 0, waiters)], plain)
         place_if_complete(landing, offer)
         write.since(begin)
     return size
@@ -243,20 +260,21 @@ def deliver_subtrees(
 
 def _write_files(
     landing: Landing, offer: SubtreesOffer, index: int, end: int, plain: memoryview
-) -> tuple[int, int]:
-    """Write those of some files that are to land: how many are done with that have chunks, and the bytes of all.
+) -> tuple[list[tuple[int, int]], int]:
+    """Write those of some files that are to land: their chunks, from one and before the other, and the bytes of all.
 
     Which they are is settled: what a lane has in hand is not given up.
     """
     firsts, states, lengths = offer.firsts, offer.states, offer.lengths
     files = range(offer.owner(index), offer.owner(end - 1) + 1)
-    written = at = 0
+    written: list[tuple[int, int]] = []
+    at = 0
     for state, group in groupby(files, states.__getitem__):
         some = [*group]
         first, last = some[0], some[-1] + 1
         start, stop = max(firsts[first], index), min(firsts[last], end)
         size = sum(lengths[start:stop])
-        if state != LEFT_OUT:
+        if state == OUT:  # an empty one between those that are left out may have been written before
             if (start, stop) != (firsts[first], firsts[last]):
                 raise ProtocolError(
                     f"{show_path(offer.path_of(first))} or {show_path(offer.path_of(last - 1))} came in parts, and was "
@@ -266,7 +284,8 @@ def _write_files(
                 landing.staging.fd, offer.staged + first, offer.numbers_of(first, last), plain[at : at + size]
             )
             states[first:last] = bytes([WRITTEN]) * (last - first)
-            written += sum(map(offer.has_chunks, some))
+            if start < stop:
+                written.append((start, stop))
         at += size
     return written, at
 
@@ -301,17 +320,21 @@ def place_if_complete(landing: Landing, offer: SubtreesOffer) -> None:
         if offer.pending or offer.complete:
             return
         offer.complete = True
+        halted = bool(landing.halted)
         empty = [file for file, state in enumerate(offer.states) if state == OUT]
-        if landing.halted:
+        if halted:
             give_up_files(landing, offer, empty)
-    if not landing.halted:
+        else:
+            for file in empty:
+                offer.states[file] = WRITTEN
+    if not halted:
         try:
             for file in empty:
                 numbers = offer.numbers_of(file, file + 1)
                 write_run(landing.staging.fd, offer.staged + file, numbers, memoryview(b""))
         except OSError as error:
             raise local_error(error, "cannot write into", offer.directory.path or b".") from error
-    if offer.states.count(LEFT_OUT) == offer.files:
+    if halted and offer.states.count(LEFT_OUT) == offer.files:
         landing.subtrees_closed(offer)
     else:
         landing.publishable.put(("subtrees", offer.directory, NO_ENTRY, offer))
