@@ -37,20 +37,28 @@ def write_random(path: Path, size: int, seed: int) -> None:
     os.utime(path, ns=(NEW_NS, NEW_NS))
 
 
-def small_files(root: Path, count: int, seed: int, low: int = 1 << 10, high: int = 32 << 10) -> None:
-    """Many files of random content, of `low` to `high` bytes each, in folders in folders."""
+def small_files(
+    root: Path,
+    count: int,
+    seed: int,
+    low: int = 1 << 10,
+    high: int = 32 << 10,
+    *,
+    per_folder: int = FILES_PER_FOLDER,
+) -> None:
+    """Many files of random content, of `low` to `high` bytes each, so many to a folder, in folders in folders."""
     rng = np.random.default_rng(seed)
     pool = rng.bytes(PIECE)
     sizes = rng.integers(low, high, count, endpoint=True)
     starts = rng.integers(0, PIECE - high - 8, count)
     for index in range(count):
-        folder = index // FILES_PER_FOLDER
+        folder = index // per_folder
         where = root / f"d{folder // FOLDERS_PER_FOLDER:03d}" / f"d{folder % FOLDERS_PER_FOLDER:02d}"
-        if index % FILES_PER_FOLDER == 0:
+        if index % per_folder == 0:
             where.mkdir(parents=True, exist_ok=True)
         # The number makes each file differ from every other, also where their slices of the pool overlap.
         body = index.to_bytes(8, "big") + pool[starts[index] : starts[index] + sizes[index]]
-        path = where / f"f{index % FILES_PER_FOLDER:02d}.bin"
+        path = where / f"f{index % per_folder:02d}.bin"
         path.write_bytes(body[: sizes[index]])
         os.utime(path, ns=(NEW_NS, NEW_NS))
 

@@ -71,6 +71,12 @@ def many_small(root: Path, size: str, seed: int) -> Built:
     return Built([root / "source"])
 
 
+def many_folders(root: Path, size: str, seed: int) -> Built:
+    count = pick(size, 300, 3_900, 39_000)
+    data.small_files(root / "source", count, seed, high=4096, per_folder=3)
+    return Built([root / "source"])
+
+
 def new_version(root: Path, size: str, seed: int) -> Built:
     old, new = root / "old" / "large.bin", root / "source" / "large.bin"
     data.write_random(old, pick(size, 16 * MIB, 128 * MIB, 4 * GIB), seed)
@@ -127,6 +133,11 @@ SCENARIOS: dict[str, Scenario] = {
         Scenario("s1-many", "sixteen large files of random bytes", many_large),
         Scenario("s2", "compressible data: JSON lines, CSV and Parquet", compressible),
         Scenario("s3", "many files of 1 to 32 KiB in folders in folders", many_small),
+        Scenario(
+            "s3-folders",
+            "many folders of three files of 1 to 4 KiB, as trees of sources have them",
+            many_folders,
+        ),
         Scenario("s4", "a new version of a large file over the old one", new_version),
         Scenario("s5", "known content under other names", other_names),
         Scenario("s5-cold", "the same, brought there by nobody who remembers it", other_names_cold),
