@@ -20,7 +20,7 @@ from functools import cache
 from typing import Final
 
 from flowengine.chunking.cutting import first_lengths
-from flowengine.chunking.filling import Filling, pack_many, packed_chunks, rule_for
+from flowengine.chunking.filling import Filling, pack_address, pack_many, packed_chunks, rule_for
 from flowengine.chunking.hashing import (
     CHUNK_BYTES,
     ID_BYTES,
@@ -32,7 +32,7 @@ from flowengine.chunking.hashing import (
     pack_ids,
     right_chunks,
 )
-from flowengine.chunking.library import Data
+from flowengine.chunking.library import Data, Rule
 from flowengine.compiled import Scratch
 from flowengine.errors import UsageError
 from flowengine.units import KIB, MIB
@@ -135,6 +135,11 @@ class Cutter:
             lengths += cut
             at += size
         return counts.tobytes(), pack_ids(lengths, ids_of(data, lengths))
+
+    @property
+    def pack_way(self) -> tuple[int, Rule] | None:
+        """The address of `flow_pack_many`, and the rule that it is given, for another library; None where Python does it."""
+        return None if self._rule is None else (pack_address(), self._rule)
 
     def filling(self, view: memoryview, filled: int = 0) -> Filling:
         """A buffer that is to be filled with bytes from a cut on, of which it holds `filled` already."""

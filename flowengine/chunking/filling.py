@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable
+from functools import cache
 from typing import Final
 
 from flowengine.chunking.cutting import best_cut_way
@@ -21,7 +22,7 @@ from flowengine.chunking.hashing import CHUNK_BYTES, best_hash_way, ids_of, pack
 from flowengine.chunking.library import LIBRARY, Data, Rule, State, place_of
 from flowengine.compiled import Scratch
 
-__all__ = ["Filling", "pack_many", "packed_chunks", "rule_for"]
+__all__ = ["Filling", "pack_address", "pack_many", "packed_chunks", "rule_for"]
 
 _SHORT: Final = -1_000_000
 
@@ -69,6 +70,13 @@ def pack_many(
     if chunks < 0:
         raise MemoryError
     return ctypes.string_at(counts, 8 * objects), ctypes.string_at(packed, CHUNK_BYTES * chunks)
+
+
+@cache
+def pack_address() -> int:
+    """Where the library has the function that `pack_many` calls."""
+    assert LIBRARY is not None
+    return ctypes.cast(LIBRARY.flow_pack_many, ctypes.c_void_p).value or 0
 
 
 class Filling:

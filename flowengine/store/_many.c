@@ -19,7 +19,7 @@
 #error "proofs are little-endian; Python does without this library"
 #endif
 
-#define INTERFACE 7
+#define INTERFACE 8
 #define KINDS 4
 enum { SMALL, LARGE, FOLDER, OTHER };
 
@@ -198,6 +198,21 @@ int64_t flow_list(int64_t fd, int64_t large, const char *marked, Listing *out) {
     free(items);
     free(names);
     return out->error = error;
+}
+
+/* The same of a folder of an open one, with its own stat; its descriptor, or below 0 what kept it from being opened. */
+int64_t flow_list_at(int64_t parent, const char *name, int64_t large, const char *marked, Listing *out, Row *row) {
+    struct stat st;
+    int fd = openat((int)parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (fd < 0) return -errno;
+    if (fstat(fd, &st)) {
+        int error = errno;
+        close(fd);
+        return -error;
+    }
+    fill(row, &st);
+    flow_list(fd, large, marked, out);
+    return fd;
 }
 
 void flow_free(Listing *out) {
@@ -554,6 +569,21 @@ int64_t flow_block(const char *names, const Row *rows, int64_t count, int64_t mo
     return at - out;
 }
 
+/* What cuts files that lie one behind the other in memory, and names the chunks: `flow_pack_many` of the library that can. */
+typedef int64_t Pack(const void *rule, const char *data, const int64_t *sizes, int64_t stride, int64_t count, int64_t *counts,
+                     uint8_t *packed, int64_t room);
+
+/* Read files as `flow_read` does, cut and name them by `pack`, which has room for `chunks` of them, and encode them as
+   `flow_block` does. Below 0 where one of the files is not (any more) as it was listed, or there is no room. */
+int64_t flow_read_block(int64_t folder, const char *names, const Row *rows, int64_t count, char *buffer, int64_t *was_cold,
+                        Pack *pack, const void *rule, int64_t *counts, uint8_t *packed, int64_t chunks, int64_t mode_bits,
+                        uint8_t *out, Segment *found, int64_t room, int64_t *segments) {
+    const int64_t stride = sizeof *rows / sizeof(int64_t);
+    if (flow_read(folder, names, count, &rows->size, stride, buffer, was_cold) != count) return -1;
+    if (pack(rule, buffer, &rows->size, sizeof *rows, count, counts, packed, chunks) < 0) return -1;
+    return flow_block(names, rows, count, mode_bits, counts, packed, out, found, room, segments);
+}
+
 /* --- a run of files that landed: numbers as `flow_columns` gives them, staging names made of numbers ----------------- */
 
 static void staged(char *name, int64_t number) { sprintf(name, "s.%llx", (unsigned long long)number); }
@@ -697,4 +727,22 @@ int64_t flow_log(const char *prefix, int64_t prefix_bytes, const char *names, co
         names += length + 1, chunks += packed;
     }
     return at - out;
+}
+
+/* Of files in some folders, `files` of them in each, whose paths end with a slash: the proof of each folder as `flow_prove` has
+   it, one behind the other, and where each ends; and rows of the log as `flow_log` has them. How many bytes the log has. */
+int64_t flow_note(const char *paths, const int64_t *files, int64_t folders, const char *names, const Row *rows,
+                  const int64_t *numbers, const char *chunks, char *proofs, int64_t *ends, char *log) {
+    char *at = proofs, *out = log;
+    for (int64_t i = 0; i < folders; i++) {
+        const char *end = names;
+        for (int64_t n = 0; n < files[i]; n++) end += strlen(end) + 1;
+        flow_prove(names, end - names, rows, files[i], at);
+        at += 3 + 40 * files[i] + (end - names);
+        ends[i] = at - proofs;
+        out += flow_log(paths, (int64_t)strlen(paths), names, rows, numbers, chunks, files[i], out);
+        for (int64_t n = 0; n < files[i]; n++, numbers += 5) chunks += numbers[0];
+        paths += strlen(paths) + 1, names = end, rows += files[i];
+    }
+    return out - log;
 }

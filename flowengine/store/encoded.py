@@ -10,14 +10,14 @@ import struct
 import threading
 from typing import Final
 
-from flowengine.chunking import CHUNK_BYTES
+from flowengine.chunking import CHUNK_BYTES, Cutter
 from flowengine.compiled import Scratch
 from flowengine.manifest import FILE, Block, Columns, Entry, Parser, Segment
 from flowengine.manifest.block import PYTHON
 from flowengine.manifest.entries import encode
-from flowengine.store.many import Rows, library
+from flowengine.store.many import Rows, library, read_rows, were_cold
 
-__all__ = ["block_of", "parse_block", "same_files"]
+__all__ = ["block_of", "parse_block", "read_block", "same_files"]
 
 
 class _PerThread(threading.local):
@@ -101,9 +101,64 @@ def block_of(rows: Rows, mode_bits: int, counts: bytes, packed: bytes) -> Block 
         if made >= 0:
             break
         room *= 16
-    if not made:
+    return _made(data, size, segments, made) if made else None
+
+
+def read_block(
+    folder: int, rows: Rows, mode_bits: int, cutter: Cutter, buffer: memoryview, at: int
+) -> Block | None:
+    """Read regular files of an open folder whole to `buffer[at:]`, one behind the other: their block.
+
+    None where one of them is not as its stat says (any more), or they are none that `Block.parse` takes.
+
+    Args:
+        mode_bits: those of a mode that are kept.
+        buffer: writable, with a byte to spare behind the last file.
+    """
+    total, count = rows.size_bytes, len(rows)
+    if total >= len(buffer) - at:
+        raise ValueError("the files do not fit into the buffer")
+    compiled, way = library(), cutter.pack_way
+    if compiled is None or way is None or not rows.packed_names:
+        if read_rows(folder, rows, buffer, at) != count:
+            return None
+        counts, packed = cutter.packed_many(buffer[at : at + total], *rows.packed_sizes)
+        return block_of(rows, mode_bits, counts, packed)
+    pack, rule = way
+    chunks = total // rule.minimum + count
+    bound = 5 + 48 * count + len(rows.packed_names) + CHUNK_BYTES * chunks
+    room = count + 1
+    numbers = _thread.encoded.room(8 + room * _SEGMENT.size + 8 * count + CHUNK_BYTES * chunks + bound)
+    segments = numbers + 8
+    counted = segments + room * _SEGMENT.size
+    named = counted + 8 * count
+    data = named + CHUNK_BYTES * chunks
+    size = compiled.flow_read_block(
+        folder,
+        rows.packed_names,
+        rows.packed,
+        count,
+        ctypes.addressof(ctypes.c_char.from_buffer(buffer, at)),
+        ctypes.byref(were_cold),
+        pack,
+        ctypes.byref(rule),
+        counted,
+        named,
+        chunks,
+        mode_bits,
+        data,
+        segments,
+        room,
+        numbers,
+    )
+    if size < 0:
         return None
-    found = _SEGMENT.iter_unpack(ctypes.string_at(segments, made * _SEGMENT.size))
+    (made,) = _NUMBERED.unpack(ctypes.string_at(numbers, 8))
+    return _made(data, size, segments, made) if made > 0 else None
+
+
+def _made(data: int, size: int, segments: int, count: int) -> Block:
+    found = _SEGMENT.iter_unpack(ctypes.string_at(segments, count * _SEGMENT.size))
     return Block(ctypes.string_at(data, size), [*map(Segment._make, found)], _COMPILED)
 
 

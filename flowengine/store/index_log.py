@@ -70,6 +70,11 @@ class IndexLog:
             self._rows.append(data)
             self.chunks += block.chunks
 
+    def add_rows(self, rows: bytes, chunks: int) -> None:
+        """Rows of so many chunks that are written already (`store.runs.note_folders`)."""
+        self._rows.append(rows)
+        self.chunks += chunks
+
     def flush(self) -> None:
         """Write what was added. Failures cost the cache only."""
         if not self._rows:

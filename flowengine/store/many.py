@@ -41,15 +41,17 @@ __all__ = [
     "library",
     "list_folder",
     "listing_of",
+    "open_listed",
     "place_files",
     "read_files",
     "read_rows",
     "rows_of",
     "stats_proof",
+    "were_cold",
     "write_files",
 ]
 
-_INTERFACE: Final = 7
+_INTERFACE: Final = 8
 _KINDS: Final = 4
 
 
@@ -244,6 +246,7 @@ _library = load_library(
     _INTERFACE,
     [
         ("flow_list", _NUMBER, [_NUMBER, _NUMBER, _NAMES, _POINTER]),
+        ("flow_list_at", _NUMBER, [_NUMBER, _NAMES, _NUMBER, _NAMES, *[_POINTER] * 2]),
         ("flow_free", None, [_POINTER]),
         ("flow_read", _NUMBER, [_NUMBER, _NAMES, _NUMBER, _POINTER, _NUMBER, _POINTER, _POINTER]),
         ("flow_write", _NUMBER, [_NUMBER, _NAMES, _NUMBER, _POINTER, _POINTER]),
@@ -269,6 +272,15 @@ _library = load_library(
             ],
         ),
         ("flow_touch", _NUMBER, [_NUMBER, _NAMES, _NUMBER, _NAMES, _POINTER]),
+        (
+            "flow_read_block",
+            _NUMBER,
+            [
+                *[_NUMBER, _NAMES, _NAMES, _NUMBER, *[_POINTER] * 6],
+                *[_NUMBER, _NUMBER, *[_POINTER] * 2, _NUMBER, _POINTER],
+            ],
+        ),
+        ("flow_note", _NUMBER, [_NAMES, _POINTER, _NUMBER, *[_NAMES] * 4, *[_POINTER] * 3]),
         ("flow_log", _NUMBER, [_NAMES, _NUMBER, _NAMES, _NAMES, _NAMES, _NAMES, _NUMBER, _POINTER]),
     ],
 )
@@ -287,7 +299,7 @@ class _PerThread(threading.local):
 
 
 _thread = _PerThread()
-_cold = _NUMBER(0)
+were_cold = _NUMBER(0)
 """Whether the files that were read last had to be fetched from a disk; a guess, which any thread may change."""
 
 
@@ -310,6 +322,30 @@ def list_folder(fd: int, large_bytes: int, marked: bytes = b"") -> Listing:
         return _list_folder(fd, large_bytes, marked)
     place = _thread.listed.room(_LISTING.size)
     _library.flow_list(fd, large_bytes, marked, place)
+    return _listing_at(place)
+
+
+def open_listed(parent: int, name: bytes, large_bytes: int, marked: bytes = b"") -> tuple[int, Stat, Listing]:
+    """Open a folder of an open one, and what stands in it: (descriptor, its stat, as `list_folder`); no link is followed.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    if _library is None:
+        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
+        return fd, Stat.of(os.fstat(fd)), _list_folder(fd, large_bytes, marked)
+    place = _thread.listed.room(_LISTING.size + STAT.size)
+    own = place + _LISTING.size
+    fd = int(_library.flow_list_at(parent, name, large_bytes, marked, place, own))
+    if fd < 0:
+        raise OSError(-fd, os.strerror(-fd))
+    st = Stat._make(STAT.unpack(ctypes.string_at(own, STAT.size)))
+    return fd, st, _listing_at(place)
+
+
+def _listing_at(place: int) -> Listing:
+    """What the library wrote there; its memory is freed."""
+    assert _library is not None
     told = _LISTING.unpack(ctypes.string_at(place, _LISTING.size))
     try:
         rows = [
@@ -424,7 +460,7 @@ def read_files(folder: int, rows: Sequence[tuple[bytes, AnyStat]], buffer: memor
     )
     names = b"\0".join([name for name, _ in rows])
     place = ctypes.addressof(ctypes.c_char.from_buffer(buffer, at))
-    return int(_library.flow_read(folder, names, len(rows), expected, 3, place, ctypes.byref(_cold)))
+    return int(_library.flow_read(folder, names, len(rows), expected, 3, place, ctypes.byref(were_cold)))
 
 
 def read_rows(folder: int, rows: Rows, buffer: memoryview, at: int) -> int:
@@ -437,7 +473,7 @@ def read_rows(folder: int, rows: Rows, buffer: memoryview, at: int) -> int:
     expected = rows.packed[8:]  # from the size of the first on
     return int(
         _library.flow_read(
-            folder, rows.packed_names, len(rows), expected, len(Stat._fields), place, ctypes.byref(_cold)
+            folder, rows.packed_names, len(rows), expected, len(Stat._fields), place, ctypes.byref(were_cold)
         )
     )
 

@@ -11,7 +11,7 @@ import errno
 import os
 import struct
 from collections.abc import Sequence
-from itertools import accumulate, chain, islice
+from itertools import accumulate, chain, islice, pairwise
 from typing import Final, NamedTuple
 
 from flowengine.manifest import Block, Columns, Entry
@@ -32,6 +32,7 @@ __all__ = [
     "Placed",
     "dress_files",
     "log_rows",
+    "note_folders",
     "place_folders",
     "place_run",
     "staging_name",
@@ -315,3 +316,39 @@ def log_rows(prefix: bytes, columns: Columns, rows: Rows) -> bytes | None:
     out = ctypes.create_string_buffer(room)
     size = compiled.flow_log(prefix, len(prefix), names, rows.packed, packed, chunks, len(rows), out)
     return ctypes.string_at(out, size)
+
+
+def note_folders(
+    paths: Sequence[bytes], files: Sequence[int], columns: Columns, rows: Rows
+) -> tuple[list[bytes], bytes] | None:
+    """The proof of each of some folders, and what `store.index_log` notes of all files; None where Python is to do it.
+
+    Args:
+        paths: of the folders, from the root.
+        files: how many of the files are in each.
+        columns, rows: of all files, with their stats where they are.
+    """
+    compiled = library()
+    if compiled is None or not rows.packed_names:
+        return None
+    names, packed, chunks = columns
+    total = len(rows)
+    prefixes = [path + b"/" for path in paths]
+    proofs = ctypes.create_string_buffer(1 + 3 * len(paths) + 40 * total + len(names))
+    ends = (ctypes.c_int64 * len(paths))()
+    prefix_bytes = sum([count * len(prefix) for prefix, count in zip(prefixes, files, strict=True)])
+    log = ctypes.create_string_buffer(30 * total + prefix_bytes + len(names) + len(chunks) + 1)
+    size = compiled.flow_note(
+        b"\0".join([*prefixes, b""]),
+        struct.pack(f"={len(files)}q", *files),
+        len(paths),
+        names,
+        rows.packed,
+        packed,
+        chunks,
+        proofs,
+        ends,
+        log,
+    )
+    told = proofs.raw
+    return [told[a:b] for a, b in pairwise([0, *ends])], ctypes.string_at(log, size)

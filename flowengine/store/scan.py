@@ -28,7 +28,7 @@ import msgspec
 from flowengine.chunking import CHUNK_BYTES
 from flowengine.manifest import HARDLINK, Block, Entry, join_blocks
 from flowengine.store.buffers import BufferPool
-from flowengine.store.many import Kind, Listing, Row, Stat, list_folder, listing_of
+from flowengine.store.many import AnyStat, Kind, Listing, Row, Stat, list_folder, listing_of, open_listed
 from flowengine.store.proofs import encode_entries, recall, split_proof, stats_proof
 from flowengine.store.reading import ObjectChanged, ObjectReader
 from flowengine.store.scan_cache import DirectoryPart, ScanCache
@@ -73,7 +73,7 @@ class _Frame:
         dirfd: int,
         path: bytes,
         real: bytes,
-        st: os.stat_result | None,
+        st: AnyStat | None,
         owned: bool,
         subset: dict[bytes, object] | None,
     ) -> None:
@@ -244,7 +244,7 @@ class Scanner:
                 root.dirfd = fd
                 root.real = directory.rstrip(b"/") or b"/"
             frame = _Frame(fd, b"", directory, None, False, self._subset)
-            listing = yield from self._list(frame)
+            listing = yield from self._taken(frame, list_folder(fd, LARGE_OBJECT_BYTES, STAGING_NAME))
             root.complete = root.complete and frame.complete
             return listing.smalls.pairs() + listing.larges.pairs(), listing.folders.pairs()
         try:
@@ -311,7 +311,7 @@ class Scanner:
                     )
                     continue
                 try:
-                    fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent_fd)
+                    fd, st, listed = open_listed(parent_fd, name, LARGE_OBJECT_BYTES, STAGING_NAME)
                 except OSError as error:
                     yield self._failed(frame, path, error)
                     continue
@@ -322,10 +322,10 @@ class Scanner:
                     child = frame.subset.get(name)
                     subset = child if isinstance(child, dict) and child else None
                 real = parent_real.rstrip(b"/") + b"/" + name
-                below = _Frame(fd, path, real, os.fstat(fd), True, subset)
+                below = _Frame(fd, path, real, st, True, subset)
                 stack.append(below)
                 yield DirectoryEntered(name, path)
-                listing = yield from self._list(below)
+                listing = yield from self._taken(below, listed)
                 below.pending = [(n, fd, real) for n in reversed(listing.folders.names)]
                 yield from self._entries(below, listing, whole=True)
         finally:
@@ -338,9 +338,8 @@ class Scanner:
             return b""
         return self._extra(frame.dirfd, frame.st)
 
-    def _list(self, frame: _Frame) -> Generator[Event, None, Listing]:
-        """What is to be moved of one directory; a generator for the failures it meets."""
-        listing = list_folder(frame.dirfd, LARGE_OBJECT_BYTES, STAGING_NAME)
+    def _taken(self, frame: _Frame, listing: Listing) -> Generator[Event, None, Listing]:
+        """What is to be moved of what stands in a directory; a generator for the failures it meets."""
         if listing.error is not None:
             yield self._failed(frame, frame.path, listing.error)
         for name in listing.others.names if len(listing.others) else ():
@@ -461,7 +460,7 @@ class Scanner:
         frame: _Frame,
         listing: Listing,
         known: dict[bytes, Entry],
-        st_dir: os.stat_result,
+        st_dir: AnyStat,
         *,
         remember: bool,
     ) -> Iterator[Event]:
@@ -521,7 +520,7 @@ class Scanner:
             self._cache.save_directory(st_dir.st_dev, st_dir.st_ino, [part])
 
     def _fresh_blocks(
-        self, frame: _Frame, listing: Listing, st_dir: os.stat_result, racy_from: int, *, remember: bool
+        self, frame: _Frame, listing: Listing, st_dir: AnyStat, racy_from: int, *, remember: bool
     ) -> Iterator[Event]:
         """Entries of a directory of which nothing is known and that holds nothing but small files."""
         smalls, cache = listing.smalls, self._cache if remember else None

@@ -19,9 +19,9 @@ import msgspec
 from flowengine.chunking import CHUNK_BYTES, Cutter
 from flowengine.manifest import FILE, SYMLINK, Entry
 from flowengine.store.buffers import Buffer, BufferPool
-from flowengine.store.encoded import block_of
+from flowengine.store.encoded import read_block
 from flowengine.store.filesystem import READ_FILE
-from flowengine.store.many import AnyStat, Row, Rows, Stat, read_files, read_rows
+from flowengine.store.many import AnyStat, Row, Rows, Stat, read_files
 from flowengine.store.proofs import with_ctime
 from flowengine.store.reading import ObjectChanged, ObjectReader
 from flowengine.store.scan_cache import PROVISIONAL
@@ -176,18 +176,12 @@ class SmallReader:
         self._pace(total)
         buffer = self._hold_shared(total)
         view, begin = buffer.view, self._filled
-        if read_rows(folder, rows, view, begin) != len(rows):
-            buffer.release()
-            return None
-        self._filled += total
-        sizes, stride = rows.packed_sizes
-        counts, packed = self._cutter.packed_many(view[begin : begin + total], sizes, stride)
-        block = block_of(rows, self._mode_bits, counts, packed)
+        block = read_block(folder, rows, self._mode_bits, self._cutter, view, begin)
         if block is None:
             buffer.release()
             return None
-        empty = memoryview(counts).cast("q").tolist().count(0)
-        self.objects_read += len(rows) - empty
+        self._filled += total
+        self.objects_read += len(rows) - rows.sizes.count(0)
         self.bytes_read += total
         return Batch(block, buffer, [begin], b"")
 

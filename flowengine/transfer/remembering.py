@@ -23,6 +23,7 @@ from flowengine.store.index_log import IndexLog
 from flowengine.store.many import AnyStat, Rows, Stat
 from flowengine.store.proofs import encode_entries, stats_proof
 from flowengine.store.runs import Placed as PlacedFolders
+from flowengine.store.runs import note_folders
 from flowengine.store.scan_cache import DirectoryPart, Identity, ScanCache
 from flowengine.transfer.landing import Landing
 from flowengine.transfer.sinks import BlockRows, TargetDirectory, part_of
@@ -73,6 +74,33 @@ class PlacedTree:
             for name, size, error, left_out in islice(files, folder.files):
                 if error <= 0 and not left_out:
                     yield path + b"/" + name, size
+
+    def noted(self) -> tuple[list[tuple[Stat, DirectoryPart]], bytes] | None:
+        """What scan cache and chunk index are told, of all folders at once; None where it is to be said folder by folder."""
+        tree, placed = self._tree, self._placed
+        if not self._whole or any(placed.folder_errors):
+            return None
+        some = [number for number, block in enumerate(tree.blocks) if block is not None]
+        made = note_folders(
+            [tree.paths[number] for number in some],
+            [tree.folders[number].files for number in some],
+            tree.columns,
+            placed.files,
+        )
+        if made is None:
+            return None
+        proofs, rows = made
+        parts: list[tuple[Stat, DirectoryPart]] = []
+        for number, proof in zip(some, proofs, strict=True):
+            block = tree.blocks[number]
+            assert block is not None
+            parts.append((placed.folders[number], DirectoryPart(proof, block.data)))
+        return parts, rows
+
+    @property
+    def chunks(self) -> int:
+        """How many chunks its files have."""
+        return len(self._tree.wanted)
 
     def folders(self) -> Iterator[tuple[bytes, Stat, Block, Rows, Columns]]:
         """(path, stat, files, stats and columns of these) of each folder in which all is as it is to be, and files are."""
@@ -153,7 +181,14 @@ class PlacedMemory:
     def add_trees(self, placed: list[PlacedTree]) -> None:
         """Tell the scan cache and the chunk index of whole subtrees; they are finished."""
         for tree in placed:
-            for path, st, block, rows, columns in tree.folders():
+            noted = tree.noted()
+            if noted is not None:
+                if self._index_log is not None:
+                    self._index_log.add_rows(noted[1], tree.chunks)
+                if self._cache is not None:
+                    for st, part in noted[0]:
+                        self._cache.save_directory(st.st_dev, st.st_ino, [part])
+            for path, st, block, rows, columns in tree.folders() if noted is None else ():
                 if self._index_log is not None:
                     self._index_log.add_block(path, block, rows, columns)
                 if self._cache is not None:

@@ -11,15 +11,23 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from flowengine.chunking import DEFAULT_PROFILE, Cutter, chunk_id, pack_chunks
+from flowengine.chunking import DEFAULT_PROFILE, Cutter, chunk_id, pack_chunks, profile_named
 from flowengine.manifest import Block, Entry
 from flowengine.store import many
-from flowengine.store.encoded import block_of, parse_block, same_files
+from flowengine.store.encoded import block_of, parse_block, read_block, same_files
 from flowengine.store.index_log import IndexLog, read_log
 from flowengine.store.landed import index_folder
-from flowengine.store.many import Kind, Stat, list_folder, place_files, read_files, write_files
+from flowengine.store.many import (
+    Kind,
+    Stat,
+    list_folder,
+    open_listed,
+    place_files,
+    read_files,
+    write_files,
+)
 from flowengine.store.proofs import encode_entries
-from flowengine.store.runs import dress_files, place_run, write_run
+from flowengine.store.runs import dress_files, log_rows, note_folders, place_run, write_run
 from flowengine.store.scan_small import batches
 
 LARGE = 1000
@@ -127,7 +135,7 @@ def test_files_that_are_cold_are_opened_ahead_and_all_closed(tmp_path: Path, fol
     buffer = memoryview(bytearray(sum(map(len, data.values())) + 1))
     open_before = os.listdir("/proc/self/fd")
     for wrong in (None, 0, 1, 31, 32, 33, 98, 99):
-        many._cold.value = cold
+        many.were_cold.value = cold
         asked = list(rows)
         if wrong is not None:
             name, st = rows[wrong]
@@ -422,3 +430,67 @@ def test_many_objects_are_cut_and_named_in_one_call(way: str, monkeypatch: pytes
             assert packed[start : start + 36 * count] == cutter.packed(data[at : at + size])
             at, start = at + size, start + 36 * count
         assert start == len(packed)
+
+
+@pytest.mark.usefixtures("way")
+def test_a_folder_is_opened_and_listed_at_once(tmp_path: Path, folder: int) -> None:
+    below = tmp_path / "below"
+    below.mkdir()
+    (below / "a").write_bytes(b"1")
+    (tmp_path / "link").symlink_to(below)
+    fd, st, listing = open_listed(folder, b"below", LARGE, b"a")
+    try:
+        assert st == Stat.of(below.stat())
+        assert (
+            listing.smalls.pairs() == list_folder(fd, LARGE).smalls.pairs() == [(b"a", stat_of(below / "a"))]
+        )
+        assert listing.marked is Kind.SMALL
+        assert os.listdir(fd) == ["a"]
+    finally:
+        os.close(fd)
+    for name, error in ((b"gone", FileNotFoundError), (b"link", NotADirectoryError)):
+        with pytest.raises(error):
+            open_listed(folder, name, LARGE)
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("profile", ["64KiB", "256KiB"])
+def test_files_are_read_cut_named_and_encoded_at_once(tmp_path: Path, folder: int, profile: str) -> None:
+    contents = {b"a": b"", b"b": bytes(range(256)) * 3000, b"c": b"c"}
+    for name, content in contents.items():
+        (tmp_path / os.fsdecode(name)).write_bytes(content)
+    rows = list_folder(folder, 1 << 20).smalls
+    room = memoryview(bytearray(768_005))
+    cutter = Cutter(profile_named(profile))
+    block = read_block(folder, rows, 0o7777, cutter, room, 3)
+    assert block is not None
+    assert bytes(room[3:768_004]) == b"".join(contents.values())
+    assert [(e.name, e.size, e.chunks) for e in block.entries] == [
+        (name, len(content), cutter.packed(content)) for name, content in contents.items()
+    ]
+    again = parse_block(block.data)
+    assert again is not None
+    assert again.segments == block.segments
+    with pytest.raises(ValueError, match="do not fit"):
+        read_block(folder, rows, 0o7777, cutter, room, 4)
+    (tmp_path / "b").write_bytes(b"shorter")
+    assert read_block(folder, rows, 0o7777, cutter, room, 0) is None
+
+
+def test_folders_that_landed_are_noted_as_one_by_one(tmp_path: Path, folder: int) -> None:
+    names = [b"%d" % number for number in range(7)]
+    for name in names:
+        (tmp_path / os.fsdecode(name)).write_bytes(name * 9 if name != b"3" else b"")
+    rows = list_folder(folder, LARGE).smalls
+    cutter = Cutter(DEFAULT_PROFILE)
+    block = read_block(folder, rows, 0o7777, cutter, memoryview(bytearray(100)), 0)
+    assert block is not None
+    noted = note_folders([b"x", b"y/z", b"w"], [4, 1, 2], block.columns, rows)
+    assert noted is not None
+    assert noted[0] == [rows.part(0, 4).proof, rows.part(4, 5).proof, rows.part(5, 7).proof]
+    assert noted[1] == b"".join(
+        [
+            log_rows(path, block.part(first, last).columns, rows.part(first, last)) or b"?"
+            for path, first, last in ((b"x/", 0, 4), (b"y/z/", 4, 5), (b"w/", 5, 7))
+        ]
+    )
