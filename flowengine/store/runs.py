@@ -28,8 +28,8 @@ from flowengine.store.many import (
 )
 
 __all__ = [
-    "Place",
-    "Placed",
+    "FolderPlace",
+    "PlacedFolders",
     "dress_files",
     "log_rows",
     "note_folders",
@@ -102,7 +102,7 @@ def place_run(
     return None, found, [number for number, error in enumerate(errors) if error > 0]
 
 
-class Place(NamedTuple):
+class FolderPlace(NamedTuple):
     """A folder that is to be made and filled.
 
     Attributes:
@@ -117,7 +117,7 @@ class Place(NamedTuple):
     files: int
 
 
-class Placed(NamedTuple):
+class PlacedFolders(NamedTuple):
     """What became of folders and of the files in them.
 
     Attributes:
@@ -136,14 +136,14 @@ class Placed(NamedTuple):
 
 def place_folders(
     base: int,
-    folders: Sequence[Place],
+    folders: Sequence[FolderPlace],
     staging: int,
     first: int,
     names: bytes,
     left_out: bytes,
     *,
     sync: bool,
-) -> Placed:
+) -> PlacedFolders:
     """Make folders and give the staging files of a run their names in them; each gets mode and time when it is full.
 
     A folder that is there already is used as it is. Nothing is followed that is a link.
@@ -184,7 +184,7 @@ def place_folders(
     )
     if failed < 0:
         raise OSError(-failed, os.strerror(-failed))
-    return Placed(
+    return PlacedFolders(
         Rows(files, names, rows.raw),
         errors[:],
         [*map(Stat._make, STAT.iter_unpack(folder_rows.raw))],
@@ -194,14 +194,14 @@ def place_folders(
 
 def _place_folders(
     base: int,
-    folders: Sequence[Place],
+    folders: Sequence[FolderPlace],
     staging: int,
     first: int,
     names: bytes,
     left_out: bytes,
     *,
     sync: bool,
-) -> Placed:
+) -> PlacedFolders:
     files = names.split(b"\0")[:-1]
     found: list[Stat] = [_NO_STAT] * len(files)
     errors = [0] * len(files)
@@ -242,7 +242,7 @@ def _place_folders(
                 found[at], errors[at] = _place_one(staging, staging_name(first + at), fd, files[at])
     while opened:
         leave()
-    return Placed(rows_of([*zip(files, found, strict=True)]), errors, folder_rows, folder_errors)
+    return PlacedFolders(rows_of([*zip(files, found, strict=True)]), errors, folder_rows, folder_errors)
 
 
 def _make_folder(parent: int, name: bytes) -> tuple[int, int]:

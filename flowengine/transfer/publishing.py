@@ -251,9 +251,8 @@ class Publisher:
                 raise local_error(error, "cannot place folders in", directory.path or b".") from error
         for number, code in enumerate(placed.folder_errors) if any(placed.folder_errors) else ():
             above = tree.parents[number]
-            if code and (
-                above < 0 or placed.folder_errors[above] <= 0
-            ):  # below one that is not there files are told
+            # Below one that could not be made only the files are told.
+            if code and (above < 0 or placed.folder_errors[above] <= 0):
                 done = "make the folder" if code > 0 else "set mode or time of the folder"
                 self._tell_refused(tree.paths[number], code, f"cannot {done}")
         for number, code in enumerate(placed.errors):

@@ -22,8 +22,7 @@ from flowengine.manifest import FILE, SYMLINK, Block, Columns, Entry
 from flowengine.store.index_log import IndexLog
 from flowengine.store.many import AnyStat, Rows, Stat
 from flowengine.store.proofs import encode_entries, stats_proof
-from flowengine.store.runs import Placed as PlacedFolders
-from flowengine.store.runs import note_folders
+from flowengine.store.runs import PlacedFolders, note_folders
 from flowengine.store.scan_cache import DirectoryPart, Identity, ScanCache
 from flowengine.transfer.landing import Landing
 from flowengine.transfer.sinks import BlockRows, TargetDirectory, part_of

@@ -25,8 +25,7 @@ from flowengine.chunking import CHUNK_BYTES, right_chunks
 from flowengine.errors import IntegrityError, ProtocolError
 from flowengine.manifest import Block, join_columns
 from flowengine.store.filesystem import local_error
-from flowengine.store.runs import Place as FolderPlace
-from flowengine.store.runs import write_run
+from flowengine.store.runs import FolderPlace, write_run
 from flowengine.transfer.places import LandedSubtrees, path_of_file
 from flowengine.transfer.sinks import NO_ENTRY, WANTED, TargetDirectory, waited_for
 from flowengine.transfer.timing import Stage

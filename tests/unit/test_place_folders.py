@@ -11,7 +11,7 @@ import pytest
 
 from flowengine.store import many
 from flowengine.store.many import Stat
-from flowengine.store.runs import Place, Placed, place_folders, staging_name
+from flowengine.store.runs import FolderPlace, PlacedFolders, place_folders, staging_name
 
 NOTHING = Stat(*[0] * len(Stat._fields))
 
@@ -53,12 +53,12 @@ class Bench:
 
     def place(
         self,
-        folders: list[Place],
+        folders: list[FolderPlace],
         names: list[bytes],
         left_out: bytes = b"",
         *,
         sync: bool = False,
-    ) -> Placed:
+    ) -> PlacedFolders:
         packed = b"".join(name + b"\0" for name in names)
         base, staging = self._fds
         open_before = sorted(os.listdir("/proc/self/fd"))
@@ -90,12 +90,12 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 def test_folders_are_made_filled_and_dressed_and_each_stat_is_true(bench: Bench, sync: bool) -> None:
     bench.stage(b"one", b"", b"three", b"four")
     folders = [
-        Place(0, b"a", 0o750, 1_000_000_001, 2),
-        Place(1, b"empty", 0o700, -1, 0),
-        Place(1, b"\xff\n", 0o500, 2, 1),
-        Place(2, b"deep", 0o1777, 3, 0),
-        Place(3, b"deeper", 0o755, -1_500_000_000, 1),
-        Place(0, b"b", 0o755, 4, 0),
+        FolderPlace(0, b"a", 0o750, 1_000_000_001, 2),
+        FolderPlace(1, b"empty", 0o700, -1, 0),
+        FolderPlace(1, b"\xff\n", 0o500, 2, 1),
+        FolderPlace(2, b"deep", 0o1777, 3, 0),
+        FolderPlace(3, b"deeper", 0o755, -1_500_000_000, 1),
+        FolderPlace(0, b"b", 0o755, 4, 0),
     ]
     before = os.umask(0o077)
     try:
@@ -126,7 +126,7 @@ def test_a_folder_that_is_there_is_used_as_it_is_and_gets_mode_and_time(bench: B
     (there / "kept").write_bytes(b"kept")
     (there / "replaced").write_bytes(b"old")
     bench.stage(b"new")
-    placed = bench.place([Place(0, b"a", 0o711, 77, 1)], [b"replaced"])
+    placed = bench.place([FolderPlace(0, b"a", 0o711, 77, 1)], [b"replaced"])
     assert (placed.errors, placed.folder_errors) == ([0], [0])
     assert (there / "replaced").read_bytes() == b"new"
     assert (there / "kept").read_bytes() == b"kept"
@@ -135,7 +135,7 @@ def test_a_folder_that_is_there_is_used_as_it_is_and_gets_mode_and_time(bench: B
 
 def test_what_is_left_out_has_no_staging_file_and_is_no_failure(bench: Bench) -> None:
     bench.stage(None, b"two", None, b"four")
-    folders = [Place(0, b"a", 0o755, 1, 3), Place(1, b"b", 0o755, 2, 1)]
+    folders = [FolderPlace(0, b"a", 0o755, 1, 3), FolderPlace(1, b"b", 0o755, 2, 1)]
     placed = bench.place(folders, [b"1", b"2", b"3", b"4"], bytes([1, 0, 1, 0]))
     assert (placed.errors, placed.folder_errors) == ([0] * 4, [0, 0])
     stats = [st for _, st in placed.files.pairs()]
@@ -147,7 +147,9 @@ def test_what_is_left_out_has_no_staging_file_and_is_no_failure(bench: Bench) ->
 
 def test_a_staging_file_that_is_missing_costs_itself_alone(bench: Bench) -> None:
     bench.stage(b"one", None, b"three")
-    placed = bench.place([Place(0, b"a", 0o755, 1, 2), Place(0, b"b", 0o755, 2, 1)], [b"1", b"2", b"3"])
+    placed = bench.place(
+        [FolderPlace(0, b"a", 0o755, 1, 2), FolderPlace(0, b"b", 0o755, 2, 1)], [b"1", b"2", b"3"]
+    )
     assert placed.errors == [0, errno.ENOENT, 0]
     assert placed.folder_errors == [0, 0]
     assert placed.files.pairs()[1] == (b"2", NOTHING)
@@ -159,7 +161,7 @@ def test_a_staging_file_that_is_missing_costs_itself_alone(bench: Bench) -> None
 def test_a_folder_where_a_file_is_to_come_costs_that_file_alone(bench: Bench) -> None:
     (bench.target / "a" / "1").mkdir(parents=True)
     bench.stage(b"one", b"two")
-    placed = bench.place([Place(0, b"a", 0o755, 1, 2)], [b"1", b"2"])
+    placed = bench.place([FolderPlace(0, b"a", 0o755, 1, 2)], [b"1", b"2"])
     assert placed.errors == [errno.EISDIR, 0]
     assert placed.folder_errors == [0]
     assert (bench.target / "a" / "2").read_bytes() == b"two"
@@ -190,10 +192,10 @@ def test_what_stands_in_a_folders_place_fails_all_in_it_and_nothing_else(
     bench.stage(b"1", b"2", b"3", b"4", None)
     placed = bench.place(
         [
-            Place(0, b"a", 0o755, 1, 2),
-            Place(1, b"below", 0o755, 1, 1),
-            Place(2, b"deeper", 0o755, 1, 0),
-            Place(0, b"b", 0o700, 2, 2),
+            FolderPlace(0, b"a", 0o755, 1, 2),
+            FolderPlace(1, b"below", 0o755, 1, 1),
+            FolderPlace(2, b"deeper", 0o755, 1, 0),
+            FolderPlace(0, b"b", 0o700, 2, 2),
         ],
         [b"1", b"2", b"3", b"4", b"5"],
         bytes([0, 0, 0, 0, 1]),
@@ -217,26 +219,26 @@ def test_nothing_lands_below_what_is_not_made_though_it_is_left_out(bench: Bench
     """A file that is left out has not failed, wherever it was to come."""
     (bench.target / "a").write_bytes(b"")
     bench.stage(None, b"2")
-    placed = bench.place([Place(0, b"a", 0o755, 1, 2)], [b"1", b"2"], bytes([1, 0]))
+    placed = bench.place([FolderPlace(0, b"a", 0o755, 1, 2)], [b"1", b"2"], bytes([1, 0]))
     assert placed.errors == [0, errno.ENOTDIR]
 
 
 def test_a_name_that_is_too_long_fails_as_any_other(bench: Bench) -> None:
     bench.stage(b"1", b"2")
     placed = bench.place(
-        [Place(0, b"x" * 256, 0o755, 1, 1), Place(0, b"ok", 0o755, 1, 1)], [b"1", b"y" * 256]
+        [FolderPlace(0, b"x" * 256, 0o755, 1, 1), FolderPlace(0, b"ok", 0o755, 1, 1)], [b"1", b"y" * 256]
     )
     assert placed.folder_errors == [errno.ENAMETOOLONG, 0]
     assert placed.errors == [errno.ENAMETOOLONG, errno.ENAMETOOLONG]
 
 
 def test_folders_without_any_file_and_files_of_one_name_in_many_folders(bench: Bench) -> None:
-    placed = bench.place([Place(0, b"a", 0o755, 1, 0), Place(1, b"b", 0o750, 2, 0)], [])
+    placed = bench.place([FolderPlace(0, b"a", 0o755, 1, 0), FolderPlace(1, b"b", 0o750, 2, 0)], [])
     assert (placed.errors, placed.folder_errors) == ([], [0, 0])
     assert len(placed.files) == 0
     count = 300
     bench.stage(*[b"%d" % number for number in range(count)])
-    placed = bench.place([Place(0, b"d%03d" % n, 0o755, n, 1) for n in range(count)], [b"same"] * count)
+    placed = bench.place([FolderPlace(0, b"d%03d" % n, 0o755, n, 1) for n in range(count)], [b"same"] * count)
     assert not any(placed.errors)
     assert not any(placed.folder_errors)
     for number in range(count):
@@ -247,7 +249,8 @@ def test_a_deep_chain_of_folders_is_made_and_left(bench: Bench) -> None:
     bench.stage(b"bottom")
     depth = 200
     placed = bench.place(
-        [Place(n, b"d", 0o755 if n % 2 else 0o711, n, int(n == depth - 1)) for n in range(depth)], [b"f"]
+        [FolderPlace(n, b"d", 0o755 if n % 2 else 0o711, n, int(n == depth - 1)) for n in range(depth)],
+        [b"f"],
     )
     assert placed.errors == [0]
     assert placed.folder_errors == [0] * depth
