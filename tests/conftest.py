@@ -16,6 +16,8 @@ import hypothesis
 import pytest
 from support import Flow
 
+from flowengine.store import many
+
 T = TypeVar("T")
 
 hypothesis.settings.register_profile("dev", deadline=None)
@@ -94,3 +96,13 @@ def sample(request: pytest.FixtureRequest) -> Callable[[Sequence[T], int], list[
 def flow(tmp_path_factory: pytest.TempPathFactory) -> Flow:
     """The `flow` command with caches of its own."""
     return Flow(tmp_path_factory.mktemp("state"))
+
+
+@pytest.fixture(params=["compiled", "python"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Many small files are handled by the compiled library, or without it."""
+    if request.param == "python":
+        monkeypatch.setattr(many, "_library", None)
+    elif not many.is_compiled():
+        pytest.fail("the library was not compiled: is there a C compiler where the package was installed?")
+    return str(request.param)

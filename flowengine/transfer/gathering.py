@@ -18,7 +18,7 @@ from typing import Final
 
 from flowengine.manifest import Block
 from flowengine.store.scan_events import Batch, DirectoryEntered, DirectoryLeft, Event
-from flowengine.wire.messages import MAX_OFFER_CHUNKS, MAX_OFFER_ENTRIES, Folder
+from flowengine.wire.messages import MAX_OFFER_CHUNKS, MAX_OFFER_ENTRIES, Folder, passages
 
 __all__ = ["HELD_NS", "Gathered", "Gatherer"]
 
@@ -147,18 +147,11 @@ def _told(held: list[_Held], depth: int) -> Iterator[Event | Gathered]:
             folders.append(Folder(one.depth - depth, one.entered.name, left.mode, left.mtime_ns, data))
         yield Gathered(folders, [one.batch for one in held])
         return
-    opened: list[_Held] = []
-    for one in held:
-        while len(opened) > one.depth - depth:
-            yield _left(opened.pop())
+    for one, entered in passages(held, depth):
+        if not entered:
+            assert one.left is not None
+            yield one.left
+            continue
         yield one.entered
         if one.batch is not None:
             yield one.batch
-        opened.append(one)
-    while opened:
-        yield _left(opened.pop())
-
-
-def _left(one: _Held) -> DirectoryLeft:
-    assert one.left is not None
-    return one.left

@@ -21,6 +21,7 @@ from flowengine.wire.messages import (
     EncodedOffer,
     Folder,
     Subtrees,
+    passages,
 )
 from flowengine.wire.paths import MAX_DEPTH, MAX_PATH_BYTES, STAGING_NAME, check_name
 
@@ -61,20 +62,13 @@ def check_folders(directory: TargetDirectory, folders: list[Folder], depth: int)
 
 def each_of(folders: list[Folder]) -> Iterator[DirectoryBegin | EncodedOffer | DirectoryEnd]:
     """What says the same folder by folder."""
-    opened: list[Folder] = []
-    for folder in folders:
-        while len(opened) > folder.depth:
-            yield _end(opened.pop())
+    for folder, entered in passages(folders):
+        if not entered:
+            yield DirectoryEnd(folder.mode, folder.mtime_ns)
+            continue
         yield DirectoryBegin(folder.name)
         if folder.entries:
             yield EncodedOffer(folder.entries)
-        opened.append(folder)
-    while opened:
-        yield _end(opened.pop())
-
-
-def _end(folder: Folder) -> DirectoryEnd:
-    return DirectoryEnd(folder.mode, folder.mtime_ns)
 
 
 def want_as_one(placement: Placement, directory: TargetDirectory, folders: list[Folder]) -> bool:

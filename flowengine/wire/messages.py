@@ -9,7 +9,8 @@ The source numbers its *offers* (`Offer`, `ObjectRun`, …) 0, 1, 2 …; a chunk
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Iterable, Iterator
+from typing import Final, Protocol, TypeVar
 
 import msgspec
 
@@ -60,6 +61,7 @@ __all__ = [
     "decode",
     "decode_lazily",
     "encode",
+    "passages",
 ]
 
 MAX_OFFER_ENTRIES: Final = 1024
@@ -208,6 +210,31 @@ class Folder(msgspec.Struct, array_like=True, gc=False, frozen=True):
     mode: int
     mtime_ns: int
     entries: bytes = b""
+
+
+class _HasDepth(Protocol):
+    @property
+    def depth(self) -> int: ...
+
+
+_OfSubtrees = TypeVar("_OfSubtrees", bound=_HasDepth)
+
+
+def passages(folders: Iterable[_OfSubtrees], above: int = 0) -> Iterator[tuple[_OfSubtrees, bool]]:
+    """Each folder of subtrees as it is entered (True) and, behind all that is in it, left (False).
+
+    Args:
+        folders: each before those in it.
+        above: the depth of the outermost ones.
+    """
+    opened: list[_OfSubtrees] = []
+    for folder in folders:
+        while len(opened) > folder.depth - above:
+            yield opened.pop(), False
+        yield folder, True
+        opened.append(folder)
+    while opened:
+        yield opened.pop(), False
 
 
 class Subtrees(_Message, tag=25):

@@ -33,15 +33,6 @@ from flowengine.store.scan_small import batches
 LARGE = 1000
 
 
-@pytest.fixture(params=["compiled", "python"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "python":
-        monkeypatch.setattr(many, "_library", None)
-    elif not many.is_compiled():
-        pytest.fail("the library was not compiled: is there a C compiler where the package was installed?")
-    return str(request.param)
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[int]:
     fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)

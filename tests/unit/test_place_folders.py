@@ -9,20 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from flowengine.store import many
 from flowengine.store.many import Stat
 from flowengine.store.runs import FolderPlace, PlacedFolders, place_folders, staging_name
 
 NOTHING = Stat(*[0] * len(Stat._fields))
-
-
-@pytest.fixture(params=["compiled", "python"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "python":
-        monkeypatch.setattr(many, "_library", None)
-    elif not many.is_compiled():
-        pytest.fail("the library was not compiled: is there a C compiler where the package was installed?")
-    return str(request.param)
 
 
 pytestmark = pytest.mark.usefixtures("way")
