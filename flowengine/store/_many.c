@@ -19,7 +19,7 @@
 #error "proofs are little-endian; Python does without this library"
 #endif
 
-#define INTERFACE 8
+#define INTERFACE 9
 #define KINDS 4
 enum { SMALL, LARGE, FOLDER, OTHER };
 
@@ -287,7 +287,8 @@ static void both_times(int64_t mtime_ns, struct timespec times[2]) {
     times[0] = times[1] = (struct timespec){.tv_sec = s, .tv_nsec = rest};
 }
 
-static int write_one(int folder, const char *name, const char *data, int64_t size, mode_t mode, int64_t mtime_ns) {
+static int write_one(int folder, const char *name, const char *data, int64_t size, mode_t mode, int64_t mtime_ns,
+                     int64_t umask) {
     int fd = openat(folder, name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, mode);
     if (fd < 0) return errno;
     int error = 0;
@@ -301,6 +302,7 @@ static int write_one(int folder, const char *name, const char *data, int64_t siz
         data += done;
         size -= done;
     }
+    if (!error && (mode & (mode_t)umask) && fchmod(fd, mode)) error = errno;
     if (!error) {
         struct timespec times[2];
         both_times(mtime_ns, times);
@@ -310,10 +312,11 @@ static int write_one(int folder, const char *name, const char *data, int64_t siz
     return error;
 }
 
-/* Make files; for each: where its bytes begin, how many, its mode and time. errno of the first that fails, or 0. */
-int64_t flow_write(int64_t folder, const char *names, int64_t count, const int64_t *what, const char *data) {
+/* Make files; for each: where its bytes begin, how many, its mode and time. Bits of `umask` are given once more, since the
+   system takes them away. errno of the first that fails, or 0. */
+int64_t flow_write(int64_t folder, const char *names, int64_t count, const int64_t *what, const char *data, int64_t umask) {
     for (int64_t i = 0; i < count; i++, names += strlen(names) + 1, what += 4) {
-        int error = write_one((int)folder, names, data + what[0], what[1], (mode_t)what[2], what[3]);
+        int error = write_one((int)folder, names, data + what[0], what[1], (mode_t)what[2], what[3], umask);
         if (error) return error;
     }
     return 0;
@@ -588,12 +591,13 @@ int64_t flow_read_block(int64_t folder, const char *names, const Row *rows, int6
 
 static void staged(char *name, int64_t number) { sprintf(name, "s.%llx", (unsigned long long)number); }
 
-/* Make the staging files of a run, whose bytes lie one behind the other; errno of the first that fails, or 0. */
-int64_t flow_write_run(int64_t folder, int64_t first, int64_t count, const int64_t *numbers, const char *data) {
+/* Make the staging files of a run, whose bytes lie one behind the other, as `flow_write` does. */
+int64_t flow_write_run(int64_t folder, int64_t first, int64_t count, const int64_t *numbers, const char *data,
+                       int64_t umask) {
     char name[24];
     for (int64_t i = 0; i < count; i++, numbers += 5) {
         staged(name, first + i);
-        int error = write_one((int)folder, name, data, numbers[1], (mode_t)numbers[2], numbers[3]);
+        int error = write_one((int)folder, name, data, numbers[1], (mode_t)numbers[2], numbers[3], umask);
         if (error) return error;
         data += numbers[1];
     }

@@ -19,6 +19,7 @@ __all__ = [
     "copy_range",
     "exchange",
     "folds_names",
+    "gives_modes",
     "local_error",
     "open_beneath",
     "process_umask",
@@ -176,6 +177,21 @@ def local_error(error: OSError, what: str, path: bytes) -> FlowError:
             reason="permission",
         )
     return LocalError(f"{what} {where}: {cause}", reason="local")
+
+
+def gives_modes(folder_fd: int) -> bool:
+    """Whether files can be given any mode once they are made; makes one in a folder for a moment."""
+    probe = "s.probe-mode"
+    try:
+        fd = os.open(probe, os.O_WRONLY | os.O_CREAT, 0o600, dir_fd=folder_fd)
+        try:
+            os.fchmod(fd, 0o666)
+            return os.fstat(fd).st_mode & 0o777 == 0o666
+        finally:
+            os.close(fd)
+            os.unlink(probe, dir_fd=folder_fd)
+    except OSError:
+        return False
 
 
 def folds_names(folder_fd: int) -> bool:

@@ -51,7 +51,7 @@ __all__ = [
     "write_files",
 ]
 
-_INTERFACE: Final = 8
+_INTERFACE: Final = 9
 _KINDS: Final = 4
 
 
@@ -249,7 +249,7 @@ _library = load_library(
         ("flow_list_at", _NUMBER, [_NUMBER, _NAMES, _NUMBER, _NAMES, *[_POINTER] * 2]),
         ("flow_free", None, [_POINTER]),
         ("flow_read", _NUMBER, [_NUMBER, _NAMES, _NUMBER, _POINTER, _NUMBER, _POINTER, _POINTER]),
-        ("flow_write", _NUMBER, [_NUMBER, _NAMES, _NUMBER, _POINTER, _POINTER]),
+        ("flow_write", _NUMBER, [_NUMBER, _NAMES, _NUMBER, _POINTER, _POINTER, _NUMBER]),
         ("flow_place", None, [_NUMBER, _NAMES, _POINTER, _NAMES, _NUMBER, _POINTER, _POINTER]),
         ("flow_segments", _NUMBER, [_NAMES, _NUMBER, _NUMBER, _NUMBER, _POINTER, _NUMBER]),
         ("flow_columns", _NUMBER, [_NAMES, _NUMBER, _POINTER, _POINTER, _POINTER]),
@@ -260,7 +260,7 @@ _library = load_library(
             _NUMBER,
             [*[_NAMES] * 2, *[_NUMBER] * 2, *[_NAMES] * 2, *[_POINTER] * 2, _NUMBER, _POINTER],
         ),
-        ("flow_write_run", _NUMBER, [_NUMBER, _NUMBER, _NUMBER, _NAMES, _POINTER]),
+        ("flow_write_run", _NUMBER, [_NUMBER, _NUMBER, _NUMBER, _NAMES, _POINTER, _NUMBER]),
         ("flow_place_run", _NUMBER, [_NUMBER, _NUMBER, _NUMBER, _NAMES, _NUMBER, _POINTER, _POINTER]),
         (
             "flow_place_folders",
@@ -508,12 +508,17 @@ def _read_files(folder: int, rows: Sequence[tuple[bytes, AnyStat]], buffer: memo
 
 
 def write_files(
-    folder: int, names: Sequence[str], what: Sequence[tuple[int, int, int, int]], data: memoryview
+    folder: int,
+    names: Sequence[str],
+    what: Sequence[tuple[int, int, int, int]],
+    data: memoryview,
+    umask: int = 0,
 ) -> None:
     """Make files that must not be there.
 
     Args:
         what: for each, where its bytes begin in `data`, how many they are, its mode and mtime_ns.
+        umask: bits that the system takes from modes, and that are to be given all the same.
 
     Raises:
         OSError: of the first that could not be made; those before it are there.
@@ -522,23 +527,25 @@ def write_files(
         raise ValueError("a file's bytes lie outside the data")
     if _library is None:
         for name, (at, size, mode, mtime_ns) in zip(names, what, strict=True):
-            _write_file(folder, name, data[at : at + size], mode, mtime_ns)
+            _write_file(folder, name, data[at : at + size], mode, mtime_ns, umask)
         return
     numbers = struct.pack(f"={4 * len(what)}q", *chain.from_iterable(what))
     # ctypes finds the address of writable memory, and of bytes (which unpacked records are).
     last = max([at + size for at, size, _, _ in what], default=0)
     place = bytes(data[:last]) if data.readonly else ctypes.addressof(ctypes.c_char.from_buffer(data))
-    error = _library.flow_write(folder, "\0".join(names).encode(), len(names), numbers, place)
+    error = _library.flow_write(folder, "\0".join(names).encode(), len(names), numbers, place, umask)
     if error:
         raise OSError(error, os.strerror(error))
 
 
-def _write_file(folder: int, name: str, data: memoryview, mode: int, mtime_ns: int) -> None:
+def _write_file(folder: int, name: str, data: memoryview, mode: int, mtime_ns: int, umask: int) -> None:
     fd = os.open(name, _CREATE, mode, dir_fd=folder)
     try:
         done = os.write(fd, data)
         while done < len(data):
             done += os.write(fd, data[done:])
+        if mode & umask:
+            os.fchmod(fd, mode)
         os.utime(fd, ns=(mtime_ns, mtime_ns))
     finally:
         os.close(fd)

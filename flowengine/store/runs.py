@@ -47,11 +47,12 @@ def staging_name(number: int) -> str:
     return f"s.{number:x}"
 
 
-def write_run(folder: int, first: int, packed: bytes, data: memoryview) -> None:
+def write_run(folder: int, first: int, packed: bytes, data: memoryview, umask: int = 0) -> None:
     """Make the staging files of a run, from number `first` on, whose bytes lie one behind the other in `data`.
 
     Args:
         packed: the numbers of each, as in `Columns.packed`.
+        umask: as of `write_files`.
 
     Raises:
         OSError: of the first that could not be made; those before it are there.
@@ -65,7 +66,7 @@ def write_run(folder: int, first: int, packed: bytes, data: memoryview) -> None:
     if compiled is None:
         starts = accumulate(sizes[:-1], initial=0)
         what = [*zip(starts, sizes, numbers[2::5].tolist(), numbers[3::5].tolist(), strict=True)]
-        write_files(folder, [staging_name(first + n) for n in range(len(sizes))], what, data)
+        write_files(folder, [staging_name(first + n) for n in range(len(sizes))], what, data, umask)
         return
     # ctypes finds the address of writable memory, and of bytes (which unpacked records are).
     place = (
@@ -73,7 +74,7 @@ def write_run(folder: int, first: int, packed: bytes, data: memoryview) -> None:
         if data.readonly or not total
         else ctypes.addressof(ctypes.c_char.from_buffer(data))
     )
-    error = compiled.flow_write_run(folder, first, len(sizes), packed, place)
+    error = compiled.flow_write_run(folder, first, len(sizes), packed, place, umask)
     if error:
         raise OSError(error, os.strerror(error))
 

@@ -26,7 +26,7 @@ from typing import Final
 from flowengine.chunking import CHUNK_BYTES, right_chunks
 from flowengine.errors import ProtocolError
 from flowengine.manifest import Entry
-from flowengine.store.filesystem import local_error, process_umask
+from flowengine.store.filesystem import gives_modes, local_error, process_umask
 from flowengine.store.staging import Staging
 from flowengine.transfer.account import OpenAccount
 from flowengine.transfer.control import Control
@@ -75,7 +75,9 @@ class Landing(OpenAccount):
         inflight: chunks that were wanted, and who else waits for each.
         recent: where the last ones that arrived can be read.
         sinks: of objects that are put together, for as long as they hold files.
-        masked: bits of a mode that a file cannot be made with.
+        umask: bits that are taken from the modes of files that are made.
+        masked: bits of a mode that each file is given by itself, and not by what makes many: those that follow an owner,
+            and those of the umask where the file system changes no modes.
         turn: see `in_turn`.
         halted: why no object may begin any more; empty while they may. Set by `transfer.halting`.
     """
@@ -105,7 +107,10 @@ class Landing(OpenAccount):
         self.turn = threading.Lock()
         self._local = threading.local()
         self.sinks: set[Sink] = set()
-        self.masked = process_umask() | 0o7000
+        self.umask = process_umask()
+        self.masked = 0o7000
+        if self.umask and staging is not None and not gives_modes(staging.fd):
+            self.masked |= self.umask
 
     # --- delivery, lane threads ---------------------------------------------------------------------------------
 

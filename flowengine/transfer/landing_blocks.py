@@ -68,7 +68,7 @@ def deliver_block(
             raise wrong_chunk(offer.directory, offer.entries[offer.owners[index + right]])
         begin = verify.since(begin)
         number = landing.staging.small_numbers(block.count)
-        write_run(landing.staging.fd, number, block.columns.packed, plain)
+        write_run(landing.staging.fd, number, block.columns.packed, plain, landing.umask)
         landing.publishable.put(("block", offer.directory, NO_ENTRY, (block, number)))
         run = LandedRun(offer.directory.path, block, number)
         with landing.lock:

@@ -164,7 +164,7 @@ def _write_whole(
         return whole
     # The staging folder is this user's alone, so a file may have its own mode from the start.
     if not [entry for entry, _ in whole if entry.mode & landing.masked or entry.extra]:
-        write_files(landing.staging.fd, [staged for _, staged in whole], what, plain)
+        write_files(landing.staging.fd, [staged for _, staged in whole], what, plain, landing.umask)
         return whole
     complete: list[tuple[Entry, str]] = []
     for (entry, staged), (at, size, _, _) in zip(whole, what, strict=True):

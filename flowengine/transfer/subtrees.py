@@ -187,6 +187,15 @@ class SubtreesOffer:
         """The numbers of some files."""
         return self.columns.packed[first * _NUMBERS : last * _NUMBERS]
 
+    def write(self, landing: Landing, first: int, last: int, data: memoryview) -> None:
+        """Write some files to staging, whose bytes lie one behind the other.
+
+        Raises:
+            OSError: as the file system says.
+        """
+        staged = self.staged + first
+        write_run(landing.staging.fd, staged, self.numbers_of(first, last), data, landing.umask)
+
 
 def is_all_new(landing: Landing, offer: SubtreesOffer) -> bool:
     """Whether no chunk of an offer is at hand or on its way. It stays so: only the placer's thread adds to what is."""
@@ -279,9 +288,7 @@ def _write_files(
                     f"{show_path(offer.path_of(first))} or {show_path(offer.path_of(last - 1))} came in parts, and was "
                     "offered as one of many that come whole"
                 )
-            write_run(
-                landing.staging.fd, offer.staged + first, offer.numbers_of(first, last), plain[at : at + size]
-            )
+            offer.write(landing, first, last, plain[at : at + size])
             states[first:last] = bytes([WRITTEN]) * (last - first)
             if start < stop:
                 written.append((start, stop))
@@ -329,8 +336,7 @@ def place_if_complete(landing: Landing, offer: SubtreesOffer) -> None:
     if not halted:
         try:
             for file in empty:
-                numbers = offer.numbers_of(file, file + 1)
-                write_run(landing.staging.fd, offer.staged + file, numbers, memoryview(b""))
+                offer.write(landing, file, file + 1, memoryview(b""))
         except OSError as error:
             raise local_error(error, "cannot write into", offer.directory.path or b".") from error
     if halted and offer.states.count(LEFT_OUT) == offer.files:

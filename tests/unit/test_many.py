@@ -15,6 +15,7 @@ from flowengine.chunking import DEFAULT_PROFILE, Cutter, chunk_id, pack_chunks, 
 from flowengine.manifest import Block, Entry
 from flowengine.store import many
 from flowengine.store.encoded import block_of, parse_block, read_block, same_files
+from flowengine.store.filesystem import gives_modes
 from flowengine.store.index_log import IndexLog, read_log
 from flowengine.store.landed import index_folder
 from flowengine.store.many import (
@@ -485,3 +486,19 @@ def test_folders_that_landed_are_noted_as_one_by_one(tmp_path: Path, folder: int
             for path, first, last in ((b"x/", 0, 4), (b"y/z/", 4, 5), (b"w/", 5, 7))
         ]
     )
+
+
+@pytest.mark.usefixtures("way")
+def test_bits_that_the_system_takes_away_are_given_all_the_same(tmp_path: Path, folder: int) -> None:
+    before = os.umask(0o027)
+    try:
+        write_files(folder, ["a", "b"], [(0, 1, 0o664, 1), (0, 1, 0o406, 1)], memoryview(b"1"), 0o027)
+        block = block_in(list_folder(folder, LARGE), {b"a": b"1", b"b": b"1"})
+        write_run(folder, 1, block.columns.packed, memoryview(b"11"), 0o027)
+        write_files(folder, ["c"], [(0, 1, 0o664, 1)], memoryview(b"1"))
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert modes == {"a": 0o664, "b": 0o406, "s.1": 0o664, "s.2": 0o406, "c": 0o640}
+    assert gives_modes(folder)
+    assert not (tmp_path / "s.probe-mode").exists()
