@@ -10,7 +10,7 @@ The source numbers its *offers* (`Offer`, `ObjectRun`, …) 0, 1, 2 …; a chunk
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Final, Protocol, TypeVar
+from typing import Annotated, Final, Protocol, TypeVar
 
 import msgspec
 
@@ -244,7 +244,7 @@ class Subtrees(_Message, tag=25):
     it is as many offers as there are folders with entries.
     """
 
-    folders: list[Folder]
+    folders: Annotated[list[Folder], msgspec.Meta(max_length=MAX_SUBTREES_FOLDERS)]
 
 
 class ObjectBegin(_Message, tag=7):

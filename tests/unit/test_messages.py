@@ -75,3 +75,10 @@ def test_fields_of_a_newer_peer_are_ignored(message: m.Message) -> None:
 def test_anything_else_is_a_protocol_error(data: bytes) -> None:
     with pytest.raises(ProtocolError, match="does not decode"):
         m.decode(data)
+
+
+def test_more_folders_than_subtrees_have_are_not_even_made() -> None:
+    folders = [m.Folder(0, b"", 0, 0)] * m.MAX_SUBTREES_FOLDERS
+    assert m.decode(m.encode(m.Subtrees(folders))) == m.Subtrees(folders)
+    with pytest.raises(ProtocolError, match="does not decode"):
+        m.decode(m.encode(m.Subtrees([*folders, folders[0]])))
