@@ -92,7 +92,9 @@ class AwakeClock:
         return time.monotonic() - self._begun - self._awake_s
 
 
-def wait_until(condition: Callable[[], Any], what: str, seconds: float = 90.0) -> Any:
+def wait_until(
+    condition: Callable[[], Any], what: str, seconds: float = 90.0, *, every_s: float = 0.005
+) -> Any:
     """The first true value of `condition`, which is asked again and again for so many seconds that the machine works."""
     pause, patience = threading.Event(), _Patience(seconds)
     while True:
@@ -100,7 +102,7 @@ def wait_until(condition: Callable[[], Any], what: str, seconds: float = 90.0) -
         if value:
             return value
         assert not patience.is_over(), f"waited {seconds:.0f} s in vain: {what}"
-        pause.wait(0.005)
+        pause.wait(every_s)
 
 
 def assert_rate(look: Callable[[], float], least: float, most: float = float("inf"), looks: int = 4) -> None:
