@@ -426,12 +426,20 @@ class SubtreesHold:
         """No part of a file was sent before the rest."""
         return False
 
-    def singles(self) -> list[BatchHold]:
-        """A hold for each batch in place of this one."""
-        singles = [BatchHold(batch, self._pace) for batch in self._batches]
-        for number, hold in enumerate(singles, self.number):
-            hold.number = number
-        return singles
+    def split(self, whole: int) -> tuple[BatchHold | SubtreesHold, SubtreesHold | None]:
+        """Two holds in place of this one: of the first so many batches, or of the first one by itself (0); and of the rest."""
+        count = whole or 1
+        first = (
+            SubtreesHold(self._batches[:count], self._pace)
+            if whole
+            else BatchHold(self._batches[0], self._pace)
+        )
+        first.number = self.number
+        if count == len(self._batches):
+            return first, None
+        rest = SubtreesHold(self._batches[count:], self._pace)
+        rest.number = self.number + count
+        return first, rest
 
     def release(self) -> None:
         """All the offers were answered."""

@@ -17,7 +17,8 @@ from __future__ import annotations
 import os
 import stat
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Final
 
 from flowengine.chunking import CHUNK_BYTES, are_chunks, chunk_id, packed_size
@@ -35,8 +36,11 @@ _FIRST_TRIES: Final = 64
 _TRIES_WON: Final = 4
 _MOST_TRIES: Final = 256
 _CANDIDATES: Final = 32
+_MOST_ABSENT: Final = 4096
 _GUESSED_BYTES: Final = 4096
 """Below this a file of the same size and another name is more likely another file."""
+_VERSION_BYTES: Final = 1024
+"""Below this an object is not worth comparing with another version of it."""
 _OPEN: Final = os.O_RDONLY | os.O_NONBLOCK
 
 Found = tuple[bytes, int]
@@ -64,6 +68,9 @@ class Lookalikes:
         self._sizes: dict[int, list[bytes]] = {}
         self._names: dict[bytes, list[Found]] = {}
         self._moved: dict[bytes, bytes] = {}
+        self._absent: set[bytes] = set()
+        self._there = b""
+        self._guesses = _FIRST_TRIES
 
     def known(self, new_bytes: int) -> bool:
         """Whether anything is known that could be alike, after listing what so many more new bytes are worth."""
@@ -99,22 +106,65 @@ class Lookalikes:
         finally:
             os.close(fd)
 
+    def may_hold(self, folder: bytes, names: Sequence[bytes], sizes: Sequence[int]) -> bool:
+        """Whether what is known may be one of some small objects of a folder, or another version of one. Opens no file."""
+        if self._before(folder) is not None:
+            return True
+        if self._tries > 0 and not self._sizes.keys().isdisjoint(sizes):
+            for name, size in zip(names, sizes, strict=True):
+                if size in self._sizes and self._is_worth_trying(name, size):
+                    return True
+        if self._guesses > 0 and not self._names.keys().isdisjoint(names):
+            return any(
+                size >= _VERSION_BYTES and name in self._names
+                for name, size in zip(names, sizes, strict=True)
+            )
+        return False
+
+    def _is_worth_trying(self, name: bytes, size: int) -> bool:
+        return size >= _GUESSED_BYTES or name in self._names
+
     # --- candidates ---------------------------------------------------------------------------------------------
 
     def beside(self, folder: bytes, name: bytes) -> Found | None:
         """The file of this name in the folder that `folder` was before it moved, as far as that is known."""
-        at = folder
-        rest = name
-        while True:
-            if at in self._moved:
-                old = self._moved[at]
-                path = old + b"/" + rest if old else rest
-                size = self._size_of(path)
-                return (path, size) if size else None
+        old = self._before(folder)
+        if old is None:
+            return None
+        path = old + b"/" + name if old else name
+        size = self._size_of(path)
+        return (path, size) if size else None
+
+    def _before(self, folder: bytes) -> bytes | None:
+        """The folder that one was before it moved, as far as that is known and it is there."""
+        if not self._moved:
+            return None
+        at, below = folder, []
+        while at not in self._moved:
             if not at:
                 return None
             at, _, last = at.rpartition(b"/")
-            rest = last + b"/" + rest
+            below.append(last)
+        parts = [part for part in (self._moved[at], *reversed(below)) if part]
+        paths: list[bytes] = [*accumulate(parts, lambda above, part: above + b"/" + part)]
+        if not paths or paths[-1] == self._there:
+            return paths[-1] if paths else b""
+        if not self._absent.isdisjoint(paths):
+            return None
+        if not self._is_there(paths[-1]):
+            if len(self._absent) >= _MOST_ABSENT:
+                self._absent.clear()
+            self._absent.add(next(path for path in paths if path == paths[-1] or not self._is_there(path)))
+            return None
+        self._there = paths[-1]
+        return paths[-1]
+
+    def _is_there(self, folder: bytes) -> bool:
+        try:
+            os.close(open_beneath(self._root_fd, folder, os.O_RDONLY | os.O_DIRECTORY))
+        except OSError:
+            return False
+        return True
 
     def named(self, folder: bytes, entry: Entry) -> Found | None:
         """The file of the same name elsewhere whose folders and size are most alike."""
@@ -168,11 +218,11 @@ class Lookalikes:
         if beside is not None:
             candidates = [beside[0]] if beside[1] == entry.size else []
         else:
-            candidates = [
-                path
-                for path in self.sized(entry)[:2]
-                if entry.size >= _GUESSED_BYTES or path.rpartition(b"/")[2] == entry.name
-            ]
+            named = self.named(folder, entry)
+            candidates = [named[0]] if named is not None and named[1] == entry.size else []
+            if entry.size >= _GUESSED_BYTES:
+                candidates += [path for path in self.sized(entry)[:2] if path not in candidates]
+                del candidates[2:]
         for path in candidates:
             data = self._read(path, entry.size)
             if data is not None and _is(data, entry.chunks):
@@ -184,6 +234,23 @@ class Lookalikes:
     def like(self, folder: bytes, entry: Entry) -> Found | None:
         """A file that the object may be another version of."""
         return self.beside(folder, entry.name) or self.named(folder, entry)
+
+    def version_of(self, folder: bytes, entry: Entry) -> tuple[Found, bool] | None:
+        """A file that a small object may be another version of, and whether only its name says so."""
+        if entry.size < _VERSION_BYTES:
+            return None
+        beside = self.beside(folder, entry.name)
+        if beside is not None:
+            return beside, False
+        named = self.named(folder, entry) if self._guesses > 0 else None
+        if named is None:
+            return None
+        self._guesses -= 1
+        return named, True
+
+    def guessed_right(self) -> None:
+        """One of those of which only the name said so was another version indeed."""
+        self._guesses = min(self._guesses + _TRIES_WON, _MOST_TRIES)
 
     def won(self, folder: bytes, name: bytes, path: bytes) -> None:
         """An object of a folder was found to be this file."""

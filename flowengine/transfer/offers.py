@@ -8,8 +8,8 @@ Plan
     again by a thread of their own, and keep the place of the offer they were of until that is answered.
 Invariants
     - Offers are numbered and answered in order; at most `MAX_OPEN_OFFERS` are unanswered.
-    - Every hold is released exactly once: when answered, or when the session ends. That of many folders goes over to
-      one for each, where they are answered one by one.
+    - Every hold is released exactly once: when answered, or when the session ends. One of many folders is split where they
+      are not answered as one.
 """
 
 from __future__ import annotations
@@ -151,8 +151,8 @@ class Offers:
 
     # --- loop thread --------------------------------------------------------------------------------------------
 
-    def answer(self, kind: int, bitmap: bytes, finer: bytes, *, whole: bool) -> None:
-        """The target's answer to the oldest offer that has none; `whole` for all offers of `Subtrees`.
+    def answer(self, kind: int, bitmap: bytes, finer: bytes, *, whole: int) -> None:
+        """The target's answer to the oldest offer that has none; `whole` is not 0: to so many offers of `Subtrees`, as one.
 
         Raises:
             ProtocolError: there is none, or it asks for what it may not ask for.
@@ -160,14 +160,16 @@ class Offers:
         with self._lock:
             if not self._holds:
                 raise ProtocolError("the target answered an offer that was not made")
-            hold = self._holds.popleft()
-            if isinstance(hold, SubtreesHold) and not whole:
-                singles = hold.singles()
-                self._holds.extendleft(reversed(singles[1:]))
-                hold = singles[0]
-        if whole and (not isinstance(hold, SubtreesHold) or kind == WANT_SOME or finer):
-            hold.release()
-            raise ProtocolError("the target answered as whole what was not offered so, or not as whole")
+            hold = self._holds[0]
+            if whole and (
+                not isinstance(hold, SubtreesHold) or not 0 < whole <= len(hold) or kind == WANT_SOME or finer
+            ):
+                raise ProtocolError("the target answered as whole what was not offered so, or not as whole")
+            self._holds.popleft()
+            if isinstance(hold, SubtreesHold) and whole < len(hold):
+                hold, rest = hold.split(whole)
+                if rest is not None:
+                    self._holds.appendleft(rest)
         indexes = self._to_cut_finer(hold, kind, bitmap, finer) if finer else []
         if isinstance(hold, FineHold):
             self._finer_bytes -= sum(hold.lengths)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from flowengine.chunking import Profile
@@ -91,6 +92,8 @@ class Placement:
         self.lookalikes = Lookalikes(root_fd, self._is_new)
         self._want = want
         self._offers = 0
+        self._nones = 0
+        self._gathers = False
         self._read_extra = (
             extra_reader(xattrs=options.xattrs, owner=options.owner)
             if options.xattrs or options.owner
@@ -132,17 +135,36 @@ class Placement:
         """A dry run would want all of an object."""
         self.counters.bytes_payload += entry.size
 
+    @contextlib.contextmanager
+    def one_message(self) -> Iterator[None]:
+        """What is offered in here came as one message: offers of which nothing is wanted are answered together."""
+        self._gathers = True
+        try:
+            yield
+        finally:
+            self._gathers = False
+        self._answer_nones()
+
     def answer_none(self) -> None:
         """Want nothing of an offer."""
-        self._want(Want(WANT_NONE), 1)
+        self._nones += 1
+        if not self._gathers:
+            self._answer_nones()
+
+    def _answer_nones(self) -> None:
+        count, self._nones = self._nones, 0
+        if count:
+            self._want(Want(WANT_NONE, whole=count if count > 1 else 0), count)
 
     def answer_whole(self, offers: int, *, chunks: int) -> None:
-        """Want all chunks of so many offers that came as one."""
+        """Want all chunks of so many offers that came in one message."""
+        self._answer_nones()
         self._offers += offers
-        self._want(Want(WANT_ALL if chunks else WANT_NONE, whole=True), offers)
+        self._want(Want(WANT_ALL if chunks else WANT_NONE, whole=offers), offers)
 
     def answer(self, wanted: bytearray) -> None:
         """Want the chunks that are marked so, and ask for those finer that are marked so."""
+        self._answer_nones()
         total = wanted.count(WANTED)
         finer = _bitmap(wanted, _FINER_DIGITS) if FINER in wanted else b""
         if not total:

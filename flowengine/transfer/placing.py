@@ -28,7 +28,7 @@ from flowengine.store.proofs import recall, split_proof
 from flowengine.transfer.placement import Placement
 from flowengine.transfer.placing_large import LargePlacer
 from flowengine.transfer.placing_small import SmallPlacer
-from flowengine.transfer.placing_subtrees import check_folders, each_of, want_as_one
+from flowengine.transfer.placing_subtrees import SubtreesPlacer
 from flowengine.transfer.refining import Refiner
 from flowengine.transfer.sinks import TargetDirectory
 from flowengine.units import show_path
@@ -39,7 +39,6 @@ from flowengine.wire.messages import (
     DirectoryEnd,
     EncodedOffer,
     Finer,
-    Folder,
     Message,
     ObjectBegin,
     ObjectEnd,
@@ -70,6 +69,7 @@ class Placer:
         self._refiner = Refiner(placement)
         self._small = SmallPlacer(placement, self._refiner)
         self._large = LargePlacer(placement, self._refiner)
+        self._subtrees = SubtreesPlacer(placement, self.handle, self._current)
         self._extras = extras
         self._filters = FilterSet.from_wire(placement.options.filters)
         self._only = placement.options.rename
@@ -113,19 +113,11 @@ class Placer:
             case DirectoryEnd():
                 self._directory_end(message)
             case Subtrees(folders):
-                self._subtrees(folders)
-
-    def _subtrees(self, folders: list[Folder]) -> None:
-        """Whole subtrees: as one where nothing of them is here, else folder by folder."""
-        directory = self._current()
-        if self._large.inside:
-            raise ProtocolError("the source offered folders inside a large object")
-        check_folders(directory, folders, len(self._stack))
-        for folder in folders:
-            self._placement.check_mode(folder.mode)
-        if self._only or not want_as_one(self._placement, directory, folders):
-            for message in each_of(folders):
-                self.handle(message)
+                if self._large.inside:
+                    raise ProtocolError("the source offered folders inside a large object")
+                if self._only:  # refused with the first
+                    self._check_only([folders[0].name + b"/"] if folders else [])
+                self._subtrees.offer(folders, len(self._stack))
 
     def _check_only(self, names: list[bytes]) -> None:
         if names != [self._only]:

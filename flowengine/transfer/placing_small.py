@@ -161,11 +161,14 @@ class SmallPlacer:
         placement, landing = self._placement, self._placement.landing
         sizes = block.sizes
         if (
-            placement.has_index()
-            or min(sizes) == 0
+            min(sizes) == 0
             or max(sizes) >= LARGE_OBJECT_BYTES
             or STAGING_NAME in block.names
-            or placement.lookalikes.known(block.size_bytes)
+            or (
+                placement.lookalikes.known(block.size_bytes)
+                and placement.lookalikes.may_hold(directory.path, block.names, sizes)
+            )
+            or placement.remembered(block.columns.chunks)
         ):
             return False
         offer = SmallOffer(directory, block)
@@ -279,8 +282,11 @@ class SmallPlacer:
         offer: SmallOffer,
         new: list[int],
         hints: dict[int, Hint],
-    ) -> dict[int, Found]:
-        """Take what lies at the target under another name out of `new`; for the rest, what it may be a version of."""
+    ) -> dict[int, tuple[Found, bool]]:
+        """Take what lies at the target under another name out of `new`; for the rest, what it may be a version of.
+
+        With each, whether only its name says so.
+        """
         placement, landing = self._placement, self._placement.landing
         entries = offer.entries
         fresh = [
@@ -294,7 +300,7 @@ class SmallPlacer:
             return {}
         if not placement.lookalikes.known(sum([entries[index].size for index in fresh])):
             return {}
-        alike: dict[int, Found] = {}
+        alike: dict[int, tuple[Found, bool]] = {}
         for index in fresh:
             entry = entries[index]
             with landing.lock:
@@ -307,7 +313,7 @@ class SmallPlacer:
                 place_small(landing, directory, entry, data)
                 new.remove(index)
                 continue
-            found = placement.lookalikes.like(directory.path, entry)
+            found = placement.lookalikes.version_of(directory.path, entry)
             if found is not None:
                 alike[index] = found
         return alike
@@ -318,22 +324,24 @@ class SmallPlacer:
         number: int,
         offer: SmallOffer,
         new: list[int],
-        alike: dict[int, Found],
+        alike: dict[int, tuple[Found, bool]],
     ) -> None:
         """What replaces another file, or is like one, may be mostly that."""
         chunks: dict[int, tuple[int, bytes, Region]] = {}
         for index in new:
             entry = offer.entries[index]
             st = directory.existing.get(entry.name)
+            guessed = False
             if st is not None and stat.S_ISREG(st.st_mode):
                 folder, name, size = directory.fd, entry.name, st.st_size
             elif index in alike:
-                folder, (name, size) = self._placement.root_fd, alike[index]
+                folder = self._placement.root_fd
+                (name, size), guessed = alike[index]
             else:
                 continue
             if size < _LEAST_OLD_BYTES:
                 continue
-            region = Region(0, min(size, _MOST_OLD_BYTES), directory_fd=folder, name=name)
+            region = Region(0, min(size, _MOST_OLD_BYTES), directory_fd=folder, name=name, guessed=guessed)
             first = offer.first[index]
             for at in range(0, len(entry.chunks), CHUNK_BYTES):
                 place = first + at // CHUNK_BYTES

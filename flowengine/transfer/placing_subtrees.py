@@ -1,15 +1,24 @@
-"""Places whole subtrees that are offered as one: wanted as one where nothing of them is at the target, else one by one."""
+"""Places whole subtrees that are offered as one: what is new here is wanted as one, the rest folder by folder.
+
+Plan
+    All that came is looked at at once: what is on its way or arrived, what the index knows, what lies here under other names.
+    A folder of whose files something may be at hand, or that stands here, is entered; the subtrees between such folders are
+    wanted together. So one file that is known costs the folders that it is in, and not all that came with it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+
+import msgspec
 
 from flowengine.errors import ProtocolError
 from flowengine.manifest import Block
 from flowengine.store.encoded import parse_block
 from flowengine.transfer.placement import SET_ID_BITS, Placement
 from flowengine.transfer.sinks import TargetDirectory
-from flowengine.transfer.subtrees import SubtreesOffer, is_all_new, want_subtrees
+from flowengine.transfer.subtrees import SubtreesOffer, at_hand, is_all_new, want_subtrees
 from flowengine.units import show_path
 from flowengine.wire.messages import (
     LARGE_OBJECT_BYTES,
@@ -25,7 +34,7 @@ from flowengine.wire.messages import (
 )
 from flowengine.wire.paths import MAX_DEPTH, MAX_PATH_BYTES, STAGING_NAME, check_name
 
-__all__ = ["check_folders", "each_of", "offers_of", "want_as_one"]
+__all__ = ["SubtreesPlacer", "check_folders", "each_of", "offers_of"]
 
 
 def offers_of(message: Subtrees) -> int:
@@ -71,61 +80,171 @@ def each_of(folders: list[Folder]) -> Iterator[DirectoryBegin | EncodedOffer | D
             yield EncodedOffer(folder.entries)
 
 
-def want_as_one(placement: Placement, directory: TargetDirectory, folders: list[Folder]) -> bool:
-    """Want all of some subtrees as one offer and answer so; False, and nothing was done, where each is to be looked at.
+class SubtreesPlacer:
+    """Answers offers of whole subtrees. For use by the placer's thread.
 
-    Raises:
-        ProtocolError: what is offered contradicts itself.
+    Args:
+        handle: acts on what is told of one folder.
+        current: the directory that the source is in.
     """
-    landing = placement.landing
-    if (
-        placement.dry
-        or placement.atomic
-        or directory.fd < 0
-        or directory.keys is not None
-        or landing.halted
-        or _stands_there(directory, folders)
-    ):
-        return False
-    landing.wait_for_objects()
-    blocks = _blocks(folders, SET_ID_BITS | landing.masked)
-    if blocks is None:
-        return False
-    offer = SubtreesOffer(directory, folders, blocks)
-    if (
-        offer.files > MAX_OFFER_ENTRIES
-        or len(offer.wanted) > MAX_OFFER_CHUNKS
-        or max(offer.sizes) >= LARGE_OBJECT_BYTES
-        or b"\0" + STAGING_NAME + b"\0" in b"\0" + offer.columns.names
-        or placement.lookalikes.known(offer.size_bytes)
-        or placement.remembered(offer.columns.chunks)
-        or not is_all_new(landing, offer)
-    ):
-        return False
-    placement.recorder.subtrees(folders, blocks)
-    directory.unchanged_all = False
-    if directory.offered is not None:
-        directory.offered.update([folder.name for folder in folders if not folder.depth])
-    offer.number = placement.number
-    want_subtrees(landing, offer)
-    placement.answer_whole(sum([block is not None for block in blocks]), chunks=len(offer.wanted))
-    return True
 
+    def __init__(
+        self,
+        placement: Placement,
+        handle: Callable[[DirectoryBegin | EncodedOffer | DirectoryEnd], None],
+        current: Callable[[], TargetDirectory],
+    ) -> None:
+        self._placement = placement
+        self._handle = handle
+        self._current = current
 
-def _stands_there(directory: TargetDirectory, folders: list[Folder]) -> bool:
-    """Whether anything of these names was in the directory when it was entered."""
-    if directory.was_empty:
-        return False
-    existing = directory.existing
-    return any(folder.name in existing for folder in folders if not folder.depth)
+    def offer(self, folders: list[Folder], depth: int) -> None:
+        """Answer subtrees of the current directory, which is so deep: as one what is new here, the rest folder by folder.
 
+        Raises:
+            ProtocolError: what is offered contradicts the protocol, its limits or itself.
+        """
+        check_folders(self._current(), folders, depth)
+        for folder in folders:
+            self._placement.check_mode(folder.mode)
+        with self._placement.one_message():
+            self._place(_Group(folders, self._current()), 0, len(folders))
 
-def _blocks(folders: list[Folder], forbidden_bits: int) -> list[Block | None] | None:
-    """The files of each folder; None where they are not all blocks of files that can be made with their modes."""
-    blocks: list[Block | None] = []
-    for folder in folders:
-        block = parse_block(folder.entries) if folder.entries else None
-        if folder.entries and (block is None or block.mode_bits & forbidden_bits):
+    def _place(self, group: _Group, start: int, end: int) -> None:
+        """Place the subtrees from one folder on and before another one, all in the current directory."""
+        directory = self._current()
+        first = at = start
+        while at < end:
+            behind = group.ends[at]
+            if _stands_there(directory, group.folders[at].name) or self._is_doubtful(group, at, behind):
+                self._as_one(group, first, at)
+                folder = group.folders[at]
+                self._handle(DirectoryBegin(folder.name))
+                if folder.entries:
+                    self._handle(EncodedOffer(folder.entries))
+                self._place(group, at + 1, behind)
+                self._handle(DirectoryEnd(folder.mode, folder.mtime_ns))
+                first = behind
+            at = behind
+        self._as_one(group, first, end)
+
+    def _is_doubtful(self, group: _Group, start: int, end: int) -> bool:
+        """Whether some of these subtrees, of which nothing stands in the current directory, are to be looked at."""
+        if group.doubtful is None:
+            group.doubtful = self._doubts(group) or bytearray(b"\1" * len(group.folders))
+        return group.doubtful.find(1, start, end) >= 0
+
+    def _as_one(self, group: _Group, start: int, end: int) -> None:
+        """Want some subtrees of which nothing is at hand."""
+        if start == end:
+            return
+        folders, blocks = group.part(start, end)
+        directory, landing = self._current(), self._placement.landing
+        offer = group.offer if end - start == len(group.folders) else None
+        if offer is None and end - start > 1 and any(blocks) and self._may_be_one(directory):
+            offer = SubtreesOffer(directory, folders, blocks)
+        if offer is None or not is_all_new(landing, offer):
+            for message in each_of(folders):
+                self._handle(message)
+            return
+        self._placement.recorder.subtrees(folders, blocks)
+        directory.unchanged_all = False
+        if directory.offered is not None:
+            directory.offered.update([folder.name for folder in folders if not folder.depth])
+        offer.number = self._placement.number
+        want_subtrees(landing, offer)
+        self._placement.answer_whole(len(blocks) - blocks.count(None), chunks=len(offer.wanted))
+
+    def _may_be_one(self, directory: TargetDirectory) -> bool:
+        """Whether anything in a directory may be wanted as one."""
+        placement = self._placement
+        return not (
+            placement.dry
+            or placement.atomic
+            or directory.fd < 0
+            or directory.keys is not None
+            or placement.landing.halted
+        )
+
+    def _doubts(self, group: _Group) -> bytearray | None:
+        """Of each folder, whether its files may be at hand, or cannot be wanted with others; None where none can."""
+        placement, directory = self._placement, group.directory
+        if not self._may_be_one(directory):
             return None
-        blocks.append(block)
-    return blocks
+        placement.landing.wait_for_objects()
+        folders, blocks = group.folders, group.blocks
+        forbidden_bits = SET_ID_BITS | placement.landing.masked
+        for number, folder in enumerate(folders):
+            block = parse_block(folder.entries) if folder.entries else None
+            blocks[number] = None if block is None or block.mode_bits & forbidden_bits else block
+        if not any(blocks):
+            return None
+        offer = SubtreesOffer(directory, folders, blocks)
+        if offer.files > MAX_OFFER_ENTRIES or len(offer.wanted) > MAX_OFFER_CHUNKS:
+            return None
+        group.offer = offer
+        names = b"\0" + offer.columns.names
+        usual = max(offer.sizes) < LARGE_OBJECT_BYTES and b"\0" + STAGING_NAME + b"\0" not in names
+        doubtful = bytearray(
+            [
+                bool(folder.entries) if block is None else not (usual or _is_of_small_files(block))
+                for folder, block in zip(folders, blocks, strict=True)
+            ]
+        )
+        for chunk in (*at_hand(placement.landing, offer), *placement.remembered(offer.columns.chunks)):
+            doubtful[bisect_right(offer.file_ends, offer.owner(chunk))] = 1
+        if placement.lookalikes.known(offer.size_bytes):
+            for number, (path, block) in enumerate(zip(offer.paths, blocks, strict=True)):
+                if block is not None and placement.lookalikes.may_hold(path, block.names, block.sizes):
+                    doubtful[number] = 1
+        return doubtful
+
+
+class _Group:
+    """What came in one message.
+
+    Attributes:
+        folders: each before those in it.
+        directory: which the first is in.
+        ends: for each folder, the one behind all that is in it.
+        blocks: its files; None where it has none, or they are no block that can be made.
+        doubtful: of each folder, whether its files are to be looked at; None before that was asked.
+        offer: all of it as one.
+    """
+
+    def __init__(self, folders: list[Folder], directory: TargetDirectory) -> None:
+        self.folders = folders
+        self.directory = directory
+        self.ends = _ends(folders)
+        self.blocks: list[Block | None] = [None] * len(folders)
+        self.doubtful: bytearray | None = None
+        self.offer: SubtreesOffer | None = None
+
+    def part(self, start: int, end: int) -> tuple[list[Folder], list[Block | None]]:
+        """Some of the folders, of which the first is in the current directory, and their files."""
+        above = self.folders[start].depth
+        folders = self.folders[start:end]
+        if above:
+            folders = [msgspec.structs.replace(folder, depth=folder.depth - above) for folder in folders]
+        return folders, self.blocks[start:end]
+
+
+def _ends(folders: list[Folder]) -> list[int]:
+    """For each folder, the one behind all that is in it."""
+    ends = [len(folders)] * len(folders)
+    opened: list[int] = []
+    for number, folder in enumerate(folders):
+        for left in opened[folder.depth :]:
+            ends[left] = number
+        del opened[folder.depth :]
+        opened.append(number)
+    return ends
+
+
+def _stands_there(directory: TargetDirectory, name: bytes) -> bool:
+    """Whether anything of this name was in the directory when it was entered."""
+    return not directory.was_empty and name in directory.existing
+
+
+def _is_of_small_files(block: Block) -> bool:
+    return max(block.sizes) < LARGE_OBJECT_BYTES and STAGING_NAME not in block.names

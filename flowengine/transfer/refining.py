@@ -38,6 +38,9 @@ _LEAST_TRIED_BYTES: Final = 8 * MIB
 _LEAST_SHARE: Final = 16
 """Looking ends in a session when, after so many bytes, less than one in so many was found."""
 
+_RIGHT_SHARE: Final = 4
+"""A file of which only the name said that it is alike was so, when more than one byte in so many was found in it."""
+
 
 def regions_beside(
     lengths: list[int], places: list[int], wanted: bytearray, left: int, old_bytes: int
@@ -173,6 +176,10 @@ class Refiner:
             refinement.buffer[offset : offset + length] = self._data[place : place + length]
             refinement.remaining -= length
             found += length
+        for refinement in offer.refinements:
+            left = refinement.remaining
+            if refinement.region.guessed and left * _RIGHT_SHARE < refinement.size_bytes * (_RIGHT_SHARE - 1):
+                self._placement.lookalikes.guessed_right()
         self._found_bytes += found
         self._placement.counters.bytes_reused += found
         self._region, self._places, self._data = None, {}, b""

@@ -461,18 +461,27 @@ class Region:
     Args:
         fd: of the file, open as long as the region is used; -1: it is opened by name when it is read.
         directory_fd, name: a directory and the file's path below it.
+        guessed: whether only its name says that the file is alike.
     """
 
-    __slots__ = ("directory_fd", "fd", "name", "start", "stop")
+    __slots__ = ("directory_fd", "fd", "guessed", "name", "start", "stop")
 
     def __init__(
-        self, start: int, stop: int, *, fd: int = -1, directory_fd: int = -1, name: bytes = b""
+        self,
+        start: int,
+        stop: int,
+        *,
+        fd: int = -1,
+        directory_fd: int = -1,
+        name: bytes = b"",
+        guessed: bool = False,
     ) -> None:
         self.start = start
         self.stop = stop
         self.fd = fd
         self.directory_fd = directory_fd
         self.name = name
+        self.guessed = guessed
 
     def read(self) -> bytes:
         """Its bytes, as far as the file has them."""

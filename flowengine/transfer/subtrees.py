@@ -40,6 +40,7 @@ __all__ = [
     "OUT",
     "WRITTEN",
     "SubtreesOffer",
+    "at_hand",
     "deliver_subtrees",
     "files_not_begun",
     "give_up_files",
@@ -204,6 +205,20 @@ def is_all_new(landing: Landing, offer: SubtreesOffer) -> bool:
         return False
     with landing.lock:
         return landing.inflight.keys().isdisjoint(ids) and landing.recent.keys().isdisjoint(ids)
+
+
+def at_hand(landing: Landing, offer: SubtreesOffer) -> list[int]:
+    """The chunks of an offer that are at hand or on their way, or come more than once in it, each but for the first time."""
+    if is_all_new(landing, offer):
+        return []
+    with landing.lock:
+        seen: set[bytes] = set()
+        known: list[int] = []
+        for chunk, identity in enumerate(offer.ids):
+            if identity in seen or identity in landing.inflight or identity in landing.recent:
+                known.append(chunk)
+            seen.add(identity)
+    return known
 
 
 def want_subtrees(landing: Landing, offer: SubtreesOffer) -> None:

@@ -319,14 +319,14 @@ class Finish(_Message, tag=12):
 class Want(_Message, tag=13):
     """Answer to the next unanswered offer, in order: none, all, or a bitmap (LSB first) of its chunks.
 
-    `finer` is the bitmap of chunks that are to be offered again, cut finer, before the target decides. `whole`: all or
-    none of all offers of one `Subtrees`; their chunks are addressed as if they were one offer, by the first one's number.
+    `finer` is the bitmap of chunks that are to be offered again, cut finer, before the target decides. `whole` is not 0: all
+    or none of so many offers of one `Subtrees`; their chunks are addressed as if they were one offer, by the first one's number.
     """
 
     kind: int
     bitmap: bytes = b""
     finer: bytes = b""
-    whole: bool = False
+    whole: int = 0
 
 
 class Received(_Message, tag=14):

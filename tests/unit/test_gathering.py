@@ -392,13 +392,13 @@ async def test_all_is_sent_by_the_first_offers_number_where_all_is_wanted(offeri
     buffer.release()
     offering.offer(batches)
     offering.offers.make(BatchHold(small()), EncodedOffer(block_of({b"f": b"fff"}).data))
-    offering.offers.answer(WANT_ALL, b"", b"", whole=True)
+    offering.offers.answer(WANT_ALL, b"", b"", whole=4)
     (unit,) = offering.units()
     assert unit.runs == [(0, 0, 9)]
     assert read(unit)[0][1] == b"".join(ALL)
     unit.release()
     assert not pool.exhausted()
-    offering.offers.answer(WANT_ALL, b"", b"", whole=False)  # the next has the number behind all of them
+    offering.offers.answer(WANT_ALL, b"", b"", whole=0)  # the next has the number behind all of them
     (unit,) = offering.units()
     assert unit.runs == [(4, 0, 1)]
 
@@ -409,11 +409,11 @@ async def test_none_of_it_is_sent_where_none_is_wanted(offering: Offering) -> No
     buffer, batches = filled(pool, FOLDERS)
     buffer.release()
     offering.offer(batches)
-    offering.offers.answer(WANT_NONE, b"", b"", whole=True)
+    offering.offers.answer(WANT_NONE, b"", b"", whole=4)
     assert offering.units() == []
     assert not pool.exhausted()
     with pytest.raises(ProtocolError, match="not made"):
-        offering.offers.answer(WANT_NONE, b"", b"", whole=True)
+        offering.offers.answer(WANT_NONE, b"", b"", whole=4)
 
 
 @pytest.mark.trio
@@ -423,15 +423,15 @@ async def test_offers_that_are_answered_one_by_one_have_numbers_of_their_own(off
     buffer.release()
     offering.offer(batches)
     offering.offers.make(BatchHold(small()), EncodedOffer(block_of({b"f": b"fff"}).data))
-    offering.offers.answer(WANT_SOME, bytes([0b11110]), b"", whole=False)
-    offering.offers.answer(WANT_NONE, b"", b"", whole=False)
+    offering.offers.answer(WANT_SOME, bytes([0b11110]), b"", whole=0)
+    offering.offers.answer(WANT_NONE, b"", b"", whole=0)
     with pytest.raises(ProtocolError, match="whole"):  # some of them were answered by themselves
-        offering.offers.answer(WANT_ALL, b"", b"", whole=True)
-    offering.offers.answer(WANT_ALL, b"", b"", whole=False)
-    offering.offers.answer(WANT_ALL, b"", b"", whole=False)
+        offering.offers.answer(WANT_ALL, b"", b"", whole=3)
+    offering.offers.answer(WANT_NONE, b"", b"", whole=0)
+    offering.offers.answer(WANT_ALL, b"", b"", whole=0)
+    offering.offers.answer(WANT_ALL, b"", b"", whole=0)
     units = offering.units()
     runs = [run for unit in units for run in unit.runs]
-    # The third's answer was taken as one to it, and refused: nothing of it is sent.
     assert runs == [(0, 1, 4), (3, 0, 1), (4, 0, 1)]
     parts = units[0].parts[:2]
     assert [bytes(view) for part in parts for view in part.views()] == [
@@ -444,6 +444,40 @@ async def test_offers_that_are_answered_one_by_one_have_numbers_of_their_own(off
 
 
 @pytest.mark.trio
+async def test_parts_of_it_are_answered_as_one(offering: Offering) -> None:
+    pool = BufferPool(1, MIB)
+    buffer, batches = filled(pool, FOLDERS)
+    buffer.release()
+    offering.offer(batches)
+    offering.offers.answer(WANT_NONE, b"", b"", whole=0)
+    offering.offers.answer(WANT_ALL, b"", b"", whole=2)  # by the number of the first of the two
+    offering.offers.answer(WANT_ALL, b"", b"", whole=1)
+    (unit,) = offering.units()
+    first, middle, last = (b"".join(FOLDERS[0].values()), ALL[len(FOLDERS[0]) : -1], ALL[-1])
+    assert b"".join(ALL) == first + b"".join(middle) + last
+    assert unit.runs == [(1, 0, len(middle)), (3, 0, 1)]
+    assert [data for _, data in read(unit)] == [b"".join(middle), last]
+    unit.release()
+    assert not pool.exhausted()
+    with pytest.raises(ProtocolError, match="not made"):
+        offering.offers.answer(WANT_NONE, b"", b"", whole=1)
+
+
+@pytest.mark.trio
+@pytest.mark.parametrize("whole", [-1, 5, 6])
+async def test_no_more_is_answered_as_one_than_was_offered_so(offering: Offering, whole: int) -> None:
+    pool = BufferPool(1, MIB)
+    buffer, batches = filled(pool, FOLDERS)
+    buffer.release()
+    offering.offer(batches)
+    offering.offer([small()])
+    with pytest.raises(ProtocolError, match="whole"):
+        offering.offers.answer(WANT_NONE, b"", b"", whole=whole)
+    offering.offers.stop()
+    assert not pool.exhausted()
+
+
+@pytest.mark.trio
 @pytest.mark.parametrize(
     ("kind", "bitmap", "finer"), [(WANT_SOME, b"\x01\0", b""), (WANT_NONE, b"", b"\x01\0")]
 )
@@ -452,7 +486,7 @@ async def test_an_answer_to_all_says_all_or_none(
 ) -> None:
     offering.offer([small(), small(b"g")])
     with pytest.raises(ProtocolError, match="whole"):
-        offering.offers.answer(kind, bitmap, finer, whole=True)
+        offering.offers.answer(kind, bitmap, finer, whole=2)
     assert offering.units() == []
 
 
@@ -460,7 +494,7 @@ async def test_an_answer_to_all_says_all_or_none(
 async def test_what_was_offered_by_itself_is_not_answered_as_whole(offering: Offering) -> None:
     offering.offers.make(BatchHold(small()), EncodedOffer(block_of({b"f": b"fff"}).data))
     with pytest.raises(ProtocolError, match="whole"):
-        offering.offers.answer(WANT_ALL, b"", b"", whole=True)
+        offering.offers.answer(WANT_ALL, b"", b"", whole=1)
 
 
 @pytest.mark.trio
@@ -473,6 +507,6 @@ async def test_every_buffer_is_let_go_when_the_session_ends_in_the_middle_of_the
         buffer.release()
         offering.offer(batches)
     assert pool.exhausted()
-    offering.offers.answer(WANT_NONE, b"", b"", whole=False)
+    offering.offers.answer(WANT_NONE, b"", b"", whole=0)
     offering.offers.stop()
     assert [pool.acquire(), pool.acquire()]

@@ -28,7 +28,7 @@ SAID = [
     m.Finish(bytes(32), 1, 2, True, b"checkpoint"),
     m.Want(m.WANT_SOME, b"\x05"),
     m.Want(m.WANT_NONE, b"", b"\x01"),
-    m.Want(m.WANT_ALL, whole=True),
+    m.Want(m.WANT_ALL, whole=3),
     m.Subtrees([m.Folder(0, b"a", 0o755, 1), m.Folder(1, b"b", 0o755, -2, b"\x90")]),
     m.Finer(7, bytes(32)),
     m.Received(1 << 40),

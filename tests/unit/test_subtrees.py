@@ -50,6 +50,7 @@ from flowengine.wire.control import ControlDecoder
 from flowengine.wire.keys import NO_FINGERPRINT, SessionSecrets
 from flowengine.wire.messages import (
     MAX_SUBTREES_FOLDERS,
+    WANT_ALL,
     DirectoryBegin,
     DirectoryEnd,
     EncodedOffer,
@@ -633,9 +634,14 @@ class Done:
         self.version = b""
 
     @property
+    def told(self) -> int:
+        """How many offers came as subtrees."""
+        return sum(offers_of(Subtrees(folders)) for folders in self.offered)
+
+    @property
     def whole(self) -> int:
-        """How many messages of subtrees were wanted as one."""
-        return sum(want.whole for want in self.wants)
+        """How many of them were wanted together with others."""
+        return sum(want.whole for want in self.wants if want.kind == WANT_ALL)
 
     @property
     def failures(self) -> list[tuple[bytes, str, str]]:
@@ -792,7 +798,7 @@ def test_many_small_folders_arrive_as_they_were_and_most_of_them_as_one(tmp_path
     assert_same(source, tmp_path / "target")
     assert done.failures == []
     assert done.offered
-    assert done.whole == len(done.offered)
+    assert done.whole == done.told
     folders = sum(path.is_dir() for path in source.rglob("*"))
     assert sum(map(len, done.offered)) > 0.8 * folders
     files = [path for path in source.rglob("*") if path.is_file()]
@@ -898,8 +904,8 @@ def test_what_stands_at_the_target_in_a_folders_place_gives_way_as_it_does_one_b
             (there / "kept").touch()
         done = transfer(source, target, subtrees=subtrees)
         assert done.failures == []
-        if subtrees:  # those among which it is come one by one, and all others do not
-            assert 0 < done.whole < len(done.offered)
+        if subtrees:  # it comes by itself, with what is in it, and all others do not
+            assert done.told - 4 <= done.whole < done.told
         if what == "folder":
             (there / "kept").unlink()
             os.utime(there, ns=(1, (source / "d007").stat().st_mtime_ns))
@@ -919,8 +925,9 @@ def test_what_the_source_does_not_have_is_deleted_and_what_landed_as_one_is_not(
     (target / "old-file").write_bytes(old)
     done = transfer(source, target, Options(delete=True), subtrees=subtrees)
     assert done.failures == []
-    # Files that are there may be what is offered, and are looked at; empty ones are nothing to look at.
-    assert bool(done.whole) is (subtrees and not old)
+    # What has neither name nor size of what is there comes as one whatever else is there.
+    assert bool(done.whole) is subtrees
+    assert done.whole == done.told
     assert_same(source, target)
     again = transfer(source, target, Options(delete=True), subtrees=subtrees)
     assert again.target.objects_deleted == 0
@@ -961,7 +968,7 @@ def test_modes_are_those_of_the_source_whatever_the_umask(tmp_path: Path, mask: 
     finally:
         os.umask(before)
     assert done.failures == []
-    assert done.whole == len(done.offered) > 0
+    assert done.whole == done.told > 0
     found, there = snapshot(source), snapshot(target)
     assert {path: one.mode & 0o1777 for path, one in there.items() if path} == {
         path: one.mode & 0o1777 for path, one in found.items() if path
@@ -979,7 +986,8 @@ def test_links_and_large_files_between_the_folders_keep_their_places(tmp_path: P
     (source / "root file").write_bytes(b"in no folder")
     done = transfer(source, target)
     assert done.failures == []
-    assert done.whole == len(done.offered) > 1
+    assert done.whole == done.told
+    assert len(done.offered) > 1
     assert_same(source, target)
 
 
