@@ -71,10 +71,22 @@ def many_small(root: Path, size: str, seed: int) -> Built:
     return Built([root / "source"])
 
 
-def many_folders(root: Path, size: str, seed: int) -> Built:
-    count = pick(size, 300, 3_900, 39_000)
+def many_folders(root: Path, size: str, seed: int, share: int = 1) -> Built:
+    count = pick(size, 300, 3_900, 39_000) // share
     data.small_files(root / "source", count, seed, high=4096, per_folder=3)
     return Built([root / "source"])
+
+
+def many_folders_again(root: Path, size: str, seed: int) -> Built:
+    tree = many_folders(root, size, seed).measured[0]
+    return Built([tree], before=[tree])
+
+
+def many_folders_beside(root: Path, size: str, seed: int) -> Built:
+    others = root / "others"
+    others.mkdir(parents=True)
+    os.rename(many_folders(root, size, seed + 1, share=10).measured[0], others / "older")
+    return Built(many_folders(root, size, seed).measured, at_target=others)
 
 
 def new_version(root: Path, size: str, seed: int) -> Built:
@@ -137,6 +149,10 @@ SCENARIOS: dict[str, Scenario] = {
             "s3-folders",
             "many folders of three files of 1 to 4 KiB, as trees of sources have them",
             many_folders,
+        ),
+        Scenario("s3-beside", "the same beside a tree whose names and sizes are alike", many_folders_beside),
+        Scenario(
+            "s3-folders-again", "nothing changed in them since the contender brought them", many_folders_again
         ),
         Scenario("s4", "a new version of a large file over the old one", new_version),
         Scenario("s5", "known content under other names", other_names),

@@ -112,7 +112,7 @@ class Lookalikes:
             return True
         if self._tries > 0 and not self._sizes.keys().isdisjoint(sizes):
             for name, size in zip(names, sizes, strict=True):
-                if size in self._sizes and self._is_worth_trying(name, size):
+                if (size >= _GUESSED_BYTES and size in self._sizes) or self._twins(name, size):
                     return True
         if self._guesses > 0 and not self._names.keys().isdisjoint(names):
             return any(
@@ -121,8 +121,13 @@ class Lookalikes:
             )
         return False
 
-    def _is_worth_trying(self, name: bytes, size: int) -> bool:
-        return size >= _GUESSED_BYTES or name in self._names
+    def _twins(self, name: bytes, size: int) -> list[bytes]:
+        """Files of this size and name, as far as they are among the first of this size."""
+        found = self._sizes.get(size)
+        if not found:
+            return []
+        end = b"/" + name
+        return [path for path in found[:_CANDIDATES] if path.endswith(end) or path == name]
 
     # --- candidates ---------------------------------------------------------------------------------------------
 
@@ -218,8 +223,10 @@ class Lookalikes:
         if beside is not None:
             candidates = [beside[0]] if beside[1] == entry.size else []
         else:
-            named = self.named(folder, entry)
-            candidates = [named[0]] if named is not None and named[1] == entry.size else []
+            candidates = self._twins(entry.name, entry.size)[:2]
+            if not candidates and self._guesses > 0:
+                named = self.named(folder, entry)
+                candidates = [named[0]] if named is not None and named[1] == entry.size else []
             if entry.size >= _GUESSED_BYTES:
                 candidates += [path for path in self.sized(entry)[:2] if path not in candidates]
                 del candidates[2:]

@@ -8,6 +8,7 @@ Plan
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 
@@ -15,7 +16,8 @@ import msgspec
 
 from flowengine.errors import ProtocolError
 from flowengine.manifest import Block
-from flowengine.store.encoded import parse_block
+from flowengine.store.encoded import parse_block, same_files
+from flowengine.store.many import open_listed
 from flowengine.transfer.placement import SET_ID_BITS, Placement
 from flowengine.transfer.sinks import TargetDirectory
 from flowengine.transfer.subtrees import SubtreesOffer, at_hand, is_all_new, want_subtrees
@@ -115,18 +117,57 @@ class SubtreesPlacer:
         directory = self._current()
         first = at = start
         while at < end:
-            behind = group.ends[at]
-            if _stands_there(directory, group.folders[at].name) or self._is_doubtful(group, at, behind):
+            behind, folder = group.ends[at], group.folders[at]
+            stands = _stands_there(directory, folder.name)
+            if stands or self._is_doubtful(group, at, behind):
                 self._as_one(group, first, at)
-                folder = group.folders[at]
-                self._handle(DirectoryBegin(folder.name))
-                if folder.entries:
-                    self._handle(EncodedOffer(folder.entries))
-                self._place(group, at + 1, behind)
-                self._handle(DirectoryEnd(folder.mode, folder.mtime_ns))
+                if not (stands and behind == at + 1 and self._is_as_it_was(directory, folder)):
+                    self._handle(DirectoryBegin(folder.name))
+                    if folder.entries:
+                        self._handle(EncodedOffer(folder.entries))
+                    self._place(group, at + 1, behind)
+                    self._handle(DirectoryEnd(folder.mode, folder.mtime_ns))
                 first = behind
             at = behind
         self._as_one(group, first, end)
+
+    def _is_as_it_was(self, directory: TargetDirectory, folder: Folder) -> bool:
+        """Whether a folder with none in it stands there as it is offered, as the scan cache knows; then it is taken note of.
+
+        Most of what is offered again is so, and need not be entered.
+        """
+        placement = self._placement
+        if placement.cache is None or not folder.entries or not self._may_be_one(directory):
+            return False
+        try:
+            fd, st, listing = open_listed(directory.fd, folder.name, LARGE_OBJECT_BYTES, STAGING_NAME)
+        except OSError:
+            return False
+        os.close(fd)
+        if (
+            any(map(len, listing[1:4]))
+            or listing.marked is not None
+            or listing.error is not None
+            or (st.st_mode & 0o7777, st.st_mtime_ns) != (folder.mode, folder.mtime_ns)
+        ):
+            return False
+        parts = placement.cache.directory(st.st_dev, st.st_ino)
+        if len(parts) != 1 or parts[0] != (listing.proof, folder.entries):
+            return False
+        block = parse_block(folder.entries)
+        if (
+            block is None
+            or block.mode_bits & SET_ID_BITS
+            or not same_files(block, listing.smalls, attributes=True)
+        ):
+            return False
+        if directory.offered is not None:
+            directory.offered.add(folder.name)
+        placement.recorder.leaf(folder, block)
+        placement.kept(block.count, block.size_bytes)
+        placement.next_number()
+        placement.answer_none()
+        return True
 
     def _is_doubtful(self, group: _Group, start: int, end: int) -> bool:
         """Whether some of these subtrees, of which nothing stands in the current directory, are to be looked at."""

@@ -20,8 +20,8 @@ class Parts(Contender):
 
     What `flow` takes longer is what its promises cost beyond those on the bytes themselves: to ask before sending, to
     continue, to show, to remember, to take part in a plan. It is no proof of what cannot be had: each folder is listed twice,
-    over a link all is compressed with one level, and what is written goes to the disk with the sync at the end. It moves trees of plain files into an empty target; where the target holds
-    something, it only describes them, which is right for s7 alone.
+    over a link all is compressed with one level, and what is written goes to the disk with the sync at the end. It moves trees of plain files to where nothing of them is; where the target holds
+    something of them, it only describes them, which is right for s7 and s3-folders-again alone.
     """
 
     name = "parts"
@@ -41,6 +41,7 @@ class Parts(Contender):
         session.wait_listening(daemon, int(self._where[1]))
 
     def transfer(self, session: Session, source: Path, target: Path) -> dict[str, object]:
-        level, what = (LEVEL if self._far else 0), ("describe" if any(target.iterdir()) else "move")
+        there = any((target / item.name).exists() for item in source.iterdir())
+        level, what = (LEVEL if self._far else 0), ("describe" if there else "move")
         session.run("a", [*PEER, "send", str(source), *self._where, str(level), what])
         return {"streams": int(self._where[2]), "level": level, "what": what}
