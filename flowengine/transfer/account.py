@@ -217,6 +217,10 @@ class OpenAccount:
             while len(self.directories) - in_use > self._max_directories and not self.stopped:
                 self.room.wait()
 
+    def is_short_of_directories(self) -> bool:
+        """Whether so many are open that one more that waits for what the source has yet to say may be one too many."""
+        return 2 * len(self.directories) > self._max_directories
+
     def let_go(self) -> None:
         """Nobody is to wait for the publisher any more: it may have failed."""
         with self.lock:

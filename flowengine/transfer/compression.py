@@ -32,6 +32,9 @@ _FIRST_SPEED: Final = 400e6
 """Bytes per second and thread that level 1 is taken for until it was measured."""
 _FIRST_RATIO: Final = 2.0
 _FAST_LINK: Final = 450e6
+_FAST_INSIDE: Final = 100e6
+"""Inside one machine both ends have the same processors: what looks like a slow link is the other end at work, which
+compressing would take them from. Only a rate that somebody asked for is below this."""
 _LONG_RTT_S: Final = 0.002
 _WINDOW_S: Final = 0.5
 _LEAST_BYTES: Final = 2 << 20
@@ -55,6 +58,7 @@ class CompressionChooser:
         cores: processors of this side.
 
     Attributes:
+        inside: whether all that is sent stays on this machine.
         threads: that are to compress: all processors but one, at least two: they must not crowd out the reader that
             feeds them.
         level: to compress with now; 0 is not at all.
@@ -63,6 +67,7 @@ class CompressionChooser:
 
     def __init__(self, rtt_s: float, fixed_level: int | None = None, *, cores: int = 1) -> None:
         self._fixed = fixed_level is not None
+        self.inside = False
         self._able = max(1, cores // 2)  # what may be counted on: the others read, hash, seal and send
         self.threads = min(_MOST_THREADS, max(2, cores - 1))
         self._lock = threading.Lock()
@@ -78,7 +83,7 @@ class CompressionChooser:
 
     def among_first(self, size_bytes: int) -> bool:
         """Whether so many bytes that are about to be sent are among the first."""
-        if self._fixed or self._first_bytes <= 0:
+        if self._fixed or self.inside or self._first_bytes <= 0:
             return False
         self._first_bytes -= size_bytes
         return True
@@ -158,7 +163,7 @@ class CompressionChooser:
 
     def _pays(self, level: int) -> bool:
         """Whether the processors can compress so well as fast as the link takes it."""
-        if self._link > _FAST_LINK:
+        if self._link > (_FAST_INSIDE if self.inside else _FAST_LINK):
             return False
         able = self._able * self._speed / _COST[level]
         # Without compression at present, anything above the link's own rate is a gain.

@@ -26,7 +26,7 @@ from flowengine.manifest import Entry
 from flowengine.store.filesystem import open_beneath
 from flowengine.wire.paths import STAGING_NAME
 
-__all__ = ["Found", "Lookalikes", "begins_with"]
+__all__ = ["LEAST_OLD_BYTES", "Found", "Guess", "Lookalikes", "begins_with"]
 
 _FIRST_ENTRIES: Final = 4096
 _MOST_ENTRIES: Final = 500_000
@@ -41,10 +41,17 @@ _GUESSED_BYTES: Final = 4096
 """Below this a file of the same size and another name is more likely another file."""
 _VERSION_BYTES: Final = 1024
 """Below this an object is not worth comparing with another version of it."""
+LEAST_OLD_BYTES: Final = 512
+"""Nor is a file that is smaller than this such a version."""
+_MOST_GUESSED: Final = 1024
+"""Files that are compared with one of the same name and have not been answered for; what comes of them is known a round trip
+later."""
 _OPEN: Final = os.O_RDONLY | os.O_NONBLOCK
 
 Found = tuple[bytes, int]
 """(path below the root, size)"""
+Guess = tuple[bytes, bytes, bytes]
+"""(folder, name) of a small object, and the path of a file of which only the name says that it is another version"""
 
 
 class Lookalikes:
@@ -55,30 +62,36 @@ class Lookalikes:
 
     Attributes:
         entries: listed so far.
+        wins: how often something was found, each time saying more about where the rest is.
     """
 
     def __init__(self, root_fd: int, is_new: Callable[[bytes], bool]) -> None:
         self._root_fd = root_fd
         self._is_new = is_new
         self._folders: deque[bytes] = deque([b""])
-        self._allowed = _FIRST_ENTRIES
         self._new_bytes = 0
         self.entries = 0
+        self.wins = 0
         self._tries = _FIRST_TRIES
         self._sizes: dict[int, list[bytes]] = {}
         self._names: dict[bytes, list[Found]] = {}
         self._moved: dict[bytes, bytes] = {}
         self._absent: set[bytes] = set()
         self._there = b""
+        self._twins: dict[tuple[bytes, int], list[bytes]] = {}
         self._guesses = _FIRST_TRIES
+        self._guessed = 0
 
-    def known(self, new_bytes: int) -> bool:
-        """Whether anything is known that could be alike, after listing what so many more new bytes are worth."""
+    def expect(self, new_bytes: int) -> None:
+        """So many more bytes are new: worth listing more for."""
         self._new_bytes += new_bytes
+
+    def known(self) -> bool:
+        """Whether anything is known that could be alike, after listing what the new bytes are worth."""
         allowed = min(_FIRST_ENTRIES + self._new_bytes // _BYTES_AN_ENTRY, _MOST_ENTRIES)
         while self._folders and self.entries < allowed:
             self._list(self._folders.popleft())
-        return bool(self._names)
+        return bool(self._sizes)
 
     def _list(self, folder: bytes) -> None:
         if folder and self._is_new(folder):
@@ -99,8 +112,11 @@ class Lookalikes:
                     elif item.is_file(follow_symlinks=False):
                         size = item.stat(follow_symlinks=False).st_size
                         if size:
-                            self._sizes.setdefault(size, []).append(prefix + name)
-                            self._names.setdefault(name, []).append((prefix + name, size))
+                            path = prefix + name
+                            self._sizes.setdefault(size, []).append(path)
+                            self._twins.setdefault((name, size), []).append(path)
+                            if size >= LEAST_OLD_BYTES:
+                                self._names.setdefault(name, []).append((path, size))
         except OSError:
             return
         finally:
@@ -108,39 +124,35 @@ class Lookalikes:
 
     def may_hold(self, folder: bytes, names: Sequence[bytes], sizes: Sequence[int]) -> bool:
         """Whether what is known may be one of some small objects of a folder, or another version of one. Opens no file."""
-        if self._before(folder) is not None:
+        if self.before(folder) is not None:
             return True
         if self._tries > 0 and not self._sizes.keys().isdisjoint(sizes):
             for name, size in zip(names, sizes, strict=True):
-                if (size >= _GUESSED_BYTES and size in self._sizes) or self._twins(name, size):
+                if (name, size) in self._twins or (size >= _GUESSED_BYTES and size in self._sizes):
                     return True
-        if self._guesses > 0 and not self._names.keys().isdisjoint(names):
+        if self._may_guess and not self._names.keys().isdisjoint(names):
             return any(
                 size >= _VERSION_BYTES and name in self._names
                 for name, size in zip(names, sizes, strict=True)
             )
         return False
 
-    def _twins(self, name: bytes, size: int) -> list[bytes]:
-        """Files of this size and name, as far as they are among the first of this size."""
-        found = self._sizes.get(size)
-        if not found:
-            return []
-        end = b"/" + name
-        return [path for path in found[:_CANDIDATES] if path.endswith(end) or path == name]
+    @property
+    def _may_guess(self) -> bool:
+        return self._guesses > 0 and self._guessed < _MOST_GUESSED
 
     # --- candidates ---------------------------------------------------------------------------------------------
 
     def beside(self, folder: bytes, name: bytes) -> Found | None:
         """The file of this name in the folder that `folder` was before it moved, as far as that is known."""
-        old = self._before(folder)
+        old = self.before(folder)
         if old is None:
             return None
         path = old + b"/" + name if old else name
         size = self._size_of(path)
         return (path, size) if size else None
 
-    def _before(self, folder: bytes) -> bytes | None:
+    def before(self, folder: bytes) -> bytes | None:
         """The folder that one was before it moved, as far as that is known and it is there."""
         if not self._moved:
             return None
@@ -174,19 +186,12 @@ class Lookalikes:
     def named(self, folder: bytes, entry: Entry) -> Found | None:
         """The file of the same name elsewhere whose folders and size are most alike."""
         found = self._names.get(entry.name, ())
-        parts = folder.split(b"/")[::-1]
-
-        def likeness(one: Found) -> tuple[int, int]:
-            others = one[0].split(b"/")[-2::-1]
-            shared = 0
-            for mine, other in zip(parts, others, strict=False):
-                if mine != other:
-                    break
-                shared += 1
-            return shared, -abs(one[1] - entry.size)
-
         path = folder + b"/" + entry.name if folder else entry.name
-        return max((one for one in found[:_CANDIDATES] if one[0] != path), key=likeness, default=None)
+        return max(
+            (one for one in found[:_CANDIDATES] if one[0] != path),
+            key=lambda one: (_shared(folder, one[0]), -abs(one[1] - entry.size)),
+            default=None,
+        )
 
     def sized(self, entry: Entry) -> list[bytes]:
         """Files of the same size; those of the same name first."""
@@ -223,13 +228,11 @@ class Lookalikes:
         if beside is not None:
             candidates = [beside[0]] if beside[1] == entry.size else []
         else:
-            candidates = self._twins(entry.name, entry.size)[:2]
-            if not candidates and self._guesses > 0:
-                named = self.named(folder, entry)
-                candidates = [named[0]] if named is not None and named[1] == entry.size else []
+            twins = self._twins.get((entry.name, entry.size), ())[:_CANDIDATES]
+            candidates = sorted(twins, key=lambda path: -_shared(folder, path))[:2]
             if entry.size >= _GUESSED_BYTES:
-                candidates += [path for path in self.sized(entry)[:2] if path not in candidates]
-                del candidates[2:]
+                others = self._sizes.get(entry.size, ())[:2]
+                candidates = [*candidates, *(path for path in others if path not in candidates)][:2]
         for path in candidates:
             data = self._read(path, entry.size)
             if data is not None and _is(data, entry.chunks):
@@ -242,26 +245,33 @@ class Lookalikes:
         """A file that the object may be another version of."""
         return self.beside(folder, entry.name) or self.named(folder, entry)
 
-    def version_of(self, folder: bytes, entry: Entry) -> tuple[Found, bool] | None:
-        """A file that a small object may be another version of, and whether only its name says so."""
+    def version_of(self, folder: bytes, entry: Entry) -> tuple[Found, Guess | None] | None:
+        """A file that a small object may be another version of; with a guess where only its name says so."""
         if entry.size < _VERSION_BYTES:
             return None
         beside = self.beside(folder, entry.name)
         if beside is not None:
-            return beside, False
-        named = self.named(folder, entry) if self._guesses > 0 else None
-        if named is None:
-            return None
-        self._guesses -= 1
-        return named, True
+            return (beside, None) if beside[1] >= LEAST_OLD_BYTES else None
+        named = self.named(folder, entry) if self._may_guess else None
+        return (named, (folder, entry.name, named[0])) if named is not None else None
 
-    def guessed_right(self) -> None:
-        """One of those of which only the name said so was another version indeed."""
-        self._guesses = min(self._guesses + _TRIES_WON, _MOST_TRIES)
+    def guess(self) -> None:
+        """A small object is about to be compared with what was guessed."""
+        self._guessed += 1
+
+    def judge(self, guess: Guess, *, right: bool) -> None:
+        """What came of a guess."""
+        self._guessed -= 1
+        if right:
+            self._guesses = min(self._guesses + _TRIES_WON, _MOST_TRIES)
+            self.won(*guess)
+        else:
+            self._guesses -= 1
 
     def won(self, folder: bytes, name: bytes, path: bytes) -> None:
         """An object of a folder was found to be this file."""
         self._tries = min(self._tries + _TRIES_WON, _MOST_TRIES)
+        self.wins += 1
         old, _, old_name = path.rpartition(b"/")
         if old_name == name and old != folder:
             # Folders of the same name below moved with the one above that has another.
@@ -286,6 +296,16 @@ class Lookalikes:
             return 0
         os.close(opened[0])
         return opened[1].st_size
+
+
+def _shared(folder: bytes, path: bytes) -> int:
+    """How many folders above a file have the same names as those of a folder, from the innermost on."""
+    shared = 0
+    for mine, other in zip(folder.split(b"/")[::-1], path.split(b"/")[-2::-1], strict=False):
+        if mine != other:
+            break
+        shared += 1
+    return shared
 
 
 def begins_with(fd: int, one: bytes) -> bool:

@@ -170,7 +170,11 @@ class Offers:
                 hold, rest = hold.split(whole)
                 if rest is not None:
                     self._holds.appendleft(rest)
-        indexes = self._to_cut_finer(hold, kind, bitmap, finer) if finer else []
+        try:
+            indexes = self._to_cut_finer(hold, kind, bitmap, finer) if finer else []
+        except ProtocolError:
+            hold.release()
+            raise
         if isinstance(hold, FineHold):
             self._finer_bytes -= sum(hold.lengths)
         if not indexes:  # what is cut finer keeps the place until that is answered too

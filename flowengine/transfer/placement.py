@@ -164,9 +164,12 @@ class Placement:
 
     def answer(self, wanted: bytearray) -> None:
         """Want the chunks that are marked so, and ask for those finer that are marked so."""
-        self._answer_nones()
         total = wanted.count(WANTED)
         finer = _bitmap(wanted, _FINER_DIGITS) if FINER in wanted else b""
+        if not total and not finer:
+            self.answer_none()
+            return
+        self._answer_nones()
         if not total:
             self._want(Want(WANT_NONE, b"", finer), 1)
         elif total == len(wanted):

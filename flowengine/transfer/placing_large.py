@@ -222,7 +222,10 @@ class LargePlacer:
         """Find a file that the object, which is not in place, may be: renamed, or another version of."""
         lookalikes, entry, folder = self._placement.lookalikes, large.entry, large.directory.path
         assert large.staged is not None
-        if large.staged.have or not lookalikes.known(entry.size):
+        if large.staged.have:
+            return
+        lookalikes.expect(entry.size)
+        if not lookalikes.known():
             return
         like = lookalikes.like(folder, entry)
         least = self._placement.profile.minimum

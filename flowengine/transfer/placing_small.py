@@ -22,7 +22,7 @@ from flowengine.store.scan import RACY_NS
 from flowengine.transfer.copying import CopyJob, append_copy
 from flowengine.transfer.landing_blocks import want_block
 from flowengine.transfer.landing_small import place_small, want_whole
-from flowengine.transfer.lookalikes import Found
+from flowengine.transfer.lookalikes import LEAST_OLD_BYTES, Found, Guess
 from flowengine.transfer.placement import SET_ID_BITS, Hint, Placement
 from flowengine.transfer.refining import Refiner
 from flowengine.transfer.sinks import WANTED, Region, SmallObject, SmallOffer, TargetDirectory
@@ -38,7 +38,6 @@ from flowengine.wire.paths import STAGING_NAME, check_link_target, check_name, c
 
 __all__ = ["SmallPlacer"]
 
-_LEAST_OLD_BYTES: Final = 512
 _COMPARE_BYTES: Final = 2 * MIB
 """Of what stands in place, so much is read at once; more than the largest small object."""
 _MOST_OLD_BYTES: Final = 2 * MIB
@@ -165,7 +164,7 @@ class SmallPlacer:
             or max(sizes) >= LARGE_OBJECT_BYTES
             or STAGING_NAME in block.names
             or (
-                placement.lookalikes.known(block.size_bytes)
+                placement.lookalikes.known()
                 and placement.lookalikes.may_hold(directory.path, block.names, sizes)
             )
             or placement.remembered(block.columns.chunks)
@@ -174,6 +173,7 @@ class SmallPlacer:
         offer = SmallOffer(directory, block)
         if not want_block(landing, offer):
             return False
+        placement.lookalikes.expect(block.size_bytes)
         number = self._taken(directory, block)
         offer.open = len(offer.wanted)
         landing.offers[number] = offer
@@ -282,11 +282,8 @@ class SmallPlacer:
         offer: SmallOffer,
         new: list[int],
         hints: dict[int, Hint],
-    ) -> dict[int, tuple[Found, bool]]:
-        """Take what lies at the target under another name out of `new`; for the rest, what it may be a version of.
-
-        With each, whether only its name says so.
-        """
+    ) -> dict[int, tuple[Found, Guess | None]]:
+        """Take what lies at the target under another name out of `new`; for the rest, what it may be a version of."""
         placement, landing = self._placement, self._placement.landing
         entries = offer.entries
         fresh = [
@@ -298,9 +295,10 @@ class SmallPlacer:
         ]
         if placement.dry or not fresh:
             return {}
-        if not placement.lookalikes.known(sum([entries[index].size for index in fresh])):
+        placement.lookalikes.expect(sum([entries[index].size for index in fresh]))
+        if not placement.lookalikes.known():
             return {}
-        alike: dict[int, tuple[Found, bool]] = {}
+        alike: dict[int, tuple[Found, Guess | None]] = {}
         for index in fresh:
             entry = entries[index]
             with landing.lock:
@@ -324,24 +322,24 @@ class SmallPlacer:
         number: int,
         offer: SmallOffer,
         new: list[int],
-        alike: dict[int, tuple[Found, bool]],
+        alike: dict[int, tuple[Found, Guess | None]],
     ) -> None:
         """What replaces another file, or is like one, may be mostly that."""
         chunks: dict[int, tuple[int, bytes, Region]] = {}
         for index in new:
             entry = offer.entries[index]
             st = directory.existing.get(entry.name)
-            guessed = False
+            guess = None
             if st is not None and stat.S_ISREG(st.st_mode):
                 folder, name, size = directory.fd, entry.name, st.st_size
             elif index in alike:
                 folder = self._placement.root_fd
-                (name, size), guessed = alike[index]
+                (name, size), guess = alike[index]
             else:
                 continue
-            if size < _LEAST_OLD_BYTES:
+            if size < LEAST_OLD_BYTES:
                 continue
-            region = Region(0, min(size, _MOST_OLD_BYTES), directory_fd=folder, name=name, guessed=guessed)
+            region = Region(0, min(size, _MOST_OLD_BYTES), directory_fd=folder, name=name, guess=guess)
             first = offer.first[index]
             for at in range(0, len(entry.chunks), CHUNK_BYTES):
                 place = first + at // CHUNK_BYTES

@@ -171,8 +171,16 @@ class SubtreesPlacer:
 
     def _is_doubtful(self, group: _Group, start: int, end: int) -> bool:
         """Whether some of these subtrees, of which nothing stands in the current directory, are to be looked at."""
+        lookalikes = self._placement.lookalikes
         if group.doubtful is None:
+            group.wins = lookalikes.wins
             group.doubtful = self._doubts(group) or bytearray(b"\1" * len(group.folders))
+        elif lookalikes.wins != group.wins and group.offer is not None:
+            # What was found in a folder before these says where they may be as well.
+            group.wins = lookalikes.wins
+            for number in range(start, len(group.folders)):
+                if group.blocks[number] and lookalikes.before(group.offer.paths[number]) is not None:
+                    group.doubtful[number] = 1
         return group.doubtful.find(1, start, end) >= 0
 
     def _as_one(self, group: _Group, start: int, end: int) -> None:
@@ -182,9 +190,10 @@ class SubtreesPlacer:
         folders, blocks = group.part(start, end)
         directory, landing = self._current(), self._placement.landing
         offer = group.offer if end - start == len(group.folders) else None
+        # One folder by itself is as well served by the way that has state for each of its files.
         if offer is None and end - start > 1 and any(blocks) and self._may_be_one(directory):
             offer = SubtreesOffer(directory, folders, blocks)
-        if offer is None or not is_all_new(landing, offer):
+        if offer is None or landing.halted or not is_all_new(landing, offer):
             for message in each_of(folders):
                 self._handle(message)
             return
@@ -194,6 +203,7 @@ class SubtreesPlacer:
             directory.offered.update([folder.name for folder in folders if not folder.depth])
         offer.number = self._placement.number
         want_subtrees(landing, offer)
+        self._placement.lookalikes.expect(offer.size_bytes)
         self._placement.answer_whole(len(blocks) - blocks.count(None), chunks=len(offer.wanted))
 
     def _may_be_one(self, directory: TargetDirectory) -> bool:
@@ -208,7 +218,7 @@ class SubtreesPlacer:
         )
 
     def _doubts(self, group: _Group) -> bytearray | None:
-        """Of each folder, whether its files may be at hand, or cannot be wanted with others; None where none can."""
+        """Of each folder, whether its files may be at hand, or cannot be wanted with others; None where that holds for all."""
         placement, directory = self._placement, group.directory
         if not self._may_be_one(directory):
             return None
@@ -234,7 +244,7 @@ class SubtreesPlacer:
         )
         for chunk in (*at_hand(placement.landing, offer), *placement.remembered(offer.columns.chunks)):
             doubtful[bisect_right(offer.file_ends, offer.owner(chunk))] = 1
-        if placement.lookalikes.known(offer.size_bytes):
+        if placement.lookalikes.known():
             for number, (path, block) in enumerate(zip(offer.paths, blocks, strict=True)):
                 if block is not None and placement.lookalikes.may_hold(path, block.names, block.sizes):
                     doubtful[number] = 1
@@ -250,6 +260,7 @@ class _Group:
         ends: for each folder, the one behind all that is in it.
         blocks: its files; None where it has none, or they are no block that can be made.
         doubtful: of each folder, whether its files are to be looked at; None before that was asked.
+        wins: of the lookalikes when it was.
         offer: all of it as one.
     """
 
@@ -259,6 +270,7 @@ class _Group:
         self.ends = _ends(folders)
         self.blocks: list[Block | None] = [None] * len(folders)
         self.doubtful: bytearray | None = None
+        self.wins = 0
         self.offer: SubtreesOffer | None = None
 
     def part(self, start: int, end: int) -> tuple[list[Folder], list[Block | None]]:

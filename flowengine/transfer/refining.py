@@ -19,6 +19,7 @@ from flowengine.chunking.fine import FINE_BYTES, FineCutter, fine_lengths, fine_
 from flowengine.errors import ProtocolError
 from flowengine.transfer.halting import leave_out
 from flowengine.transfer.landing_fine import begin_refining, finish_refinement
+from flowengine.transfer.lookalikes import Guess
 from flowengine.transfer.placement import Placement
 from flowengine.transfer.sinks import FINER, WANTED, FineOffer, Refinement, Region, RunOffer, SmallOffer
 from flowengine.units import MIB
@@ -107,6 +108,8 @@ class Refiner:
         landing = self._placement.landing
         if self._tried_bytes > _LEAST_TRIED_BYTES and self._found_bytes * _LEAST_SHARE < self._tried_bytes:
             return
+        if landing.is_short_of_directories():
+            return  # each waits for the answer, which comes behind what is about to be opened
         asked: list[Refinement] = []
         total = 0
         for index, (length, one, region) in sorted(chunks.items()):
@@ -116,6 +119,8 @@ class Refiner:
             offer.wanted[index] = FINER
             asked.append(Refinement(number, offer, index, length, one, region))
             total += length
+        for _ in {one.region.guess for one in asked} - {None}:
+            self._placement.lookalikes.guess()
         if asked:
             self._asked[number] = asked
             begin_refining(landing, total)
@@ -176,13 +181,21 @@ class Refiner:
             refinement.buffer[offset : offset + length] = self._data[place : place + length]
             refinement.remaining -= length
             found += length
-        for refinement in offer.refinements:
-            left = refinement.remaining
-            if refinement.region.guessed and left * _RIGHT_SHARE < refinement.size_bytes * (_RIGHT_SHARE - 1):
-                self._placement.lookalikes.guessed_right()
+        self._judge(offer.refinements)
         self._found_bytes += found
         self._placement.counters.bytes_reused += found
         self._region, self._places, self._data = None, {}, b""
+
+    def _judge(self, refinements: list[Refinement]) -> None:
+        """Tell of each file of which only the name said that it is alike whether it was."""
+        judged: dict[Guess, list[int]] = {}
+        for refinement in refinements:
+            if refinement.region.guess is not None:
+                sums = judged.setdefault(refinement.region.guess, [0, 0])
+                sums[0] += refinement.size_bytes
+                sums[1] += refinement.size_bytes - refinement.remaining
+        for guess, (size, found) in judged.items():
+            self._placement.lookalikes.judge(guess, right=found * _RIGHT_SHARE > size)
 
     def _find(self, region: Region, fine: bytes) -> int:
         """Where a fine chunk is in what was read of a region; -1 where it is not."""

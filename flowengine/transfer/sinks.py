@@ -24,6 +24,7 @@ from flowengine.store.scan_cache import DirectoryPart
 from flowengine.store.staging import StagedObject, Staging
 from flowengine.transfer.basis import Basis, Recalled
 from flowengine.transfer.following import Follower
+from flowengine.transfer.lookalikes import Guess
 from flowengine.wire.messages import DirectoryEnd
 from flowengine.wire.paths import STAGING_NAME
 
@@ -461,10 +462,10 @@ class Region:
     Args:
         fd: of the file, open as long as the region is used; -1: it is opened by name when it is read.
         directory_fd, name: a directory and the file's path below it.
-        guessed: whether only its name says that the file is alike.
+        guess: what is guessed of the file, where only its name says that it is alike.
     """
 
-    __slots__ = ("directory_fd", "fd", "guessed", "name", "start", "stop")
+    __slots__ = ("directory_fd", "fd", "guess", "name", "start", "stop")
 
     def __init__(
         self,
@@ -474,14 +475,14 @@ class Region:
         fd: int = -1,
         directory_fd: int = -1,
         name: bytes = b"",
-        guessed: bool = False,
+        guess: Guess | None = None,
     ) -> None:
         self.start = start
         self.stop = stop
         self.fd = fd
         self.directory_fd = directory_fd
         self.name = name
-        self.guessed = guessed
+        self.guess = guess
 
     def read(self) -> bytes:
         """Its bytes, as far as the file has them."""

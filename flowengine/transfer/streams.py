@@ -31,6 +31,7 @@ __all__ = [
     "congestion_of",
     "prefer_congestion",
     "prepare_socket",
+    "stays_inside",
     "stream_count",
 ]
 
@@ -196,6 +197,16 @@ def prepare_socket(sock: socket.socket, *, long: bool) -> None:
         # What waits in the kernel counts as being on its way: keep it little, and units go where there is room.
         sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, _MOST_UNSENT_BYTES)
         prefer_congestion(sock)
+
+
+def stays_inside(sock: socket.socket) -> bool:
+    """Whether both ends of a connection are on this machine."""
+    if sock.family == socket.AF_UNIX:
+        return True
+    try:
+        return bool(sock.getsockname()[0] == sock.getpeername()[0])
+    except OSError:
+        return False  # it has just broken
 
 
 def prefer_congestion(sock: HasOptions) -> None:

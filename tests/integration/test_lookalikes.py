@@ -124,6 +124,95 @@ def test_a_tree_of_small_files_under_another_name_with_edits(flow: Flow, tmp_pat
     assert_same(source / "release-2", target / "release-2")
 
 
+def words(seed: int, size: int) -> bytes:
+    """Text of its own."""
+    rng = random.Random(seed)
+    return b" ".join(b"%x" % rng.getrandbits(24) for _ in range(size // 6))
+
+
+def put(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+
+
+def reused(flow: Flow, source: Path, target: Path) -> float:
+    """Which share of a tree was found at the target."""
+    done = flow("cp", f"{source}/", target, "--json").data
+    assert (done["state"], done["passes"]) == ("completed", 1)
+    return float(done["bytes_reused"]) / float(done["bytes"])
+
+
+def test_a_tree_under_another_name_with_every_file_edited(flow: Flow, tmp_path: Path) -> None:
+    """Nothing is the same, so only names say what is alike; there are more of them than guesses to be lost."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    for number in range(600):
+        data, path = words(number, 9000), f"d{number // 10:03}/f{number:04}.c"
+        put(target / "old-1.0" / path, b"/* (c) 2025 */" + data)
+        put(source / "new-1.1" / path, b"/* (c) 2026 someone */" + data)
+    assert reused(flow, source, target) > 0.85
+    assert_same(source / "new-1.1", target / "new-1.1")
+
+
+def test_what_is_too_small_to_be_compared_costs_no_guess(flow: Flow, tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    for number in range(100):
+        put(target / f"a{number:03}" / "__init__.py", words(number, 400))
+        put(source / f"b{number:03}" / "__init__.py", words(5000 + number, 1500))
+        data = words(9000 + number, 20_000)
+        put(target / f"p{number:03}" / f"mod{number}.c", b"/* (c) 2025 */" + data)
+        put(source / f"q{number:03}" / f"mod{number}.c", b"/* (c) 2026 someone */" + data)
+    assert reused(flow, source, target) > 0.8
+
+
+def test_of_many_files_of_one_name_the_one_of_the_same_size_is_looked_at(flow: Flow, tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    for number in range(200):
+        data = words(number, 2000 + 6 * number)
+        put(target / f"x{number:03}" / "index.js", data)
+        put(source / f"z{number * 37 % 200:03}" / "index.js", data)
+    assert reused(flow, source, target) == 1.0
+
+
+def test_what_is_found_in_one_folder_is_expected_for_those_offered_with_it(
+    flow: Flow, tmp_path: Path
+) -> None:
+    """What moved is deeper than is listed at first: only the first find says where the rest is."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    small_tree(target / "old" / "a", 4200, size=6, per_folder=4200)
+    for root in (target / "old", source / "new"):
+        put(root / "a" / "f.c", words(1, 9000))
+        for number in range(300):
+            put(root / f"k{number // 100}" / f"d{number // 5:03}" / f"f{number}.c", words(number + 2, 6000))
+    assert reused(flow, source, target) == 1.0
+
+
+def test_files_that_have_only_the_name_of_others_are_wanted_together(tmp_path: Path) -> None:
+    for number in range(300):
+        put(tmp_path / f"old{number}" / "__init__.py", words(number, 30 + 2 * number))
+    fd = os.open(tmp_path, os.O_RDONLY)
+    try:
+        lookalikes = Lookalikes(fd, lambda path: False)
+        assert lookalikes.known()
+        size = len(words(7, 44))
+        assert lookalikes.may_hold(b"new", [b"__init__.py"], [size])  # one is as long
+        assert not lookalikes.may_hold(b"new", [b"other.py", b"__init__.py"], [size, 1023])
+        assert lookalikes.may_hold(b"new", [b"__init__.py"], [1024])  # it may be another version
+    finally:
+        os.close(fd)
+
+
+def test_a_target_with_few_descriptors_does_not_wait_for_what_is_behind(flow: Flow, tmp_path: Path) -> None:
+    """Folders wait for finer cuts, and those come behind the folders that wait for room."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    for number in range(400):
+        data, path = words(number, 3000), f"d{number:03}/f"
+        put(target / "old" / path, b"/* (c) 2025 */" + data)
+        put(source / "new" / path, b"/* (c) 2026 someone */" + data)
+    limited = Flow(flow.state, prefix=["prlimit", "--nofile=400:400"], env=flow.env)
+    assert reused(limited, source, target) > 0
+    assert_same(source / "new", target / "new")
+
+
 def test_where_sizes_are_equal_and_content_is_not_looking_ends(flow: Flow, tmp_path: Path) -> None:
     source, target = tmp_path / "source", tmp_path / "target"
     rng = random.Random(1)
@@ -147,7 +236,8 @@ def test_nothing_is_looked_at_outside_the_root(tmp_path: Path) -> None:
     fd = os.open(root, os.O_RDONLY)
     try:
         lookalikes = Lookalikes(fd, lambda path: False)
-        assert not lookalikes.known(1 << 30)
+        lookalikes.expect(1 << 30)
+        assert not lookalikes.known()
         assert lookalikes.open(b"secret") is None
         assert lookalikes.open(b"folder/link/secret") is None
         assert lookalikes.open(b"pipe") is None
@@ -161,10 +251,11 @@ def test_listing_stops_at_what_the_new_bytes_are_worth(tmp_path: Path) -> None:
     fd = os.open(tmp_path, os.O_RDONLY)
     try:
         lookalikes = Lookalikes(fd, lambda path: False)
-        assert lookalikes.known(0)
+        assert lookalikes.known()
         first = lookalikes.entries
         assert first < 60 * 100
-        lookalikes.known(1 << 30)
+        lookalikes.expect(1 << 30)
+        lookalikes.known()
         assert lookalikes.entries > 60 * 100 > first
     finally:
         os.close(fd)

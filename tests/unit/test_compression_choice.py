@@ -76,6 +76,15 @@ def test_the_first_bytes_are_compressed_whatever_the_link() -> None:
     assert CompressionChooser(0.0001, 0).level_for(0.0) == 0
 
 
+def test_inside_one_machine_only_a_rate_that_was_asked_for_is_worth_compressing_for() -> None:
+    for link, level in ((300e6, 0), (20e6, 6)):
+        chooser = CompressionChooser(0.0001, cores=2)
+        chooser.inside = True
+        assert not chooser.among_first(1 << 20)
+        assert windows(chooser, 10, link=link, speed=500e6, ratio=3.0)[-1] == level
+    assert windows(CompressionChooser(0.0001, cores=2), 10, link=300e6, speed=500e6, ratio=3.0)[-1] == -3
+
+
 def test_what_was_asked_for_stays() -> None:
     chooser = CompressionChooser(0.08, 9, cores=2)
     chooser.sent(1 << 30, 100.0, 1.0, 1)
