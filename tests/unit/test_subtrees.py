@@ -4,38 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
-import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import trio.testing
 from support import assert_same, snapshot
+from transfers import Done, block_of, data, entry, transfer, tree
 
-from flowengine.chunking import DEFAULT_PROFILE, chunk_id, pack_chunks
+from flowengine.chunking import chunk_id
 from flowengine.errors import IntegrityError, ProtocolError, TemporaryError
-from flowengine.manifest import FILE, Block, Entry
-from flowengine.store.encoded import parse_block
-from flowengine.store.landed import LandedManifest
-from flowengine.store.proofs import encode_entries
-from flowengine.store.scan_cache import ScanCache
-from flowengine.store.selection import select
+from flowengine.manifest import Entry
 from flowengine.store.staging import Staging
-from flowengine.transfer import gathering
-from flowengine.transfer.channel import Channel, session_errors
+from flowengine.transfer import gathering, placing_small
 from flowengine.transfer.control import Control
 from flowengine.transfer.halting import halt_landing
 from flowengine.transfer.landing import Landing
 from flowengine.transfer.losing import lose
 from flowengine.transfer.placing_subtrees import check_folders, each_of, offers_of
 from flowengine.transfer.publishing import Publisher
-from flowengine.transfer.session import Counters, Session
+from flowengine.transfer.session import Counters
 from flowengine.transfer.sinks import SmallObject, TargetDirectory
-from flowengine.transfer.source import run_source
-from flowengine.transfer.streams import Streams, prepare_socket
 from flowengine.transfer.subtrees import (
     LEFT_OUT,
     WRITTEN,
@@ -43,21 +34,19 @@ from flowengine.transfer.subtrees import (
     is_all_new,
     want_subtrees,
 )
-from flowengine.transfer.target import TargetOutcome, TargetRoot, run_target
 from flowengine.transfer.timing import StageClock
 from flowengine.units import MIB
 from flowengine.wire.control import ControlDecoder
-from flowengine.wire.keys import NO_FINGERPRINT, SessionSecrets
 from flowengine.wire.messages import (
     MAX_SUBTREES_FOLDERS,
-    WANT_ALL,
+    WANT_NONE,
     DirectoryBegin,
     DirectoryEnd,
     EncodedOffer,
     Folder,
+    Offer,
     Options,
     Subtrees,
-    Want,
 )
 from flowengine.wire.messages import encode as encode_message
 from flowengine.wire.paths import MAX_DEPTH
@@ -134,17 +123,6 @@ def test_each_of_says_the_same_folder_by_folder() -> None:
 
 
 # --- delivering -------------------------------------------------------------------------------------------------
-
-
-def entry(name: bytes, *parts: bytes, mode: int = 0o640) -> Entry:
-    packed = pack_chunks([(len(part), chunk_id(part)) for part in parts])
-    return Entry(name, FILE, mode, len(name) - 5, sum(map(len, parts)), packed)
-
-
-def block_of(*entries: Entry) -> Block:
-    made = parse_block(encode_entries(list(entries)))
-    assert made is not None
-    return made
 
 
 A, B, C, D, E = (bytes([number]) * (3000 + number) for number in range(1, 6))
@@ -623,175 +601,6 @@ def state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(gathering, "HELD_NS", 1 << 62)
 
 
-class Done:
-    """How a transfer ended, and what was said in it."""
-
-    def __init__(self) -> None:
-        self.offered: list[list[Folder]] = []
-        self.wants: list[Want] = []
-        self.source, self.target = Counters(), Counters()
-        self.outcome: TargetOutcome | None = None
-        self.version = b""
-
-    @property
-    def told(self) -> int:
-        """How many offers came as subtrees."""
-        return sum(offers_of(Subtrees(folders)) for folders in self.offered)
-
-    @property
-    def whole(self) -> int:
-        """How many of them were wanted together with others."""
-        return sum(want.whole for want in self.wants if want.kind == WANT_ALL)
-
-    @property
-    def failures(self) -> list[tuple[bytes, str, str]]:
-        assert self.outcome is not None
-        return self.outcome.failures
-
-    @property
-    def extras(self) -> list[bytes]:
-        assert self.outcome is not None
-        return self.outcome.extras
-
-
-def ends(options: Options) -> list[tuple[Channel, Session]]:
-    """The two ends of a session: the source's and the target's."""
-    pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM) for _ in range(3)]
-    identity = os.urandom(16)
-    found = []
-    for side in (0, 1):
-        secrets = SessionSecrets(
-            bytes(32), bytes([1]) * 32, client_fingerprint=NO_FINGERPRINT, server_fingerprint=NO_FINGERPRINT
-        )
-        control, *data = [pair[side] for pair in pairs]
-        streams = Streams()
-        for number, sock in enumerate(data):
-            prepare_socket(sock, long=False)
-            streams.arrived(number, sock)
-        channel = Channel(trio.SocketStream(trio.socket.from_stdlib_socket(control)), secrets, 0.0)
-        session = Session(
-            control=channel.control(),
-            streams=streams,
-            secrets=secrets,
-            session_id=identity,
-            profile=DEFAULT_PROFILE,
-            options=options,
-            sends=side == 0,
-        )
-        found.append((channel, session))
-    return found
-
-
-def heard(session: Session, said: Callable[[object], None]) -> None:
-    """Let somebody listen to what one end says; it is said all the same."""
-    post = session.control.post
-
-    def say(message: object) -> None:
-        said(message)
-        post(message)  # type: ignore[arg-type]
-
-    session.control.post = say  # type: ignore[method-assign]
-
-
-def transfer(
-    source: Path,
-    target: Path,
-    options: Options | None = None,
-    *,
-    subtrees: bool = True,
-    cached: bool = False,
-    before: Callable[[object], None] = lambda message: None,
-) -> Done:
-    """One session of a source and a target in this process, with all that such a session is.
-
-    Args:
-        subtrees: whether the target understands them, as the source has been told.
-        before: shown each message of the source before it is sent.
-    """
-    done = Done()
-
-    def offered(message: object) -> None:
-        before(message)
-        if isinstance(message, Subtrees):
-            done.offered.append(message.folders)
-
-    def answered(message: object) -> None:
-        if isinstance(message, Want):
-            done.wants.append(message)
-
-    async def main() -> None:
-        (near, giving), (far, taking) = ends(options or Options())
-        giving.subtrees = subtrees
-        heard(giving, offered)
-        heard(taking, answered)
-        caches = [ScanCache(DEFAULT_PROFILE.name) if cached else None for _ in range(3)]
-
-        async def give() -> None:
-            async with session_errors(near):
-                outcome = await run_source(
-                    giving, select([os.fsencode(source) + b"/"]), cache=caches[0], counters=done.source
-                )
-            done.version = outcome.version_id
-
-        with trio.fail_after(60):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(give)
-                path = os.fsencode(target)
-                async with session_errors(far):
-                    done.outcome = await run_target(
-                        taking,
-                        TargetRoot(path, None if taking.options.dry_run else LandedManifest(path)),
-                        caches=(caches[1], caches[2]),
-                        counters=done.target,
-                    )
-        for channel in (near, far):
-            await channel.aclose()
-        for cache in caches:
-            if cache is not None:
-                cache.close()
-
-    trio.run(main)
-    assert done.outcome is not None
-    if not done.failures:
-        assert done.outcome.version_id == done.version
-    return done
-
-
-def data(seed: int, size_bytes: int) -> bytes:
-    return random.Random(seed).randbytes(size_bytes)
-
-
-def tree(root: Path, folders: int = 60) -> Path:
-    """Many small folders: nested, empty, with empty files, with files of several chunks, with modes and times."""
-    for number in range(folders):
-        folder = root / f"d{number:03}"
-        folder.mkdir(parents=True)
-        for name in range(number % 4):
-            (folder / f"f{name}").write_bytes(data(number << 8 | name, 50 * number + name))
-        if number % 3 == 0:
-            (folder / "empty").touch()
-        if number % 5 == 0:
-            deep = folder / "in" / "deeper"
-            deep.mkdir(parents=True)
-            (deep / "bottom").write_bytes(data(number + 7_000_000, 300))
-            (folder / "nothing" / "at all").mkdir(parents=True)
-        if number % 20 == 7:
-            (folder / "chunks").write_bytes(data(number + 9_000_000, 200_000 + number))
-        if number == 33:
-            (folder / "most").write_bytes(data(1, MIB - 1))
-    for number, path in enumerate(sorted(root.rglob("*"))):
-        if path.is_file():
-            path.chmod((0o644, 0o600, 0o755, 0o444)[number % 4])
-            os.utime(path, ns=(1, 1_000_000_007 * (number + 1)))
-    for number, path in enumerate(sorted(root.rglob("*"), reverse=True)):
-        if path.is_dir():
-            path.chmod((0o755, 0o700, 0o1777, 0o511)[number % 4])
-            os.utime(path, ns=(1, 1_500_000_003 * (number + 1)))
-    root.chmod(0o750)
-    os.utime(root, ns=(1, 123_456_789_000_000_001))
-    return root
-
-
 def test_many_small_folders_arrive_as_they_were_and_most_of_them_as_one(tmp_path: Path) -> None:
     source = tree(tmp_path / "source")
     done = transfer(source, tmp_path / "target")
@@ -823,9 +632,9 @@ def test_a_source_that_gathers_nothing_gives_the_same(tmp_path: Path) -> None:
         "objects_unchanged",
         "objects_failed",
         "bytes_reused",
-        "bytes_payload",
     ):
         assert getattr(one.target, name) == getattr(other.target, name), name
+    assert one.source.bytes_payload == other.source.bytes_payload > 0
 
 
 @pytest.mark.parametrize("cached", [False, True])
@@ -835,7 +644,7 @@ def test_a_second_run_brings_what_changed_and_nothing_else(tmp_path: Path, cache
     again = transfer(source, target, cached=cached)
     assert again.version == first.version
     assert again.target.objects_unchanged == again.target.objects_done == first.target.objects_done
-    assert again.target.bytes_payload == 0
+    assert again.source.bytes_payload == 0
     assert again.whole == 0
     (source / "d003" / "f0").write_bytes(b"another")
     (source / "d010" / "in" / "deeper" / "bottom").unlink()
@@ -1049,3 +858,102 @@ def test_every_message_that_was_sent_is_one_that_the_protocol_allows(tmp_path: P
         assert len(folders) > 1
         assert len(encode_message(Subtrees(folders))) < MIB
     assert_same(tmp_path / "source", tmp_path / "target")
+
+
+# --- whole transfers to targets that hold something -------------------------------------------------------------
+
+
+def answers(done: Done, wanted: bytes) -> list[tuple[bool, int]]:
+    """Whether anything is wanted, and of how many offers at once, where it is so of one folder's and of no other's."""
+    found: list[tuple[bool, int]] = []
+    for message in done.messages:
+        inside, nones = [b""], 0
+        said = each_of(message.folders) if isinstance(message, Subtrees) else [message]
+        for one in said:
+            if isinstance(one, DirectoryBegin):
+                inside.append(one.name)
+            elif isinstance(one, DirectoryEnd):
+                inside[1:] = inside[1:-1]
+            elif isinstance(one, EncodedOffer | Offer) and inside[-1] != wanted:
+                nones += 1
+            elif isinstance(one, EncodedOffer | Offer):
+                found += [(False, nones)] * bool(nones)
+                found.append((True, 1))
+                nones = 0
+        found += [(False, nones)] * bool(nones)
+    return found
+
+
+def answered(done: Done) -> list[tuple[bool, int]]:
+    """The same of what was answered."""
+    return [(want.kind != WANT_NONE, want.whole or 1) for want in done.wants]
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_tree_that_is_unchanged_is_answered_by_one_answer_to_each_message(
+    tmp_path: Path, cached: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(placing_small, "RACY_NS", -(1 << 62))  # what just landed is believed to stay so
+    source, target = tree(tmp_path / "source", 200), tmp_path / "target"
+    transfer(source, target, cached=cached)
+    done = transfer(source, target, cached=cached)
+    assert done.source.bytes_payload == 0
+    assert answered(done) == answers(done, b"/")  # of no folder
+    assert sum(offers for _, offers in answered(done)) > 200
+    assert len(done.wants) < 50
+
+
+def test_a_file_that_changed_parts_the_answers_of_its_message_in_three(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(placing_small, "RACY_NS", -(1 << 62))
+    source, target = tree(tmp_path / "source", 60), tmp_path / "target"
+    transfer(source, target)
+    (source / "d030" / "f1").write_bytes(data(77, 500))
+    done = transfer(source, target)
+    expected = answers(done, b"d030")
+    assert answered(done) == expected
+    at = expected.index((True, 1))
+    assert min(offers for _, offers in (expected[at - 1], expected[at + 1])) > 1
+    assert done.source.bytes_payload == 500
+    assert_same(source, target)
+
+
+def test_files_that_have_only_names_in_common_with_others_are_soon_not_looked_at(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    for number in range(300):
+        for root, size in ((source / "new", 2000), (target / "old", 1500)):
+            folder = root / f"d{number:03}"
+            folder.mkdir(parents=True)
+            (folder / "index").write_bytes(data(number << 12 | size, size + number % 7))
+    one = transfer(source, target)
+    assert one.failures == []
+    assert one.source.bytes_payload == sum(2000 + number % 7 for number in range(300))
+    assert sum(bool(want.finer) for want in one.wants) == 64
+    # Those of one message are all judged before the first is tried.
+    assert 64 <= one.told - one.whole <= 64 + max(map(len, one.offered))
+    (target / "new").rename(tmp_path / "landed")
+    other = transfer(source, target, subtrees=False)
+    assert other.source.bytes_payload == one.source.bytes_payload
+    assert snapshot(tmp_path / "landed") == snapshot(target / "new")
+
+
+def test_a_moved_tree_with_edits_in_each_folder_costs_as_much_as_one_by_one(tmp_path: Path) -> None:
+    """More folders than there are guesses: one file of each is the same, so it is known where they were."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    for number in range(150):
+        for root, word in ((source / "new", b"edited"), (target / "old", b"")):
+            folder = root / f"d{number:03}"
+            folder.mkdir(parents=True)
+            whole = data(number, 3000)
+            (folder / "index").write_bytes(whole[:1500] + word + whole[1500:])
+            (folder / "same").write_bytes(data(number + 10_000, 600))
+    one = transfer(source, target)
+    assert one.failures == []
+    assert one.whole == 0
+    assert sum(bool(want.finer) for want in one.wants) == 150
+    assert one.source.bytes_payload < 150 * 3000 / 2
+    (target / "new").rename(tmp_path / "landed")
+    other = transfer(source, target, subtrees=False)
+    assert one.source.bytes_payload == other.source.bytes_payload
+    assert snapshot(tmp_path / "landed") == snapshot(target / "new")
