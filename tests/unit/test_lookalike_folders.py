@@ -38,10 +38,21 @@ class Looking(Lookalikes):
         for number in range(tries):
             assert self.content(b"new", entry(b"vain", data(number, 100))) is None
 
-    def guess(self, guesses: int) -> int:
-        """Ask so often for another version of `version`; gives how often there was one."""
+    def guess_in_vain(self, guesses: int) -> int:
+        """Ask so often for another version of `version`, which none turns out to be; gives how often there was one."""
         one = entry(b"version", data(1, 2000))
-        return sum(self.version_of(b"new", one) is not None for _ in range(guesses))
+        found = 0
+        for _ in range(guesses):
+            if (version := self.version_of(b"new", one)) is not None and version[1] is not None:
+                self.guess()
+                self.judge(version[1], right=False)
+                found += 1
+        return found
+
+    def guess_right(self) -> None:
+        """Find that a folder's file is another version of one of its name, and forget where it was."""
+        self.guess()
+        self.judge((b"elsewhere", b"another", b"old/version"), right=True)
 
 
 @pytest.fixture
@@ -54,7 +65,7 @@ def looking(tmp_path: Path) -> Iterator[Looking]:
     (old / "large").write_bytes(data(1002, 5000))
     (old / "below" / "inner").write_bytes(data(1003, 300))
     made = Looking(tmp_path)
-    assert made.known(0)
+    assert made.known()
     yield made
     os.close(made.fd)
 
@@ -70,8 +81,9 @@ def looking(tmp_path: Path) -> Iterator[Looking]:
         (b"other", 100, False),  # nor does the size
         (b"other", 5000, True),  # from 4 KiB on it does
         (b"other", 5001, False),
-        (b"vain", 1023, False),
-        (b"vain", 1024, True),  # from 1 KiB on it may be another version of what has its name
+        (b"version", 1023, False),
+        (b"version", 1024, True),  # from 1 KiB on it may be another version of what has its name
+        (b"vain", 1024, False),  # but not of what is so small
         (b"other", 1500, False),
         (b"empty", 0, False),
     ],
@@ -97,7 +109,7 @@ def test_nothing_may_be_alike_before_anything_is_listed(tmp_path: Path) -> None:
     made = Looking(tmp_path)
     try:
         assert not made.may_hold_one(b"new", b"file", 5000)
-        assert made.known(0)
+        assert made.known()
         assert made.may_hold_one(b"new", b"file", 5000)
     finally:
         os.close(made.fd)
@@ -135,22 +147,46 @@ def test_what_is_found_earns_more_tries(looking: Looking) -> None:
 
 
 def test_after_so_many_guesses_in_vain_no_folder_is_looked_at_for_its_names(looking: Looking) -> None:
-    assert looking.guess(TRIES - 1) == TRIES - 1
+    assert looking.guess_in_vain(TRIES - 1) == TRIES - 1
     assert looking.may_hold_one(b"new", b"version", 2000)
-    assert looking.guess(1) == 1
+    assert looking.guess_in_vain(1) == 1
     assert not looking.may_hold_one(b"new", b"version", 2000)
-    assert looking.guess(1) == 0
+    assert looking.guess_in_vain(1) == 0
     assert looking.may_hold_one(b"new", b"version", 1500)  # that has its size as well
 
 
 def test_guesses_that_were_right_are_won_back_and_bounded(looking: Looking) -> None:
-    assert looking.guess(TRIES + 1) == TRIES
-    looking.guessed_right()
+    assert looking.guess_in_vain(TRIES + 1) == TRIES
+    looking.guess_right()
     assert looking.may_hold_one(b"new", b"version", 2000)
-    assert looking.guess(TRIES) == WON
+    assert looking.guess_in_vain(TRIES) == WON
     for _ in range(MOST):
-        looking.guessed_right()
-    assert looking.guess(2 * MOST) == MOST
+        looking.guess_right()
+    assert looking.guess_in_vain(2 * MOST) == MOST
+
+
+def test_only_so_many_guesses_are_made_before_it_is_known_what_comes_of_them(
+    looking: Looking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_MOST_GUESSED", 3)
+    one = entry(b"version", data(1, 2000))
+    for _ in range(3):
+        assert looking.version_of(b"new", one) is not None
+        looking.guess()
+    assert looking.version_of(b"new", one) is None
+    assert not looking.may_hold_one(b"new", b"version", 2000)
+    looking.judge((b"new", b"version", b"old/version"), right=False)
+    assert looking.may_hold_one(b"new", b"version", 2000)
+
+
+def test_where_a_guess_was_right_the_folder_is_known_to_have_moved(looking: Looking) -> None:
+    found = looking.version_of(b"new", entry(b"version", data(1, 2000)))
+    assert found is not None
+    assert found[1] is not None
+    wins = looking.wins
+    looking.judge(found[1], right=True)
+    assert looking.wins > wins
+    assert looking.beside(b"new/below", b"inner") == (b"old/below/inner", 300)
 
 
 def test_what_is_no_guess_costs_none(looking: Looking) -> None:
@@ -161,20 +197,20 @@ def test_what_is_no_guess_costs_none(looking: Looking) -> None:
     looking.won(b"moved", b"vain", b"old/vain")
     for _ in range(TRIES + 1):
         found = looking.version_of(b"moved", entry(b"version", data(1, 2000)))
-        assert found == ((b"old/version", 1500), False)
-    assert looking.guess(1) == 1
+        assert found == ((b"old/version", 1500), None)
+    assert looking.guess_in_vain(1) == 1
 
 
 def test_only_what_has_nothing_but_the_name_is_a_guess(looking: Looking) -> None:
     one = entry(b"version", data(1, 2000))
-    assert looking.version_of(b"moved", one) == ((b"old/version", 1500), True)
+    guess = (b"moved", b"version", b"old/version")
+    assert looking.version_of(b"moved", one) == ((b"old/version", 1500), guess)
     looking.won(b"moved", b"vain", b"old/vain")
-    assert looking.version_of(b"moved", one) == ((b"old/version", 1500), False)
+    assert looking.version_of(b"moved", one) == ((b"old/version", 1500), None)
     # A file that is not in the folder which moved is guessed by its name still.
-    assert looking.version_of(b"moved", entry(b"inner", data(1, 2000))) == (
-        (b"old/below/inner", 300),
-        True,
-    )
+    guess = (b"moved", b"large", b"old/large")
+    looking.won(b"moved", b"inner", b"old/below/inner")
+    assert looking.version_of(b"moved", entry(b"large", data(1, 2000))) == ((b"old/large", 5000), guess)
 
 
 def test_a_file_of_the_same_name_and_size_is_tried_before_another_of_its_size(tmp_path: Path) -> None:
@@ -184,7 +220,7 @@ def test_a_file_of_the_same_name_and_size_is_tried_before_another_of_its_size(tm
     (tmp_path / "wanted" / "name").write_bytes(data(99, 6000))
     found = Looking(tmp_path)
     try:
-        assert found.known(0)
+        assert found.known()
         right, wrong = entry(b"name", data(99, 6000)), entry(b"name", data(100, 6000))
         for _ in range(TRIES // 2 - 1):  # each is two tries: the name, and one of its size
             assert found.content(b"far", wrong) is None
@@ -234,12 +270,12 @@ def test_a_folder_that_moved_into_the_root_or_out_of_it_is_found(tmp_path: Path)
 
 def test_a_moved_folder_is_looked_at_though_all_tries_and_guesses_were_in_vain(looking: Looking) -> None:
     looking.fail(TRIES)
-    looking.guess(TRIES)
+    looking.guess_in_vain(TRIES)
     looking.won(b"moved", b"version", b"old/version")
     assert looking.may_hold_one(b"moved", b"anything", 1)
     assert looking.version_of(b"moved", entry(b"version", data(1, 2000))) == (
         (b"old/version", 1500),
-        False,
+        None,
     )
 
 
