@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from flowengine.transfer.control import Control
 from flowengine.transfer.halting import halt_landing
 from flowengine.transfer.landing import Landing
 from flowengine.transfer.losing import lose
+from flowengine.transfer.placing import Placer
 from flowengine.transfer.placing_subtrees import check_folders, each_of, offers_of
 from flowengine.transfer.publishing import Publisher
 from flowengine.transfer.session import Counters
@@ -655,6 +656,62 @@ def test_a_second_run_brings_what_changed_and_nothing_else(tmp_path: Path, cache
     assert done.failures == []
     assert_same(source, target)
     assert done.target.objects_unchanged == first.target.objects_done - 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda there: (there / "folder").mkdir(),
+        lambda there: (there / "large").write_bytes(bytes(2 * MIB)),
+        lambda there: (there / "small").write_bytes(b"not offered"),
+        lambda there: (there / "link").symlink_to("f0"),
+        lambda there: os.mkfifo(there / "pipe"),
+        lambda there: there.chmod(0o700),
+        lambda there: os.utime(there, ns=(1, 1)),
+        lambda there: (there / "f0").chmod(0o600),
+        lambda there: os.utime(there / "f0", ns=(1, 1)),
+        lambda there: (there / "f0").write_bytes(b"another"),
+        lambda there: (there / "f0").write_bytes(bytes(300)),
+        lambda there: (there / "f0").unlink(),
+    ],
+)
+def test_what_changed_in_a_folder_that_stood_as_it_was_is_put_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], object]
+) -> None:
+    entered: list[bytes] = []
+    enter = Placer._directory_begin
+
+    def entering(placer: Placer, name: bytes) -> None:
+        entered.append(name)
+        enter(placer, name)
+
+    monkeypatch.setattr(Placer, "_directory_begin", entering)
+    source, target = tmp_path / "source", tmp_path / "target"
+    for number in range(20):
+        folder = source / f"d{number:02}"
+        folder.mkdir(parents=True)
+        for name in ("f0", "f1"):
+            (folder / name).write_bytes(data(number << 8 | ord(name[1]), 300))
+    transfer(source, target, cached=True)
+    entered.clear()
+    quiet = transfer(source, target, Options(delete=True), cached=True)
+    assert quiet.target.objects_unchanged == 40
+    assert entered == [b""]  # nothing but the root
+    there = target / "d07"
+    folder, file = there.stat(), (there / "f0").stat()
+    change(there)
+    # Nothing but what it is about shows a change.
+    for path, before in ((there / "f0", file), (there, folder)):
+        if path.exists() and path.stat().st_mtime_ns not in (1, before.st_mtime_ns):
+            os.utime(path, ns=(1, before.st_mtime_ns))
+    entered.clear()
+    done = transfer(source, target, Options(delete=True), cached=True)
+    assert entered == [b"", b"d07"]
+    if done.failures:  # the index was believed, and is not any more
+        assert "stale" in [reason for _, reason, _ in done.failures]
+        done = transfer(source, target, Options(delete=True), cached=True)
+    assert done.failures == []
+    assert_same(source, target)
 
 
 def test_what_landed_as_one_is_known_to_the_cache_and_not_read_again(tmp_path: Path) -> None:
