@@ -62,7 +62,7 @@ class Lookalikes:
 
     Attributes:
         entries: listed so far.
-        wins: how often something was found, each time saying more about where the rest is.
+        moves: how often it became known that a folder moved.
     """
 
     def __init__(self, root_fd: int, is_new: Callable[[bytes], bool]) -> None:
@@ -71,7 +71,7 @@ class Lookalikes:
         self._folders: deque[bytes] = deque([b""])
         self._new_bytes = 0
         self.entries = 0
-        self.wins = 0
+        self.moves = 0
         self._tries = _FIRST_TRIES
         self._sizes: dict[int, list[bytes]] = {}
         self._names: dict[bytes, list[Found]] = {}
@@ -271,13 +271,14 @@ class Lookalikes:
     def won(self, folder: bytes, name: bytes, path: bytes) -> None:
         """An object of a folder was found to be this file."""
         self._tries = min(self._tries + _TRIES_WON, _MOST_TRIES)
-        self.wins += 1
         old, _, old_name = path.rpartition(b"/")
         if old_name == name and old != folder:
             # Folders of the same name below moved with the one above that has another.
             while folder and old and folder.rpartition(b"/")[2] == old.rpartition(b"/")[2]:
                 folder, old = folder.rpartition(b"/")[0], old.rpartition(b"/")[0]
-            self._moved[folder] = old
+            if self._moved.get(folder) != old:
+                self._moved[folder] = old
+                self.moves += 1
 
     def _read(self, path: bytes, size: int) -> bytes | None:
         opened = self.open(path)

@@ -173,14 +173,14 @@ class SubtreesPlacer:
         """Whether some of these subtrees, of which nothing stands in the current directory, are to be looked at."""
         lookalikes = self._placement.lookalikes
         if group.doubtful is None:
-            group.wins = lookalikes.wins
+            group.moves = lookalikes.moves
             group.doubtful = self._doubts(group) or bytearray(b"\1" * len(group.folders))
-        elif lookalikes.wins != group.wins and group.offer is not None:
+        elif lookalikes.moves != group.moves and group.offer is not None:
             # What was found in a folder before these says where they may be as well.
-            group.wins = lookalikes.wins
+            group.moves = lookalikes.moves
             for number in range(start, len(group.folders)):
-                if group.blocks[number] and lookalikes.before(group.offer.paths[number]) is not None:
-                    group.doubtful[number] = 1
+                if group.blocks[number] and not group.doubtful[number]:
+                    group.doubtful[number] = lookalikes.before(group.offer.paths[number]) is not None
         return group.doubtful.find(1, start, end) >= 0
 
     def _as_one(self, group: _Group, start: int, end: int) -> None:
@@ -260,7 +260,7 @@ class _Group:
         ends: for each folder, the one behind all that is in it.
         blocks: its files; None where it has none, or they are no block that can be made.
         doubtful: of each folder, whether its files are to be looked at; None before that was asked.
-        wins: of the lookalikes when it was.
+        moves: that the lookalikes knew of when it was.
         offer: all of it as one.
     """
 
@@ -270,7 +270,7 @@ class _Group:
         self.ends = _ends(folders)
         self.blocks: list[Block | None] = [None] * len(folders)
         self.doubtful: bytearray | None = None
-        self.wins = 0
+        self.moves = 0
         self.offer: SubtreesOffer | None = None
 
     def part(self, start: int, end: int) -> tuple[list[Folder], list[Block | None]]:
