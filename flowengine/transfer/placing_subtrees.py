@@ -18,6 +18,7 @@ from flowengine.errors import ProtocolError
 from flowengine.manifest import Block
 from flowengine.store.encoded import parse_block, same_files
 from flowengine.store.many import open_listed
+from flowengine.store.proofs import recall
 from flowengine.transfer.placement import SET_ID_BITS, Placement
 from flowengine.transfer.sinks import TargetDirectory
 from flowengine.transfer.subtrees import SubtreesOffer, at_hand, is_all_new, want_subtrees
@@ -151,12 +152,10 @@ class SubtreesPlacer:
             or (st.st_mode & 0o7777, st.st_mtime_ns) != (folder.mode, folder.mtime_ns)
         ):
             return False
-        parts = placement.cache.directory(st.st_dev, st.st_ino)
-        if len(parts) != 1 or parts[0] != (listing.proof, folder.entries):
-            return False
-        block = parse_block(folder.entries)
+        block, _ = recall(placement.cache, st, listing.proof)
         if (
-            block is None
+            not isinstance(block, Block)
+            or block.data != folder.entries
             or block.mode_bits & SET_ID_BITS
             or not same_files(block, listing.smalls, attributes=True)
         ):

@@ -49,7 +49,7 @@ from flowengine.transfer.link_control import LinkControl
 from flowengine.transfer.offers import Offers
 from flowengine.transfer.recorder import ManifestRecorder
 from flowengine.transfer.session import Counters, Observer, Session
-from flowengine.transfer.streams import MAX_STREAMS, stays_inside
+from flowengine.transfer.streams import MAX_STREAMS, NEAR_RTT_S, stays_inside
 from flowengine.transfer.unit import ChunkGone
 from flowengine.wire.filters import FilterSet
 from flowengine.wire.messages import (
@@ -244,7 +244,10 @@ class _Source:
         session = self._session
         while True:
             number, sock = await session.streams.next()
-            self._chooser.inside = all(map(stays_inside, session.streams.sockets.values()))
+            # A relay may be on this machine while the other end is not: that shows in the round trip to it.
+            self._chooser.inside = session.rtt_s < NEAR_RTT_S and all(
+                map(stays_inside, session.streams.sockets.values())
+            )
             lane = SendingLane(
                 sock,
                 session.sealer(number),

@@ -25,6 +25,7 @@ from flowengine.wire.preamble import MAX_STREAMS as MAX_NUMBERS
 __all__ = [
     "DEFAULT_STREAMS",
     "MAX_STREAMS",
+    "NEAR_RTT_S",
     "SOCKET_TIMEOUT_S",
     "STREAMS_S",
     "Streams",
