@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from support import MIB, Flow, assert_same, random_file, small_tree
 
 from flowengine.transfer.lookalikes import Lookalikes
+
+
+@contextlib.contextmanager
+def looking_at(root: Path) -> Iterator[Lookalikes]:
+    """What is looked for below a folder, none of which is new."""
+    fd = os.open(root, os.O_RDONLY)
+    try:
+        yield Lookalikes(fd, lambda path: False)
+    finally:
+        os.close(fd)
 
 
 def sent(flow: Flow, source: Path, target: Path) -> int:
@@ -189,16 +201,12 @@ def test_what_is_found_in_one_folder_is_expected_for_those_offered_with_it(
 def test_files_that_have_only_the_name_of_others_are_wanted_together(tmp_path: Path) -> None:
     for number in range(300):
         put(tmp_path / f"old{number}" / "__init__.py", words(number, 30 + 2 * number))
-    fd = os.open(tmp_path, os.O_RDONLY)
-    try:
-        lookalikes = Lookalikes(fd, lambda path: False)
+    with looking_at(tmp_path) as lookalikes:
         assert lookalikes.known()
         size = len(words(7, 44))
         assert lookalikes.may_hold(b"new", [b"__init__.py"], [size])  # one is as long
         assert not lookalikes.may_hold(b"new", [b"other.py", b"__init__.py"], [size, 1023])
         assert lookalikes.may_hold(b"new", [b"__init__.py"], [1024])  # it may be another version
-    finally:
-        os.close(fd)
 
 
 def test_a_target_with_few_descriptors_does_not_wait_for_what_is_behind(flow: Flow, tmp_path: Path) -> None:
@@ -233,29 +241,21 @@ def test_nothing_is_looked_at_outside_the_root(tmp_path: Path) -> None:
     (root / "secret").symlink_to(outside / "secret")
     (root / "pipe").parent.mkdir(exist_ok=True)
     os.mkfifo(root / "pipe")
-    fd = os.open(root, os.O_RDONLY)
-    try:
-        lookalikes = Lookalikes(fd, lambda path: False)
+    with looking_at(root) as lookalikes:
         lookalikes.expect(1 << 30)
         assert not lookalikes.known()
         assert lookalikes.open(b"secret") is None
         assert lookalikes.open(b"folder/link/secret") is None
         assert lookalikes.open(b"pipe") is None
-    finally:
-        os.close(fd)
 
 
 def test_listing_stops_at_what_the_new_bytes_are_worth(tmp_path: Path) -> None:
     for number in range(60):
         small_tree(tmp_path / f"{number:02}", 100, size=10, per_folder=100)
-    fd = os.open(tmp_path, os.O_RDONLY)
-    try:
-        lookalikes = Lookalikes(fd, lambda path: False)
+    with looking_at(tmp_path) as lookalikes:
         assert lookalikes.known()
         first = lookalikes.entries
         assert first < 60 * 100
         lookalikes.expect(1 << 30)
         lookalikes.known()
         assert lookalikes.entries > 60 * 100 > first
-    finally:
-        os.close(fd)

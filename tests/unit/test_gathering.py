@@ -379,6 +379,15 @@ class Offering:
         self.offers.make(SubtreesHold(batches), Subtrees(folders))
 
 
+def offered(offering: Offering) -> BufferPool:
+    """Offer `FOLDERS` in one message; gives the pool whose only buffer their bytes lie in."""
+    pool = BufferPool(1, MIB)
+    buffer, batches = filled(pool, FOLDERS)
+    buffer.release()
+    offering.offer(batches)
+    return pool
+
+
 @pytest.fixture
 async def offering() -> Offering:
     ours, _ = trio.testing.memory_stream_pair()
@@ -387,10 +396,7 @@ async def offering() -> Offering:
 
 @pytest.mark.trio
 async def test_all_is_sent_by_the_first_offers_number_where_all_is_wanted(offering: Offering) -> None:
-    pool = BufferPool(1, MIB)
-    buffer, batches = filled(pool, FOLDERS)
-    buffer.release()
-    offering.offer(batches)
+    pool = offered(offering)
     offering.offers.make(BatchHold(small()), EncodedOffer(block_of({b"f": b"fff"}).data))
     offering.offers.answer(WANT_ALL, b"", b"", whole=4)
     (unit,) = offering.units()
@@ -405,10 +411,7 @@ async def test_all_is_sent_by_the_first_offers_number_where_all_is_wanted(offeri
 
 @pytest.mark.trio
 async def test_none_of_it_is_sent_where_none_is_wanted(offering: Offering) -> None:
-    pool = BufferPool(1, MIB)
-    buffer, batches = filled(pool, FOLDERS)
-    buffer.release()
-    offering.offer(batches)
+    pool = offered(offering)
     offering.offers.answer(WANT_NONE, b"", b"", whole=4)
     assert offering.units() == []
     assert not pool.exhausted()
@@ -418,10 +421,7 @@ async def test_none_of_it_is_sent_where_none_is_wanted(offering: Offering) -> No
 
 @pytest.mark.trio
 async def test_offers_that_are_answered_one_by_one_have_numbers_of_their_own(offering: Offering) -> None:
-    pool = BufferPool(1, MIB)
-    buffer, batches = filled(pool, FOLDERS)
-    buffer.release()
-    offering.offer(batches)
+    pool = offered(offering)
     offering.offers.make(BatchHold(small()), EncodedOffer(block_of({b"f": b"fff"}).data))
     offering.offers.answer(WANT_SOME, bytes([0b11110]), b"", whole=0)
     offering.offers.answer(WANT_NONE, b"", b"", whole=0)
@@ -445,10 +445,7 @@ async def test_offers_that_are_answered_one_by_one_have_numbers_of_their_own(off
 
 @pytest.mark.trio
 async def test_parts_of_it_are_answered_as_one(offering: Offering) -> None:
-    pool = BufferPool(1, MIB)
-    buffer, batches = filled(pool, FOLDERS)
-    buffer.release()
-    offering.offer(batches)
+    pool = offered(offering)
     offering.offers.answer(WANT_NONE, b"", b"", whole=0)
     offering.offers.answer(WANT_ALL, b"", b"", whole=2)  # by the number of the first of the two
     offering.offers.answer(WANT_ALL, b"", b"", whole=1)
@@ -466,10 +463,7 @@ async def test_parts_of_it_are_answered_as_one(offering: Offering) -> None:
 @pytest.mark.trio
 @pytest.mark.parametrize("whole", [-1, 5, 6])
 async def test_no_more_is_answered_as_one_than_was_offered_so(offering: Offering, whole: int) -> None:
-    pool = BufferPool(1, MIB)
-    buffer, batches = filled(pool, FOLDERS)
-    buffer.release()
-    offering.offer(batches)
+    pool = offered(offering)
     offering.offer([small()])
     with pytest.raises(ProtocolError, match="whole"):
         offering.offers.answer(WANT_NONE, b"", b"", whole=whole)
