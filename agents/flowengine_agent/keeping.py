@@ -9,6 +9,7 @@ Plan
 Invariants
     - Quarantine waits for nobody but whoever writes to the same folder, and that is stopped first.
     - A certificate is signed after what it says is durable, and kept here.
+    - What was hidden or destroyed is on the record before it counts as done here.
 """
 
 from __future__ import annotations
@@ -227,10 +228,11 @@ class Keeper:
                 await hands.hide(place, holding.task, [path for path, _ in rows], staging=False)
             # Counted is what is there: of this try and of those that were killed.
             count, size_bytes = await hands.hide(place, holding.task, [], staging=not holding.landed)
-        self.holdings.hidden(
-            holding.task, int(time.time()), count, size_bytes, names.objects - count, names.hex()
-        )
-        await self._record(self.holdings.find(holding.task) or holding)
+        missing = names.objects - count
+        # On the record first, as a certificate is: where that cannot be, or this process dies here, the next round hides
+        # nothing more and records it then, rather than never. At worst it stands there twice.
+        await self._record(replace(holding, objects=count, size_bytes=size_bytes, missing=missing))
+        self.holdings.hidden(holding.task, int(time.time()), count, size_bytes, missing, names.hex())
 
     async def _purge(self, holding: Holding) -> None:
         root = self._root(holding)
@@ -295,11 +297,15 @@ class Keeper:
         """A duty is due and cannot be done: on the record, once in this life; it is tried again."""
         if holding.task in self._failed:
             return
-        self._failed.add(holding.task)
         kinds = _DELETIONS if holding.cause in ("delete-by", "delete-after") else ("quarantine",)
-        await self._site.gate.recorder.keep(
-            *(one.entry("failed", why=why) for one in self._owed(holding, *kinds))
-        )
+        try:
+            await self._site.gate.recorder.keep(
+                *(one.entry("failed", why=why) for one in self._owed(holding, *kinds))
+            )
+        except FlowError as error:  # what could not be done may be just this; the log knows why
+            self._site.log.warning("cannot be recorded", task=holding.task, why=error.message)
+            return
+        self._failed.add(holding.task)
 
     # --- telling ------------------------------------------------------------------------------------------------
 

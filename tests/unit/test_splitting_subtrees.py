@@ -13,7 +13,9 @@ from transfers import data, entry
 from flowengine.chunking import CHUNK_BYTES, DEFAULT_PROFILE, chunk_id
 from flowengine.errors import ProtocolError
 from flowengine.manifest import Entry, Header, ManifestBuilder
+from flowengine.store.many import open_listed
 from flowengine.store.proofs import encode_entries
+from flowengine.store.scan_cache import DirectoryPart, ScanCache
 from flowengine.store.staging import Staging
 from flowengine.transfer import placing_small, placing_subtrees
 from flowengine.transfer.control import Control
@@ -543,3 +545,34 @@ async def test_what_nothing_is_wanted_of_is_answered_with_its_message_and_not_la
         target.placer.handle(message)
     assert target.wants == [none_of(2), NONE, ALL, NONE]
     assert target.answered == [2, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("offered", "entered"),
+    [
+        (entry(b"f", data(1, 100)), False),
+        (entry(b"f", data(2, 100)), True),  # other bytes with the size, mode and time of what stands there
+        (entry(b"f", data(1, 100), mode=0o600), True),
+        (entry(b"g", data(3, 100)), True),
+    ],
+)
+async def test_only_what_stands_there_as_it_is_offered_is_not_entered(
+    make: Make, tmp_path: Path, offered: Entry, entered: bool
+) -> None:
+    known = entry(b"f", data(1, 100))
+    target = make({"c/f": data(1, 100)})
+    there = target.path / "c"
+    (there / "f").chmod(known.mode)
+    os.utime(there / "f", ns=(0, known.mtime_ns))
+    os.utime(there, ns=(0, 0))
+    there.chmod(0o755)
+    cache = target.placement.cache = ScanCache(DEFAULT_PROFILE.name, str(tmp_path))
+    fd, st, listing = open_listed(target.root, b"c", LARGE_OBJECT_BYTES)
+    os.close(fd)
+    cache.save_directory(st.st_dev, st.st_ino, [DirectoryPart(listing.proof, encode_entries([known]))])
+    target.enter()
+    target.offer(new("a"), new("b"), folder("c", offered), new("d"), new("e"))
+    assert ("c" in target.did) is entered
+    # What has other bytes is asked for.
+    assert (ALL in target.wants) is (offered.chunks != known.chunks)
+    cache.close()
