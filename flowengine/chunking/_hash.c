@@ -62,8 +62,19 @@ static inline uint32_t blocks_of(uint32_t length) { return length ? (length + BL
     ADD_WORDS(a, c, e, g) COLUMNS(ROT16, ROT12) ADD_WORDS(b, d, f, h) COLUMNS(ROT8, ROT7)             \
     ADD_WORDS(i, k, n, p) DIAGONALS(ROT16, ROT12) ADD_WORDS(j, l, o, q) DIAGONALS(ROT8, ROT7)
 
-/* A group by vectors of LANES words; LOAD turns a block of each lane into sixteen vectors, one for each word. */
-#define RUN(NAME, TARGET, V, LANES, LOAD)                                                                              \
+/* What becomes of the chaining values `h` with a block `m` of each lane, as the compiler makes it. */
+#define BY_COMPILER(V, h, m, counter, length, flags)                                                                   \
+    do {                                                                                                               \
+        V v[16] = {h[0],        h[1],        h[2],        h[3],        h[4],    h[5], h[6],   h[7],                    \
+                   one + IV[0], one + IV[1], one + IV[2], one + IV[3], counter, one,  length, flags};                  \
+        ROUNDS(ROUND)                                                                                                  \
+        for (int k = 0; k < 8; k++)                                                                                    \
+            h[k] = v[k] ^ v[k + 8];                                                                                    \
+    } while (0)
+
+/* A group by vectors of LANES words; LOAD turns a block of each lane into sixteen vectors, one for each word, and COMPRESS
+ * does with these what the chaining values become. */
+#define RUN(NAME, TARGET, V, LANES, LOAD, COMPRESS)                                                                    \
     TARGET static inline __attribute__((always_inline)) void NAME##_body(const Group *group, const int ragged) {       \
         static const uint8_t nothing[BLOCK];                                                                           \
         uint8_t tails[LANES][BLOCK];                                                                                   \
@@ -112,13 +123,13 @@ static inline uint32_t blocks_of(uint32_t length) { return length ? (length + BL
             }                                                                                                          \
             V m[16];                                                                                                   \
             LOAD(at, m);                                                                                               \
-            V v[16] = {h[0],         h[1],         h[2],         h[3],         h[4],    h[5], h[6],   h[7],            \
-                       one + IV[0], one + IV[1], one + IV[2], one + IV[3], counter, one,  length, flags};              \
-            ROUNDS(ROUND)                                                                                              \
-            for (int k = 0; k < 8; k++) {                                                                              \
-                const V next = v[k] ^ v[k + 8];                                                                        \
-                h[k] = ragged ? (next & goes_on) | (h[k] & ~goes_on) : next;                                           \
-            }                                                                                                          \
+            V before[8];                                                                                               \
+            if (ragged)                                                                                                \
+                memcpy(before, h, sizeof h);                                                                           \
+            COMPRESS(V, h, m, counter, length, flags);                                                                 \
+            if (ragged)                                                                                                \
+                for (int k = 0; k < 8; k++)                                                                            \
+                    h[k] = (h[k] & goes_on) | (before[k] & ~goes_on);                                                  \
         }                                                                                                              \
         uint32_t words[8][LANES];                                                                                      \
         memcpy(words, h, sizeof words);                                                                                \
@@ -145,7 +156,7 @@ static inline void load_4(const uint8_t *const *at, Four *m) {
 #define ROT12(x) ((x) >> 12 | (x) << 20)
 #define ROT8(x) ((x) >> 8 | (x) << 24)
 #define ROT7(x) ((x) >> 7 | (x) << 25)
-RUN(run_anywhere, , Four, 4, load_4)
+RUN(run_anywhere, , Four, 4, load_4, BY_COMPILER)
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -204,13 +215,65 @@ WITH_AVX512 static inline void load_16(const uint8_t *const *at, Sixteen *m) {
     }
 }
 
-#undef ROT16
-#undef ROT8
-#define ROT16(x) ((Eight)_mm256_shuffle_epi8((__m256i)(x), turn_16))
-#define ROT8(x) ((Eight)_mm256_shuffle_epi8((__m256i)(x), turn_8))
-#define turn_8 _mm256_broadcastsi128_si256(_mm_setr_epi8(1, 2, 3, 0, 5, 6, 7, 4, 9, 10, 11, 8, 13, 14, 15, 12))
-#define turn_16 _mm256_broadcastsi128_si256(_mm_setr_epi8(2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13))
-RUN(run_avx2, WITH_AVX2, Eight, 8, load_8)
+/* Eight lanes by hand: sixteen words of state and one to turn with are one more than there are registers, and a compiler
+ * keeps many words in memory by turns, in the way of what waits for them. Here it is word 8 alone; register 8 is what is
+ * turned with. */
+#define ADD_WORD(x, a) "vpaddd 32*" #x "(%[m]), %%ymm" #a ", %%ymm" #a "\n\t"
+#define ADD(from, to) "vpaddd %%ymm" #from ", %%ymm" #to ", %%ymm" #to "\n\t"
+#define XOR(from, to) "vpxor %%ymm" #from ", %%ymm" #to ", %%ymm" #to "\n\t"
+#define GET(at, to) "vmovdqa 32*" at ", %%ymm" #to "\n\t"
+#define PUT(from, at) "vmovdqa %%ymm" #from ", 32*" at "\n\t"
+#define SHUFFLE(x) "vpshufb %%ymm8, %%ymm" #x ", %%ymm" #x "\n\t"
+#define SHIFT(x, right, left)                                                                                          \
+    "vpsrld $" #right ", %%ymm" #x ", %%ymm8\n\t"                                                                      \
+    "vpslld $" #left ", %%ymm" #x ", %%ymm" #x "\n\t"                                                                  \
+    "vpor %%ymm8, %%ymm" #x ", %%ymm" #x "\n\t"
+/* Half of four mixings side by side, of which the first is the one with word 8. */
+#define HALF(x0, a0, b0, d0, x1, a1, b1, c1, d1, x2, a2, b2, c2, d2, x3, a3, b3, c3, d3, turn, right, left)            \
+    ADD_WORD(x0, a0) ADD_WORD(x1, a1) ADD_WORD(x2, a2) ADD_WORD(x3, a3)                                                \
+    ADD(b0, a0) ADD(b1, a1) ADD(b2, a2) ADD(b3, a3)                                                                    \
+    XOR(a0, d0) XOR(a1, d1) XOR(a2, d2) XOR(a3, d3)                                                                    \
+    GET(#turn "(%[known])", 8)                                                                                         \
+    SHUFFLE(d0) SHUFFLE(d1) SHUFFLE(d2) SHUFFLE(d3)                                                                    \
+    GET("0(%[eighth])", 8)                                                                                             \
+    ADD(d0, 8) ADD(d1, c1) ADD(d2, c2) ADD(d3, c3)                                                                     \
+    PUT(8, "0(%[eighth])")                                                                                             \
+    XOR(8, b0) XOR(c1, b1) XOR(c2, b2) XOR(c3, b3)                                                                     \
+    SHIFT(b0, right, left) SHIFT(b1, right, left) SHIFT(b2, right, left) SHIFT(b3, right, left)
+#define COLUMNS_8(x0, x1, x2, x3, ...)                                                                                 \
+    HALF(x0, 0, 4, 12, x1, 1, 5, 9, 13, x2, 2, 6, 10, 14, x3, 3, 7, 11, 15, __VA_ARGS__)
+#define DIAGONALS_8(x0, x1, x2, x3, ...)                                                                               \
+    HALF(x2, 2, 7, 13, x0, 0, 5, 10, 15, x1, 1, 6, 11, 12, x3, 3, 4, 9, 14, __VA_ARGS__)
+#define ROUND_8(a, b, c, d, e, f, g, h, i, j, k, l, n, o, p, q)                                                        \
+    COLUMNS_8(a, c, e, g, 4, 12, 20) COLUMNS_8(b, d, f, h, 5, 7, 25)                                                   \
+    DIAGONALS_8(i, k, n, p, 4, 12, 20) DIAGONALS_8(j, l, o, q, 5, 7, 25)
+#define EIGHT_TIMES(x) {x, x, x, x, x, x, x, x}
+#define TWICE(...) {__VA_ARGS__, __VA_ARGS__}
+
+WITH_AVX2 static inline void compress_8(Eight *h, const Eight *m, Eight counter, Eight length, Eight flags) {
+    static const Eight known[6] = {
+        EIGHT_TIMES(0x6A09E667), EIGHT_TIMES(0xBB67AE85), EIGHT_TIMES(0x3C6EF372), EIGHT_TIMES(0xA54FF53A),
+        TWICE(0x01000302, 0x05040706, 0x09080B0A, 0x0D0C0F0E), TWICE(0x00030201, 0x04070605, 0x080B0A09, 0x0C0F0E0D),
+    };
+    Eight eighth = known[0];
+    const Eight last[4] = {counter, counter ^ counter, length, flags};
+    __asm__ volatile(
+        GET("0(%[h])", 0) GET("1(%[h])", 1) GET("2(%[h])", 2) GET("3(%[h])", 3)
+        GET("4(%[h])", 4) GET("5(%[h])", 5) GET("6(%[h])", 6) GET("7(%[h])", 7)
+        GET("1(%[known])", 9) GET("2(%[known])", 10) GET("3(%[known])", 11)
+        GET("0(%[last])", 12) GET("1(%[last])", 13) GET("2(%[last])", 14) GET("3(%[last])", 15)
+        ROUNDS(ROUND_8)
+        GET("0(%[eighth])", 8)
+        XOR(8, 0) XOR(9, 1) XOR(10, 2) XOR(11, 3) XOR(12, 4) XOR(13, 5) XOR(14, 6) XOR(15, 7)
+        PUT(0, "0(%[h])") PUT(1, "1(%[h])") PUT(2, "2(%[h])") PUT(3, "3(%[h])")
+        PUT(4, "4(%[h])") PUT(5, "5(%[h])") PUT(6, "6(%[h])") PUT(7, "7(%[h])")
+        :
+        : [h] "r"(h), [m] "r"(m), [known] "r"(known), [eighth] "r"(&eighth), [last] "r"(last)
+        : "memory", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11",
+          "xmm12", "xmm13", "xmm14", "xmm15");
+}
+#define BY_HAND(V, ...) compress_8(__VA_ARGS__)
+RUN(run_avx2, WITH_AVX2, Eight, 8, load_8, BY_HAND)
 
 #undef ROT16
 #undef ROT12
@@ -220,7 +283,7 @@ RUN(run_avx2, WITH_AVX2, Eight, 8, load_8)
 #define ROT12(x) ((Sixteen)_mm512_ror_epi32((__m512i)(x), 12))
 #define ROT8(x) ((Sixteen)_mm512_ror_epi32((__m512i)(x), 8))
 #define ROT7(x) ((Sixteen)_mm512_ror_epi32((__m512i)(x), 7))
-RUN(run_avx512, WITH_AVX512, Sixteen, 16, load_16)
+RUN(run_avx512, WITH_AVX512, Sixteen, 16, load_16, BY_COMPILER)
 #endif
 
 static Run *const RUNS[] = {
