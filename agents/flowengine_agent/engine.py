@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
+import msgspec
 import trio
 
 from flowengine.api.agents import TaskGrant
@@ -132,7 +132,7 @@ async def _pull(
         there = await stat_remote(peer, source_path)
         if there is not None and not is_folder(there[1]):
             place, name = place.parent()
-            settings = dataclasses.replace(settings, options=_renamed(options, name))
+            settings = msgspec.structs.replace(settings, options=_renamed(options, name))
     note = _notes(site, granted, reporter)
     arrival = Arrival()
     async with landing_at(site, place, grant, reporter, settings.options, wait=True) as meter:
@@ -199,7 +199,7 @@ async def _push(
     if name and not (seal or held) and not place.contents and mode is not None and not is_folder(mode):
         there = await stat_remote(peer, target_path)
         if there is None or not is_folder(there[1]):
-            settings = dataclasses.replace(settings, options=_renamed(settings.options, name))
+            settings = msgspec.structs.replace(settings, options=_renamed(settings.options, name))
     meter = Meter(reporter.standing, byte_limit=grant.byte_limit, site=site.name)
     note = _notes(site, granted, reporter)
 
@@ -243,8 +243,6 @@ def _hands(site: Site, grant: Grant) -> Hands:
 
 
 def _renamed(options: Options, name: bytes) -> Options:
-    import msgspec
-
     return msgspec.structs.replace(options, rename=name)
 
 

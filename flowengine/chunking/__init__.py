@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import struct
 from array import array
-from dataclasses import dataclass
 from functools import cache
 from typing import Final
+
+import msgspec
 
 from flowengine.chunking.cutting import first_lengths
 from flowengine.chunking.filling import Filling, pack_address, pack_many, packed_chunks, rule_for
@@ -60,8 +61,7 @@ __all__ = [
 _SIZE: Final = struct.Struct("=q")
 
 
-@dataclass(frozen=True, slots=True)
-class Profile:
+class Profile(msgspec.Struct, frozen=True):
     """Sizes in bytes that steer the cutting; part of every manifest. The real average is about avg + min."""
 
     name: str

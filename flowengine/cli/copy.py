@@ -267,7 +267,6 @@ def _push(selection: Any, to: Remote, settings: Any, progress: Any) -> Any:
 
 
 def _pull(source: Remote, target: bytes, settings: Any, progress: Any) -> Any:
-    import dataclasses
     import stat
 
     import msgspec
@@ -289,7 +288,7 @@ def _pull(source: Remote, target: bytes, settings: Any, progress: Any) -> Any:
             found = await stat_remote(source.ticket, source.path)
             if found is not None and not stat.S_ISDIR(found[1]):
                 options = msgspec.structs.replace(settings.options, rename=os.path.basename(where))
-                used = dataclasses.replace(settings, options=options)
+                used = msgspec.structs.replace(settings, options=options)
                 where = os.path.dirname(where)
         return await pull(
             source.ticket, source.path, where, used, observe=progress.update, note=progress.note

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from flowengine.errors import NotFound, UsageError
 
@@ -20,15 +21,13 @@ _NEARLY = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?:(?!/)")
 _SITE = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?:/(?!/)")
 
 
-@dataclass(frozen=True)
-class Local:
+class Local(msgspec.Struct, frozen=True):
     """A path of this machine, as typed."""
 
     path: bytes
 
 
-@dataclass(frozen=True)
-class Remote:
+class Remote(msgspec.Struct, frozen=True):
     """A path below what a ticket serves; a trailing slash is kept."""
 
     ticket: Ticket

@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import click
+import msgspec
 
 from flowengine.errors import Denied, NotFound, ProtocolError, UsageError
 
@@ -42,8 +43,7 @@ def policy_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-@dataclass(frozen=True)
-class OwnPolicy:
+class OwnPolicy(msgspec.Struct, frozen=True):
     """What a command asks before it moves anything.
 
     Attributes:
@@ -90,7 +90,7 @@ class OwnPolicy:
             raise ProtocolError(
                 f"the other end states more than {_MAX_STATED} labels or contracts, or one of more than {_MAX_WORD} letters"
             )
-        return replace(
+        return msgspec.structs.replace(
             self,
             labels=tuple(dict.fromkeys((*self.labels, *labels))),
             contracts=tuple(dict.fromkeys((*self.contracts, *contracts))),

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import click
+import msgspec
 
 from flowengine.cli.federation import note, open_client, parse_deadline, plain
 from flowengine.errors import Exit, FlowError, UsageError, exit_code
@@ -169,8 +169,7 @@ def describe(record: TransferRecord) -> str:
     return f"{request.source.site}:{request.source.path} to {targets}"
 
 
-@dataclass
-class _Shown:
+class _Shown(msgspec.Struct):
     """The numbers of a record as progress shows them."""
 
     objects: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from flowengine.manifest import Block, Entry
 from flowengine.store.buffers import Buffer
@@ -20,16 +20,14 @@ __all__ = [
 ]
 
 
-@dataclass(slots=True)
-class DirectoryEntered:
+class DirectoryEntered(msgspec.Struct):
     """What follows is in directory `name` of the current one (empty: the root)."""
 
     name: bytes
     path: bytes
 
 
-@dataclass(slots=True)
-class DirectoryLeft:
+class DirectoryLeft(msgspec.Struct):
     """The current directory is done; `complete` is False where its listing failed or a filter hid entries."""
 
     mode: int
@@ -87,32 +85,28 @@ class Batch:
         return self.path.rstrip(b"/") + b"/" + (self.renamed or entry.name)
 
 
-@dataclass(slots=True)
-class LargeBegun:
+class LargeBegun(msgspec.Struct):
     """A large object's pieces follow; `path` is where it can be read again."""
 
     entry: Entry
     path: bytes
 
 
-@dataclass(slots=True)
-class LargePiece:
+class LargePiece(msgspec.Struct):
     """The next piece; `cached`: known without reading, `piece.buffer` is None."""
 
     piece: Piece
     cached: bool
 
 
-@dataclass(slots=True)
-class LargeEnded:
+class LargeEnded(msgspec.Struct):
     """The large object is complete, or (with a reason) must be forgotten."""
 
     reason: str
     message: str
 
 
-@dataclass(slots=True)
-class ScanFailed:
+class ScanFailed(msgspec.Struct):
     """Something could not be read; it is not part of what follows."""
 
     path: bytes

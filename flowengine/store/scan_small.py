@@ -11,7 +11,6 @@ import os
 import stat
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
@@ -48,8 +47,7 @@ MAX_BATCH_CHUNKS: Final = 4096
 ExtraReader = Callable[[int | bytes, AnyStat], bytes]
 
 
-@dataclass(slots=True)
-class Made:
+class Made(msgspec.Struct):
     """Some consecutive small objects of a directory, as far as they could be read.
 
     Attributes:
@@ -58,11 +56,11 @@ class Made:
         failures: (name, error) of what could not be read.
     """
 
-    rows: list[Row] = field(default_factory=list)
-    entries: list[Entry] = field(default_factory=list)
-    starts: list[int] = field(default_factory=list)
+    rows: list[Row] = msgspec.field(default_factory=list)
+    entries: list[Entry] = msgspec.field(default_factory=list)
+    starts: list[int] = msgspec.field(default_factory=list)
     buffer: Buffer | None = None
-    failures: list[tuple[bytes, OSError | ObjectChanged]] = field(default_factory=list)
+    failures: list[tuple[bytes, OSError | ObjectChanged]] = msgspec.field(default_factory=list)
 
 
 def is_one_batch(count: int, size_bytes: int, minimum: int, most_bytes: int) -> bool:

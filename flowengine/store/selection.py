@@ -7,7 +7,8 @@ directory whose children come from one or more real directories.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+
+import msgspec
 
 from flowengine.errors import NotFound, UsageError
 from flowengine.store.filesystem import local_error
@@ -16,16 +17,14 @@ from flowengine.units import show_path
 __all__ = ["Root", "Selection", "select", "spelling_of"]
 
 
-@dataclass(frozen=True, slots=True)
-class Root:
+class Root(msgspec.Struct, frozen=True):
     """One source path: `name` is what it becomes in the transfer's root; empty for the contents of a directory."""
 
     path: bytes
     name: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Selection:
+class Selection(msgspec.Struct, frozen=True):
     """What a transfer takes.
 
     Attributes:
@@ -34,7 +33,7 @@ class Selection:
     """
 
     roots: list[Root]
-    files_from: list[bytes] | None = field(default=None)
+    files_from: list[bytes] | None = msgspec.field(default=None)
 
     @property
     def single_contents(self) -> bool:

@@ -19,8 +19,9 @@ Invariants
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from flowengine.units import format_rate
 
@@ -59,8 +60,7 @@ _FILLING: Final = 1.4
 """Round trip, in least ones, from which on the queue fills."""
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
+class Sample(msgspec.Struct, frozen=True):
     """Totals since the session began, over all its streams, those that ended included.
 
     Attributes:
@@ -84,8 +84,7 @@ class Sample:
     streams: int
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(msgspec.Struct, frozen=True):
     """One decision: `what` is "streams", "pace" (bytes/s) or "window" (bytes)."""
 
     at_s: float
@@ -94,8 +93,7 @@ class Change:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Remembered:
+class Remembered(msgspec.Struct, frozen=True):
     """What an earlier transfer found out about a link."""
 
     streams: int

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Final
 
+import msgspec
 import trio
 
 from flowengine.errors import FlowError, TemporaryError
@@ -30,8 +30,7 @@ _AGAIN_S: Final = 5.0
 _LOOK_S: Final = 0.05
 
 
-@dataclass(eq=False)
-class _Line:
+class _Line(msgspec.Struct, eq=False):
     """One route in use.
 
     Attributes:
@@ -46,8 +45,8 @@ class _Line:
     address: tuple[str, int] | None = None
     hop: Hop | None = None
     long: bool = False
-    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
-    numbers: list[int] = field(default_factory=list)
+    scope: trio.CancelScope = msgspec.field(default_factory=trio.CancelScope)
+    numbers: list[int] = msgspec.field(default_factory=list)
     coming: int = 0
     given_up: bool = False
 

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
+import msgspec
 import trio
 
 from flowengine.errors import AuthenticationError, FlowError, ProtocolError, TemporaryError
@@ -109,8 +110,7 @@ class Hop:
         self.over.set()
 
 
-@dataclass(frozen=True)
-class _HopDialled:
+class _HopDialled(msgspec.Struct, frozen=True):
     """One connection to the next site of a route, or from one that waits to the relay before it."""
 
     trust: SiteTrust
@@ -241,8 +241,7 @@ async def ask_hop(
         raise
 
 
-@dataclass(frozen=True)
-class Waited:
+class Waited(msgspec.Struct, frozen=True):
     """The last site of a route waited at the relay before it, and was asked.
 
     Attributes:

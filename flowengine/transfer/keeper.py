@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable
 from typing import Final
 
+import msgspec
 import trio
 
 from flowengine.errors import TemporaryError
@@ -269,10 +270,11 @@ class _Keeper:
 
     def _status(self, told: Status) -> None:
         session = self._session
-        known = vars(self._counters)
+        known = msgspec.structs.asdict(self._counters)
         if not told.counters.keys() <= known.keys():
             raise odd("counters that there are not")
-        known.update({name: type(known[name])(value) for name, value in told.counters.items()})
+        for name, value in told.counters.items():
+            setattr(self._counters, name, type(known[name])(value))
         self._clock.busy, self._clock.counts = told.busy, told.threads
         self._carried = told.carried
         session.peer_progress = Progress(told.peer)

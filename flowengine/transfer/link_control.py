@@ -7,7 +7,6 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
@@ -41,8 +40,7 @@ _SO_MAX_PACING_RATE: Final = 47
 _NO_PACE: Final = 0xFFFFFFFFFFFFFFFF
 
 
-@dataclass(eq=False)
-class _Link:
+class _Link(msgspec.Struct, eq=False):
     """One link of this side's and what is known of it.
 
     Attributes:
@@ -58,7 +56,7 @@ class _Link:
     rule: Concurrency
     known_as: str | None
     rtt_s: float
-    latest: dict[int, TcpState] = field(default_factory=dict)
+    latest: dict[int, TcpState] = msgspec.field(default_factory=dict)
     paced: tuple[int, int] = (0, 0)
     sample: Sample | None = None
     alone: bool = True

@@ -18,9 +18,10 @@ import re
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 from weakref import WeakValueDictionary
+
+import msgspec
 
 from flowengine.errors import UsageError
 from flowengine.units import parse_rate_bits_per_s
@@ -239,8 +240,7 @@ class AskingPacer(Pacer):
         return [*super()._rates(), *([self.rate] if self.rate is not None else [])]
 
 
-@dataclass(frozen=True)
-class RateSchedule:
+class RateSchedule(msgspec.Struct, frozen=True):
     """Rates by time of day.
 
     Attributes:

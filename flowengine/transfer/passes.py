@@ -13,9 +13,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from typing import Final
 
+import msgspec
 import trio
 
 from flowengine.chunking import DEFAULT_PROFILE
@@ -39,8 +39,7 @@ _FIRST_BACKOFF_S: Final = 0.2
 _LAST_BACKOFF_S: Final = 10.0
 
 
-@dataclass(frozen=True)
-class TransferSettings:
+class TransferSettings(msgspec.Struct, frozen=True):
     """How a transfer is run, apart from what it moves.
 
     Attributes:
@@ -56,7 +55,7 @@ class TransferSettings:
     """
 
     profile: str = DEFAULT_PROFILE.name
-    options: Options = field(default_factory=Options)
+    options: Options = msgspec.field(default_factory=Options)
     streams: int = 0
     threads: int = 0
     compression: int | None = None
@@ -77,8 +76,7 @@ class TransferSettings:
         return ScanCache(self.profile), ScanCache(self.profile)
 
 
-@dataclass
-class Report:
+class Report(msgspec.Struct):
     """How a transfer ended: the numbers of its last pass, bytes over the wire of all passes.
 
     `streams` is how many data connections were open at most; `link_changes` what was decided about them, with reasons.
@@ -97,8 +95,7 @@ class Report:
     link_changes: list[str]
 
 
-@dataclass
-class PassResult:
+class PassResult(msgspec.Struct):
     """How one pass ended, and the session that it was."""
 
     state: str

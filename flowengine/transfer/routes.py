@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
+import msgspec
 import trio
 
 from flowengine.errors import FlowError, TemporaryError
@@ -71,8 +72,7 @@ class Way:
         return " > ".join(self.sites) if self.sites[0] else self.address
 
 
-@dataclass
-class Reached:
+class Reached(msgspec.Struct):
     """What the TLS between the two ends runs over.
 
     Attributes:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Final, Protocol
 
+import msgspec
 import trio
 
 from flowengine.chunking import Profile
@@ -73,8 +73,7 @@ def first_window_bytes(rtt_s: float) -> int:
     return window_bytes(rtt_s, _ASSUMED_BYTES_PER_S)
 
 
-@dataclass
-class Counters:
+class Counters(msgspec.Struct):
     """What a transfer has done so far, as one end sees it. Plain numbers that any thread may read.
 
     `objects` and `size_bytes` are what the scan found; the rest says what became of it. `bytes_sent` is what went
@@ -98,7 +97,7 @@ class Counters:
 
     def as_dict(self) -> dict[str, int]:
         """The numbers by name, for `Progress` and `Receipt`."""
-        return {name: int(value) for name, value in vars(self).items()}
+        return {name: int(value) for name, value in msgspec.structs.asdict(self).items()}
 
 
 Observer = Callable[[Counters], None]
@@ -112,8 +111,7 @@ class Consent(Protocol):
         """The source's ticket, for the sites behind it; empty where the site has no policies."""
 
 
-@dataclass
-class Session:
+class Session(msgspec.Struct):
     """What source and target need to run one pass.
 
     Attributes:
@@ -155,15 +153,15 @@ class Session:
     window_bytes: int = MIN_WINDOW_BYTES
     compression: int | None = None
     stall_s: float = STALL_S
-    clock: StageClock = field(default_factory=StageClock)
+    clock: StageClock = msgspec.field(default_factory=StageClock)
     peer_progress: Progress | None = None
     first_streams: int = 1
     fixed_streams: bool = False
     peer: str | None = None
-    pacer: Pacer = field(default_factory=lambda: Limits().pacer())
-    reads: Pacer = field(default_factory=lambda: Limits().pacer())
-    writes: Pacer = field(default_factory=lambda: Limits().pacer())
-    changes: list[str] = field(default_factory=list)
+    pacer: Pacer = msgspec.field(default_factory=lambda: Limits().pacer())
+    reads: Pacer = msgspec.field(default_factory=lambda: Limits().pacer())
+    writes: Pacer = msgspec.field(default_factory=lambda: Limits().pacer())
+    changes: list[str] = msgspec.field(default_factory=list)
     sends: bool = False
     release: bytes = b""
     subtrees: bool = True

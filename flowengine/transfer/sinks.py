@@ -8,10 +8,11 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from operator import itemgetter
 from typing import Final, Protocol
+
+import msgspec
 
 from flowengine.chunking import CHUNK_BYTES, lengths_of
 from flowengine.chunking.fine import FINE_BYTES, fine_lengths
@@ -383,8 +384,7 @@ def _write_all(fd: int, data: memoryview, offset: int) -> None:
         done += os.pwrite(fd, data[done:], offset + done)
 
 
-@dataclass(slots=True)
-class RunOffer:
+class RunOffer(msgspec.Struct):
     """An offered run of a large object, as far as it is wanted."""
 
     target: LargeObject

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import msgspec
+
 from flowengine.errors import AuthenticationError, FlowError, UsageError
 from flowengine.store.grants import GrantLedger
 from flowengine.trust.certificate_facts import CertificateFacts
@@ -104,8 +106,7 @@ def _context(protocol: int, pem: bytes, ca_pem: str) -> ssl.SSLContext:
     return context
 
 
-@dataclass
-class SiteTrust:
+class SiteTrust(msgspec.Struct):
     """Whom an agent believes now; the agent replaces the parts as it learns of new ones.
 
     Attributes:

@@ -15,10 +15,10 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+import msgspec
 import trio
 
 from flowengine.errors import ProtocolError, TemporaryError
@@ -91,8 +91,7 @@ _PARTS_WAITING: Final = 64
 """Parts of a manifest that may wait to be sent before no more are read."""
 
 
-@dataclass
-class SourceOutcome:
+class SourceOutcome(msgspec.Struct):
     """How a session ended at the source.
 
     Attributes:
@@ -103,9 +102,9 @@ class SourceOutcome:
     """
 
     receipt: Receipt
-    failures: list[tuple[bytes, str, str]] = field(default_factory=list)
+    failures: list[tuple[bytes, str, str]] = msgspec.field(default_factory=list)
     version_id: bytes = b""
-    notes: list[str] = field(default_factory=list)
+    notes: list[str] = msgspec.field(default_factory=list)
 
 
 async def run_source(

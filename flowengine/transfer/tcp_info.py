@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import socket
 import struct
-from dataclasses import dataclass
 from typing import Final, Protocol
+
+import msgspec
 
 __all__ = ["HasOptions", "TcpState", "tcp_state"]
 
@@ -27,8 +28,7 @@ class HasOptions(Protocol):
         """As `socket.socket`'s."""
 
 
-@dataclass(frozen=True, slots=True)
-class TcpState:
+class TcpState(msgspec.Struct, frozen=True):
     """Counters of one connection since it was made; a kernel that does not know one gives 0.
 
     Attributes:

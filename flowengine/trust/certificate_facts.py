@@ -6,9 +6,10 @@ That takes as long to load as a small file to move, and most commands meet no ce
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Literal
+
+import msgspec
 
 __all__ = ["SKEW_S", "CertificateFacts", "Rng"]
 
@@ -18,8 +19,7 @@ SKEW_S: Final = 60
 """How far two clocks of one federation may be apart."""
 
 
-@dataclass(frozen=True, slots=True)
-class CertificateFacts:
+class CertificateFacts(msgspec.Struct, frozen=True):
     """What a certificate says.
 
     Attributes:

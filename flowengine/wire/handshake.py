@@ -109,8 +109,7 @@ class _Refusal(_Message, tag="refusal"):
 _ANY: Final = msgspec.msgpack.Decoder(_ClientHello | _ServerHello | _ClientProof | _Welcome | _Refusal)
 
 
-@dataclass(frozen=True, slots=True)
-class Software:
+class Software(msgspec.Struct, frozen=True):
     """What a side says about itself.
 
     Attributes:
@@ -123,9 +122,13 @@ class Software:
 
     name: str = "flowengine"
     version: str = ""
-    limits: Mapping[str, int] = field(default_factory=dict)
+    limits: Mapping[str, int] = msgspec.field(default_factory=dict)
     features: tuple[str, ...] = ()
     required: tuple[str, ...] = ()
+
+
+UNNAMED: Final = Software()
+"""One that does not say what it is."""
 
 
 PeerInfo: TypeAlias = Software
@@ -296,7 +299,7 @@ class ClientHandshake(_Handshake):
         fingerprint: bytes,
         random: bytes,
         *,
-        software: Software = Software(),
+        software: Software = UNNAMED,
         versions: Sequence[int] = SUPPORTED_VERSIONS,
         known: Sequence[str] = (),
     ) -> None:
@@ -374,7 +377,7 @@ class ServerHandshake(_Handshake):
         fingerprint: bytes,
         random: bytes,
         *,
-        software: Software = Software(),
+        software: Software = UNNAMED,
         versions: Sequence[int] = SUPPORTED_VERSIONS,
         known: Sequence[str] = (),
     ) -> None:

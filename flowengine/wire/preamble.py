@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import hmac
 import struct
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
+
+import msgspec
 
 from flowengine.errors import AuthenticationError, ProtocolError
 from flowengine.wire.keys import ID_BYTES, Secret
@@ -57,8 +58,7 @@ class Kind(IntEnum):
     HOP = 0xF2
 
 
-@dataclass(frozen=True, slots=True)
-class Preamble:
+class Preamble(msgspec.Struct, frozen=True):
     """What a data connection is for.
 
     Attributes:
