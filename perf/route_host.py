@@ -23,8 +23,9 @@ from flowengine.store.grants import GrantLedger
 from flowengine.transfer.listen import Listener
 from flowengine.transfer.pacing import Limits
 from flowengine.transfer.passes import PassResult, TransferSettings, run_passes
+from flowengine.transfer.reaching import Way
 from flowengine.transfer.relay import Relay
-from flowengine.transfer.routes import RoutedPeer, Way
+from flowengine.transfer.routes import RoutedPeer
 from flowengine.transfer.run import peer_session
 from flowengine.transfer.serve import ServedRoot
 from flowengine.transfer.session import Consent, Counters

@@ -15,8 +15,9 @@ import trio
 from flowengine.errors import Denied, FlowError
 from flowengine.transfer.listen import Listener
 from flowengine.transfer.pacing import Limits
+from flowengine.transfer.reaching import Way
 from flowengine.transfer.relay import Relay
-from flowengine.transfer.routes import RoutedPeer, Way
+from flowengine.transfer.routes import RoutedPeer
 from flowengine.transfer.serve import ServedRoot
 from flowengine.transfer.session import Consent
 from flowengine.transfer.sites import SiteTrust

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Final, cast
 from flowengine.api.agents import HopTraffic, RelayedTask, RelayState, TaskGrant, TaskRoute
 from flowengine.errors import FlowError, TemporaryError, UsageError
 from flowengine.store.filesystem import raise_descriptor_limit
+from flowengine.transfer.reaching import Way
 from flowengine.transfer.relay import Passed, Relay
-from flowengine.transfer.routes import RoutedPeer, Way
+from flowengine.transfer.routes import RoutedPeer
 from flowengine.transfer.session import Consent
 from flowengine.trust.grant import Grant
 from flowengine.trust.relay_grant import RelayGrant

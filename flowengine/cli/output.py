@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -77,7 +76,7 @@ class Progress:
     def note(self, line: str) -> None:
         """Something a person should know now."""
         if self._mode == "json":
-            print(json.dumps({"event": "note", "message": line}), file=sys.stderr, flush=True)
+            print(_as_json({"event": "note", "message": line}), file=sys.stderr, flush=True)
         elif self._mode != "none":
             if self._bar is not None:
                 self._bar.console.print(f"flow: {line}", highlight=False)
@@ -121,7 +120,7 @@ class Progress:
                 "eta_s": None if eta is None else round(eta, 1),
                 "seconds": round(now - self._started, 3),
             }
-            print(json.dumps(row), file=sys.stderr, flush=True)
+            print(_as_json(row), file=sys.stderr, flush=True)
 
     @staticmethod
     def _text(counters: Numbers, done: int, rate: float, eta: float | None) -> str:
@@ -138,7 +137,7 @@ class Progress:
 
 def print_json(data: dict[str, Any], write: Callable[[str], object] = sys.stdout.write) -> None:
     """One JSON object on one line of stdout."""
-    write(json.dumps(data, ensure_ascii=False) + "\n")
+    write(_as_json(data, ensure_ascii=False) + "\n")
 
 
 def print_failures(failures: list[tuple[bytes, str, str]]) -> None:
@@ -147,3 +146,9 @@ def print_failures(failures: list[tuple[bytes, str, str]]) -> None:
         print(f"flow: {show_path(path)}: {message} ({reason})", file=sys.stderr)
     if len(failures) > MAX_SHOWN:
         print(f"flow: … and {len(failures) - MAX_SHOWN} more; --json names all of them", file=sys.stderr)
+
+
+def _as_json(data: dict[str, Any], *, ensure_ascii: bool = True) -> str:
+    import json  # takes a hundredth of a small copy to load, and most print none
+
+    return json.dumps(data, ensure_ascii=ensure_ascii)

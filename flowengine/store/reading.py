@@ -19,9 +19,8 @@ import errno
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import accumulate
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from flowengine.chunking import (
     CHUNK_BYTES,
@@ -36,6 +35,9 @@ from flowengine.chunking.filling import Filling
 from flowengine.errors import FlowError
 from flowengine.store.buffers import Buffer, BufferPool
 from flowengine.units import MIB
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 __all__ = ["PACED_STEP_BYTES", "SEGMENT_BYTES", "ObjectChanged", "ObjectReader", "Piece"]
 
@@ -81,6 +83,12 @@ class Piece:
         return sum(self.lengths)
 
 
+def _workers(threads: int) -> ThreadPoolExecutor:
+    from concurrent.futures import ThreadPoolExecutor  # nobody needs it for one thread
+
+    return ThreadPoolExecutor(threads, "flow-read")
+
+
 def hole_end(fd: int, offset: int, size_bytes: int) -> int:
     """Where the hole at `offset` ends; `offset` itself where there is data or the file system cannot tell."""
     try:
@@ -117,7 +125,7 @@ class ObjectReader:
         self._pool = pool
         self._cutter = Cutter(profile)
         self._threads = threads
-        self._workers = ThreadPoolExecutor(threads, "flow-read") if threads > 1 else None
+        self._workers = _workers(threads) if threads > 1 else None
 
     def close(self) -> None:
         """End the worker threads; pieces already given stay valid."""

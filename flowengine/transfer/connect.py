@@ -14,7 +14,7 @@ import contextlib
 import ssl
 from collections.abc import AsyncIterator, Callable
 from hashlib import sha256
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import trio
 
@@ -23,15 +23,18 @@ from flowengine.errors import AuthenticationError, ProtocolError, TemporaryError
 from flowengine.transfer.channel import HANDSHAKE_S, Channel, disconnected, session_errors
 from flowengine.transfer.control import STALL_S
 from flowengine.transfer.dialing import Dialer
-from flowengine.transfer.handshaking import Ahead, Dialled, client_handshake
-from flowengine.transfer.routes import Reached, RoutedPeer, reach, ways_of
+from flowengine.transfer.handshaking import Ahead, Dialled, client_handshake, tls_refusal
+from flowengine.transfer.reaching import Reached, reach_straight, straight_way
 from flowengine.transfer.session import Session, first_window_bytes
-from flowengine.transfer.sites import SitePeer, tls_refusal
 from flowengine.transfer.streams import Streams, congestion_of, prefer_congestion
 from flowengine.wire.keys import NO_FINGERPRINT, Side
 from flowengine.wire.messages import Open, Opened, Options
 from flowengine.wire.proofs import Proof, TicketProof
 from flowengine.wire.ticket import Ticket
+
+if TYPE_CHECKING:
+    from flowengine.transfer.routes import RoutedPeer
+    from flowengine.transfer.sites import SitePeer
 
 __all__ = ["Peer", "dial", "new_session", "open_session"]
 
@@ -62,8 +65,17 @@ class _TicketDialled:
         return TicketProof(self._ticket.secret)
 
 
-Peer: TypeAlias = Ticket | SitePeer
+Peer: TypeAlias = "Ticket | SitePeer"
 """Whom to dial: whoever a ticket names, or another site under a grant."""
+
+
+def _routed(peer: Peer) -> RoutedPeer | None:
+    """The peer where it may be reached over several routes."""
+    if isinstance(peer, Ticket):
+        return None
+    from flowengine.transfer.routes import RoutedPeer  # nobody with a ticket needs what sites do
+
+    return peer if isinstance(peer, RoutedPeer) and peer.ways else None
 
 
 def _dialled(peer: Peer) -> Dialled:
@@ -81,7 +93,8 @@ async def dial(peer: Peer, ahead: Ahead | None = None) -> Channel:
         TemporaryError: nobody answers there (reason "disconnected").
         AuthenticationError: whoever answers is not who the ticket or grant names, or does not accept it.
     """
-    reached = await reach(peer, dial)
+    routed = _routed(peer)
+    reached = await (routed.reach(dial) if routed is not None else reach_straight(peer))
     dialled = _dialled(peer)
     stream = trio.SSLStream(reached.stream, dialled.context, server_side=False)
     try:
@@ -130,7 +143,7 @@ async def open_session(
     """
     asked: list[Open] = []
     over: list[Reached] = []
-    routed = peer if isinstance(peer, RoutedPeer) else None
+    routed = _routed(peer)
     async with trio.open_nursery() as nursery:
         dialer = Dialer(nursery, routed, dial)
 
@@ -140,7 +153,8 @@ async def open_session(
             )  # as on the data connections, so that it tells what they will have
             wanted = request(rtt_s, congestion_of(reached.sock))
             wanted.ticket = reached.consent.document if reached.consent is not None else b""
-            wanted.streams = dialer.begin(reached, ways_of(peer), wanted.streams, fixed=fixed_streams)
+            ways = routed.ways if routed is not None else (straight_way(peer),)
+            wanted.streams = dialer.begin(reached, ways, wanted.streams, fixed=fixed_streams)
             asked.append(wanted)
             over.append(reached)
             return wanted

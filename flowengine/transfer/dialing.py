@@ -5,18 +5,21 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 import trio
 
 from flowengine.errors import FlowError, TemporaryError
-from flowengine.transfer.hops import Dial, Hop, keep_watch
-from flowengine.transfer.routes import Reached, RoutedPeer, Way
+from flowengine.transfer.reaching import Reached, Way, keep_watch
 from flowengine.transfer.streams import MAX_STREAMS, NEAR_RTT_S, STREAMS_S, Streams, prepare_socket
 from flowengine.wire.messages import LeaveStreams, Message
 from flowengine.wire.preamble import MAX_STREAMS as MAX_NUMBERS
 from flowengine.wire.preamble import Preamble
+
+if TYPE_CHECKING:
+    from flowengine.transfer.hops import Dial, Hop
+    from flowengine.transfer.routes import RoutedPeer
 
 __all__ = ["Dialer", "blocking"]
 

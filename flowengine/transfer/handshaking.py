@@ -8,15 +8,13 @@ import ssl
 import time
 from collections.abc import Callable
 from hashlib import sha256
-from typing import Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 import trio
 
-from flowengine.errors import FlowError, ProtocolError
+from flowengine.errors import AuthenticationError, FlowError, ProtocolError
 from flowengine.transfer.channel import Channel, disconnected, software
-from flowengine.transfer.identity import TicketGuest
-from flowengine.transfer.routes import Reached
-from flowengine.transfer.sites import Guest, tls_refusal
+from flowengine.transfer.reaching import Reached
 from flowengine.transfer.tcp_info import tcp_state
 from flowengine.wire import messages
 from flowengine.wire.control import MAX_HANDSHAKE_BYTES, MAX_MESSAGE_BYTES, ControlDecoder
@@ -26,7 +24,11 @@ from flowengine.wire.handshake import refusal as handshake_refusal
 from flowengine.wire.messages import Message
 from flowengine.wire.proofs import Proof
 
-__all__ = ["Ahead", "Dialled", "client_handshake", "send_alert", "server_handshake"]
+if TYPE_CHECKING:
+    from flowengine.transfer.identity import TicketGuest
+    from flowengine.transfer.sites import Guest
+
+__all__ = ["Ahead", "Dialled", "client_handshake", "send_alert", "server_handshake", "tls_refusal"]
 
 TlsStream: TypeAlias = "trio.SSLStream[trio.abc.Stream]"
 Ahead: TypeAlias = Callable[[Reached, float], Message]
@@ -155,3 +157,27 @@ async def send_alert(stream: TlsStream, tcp: trio.SocketStream) -> None:
             await tcp.send_eof()
             while await tcp.receive_some(4096):  # or closing would reset the connection under the alert
                 pass
+
+
+def tls_refusal(error: BaseException, who: str) -> FlowError | None:
+    """What a failed TLS handshake means where certificates decide; None where it means nothing of the kind."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ssl.SSLError):
+        cause = cause.__cause__
+    if cause is None:
+        return None
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        expired = cause.verify_code in (9, 10)  # X509_V_ERR_CERT_NOT_YET_VALID, _HAS_EXPIRED
+        return AuthenticationError(
+            f"the certificate of {who} is not accepted: {cause.verify_message}",
+            reason="certificate-expired" if expired else "certificate-unknown",
+            hint="look at both clocks (flow doctor)" if expired else "is it a site of this federation?",
+        )
+    reason = (cause.reason or "").upper()
+    if "CERTIFICATE" not in reason and "UNKNOWN_CA" not in reason:
+        return None
+    return AuthenticationError(
+        f"{who} and this site do not accept each other's certificates: {reason.lower().replace('_', ' ')}",
+        reason="certificate-expired" if "EXPIRED" in reason else "certificate-unknown",
+        hint="look at the other side's log",
+    )

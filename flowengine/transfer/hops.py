@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -17,9 +16,10 @@ from typing import Final, Protocol
 import msgspec
 import trio
 
-from flowengine.errors import AuthenticationError, FlowError, ProtocolError, TemporaryError
+from flowengine.errors import AuthenticationError, FlowError, ProtocolError
 from flowengine.transfer.channel import Channel, disconnected
 from flowengine.transfer.control import refusal
+from flowengine.transfer.reaching import keep_watch
 from flowengine.transfer.session import Consent
 from flowengine.transfer.sites import SiteIdentity, SitePeer, SiteTrust
 from flowengine.trust.certificate_facts import CertificateFacts
@@ -32,16 +32,13 @@ from flowengine.wire.preamble import Kind, Preamble
 from flowengine.wire.proofs import Proof, RelayProof
 
 __all__ = [
-    "HOP_S", "Hop", "HopGate", "Waited", "ask_hop", "hop_answer", "hop_request", "hop_wait", "keep_watch", "make_hop",
+    "HOP_S", "Hop", "HopGate", "Waited", "ask_hop", "hop_answer", "hop_request", "hop_wait", "make_hop",
     "wait_at_relay",
 ]  # fmt: skip
 
 HOP_S: Final = 15.0
 """How long the rest of a route may take to stand."""
 _REQUEST_S: Final = 5.0
-_KEEPALIVE: Final = {socket.TCP_KEEPIDLE: 2, socket.TCP_KEEPINTVL: 1, socket.TCP_KEEPCNT: 4}
-"""A neighbour whose host vanished is noticed within 6 s, though nothing may be said on a hop for hours."""
-_UNACKNOWLEDGED_MS: Final = 15_000
 
 Dial = Callable[[SitePeer], Awaitable[Channel]]
 
@@ -319,17 +316,3 @@ async def _receive(channel: Channel, within_s: float) -> hop_messages.HopMessage
     if isinstance(message, Refuse):
         raise refusal(message)
     return message
-
-
-def keep_watch(stream: trio.abc.Stream) -> trio.socket.SocketType:
-    """Have the kernel notice when the host at the other end of a hop is gone; gives the socket below the TLS."""
-    while isinstance(stream, trio.SSLStream):
-        stream = stream.transport_stream
-    if not isinstance(stream, trio.SocketStream):
-        raise TemporaryError("a hop needs a connection of its own")
-    sock = stream.socket
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in _KEEPALIVE.items():
-        sock.setsockopt(socket.IPPROTO_TCP, option, value)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNACKNOWLEDGED_MS)
-    return sock

@@ -29,7 +29,7 @@ from flowengine.errors import FlowError, TemporaryError
 from flowengine.store.buffers import fresh_memory
 from flowengine.transfer.compressing import UnitQueue
 from flowengine.transfer.compression import CompressionChooser
-from flowengine.transfer.halting import UnitHold
+from flowengine.transfer.leaving import UnitHold
 from flowengine.transfer.pacing import Pacer
 from flowengine.transfer.streams import SOCKET_TIMEOUT_S
 from flowengine.transfer.timing import StageClock

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import time
@@ -263,8 +262,8 @@ def save_remembered(peer: str, found: Remembered) -> None:
     newest = sorted(links.items(), key=lambda item: item[1].get("at", 0.0), reverse=True)[:_MAX_LINKS]
     part = f"{_path()}.{os.getpid()}.part"
     try:
-        with open(part, "w", encoding="utf-8") as file:
-            json.dump(dict(newest), file)
+        with open(part, "wb") as file:
+            file.write(msgspec.json.encode(dict(newest)))
         os.replace(part, _path())
     except OSError:
         return  # the next transfer finds it out again

@@ -25,13 +25,14 @@ from flowengine.errors import (
 from flowengine.transfer.channel import HANDSHAKE_S, Channel, session_errors
 from flowengine.transfer.connect import dial, new_session
 from flowengine.transfer.dialing import blocking
-from flowengine.transfer.handshaking import send_alert, server_handshake
-from flowengine.transfer.hops import HopGate, hop_answer, hop_request, keep_watch, wait_at_relay
+from flowengine.transfer.handshaking import send_alert, server_handshake, tls_refusal
+from flowengine.transfer.hops import HopGate, hop_answer, hop_request, wait_at_relay
 from flowengine.transfer.identity import Identity, TicketGuest
 from flowengine.transfer.meeting import PARKED
+from flowengine.transfer.reaching import keep_watch
 from flowengine.transfer.relay import Relay
 from flowengine.transfer.session import Session
-from flowengine.transfer.sites import Guest, SiteTrust, tls_refusal
+from flowengine.transfer.sites import Guest, SiteTrust
 from flowengine.transfer.streams import NEAR_RTT_S, Streams, stream_count
 from flowengine.trust.certificate_facts import CertificateFacts
 from flowengine.trust.grant import Grant, Party

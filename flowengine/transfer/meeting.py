@@ -24,7 +24,8 @@ import trio
 
 from flowengine.errors import ProtocolError, TemporaryError
 from flowengine.transfer.channel import Channel
-from flowengine.transfer.hops import Hop, ask_hop, hop_wait, keep_watch
+from flowengine.transfer.hops import Hop, ask_hop, hop_wait
+from flowengine.transfer.reaching import keep_watch
 from flowengine.trust.certificate_facts import CertificateFacts
 from flowengine.trust.relay_grant import RelayGrant
 from flowengine.wire.hops import HopOpen

@@ -16,7 +16,7 @@ from flowengine.store.scan_cache import PROVISIONAL, Identity
 from flowengine.transfer.basis import Basis, Recalled
 from flowengine.transfer.copying import CopyJob, WriteJob, append_copy
 from flowengine.transfer.following import Follower
-from flowengine.transfer.halting import HALTED
+from flowengine.transfer.leaving import HALTED
 from flowengine.transfer.lookalikes import begins_with
 from flowengine.transfer.placement import Hint, Placement
 from flowengine.transfer.refining import Refiner, regions_beside

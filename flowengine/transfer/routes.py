@@ -10,102 +10,30 @@ Plan
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
-import msgspec
 import trio
 
-from flowengine.errors import FlowError, TemporaryError
-from flowengine.transfer import early
+from flowengine.errors import FlowError
 from flowengine.transfer.channel import Channel
-from flowengine.transfer.hops import Hop, HopGate, keep_watch, make_hop
-from flowengine.transfer.session import Consent
+from flowengine.transfer.hops import HopGate, make_hop
+from flowengine.transfer.reaching import Reached, Way, connect, keep_watch
 from flowengine.transfer.sites import SitePeer
 from flowengine.transfer.tcp_info import tcp_state
-from flowengine.wire.ticket import Ticket
 
 if TYPE_CHECKING:
     from flowengine.transfer.dialing import Dialer
 
-__all__ = ["MAX_WAYS", "Reached", "RoutedPeer", "Way", "connect", "reach", "ways_of"]
+__all__ = ["MAX_WAYS", "RoutedPeer"]
 
-CONNECT_S: Final = 20.0
 MAX_WAYS: Final = 8
 """Routes that one session uses at once."""
 HEAD_START_S: Final = 1.0
 _FAILED_LATELY_S: Final = 10.0
 
 Dial = Callable[[SitePeer], Awaitable[Channel]]
-
-
-@dataclass(frozen=True)
-class Way:
-    """One route.
-
-    Attributes:
-        sites: in the order in which they are dialled; empty names where no sites are known.
-        address: where the second of them is dialled, as "host:port".
-        document: the signed relay grant; empty where there is no relay.
-    """
-
-    sites: tuple[str, ...]
-    address: str
-    document: bytes = field(default=b"", repr=False)
-
-    @property
-    def near(self) -> str:
-        """The site next to the dialling end."""
-        return self.sites[1]
-
-    @property
-    def far(self) -> str:
-        """The site next to the other end."""
-        return self.sites[-2]
-
-    @property
-    def shown(self) -> str:
-        """The route in words."""
-        return " > ".join(self.sites) if self.sites[0] else self.address
-
-
-class Reached(msgspec.Struct):
-    """What the TLS between the two ends runs over.
-
-    Attributes:
-        stream: TCP, or the inside of a hop.
-        sock: of the TCP connection that leaves this host.
-        rtt_s: to the other end.
-        consent: what policy said here to the route; None where it was not asked yet.
-        hop: the first hop, where there is one.
-    """
-
-    way: Way
-    stream: trio.abc.Stream
-    sock: trio.socket.SocketType
-    rtt_s: float
-    consent: Consent | None = None
-    hop: Hop | None = None
-
-    @property
-    def address(self) -> tuple[str, int]:
-        """Where data connections of this route are dialled."""
-        host, port = self.sock.getpeername()[:2]
-        return host, port
-
-
-class Located(Protocol):
-    """Where somebody listens."""
-
-    @property
-    def host(self) -> str: ...
-    @property
-    def port(self) -> int: ...
-    @property
-    def location(self) -> str: ...
 
 
 @dataclass
@@ -177,97 +105,38 @@ class RoutedPeer(SitePeer):
             raise
         return Reached(way, hop.stream, keep_watch(hop.stream), hop.rtt_s, consent, hop)
 
+    async def reach(self, dial: Dial) -> Reached:
+        """The first of the routes that stands, for the control connection.
 
-def ways_of(peer: Ticket | SitePeer) -> tuple[Way, ...]:
-    """The routes to a peer; straight to it where it knows none."""
-    if isinstance(peer, RoutedPeer) and peer.ways:
-        return peer.ways
-    return (Way(("", ""), f"{peer.host}:{peer.port}"),)
+        Args:
+            dial: makes the connection to the next site of a route.
 
+        Raises:
+            FlowError: none does; the error of one of them, one that may pass if there is any.
+        """
+        won: list[Reached] = []
+        errors: list[FlowError] = []
 
-async def reach(peer: Ticket | SitePeer, dial: Dial) -> Reached:
-    """The first route to a peer that stands, for the control connection.
+        async def attempt(way: Way, over: trio.Event) -> None:
+            try:
+                reached = await self.over(way, dial, control=True)
+            except FlowError as error:
+                self.failed(way)
+                errors.append(error)
+                over.set()
+                return
+            if won:
+                await trio.aclose_forcefully(reached.stream)
+                return
+            won.append(reached)
+            nursery.cancel_scope.cancel()
 
-    Args:
-        dial: makes the connection to the next site of a route.
-
-    Raises:
-        FlowError: none does; the error of one of them, one that may pass if there is any.
-    """
-    if not isinstance(peer, RoutedPeer) or not peer.ways:
-        tcp = await connect(peer)
-        return Reached(ways_of(peer)[0], tcp, tcp.socket, tcp_state(tcp.socket).rtt_s)
-    won: list[Reached] = []
-    errors: list[FlowError] = []
-
-    async def attempt(way: Way, over: trio.Event) -> None:
-        try:
-            reached = await peer.over(way, dial, control=True)
-        except FlowError as error:
-            peer.failed(way)
-            errors.append(error)
-            over.set()
-            return
+        async with trio.open_nursery() as nursery:
+            for way in self.in_order():
+                over = trio.Event()
+                nursery.start_soon(attempt, way, over)
+                with trio.move_on_after(HEAD_START_S):
+                    await over.wait()
         if won:
-            await trio.aclose_forcefully(reached.stream)
-            return
-        won.append(reached)
-        nursery.cancel_scope.cancel()
-
-    async with trio.open_nursery() as nursery:
-        for way in peer.in_order():
-            over = trio.Event()
-            nursery.start_soon(attempt, way, over)
-            with trio.move_on_after(HEAD_START_S):
-                await over.wait()
-    if won:
-        return won[0]
-    raise next((error for error in errors if error.retryable), errors[0])
-
-
-async def connect(peer: Located) -> trio.SocketStream:
-    """TCP to where a peer listens.
-
-    Raises:
-        TemporaryError: nobody answers there (reason "disconnected").
-    """
-    if early.is_begun(peer.host, peer.port):
-        sock = await trio.to_thread.run_sync(early.take, peer.host, peer.port)
-        if sock is not None:
-            return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
-    try:
-        with trio.fail_after(CONNECT_S):
-            return await trio.open_tcp_stream(peer.host, peer.port)
-    except (OSError, trio.TooSlowError) as error:
-        runs = "flow serve" if isinstance(peer, Ticket) else "the site's agent"
-        raise TemporaryError(
-            f"cannot reach {peer.location}: {_why(error)}",
-            hint=f"check that {runs} runs there and that no firewall stands between",
-            reason="disconnected",
-            # An agent is started again by whoever runs the site; what a ticket names may never have been there.
-            refused=isinstance(peer, Ticket) and _is_refusal(error),
-        ) from error
-
-
-def _tried(error: BaseException) -> Sequence[BaseException]:
-    """What went wrong at each address of a host."""
-    cause = error.__cause__ or error
-    return cause.exceptions if isinstance(cause, BaseExceptionGroup) else (cause,)
-
-
-def _is_refusal(error: BaseException) -> bool:
-    """Whether a host answered, at every address, that nothing listens there."""
-    return all(isinstance(one, ConnectionRefusedError) for one in _tried(error))
-
-
-def _why(error: BaseException) -> str:
-    if isinstance(error, trio.TooSlowError):
-        return f"no answer within {CONNECT_S:.0f} s"
-    # trio puts addresses before the system's words, and says of several errors only how many there were.
-    reasons = [
-        os.strerror(one.errno)
-        if isinstance(one, OSError) and one.errno and not isinstance(one, socket.gaierror)
-        else getattr(one, "strerror", None) or str(one)
-        for one in _tried(error)
-    ]
-    return ", ".join(dict.fromkeys(reason[:1].lower() + reason[1:] for reason in reasons))
+            return won[0]
+        raise next((error for error in errors if error.retryable), errors[0])

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from flowengine.errors import AuthenticationError, FlowError, UsageError
+from flowengine.errors import AuthenticationError, UsageError
 from flowengine.store.grants import GrantLedger
 from flowengine.trust.certificate_facts import CertificateFacts
 from flowengine.trust.deletion import DeleteCertificate, sign_deletion
@@ -26,7 +26,7 @@ from flowengine.wire.keys import Secret
 from flowengine.wire.messages import Open
 from flowengine.wire.proofs import GrantProof, Proof, RelayProof, Resolver
 
-__all__ = ["Guest", "SiteIdentity", "SitePeer", "SiteTrust", "tls_refusal"]
+__all__ = ["Guest", "SiteIdentity", "SitePeer", "SiteTrust"]
 
 
 class SiteIdentity(Secret):
@@ -334,27 +334,3 @@ class SiteDialled:
         grant = self.trust.admit(self.document, dials=True, peer=facts)
         self.recognised(facts)
         return GrantProof(grant.secret, self.document)
-
-
-def tls_refusal(error: BaseException, who: str) -> FlowError | None:
-    """What a failed TLS handshake means where certificates decide; None where it means nothing of the kind."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, ssl.SSLError):
-        cause = cause.__cause__
-    if cause is None:
-        return None
-    if isinstance(cause, ssl.SSLCertVerificationError):
-        expired = cause.verify_code in (9, 10)  # X509_V_ERR_CERT_NOT_YET_VALID, _HAS_EXPIRED
-        return AuthenticationError(
-            f"the certificate of {who} is not accepted: {cause.verify_message}",
-            reason="certificate-expired" if expired else "certificate-unknown",
-            hint="look at both clocks (flow doctor)" if expired else "is it a site of this federation?",
-        )
-    reason = (cause.reason or "").upper()
-    if "CERTIFICATE" not in reason and "UNKNOWN_CA" not in reason:
-        return None
-    return AuthenticationError(
-        f"{who} and this site do not accept each other's certificates: {reason.lower().replace('_', ' ')}",
-        reason="certificate-expired" if "EXPIRED" in reason else "certificate-unknown",
-        hint="look at the other side's log",
-    )

@@ -42,9 +42,9 @@ from flowengine.transfer.compressing import UnitQueue
 from flowengine.transfer.compression import CompressionChooser
 from flowengine.transfer.control import wait_for_last_word
 from flowengine.transfer.gathering import Gathered, Gatherer
-from flowengine.transfer.halting import HALTED, Leaving, UnitHold
 from flowengine.transfer.holds import BatchHold, LargeLeft, PieceHold, SubtreesHold
 from flowengine.transfer.lanes import Credit, SendingLane
+from flowengine.transfer.leaving import HALTED, Leaving, UnitHold
 from flowengine.transfer.link_control import LinkControl
 from flowengine.transfer.offers import Offers
 from flowengine.transfer.recorder import ManifestRecorder

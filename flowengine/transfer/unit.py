@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 from flowengine.wire.records import Run
 
 if TYPE_CHECKING:
-    from flowengine.transfer.halting import UnitHold
+    from flowengine.transfer.leaving import UnitHold
 
 __all__ = ["ChunkGone", "PackedUnit", "Unit", "UnitSource", "cut_out", "joined"]
 

@@ -27,7 +27,8 @@ from flowengine.evidence.verify import verify_chain
 from flowengine.store.evidence_folder import read_evidence_folder
 from flowengine.store.selection import Root, Selection
 from flowengine.transfer.passes import TransferSettings
-from flowengine.transfer.routes import RoutedPeer, Way
+from flowengine.transfer.reaching import Way
+from flowengine.transfer.routes import RoutedPeer
 from flowengine.transfer.run import pull, push
 from flowengine.trust.grant import Party
 from flowengine.trust.release import Release, Sealed

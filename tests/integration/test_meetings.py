@@ -13,7 +13,7 @@ from flowengine.errors import AuthenticationError, FlowError
 from flowengine.store.selection import Root, Selection
 from flowengine.transfer import meeting
 from flowengine.transfer.passes import TransferSettings
-from flowengine.transfer.routes import Way
+from flowengine.transfer.reaching import Way
 from flowengine.transfer.run import pull, push
 from flowengine.trust.relay_grant import sign_relay_grant
 from tests.routes import Hosts, fill

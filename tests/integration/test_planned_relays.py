@@ -15,7 +15,8 @@ from support import MIB, random_file, wait_until
 
 from flowengine.errors import FlowError
 from flowengine.transfer.passes import TransferSettings
-from flowengine.transfer.routes import RoutedPeer, Way
+from flowengine.transfer.reaching import Way
+from flowengine.transfer.routes import RoutedPeer
 from flowengine.transfer.run import pull
 from flowengine.trust.relay_grant import RelayGrant, Stop, sign_relay_grant
 

@@ -25,7 +25,8 @@ from flowengine.errors import Denied, FlowError
 from flowengine.store.selection import Root, Selection
 from flowengine.transfer import control
 from flowengine.transfer.passes import TransferSettings
-from flowengine.transfer.routes import RoutedPeer, Way
+from flowengine.transfer.reaching import Way
+from flowengine.transfer.routes import RoutedPeer
 from flowengine.transfer.run import pull, push, stat_remote
 from flowengine.transfer.sites import SiteIdentity
 from flowengine.trust.grant import Grant, Party

@@ -10,7 +10,7 @@ import trio
 
 from flowengine.errors import TemporaryError
 from flowengine.transfer import early
-from flowengine.transfer.routes import connect
+from flowengine.transfer.reaching import connect
 from flowengine.wire.ticket import Ticket
 
 

@@ -19,9 +19,10 @@ from flowengine.store.scan_events import Batch
 from flowengine.store.staging import Staging
 from flowengine.transfer import halting
 from flowengine.transfer.control import Control, ControlDecoder
-from flowengine.transfer.halting import ANSWER_S, Leaving, halt_landing
+from flowengine.transfer.halting import halt_landing
 from flowengine.transfer.holds import BatchHold, LargeLeft, PieceHold
 from flowengine.transfer.landing import Landing
+from flowengine.transfer.leaving import ANSWER_S, Leaving
 from flowengine.transfer.losing import lose
 from flowengine.transfer.session import Counters
 from flowengine.transfer.sinks import (
