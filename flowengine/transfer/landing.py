@@ -14,11 +14,10 @@ Invariants
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import islice, repeat
 from time import perf_counter_ns
 from typing import Final
@@ -64,7 +63,6 @@ _ACKNOWLEDGE_BYTES: Final = 4 * MIB
 """Credit goes back in steps of this size, a quarter of the least window: each message wakes both ends' loops."""
 _MAX_BACKLOG: Final = 2048
 """Deliveries that may wait for the publisher before lanes wait too; the account's bound is on what is in them."""
-_TURN_S: Final = 0.02
 
 
 class Landing(OpenAccount):
@@ -78,7 +76,6 @@ class Landing(OpenAccount):
         umask: bits that are taken from the modes of files that are made.
         masked: bits of a mode that each file is given by itself, and not by what makes many: those that follow an owner,
             and those of the umask where the file system changes no modes.
-        turn: see `in_turn`.
         halted: why no object may begin any more; empty while they may. Set by `transfer.halting`.
     """
 
@@ -104,7 +101,6 @@ class Landing(OpenAccount):
         self.inflight: dict[bytes, list[Waiter] | None] = {}
         self.recent: dict[bytes, Location] = {}
         self.halted = ""
-        self.turn = threading.Lock()
         self._local = threading.local()
         self.sinks: set[Sink] = set()
         self.umask = process_umask()
@@ -113,20 +109,6 @@ class Landing(OpenAccount):
             self.masked |= self.umask
 
     # --- delivery, lane threads ---------------------------------------------------------------------------------
-
-    @contextlib.contextmanager
-    def in_turn(self) -> Iterator[None]:
-        """Let one thread at a time make small files, where that is quick.
-
-        Each system call lets go of the interpreter; threads that do nothing else hand it to each other at every
-        one, which costs more than the calls. Where calls are slow (a network file system) nobody waits long.
-        """
-        held = self.turn.acquire(timeout=_TURN_S)
-        try:
-            yield
-        finally:
-            if held:
-                self.turn.release()
 
     def deliver(self, runs: list[Run], plain: memoryview, stored_bytes: int) -> None:
         """One record's chunks. Blocks while they are verified and written.

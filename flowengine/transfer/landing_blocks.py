@@ -61,23 +61,22 @@ def deliver_block(
     verify, write = stages
     end = index + block.chunks
     ids = offer.ids[index:end]
-    with landing.in_turn():
-        begin = perf_counter_ns()
-        right = right_chunks(plain, block.columns.chunks)
-        if right != len(ids):
-            raise wrong_chunk(offer.directory, offer.entries[offer.owners[index + right]])
-        begin = verify.since(begin)
-        number = landing.staging.small_numbers(block.count)
-        write_run(landing.staging.fd, number, block.columns.packed, plain, landing.umask)
-        landing.publishable.put(("block", offer.directory, NO_ENTRY, (block, number)))
-        run = LandedRun(offer.directory.path, block, number)
-        with landing.lock:
-            waiters = [*map(landing.inflight.pop, ids, repeat(None))]
-            landing.recent.update(zip(ids, repeat(run), strict=False))
-            landing.forget_oldest()
-        if any(waiters):
-            landing.serve([*waited_for(block.columns.chunks, 0, waiters)], plain)
-        write.since(begin)
+    begin = perf_counter_ns()
+    right = right_chunks(plain, block.columns.chunks)
+    if right != len(ids):
+        raise wrong_chunk(offer.directory, offer.entries[offer.owners[index + right]])
+    begin = verify.since(begin)
+    number = landing.staging.small_numbers(block.count)
+    write_run(landing.staging.fd, number, block.columns.packed, plain, landing.umask)
+    landing.publishable.put(("block", offer.directory, NO_ENTRY, (block, number)))
+    run = LandedRun(offer.directory.path, block, number)
+    with landing.lock:
+        waiters = [*map(landing.inflight.pop, ids, repeat(None))]
+        landing.recent.update(zip(ids, repeat(run), strict=False))
+        landing.forget_oldest()
+    if any(waiters):
+        landing.serve([*waited_for(block.columns.chunks, 0, waiters)], plain)
+    write.since(begin)
     return block.size_bytes
 
 

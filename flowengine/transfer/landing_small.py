@@ -7,7 +7,6 @@ Plan
     objects are written many to a call; one whose chunks arrive apart gets a sink that fills up.
 Invariants
     - Nothing is written of a run before all of the run was hashed.
-    - One thread at a time makes small files, where that is quick (`Landing.in_turn`).
 """
 
 from __future__ import annotations
@@ -92,40 +91,39 @@ def deliver_small(
         and (files := offer.whole_files(index, count)) is not None
     ):
         return deliver_block(landing, offer, offer.block.part(*files), index, plain, stages)
-    with landing.in_turn():
-        begin = perf_counter_ns()
-        parts = _verify_small(offer, index, count, plain)
-        begin = verify.since(begin)
-        directory, entries, sinks = offer.directory, offer.entries, offer.sinks
-        path, small_name = directory.path + b"/" if directory.path else b"", landing.staging.small_name
-        arrived: list[tuple[bytes, int, Place | None]] = []
-        whole: list[tuple[Entry, str]] = []
-        what: list[tuple[int, int, int, int]] = []
-        at = 0
-        for owner, number, chunks, size in parts:
-            entry = entries[owner]
-            packed = entry.chunks
-            if chunks * CHUNK_BYTES != len(packed) or owner in sinks:
-                sink = _small_sink(landing, offer, owner)
-                before = sum(lengths_of(packed[: number * CHUNK_BYTES]))
-                run = packed[number * CHUNK_BYTES : (number + chunks) * CHUNK_BYTES]
-                location: Place | None = None
-                if not sink.failed:
-                    sink.put(before, plain[at : at + size], run)
-                    location = path + entry.name, sink.staged, before
-                arrived.append((run, at, location))
-                landing.add(sink, size)
-            else:
-                staged = small_name()
-                whole.append((entry, staged))
-                what.append((at, size, entry.mode, entry.mtime_ns))
-                arrived.append((packed, at, (path + entry.name, staged, 0)))
-            at += size
-        complete = _write_whole(landing, directory, whole, what, plain)
-        if complete:
-            landing.publishable.put(("smalls", directory, NO_ENTRY, complete))
-        landing.arrived(arrived, plain)
-        write.since(begin)
+    begin = perf_counter_ns()
+    parts = _verify_small(offer, index, count, plain)
+    begin = verify.since(begin)
+    directory, entries, sinks = offer.directory, offer.entries, offer.sinks
+    path, small_name = directory.path + b"/" if directory.path else b"", landing.staging.small_name
+    arrived: list[tuple[bytes, int, Place | None]] = []
+    whole: list[tuple[Entry, str]] = []
+    what: list[tuple[int, int, int, int]] = []
+    at = 0
+    for owner, number, chunks, size in parts:
+        entry = entries[owner]
+        packed = entry.chunks
+        if chunks * CHUNK_BYTES != len(packed) or owner in sinks:
+            sink = _small_sink(landing, offer, owner)
+            before = sum(lengths_of(packed[: number * CHUNK_BYTES]))
+            run = packed[number * CHUNK_BYTES : (number + chunks) * CHUNK_BYTES]
+            location: Place | None = None
+            if not sink.failed:
+                sink.put(before, plain[at : at + size], run)
+                location = path + entry.name, sink.staged, before
+            arrived.append((run, at, location))
+            landing.add(sink, size)
+        else:
+            staged = small_name()
+            whole.append((entry, staged))
+            what.append((at, size, entry.mode, entry.mtime_ns))
+            arrived.append((packed, at, (path + entry.name, staged, 0)))
+        at += size
+    complete = _write_whole(landing, directory, whole, what, plain)
+    if complete:
+        landing.publishable.put(("smalls", directory, NO_ENTRY, complete))
+    landing.arrived(arrived, plain)
+    write.since(begin)
     return at
 
 

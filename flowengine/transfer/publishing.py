@@ -224,8 +224,7 @@ class Publisher:
         """Give the files of blocks their names; what is not placed whole is added to `placed`."""
         found: list[PlacedBlock] = []
         for directory, block, first in blocks:
-            with self._landing.in_turn():
-                rows, stats, failed = place_run(self._staging.fd, first, block, directory.fd)
+            rows, stats, failed = place_run(self._staging.fd, first, block, directory.fd)
             if rows is not None:
                 found.append((directory, block, rows))
                 continue
@@ -242,13 +241,12 @@ class Publisher:
     def _place_tree(self, tree: SubtreesOffer, *, sync: bool) -> PlacedTree:
         """Make the folders of an offer of whole subtrees, and give the files in them their names."""
         directory, names = tree.directory, tree.columns.names
-        with self._landing.in_turn():
-            try:
-                placed = place_folders(
-                    directory.fd, tree.folders, self._staging.fd, tree.staged, names, tree.left_out, sync=sync
-                )
-            except OSError as error:
-                raise local_error(error, "cannot place folders in", directory.path or b".") from error
+        try:
+            placed = place_folders(
+                directory.fd, tree.folders, self._staging.fd, tree.staged, names, tree.left_out, sync=sync
+            )
+        except OSError as error:
+            raise local_error(error, "cannot place folders in", directory.path or b".") from error
         for number, code in enumerate(placed.folder_errors) if any(placed.folder_errors) else ():
             above = tree.parents[number]
             # Below one that could not be made only the files are told.
@@ -270,8 +268,7 @@ class Publisher:
     def _place_smalls(self, smalls: list[_Run]) -> list[Placed]:
         """Give small objects their names; those that have them now, by directory."""
         moves = [(staged, d.fd, entry.name) for d, run in smalls for entry, staged in run]
-        with self._landing.in_turn():
-            stats, failed = place_files(self._staging.fd, moves)
+        stats, failed = place_files(self._staging.fd, moves)
         lost = {at for at in failed if not self._rename_again(smalls, at)}
         placed: list[Placed] = []
         at = 0

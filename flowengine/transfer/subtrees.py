@@ -252,32 +252,31 @@ def deliver_subtrees(
     verify, write = stages
     end = index + count
     ids, chunks = offer.ids[index:end], offer.columns.chunks[index * CHUNK_BYTES : end * CHUNK_BYTES]
-    with landing.in_turn():
-        begin = perf_counter_ns()
-        right = right_chunks(plain, chunks)
-        if right != count:
-            raise IntegrityError(
-                f"a chunk of {show_path(offer.path_of(offer.owner(index + right)))} does not have the hash it was "
-                "offered with",
-                hint="nothing of it was used; if it repeats, the source's memory or disk is faulty, or it lies",
-            )
-        begin = verify.since(begin)
-        try:
-            written, size = _write_files(landing, offer, index, end, plain)
-            with landing.lock:
-                waiters = [*map(landing.inflight.pop, ids, repeat(None))]
-                for start, stop in written:
-                    landing.recent.update(zip(offer.ids[start:stop], repeat(offer.landed), strict=False))
-                    offer.pending -= sum(
-                        map(offer.has_chunks, range(offer.owner(start), offer.owner(stop - 1) + 1))
-                    )
-                landing.forget_oldest()
-            if any(waiters):
-                landing.serve([*waited_for(chunks, 0, waiters)], plain)
-        except OSError as error:
-            raise local_error(error, "cannot write into", offer.directory.path or b".") from error
-        place_if_complete(landing, offer)
-        write.since(begin)
+    begin = perf_counter_ns()
+    right = right_chunks(plain, chunks)
+    if right != count:
+        raise IntegrityError(
+            f"a chunk of {show_path(offer.path_of(offer.owner(index + right)))} does not have the hash it was "
+            "offered with",
+            hint="nothing of it was used; if it repeats, the source's memory or disk is faulty, or it lies",
+        )
+    begin = verify.since(begin)
+    try:
+        written, size = _write_files(landing, offer, index, end, plain)
+        with landing.lock:
+            waiters = [*map(landing.inflight.pop, ids, repeat(None))]
+            for start, stop in written:
+                landing.recent.update(zip(offer.ids[start:stop], repeat(offer.landed), strict=False))
+                offer.pending -= sum(
+                    map(offer.has_chunks, range(offer.owner(start), offer.owner(stop - 1) + 1))
+                )
+            landing.forget_oldest()
+        if any(waiters):
+            landing.serve([*waited_for(chunks, 0, waiters)], plain)
+    except OSError as error:
+        raise local_error(error, "cannot write into", offer.directory.path or b".") from error
+    place_if_complete(landing, offer)
+    write.since(begin)
     return size
 
 
