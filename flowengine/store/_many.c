@@ -19,7 +19,7 @@
 #error "proofs are little-endian; Python does without this library"
 #endif
 
-#define INTERFACE 9
+#define INTERFACE 10
 #define KINDS 4
 enum { SMALL, LARGE, FOLDER, OTHER };
 
@@ -589,12 +589,18 @@ int64_t flow_read_block(int64_t folder, const char *names, const Row *rows, int6
 
 /* --- a run of files that landed: numbers as `flow_columns` gives them, staging names made of numbers ----------------- */
 
-static void staged(char *name, int64_t number) { sprintf(name, "s.%llx", (unsigned long long)number); }
+#define PART_BITS 40
+#define STAGED 48 /* room for a name */
+
+static void staged(char *name, int64_t number) {
+    const unsigned long long whole = (unsigned long long)number;
+    sprintf(name, "s.%llx/%llx", whole >> PART_BITS, whole & ((1ULL << PART_BITS) - 1));
+}
 
 /* Make the staging files of a run, whose bytes lie one behind the other, as `flow_write` does. */
 int64_t flow_write_run(int64_t folder, int64_t first, int64_t count, const int64_t *numbers, const char *data,
                        int64_t umask) {
-    char name[24];
+    char name[STAGED];
     for (int64_t i = 0; i < count; i++, numbers += 5) {
         staged(name, first + i);
         int error = write_one((int)folder, name, data, numbers[1], (mode_t)numbers[2], numbers[3], umask);
@@ -607,7 +613,7 @@ int64_t flow_write_run(int64_t folder, int64_t first, int64_t count, const int64
 /* Give the files of a run their names in a folder and look at each there, as `flow_place` does. How many failed. */
 int64_t flow_place_run(int64_t from, int64_t first, int64_t to, const char *names, int64_t count, Row *rows,
                        int64_t *errors) {
-    char name[24];
+    char name[STAGED];
     int64_t folder = to, failed = 0;
     for (int64_t i = 0; i < count; i++, names += strlen(names) + 1) {
         staged(name, first + i);
@@ -665,7 +671,7 @@ int64_t flow_place_folders(int64_t base, const char *names, const Folder *folder
         folder_errors[i] = error;
         failed += error != 0;
         for (int64_t n = 0; n < folders[i].files; n++, number++, files += strlen(files) + 1) {
-            char name[24];
+            char name[STAGED];
             int64_t to = fd;
             errors[number] = error;
             if (left_out[number]) errors[number] = 0;

@@ -51,7 +51,7 @@ __all__ = [
     "write_files",
 ]
 
-_INTERFACE: Final = 9
+_INTERFACE: Final = 10
 _KINDS: Final = 4
 
 

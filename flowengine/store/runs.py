@@ -36,15 +36,29 @@ __all__ = [
     "place_folders",
     "place_run",
     "staging_name",
+    "staging_number",
+    "staging_part",
     "write_run",
 ]
 
+_PART_BITS: Final = 40
+_IN_PART: Final = (1 << _PART_BITS) - 1
 _NO_STAT: Final = Stat(*[0] * len(Stat._fields))
 
 
 def staging_name(number: int) -> str:
-    """What the staging file of a small object is called."""
-    return f"s.{number:x}"
+    """The path of a small object's staging file, from the staging folder; the number says which part of it that is in."""
+    return f"{staging_part(number >> _PART_BITS)}/{number & _IN_PART:x}"
+
+
+def staging_part(part: int) -> str:
+    """What a part of the staging folder is called."""
+    return f"s.{part:x}"
+
+
+def staging_number(part: int, number: int) -> int:
+    """The number by which a part's file goes."""
+    return part << _PART_BITS | number
 
 
 def write_run(folder: int, first: int, packed: bytes, data: memoryview, umask: int = 0) -> None:

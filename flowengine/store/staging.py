@@ -5,7 +5,8 @@ Goal
 Plan
     A folder `.flow-staging` in the target's root, on the same file system as what will be published from it. A large
     object is a staging file named by its path's hash, with a journal beside it: a header, then one record per run of
-    chunks that were verified and written, with marks at which everything before is synced.
+    chunks that were verified and written, with marks at which everything before is synced. Small objects stand in a few
+    folders in it, by turns: threads that make files in one folder wait for each other in the kernel, and spin meanwhile.
 Invariants
     - A chunk is journalled after it was written, never before.
     - After a restart under the same boot id the page cache still has what was written: the journal is believed.
@@ -30,7 +31,7 @@ from blake3 import blake3
 from flowengine.chunking import CHUNK_BYTES, chunk_id
 from flowengine.errors import TemporaryError
 from flowengine.store.filesystem import boot_id, local_error
-from flowengine.store.runs import staging_name
+from flowengine.store.runs import staging_name, staging_number, staging_part
 from flowengine.units import show_path
 from flowengine.wire.paths import STAGING_NAME
 
@@ -199,6 +200,10 @@ class StagedObject:
         self.forget_journal()
 
 
+PARTS: Final = 4
+"""Folders for small objects. A lane is seldom at the one that another is at, or the publisher."""
+
+
 class Staging:
     """The staging folder of one target root, locked for this process."""
 
@@ -212,6 +217,7 @@ class Staging:
         self._root_fd = root_fd
         self._root_path = root_path
         self._next_number = 1
+        self._part = 0
         self._numbers_lock = threading.Lock()
         self._locks: list[int] = []
         try:
@@ -247,7 +253,14 @@ class Staging:
             self._unlock()
             os.close(self.fd)
             raise
-        self._sweep()
+        try:
+            self._sweep()
+            for part in range(PARTS):
+                os.mkdir(staging_part(part), 0o700, dir_fd=self.fd)
+        except OSError as error:
+            self._unlock()
+            os.close(self.fd)
+            raise local_error(error, "cannot make the staging folder in", root_path) from error
 
     def _lock(self, fd: int, how: int, path: bytes) -> None:
         try:
@@ -285,8 +298,7 @@ class Staging:
         """Remove small staging files of earlier sessions: they were never journalled."""
         for name in os.listdir(self.fd):
             if name.startswith("s."):
-                with contextlib.suppress(OSError):
-                    os.unlink(name, dir_fd=self.fd)
+                _remove(name, self.fd)
 
     def small_name(self) -> str:
         """A fresh name for a small object's staging file; safe from any thread."""
@@ -295,8 +307,9 @@ class Staging:
     def small_numbers(self, count: int) -> int:
         """The first of so many numbers, each for one `staging_name`; safe from any thread."""
         with self._numbers_lock:
+            self._part = (self._part + 1) % PARTS
             first, self._next_number = self._next_number, self._next_number + count
-        return first
+        return staging_number(self._part, first)
 
     def open_object(self, path: bytes, size_bytes: int, attempt: int = 0) -> StagedObject:
         """The staging file of a large object, with what an earlier session left in it.
@@ -310,10 +323,12 @@ class Staging:
 
     def close(self, *, remove: bool) -> None:
         """Unlock; with `remove` (everything was published), or when nothing waits in it, take the folder away."""
+        for part in range(PARTS):
+            with contextlib.suppress(OSError):  # what is in it waits
+                os.rmdir(staging_part(part), dir_fd=self.fd)
         if remove or os.listdir(self.fd) == ["lock"]:
             for name in os.listdir(self.fd):
-                with contextlib.suppress(OSError):
-                    os.unlink(name, dir_fd=self.fd)
+                _remove(name, self.fd)
             with contextlib.suppress(OSError):
                 st = os.fstat(self._root_fd)
                 os.rmdir(STAGING_NAME, dir_fd=self._root_fd)
@@ -322,3 +337,22 @@ class Staging:
                 )  # the root's own time has landed already
         self._unlock()
         os.close(self.fd)
+
+
+def _remove(name: str, folder: int) -> None:
+    """Remove a staging file, or a part with the files in it; as far as that can be had."""
+    with contextlib.suppress(OSError):
+        try:
+            os.unlink(name, dir_fd=folder)
+            return
+        except OSError as error:
+            # Linux says the one of a folder, POSIX the other. What else stands here is not this module's.
+            if error.errno not in (errno.EISDIR, errno.EPERM) or not name.startswith("s."):
+                return
+        part = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
+        try:
+            for file in os.listdir(part):
+                os.unlink(file, dir_fd=part)
+        finally:
+            os.close(part)
+        os.rmdir(name, dir_fd=folder)

@@ -197,5 +197,14 @@ def test_a_broken_journal_is_not_believed(flow: Flow, source: Path, tmp_path: Pa
     (staging / name).write_bytes(os.urandom(12 * MIB))
     (staging / f"{name}.j").write_bytes(os.urandom(5000))
     (staging / "s.1").write_bytes(b"left over")
+    (staging / "s.2").mkdir()
+    (staging / "s.2" / "5").write_bytes(b"left over")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "1").write_bytes(b"of somebody")
+    for part in ("s.0", "s.3"):
+        (staging / part).symlink_to(elsewhere)
     flow("cp", f"{source}/", tmp_path / "target")
     assert_same(source, tmp_path / "target")
+    assert {path.name: path.read_bytes() for path in elsewhere.iterdir()} == {"1": b"of somebody"}
+    assert not staging.exists()
