@@ -34,7 +34,8 @@ from flowengine.store.buffers import fresh_memory
 from flowengine.store.encoded import block_of, parse_block, same_files
 from flowengine.store.filesystem import sync_filesystem
 from flowengine.store.many import list_folder, read_rows
-from flowengine.store.runs import place_run, write_run
+from flowengine.store.runs import place_run, staging_number, staging_part, write_run
+from flowengine.store.staging import PARTS
 from flowengine.units import MIB
 
 KEY: Final = bytes(32)
@@ -193,14 +194,15 @@ class Receiver:
     def __init__(self, root: str) -> None:
         self._root = os.open(root, os.O_RDONLY)
         self._staging = -1
-        self._numbers = 0
+        self._numbers = self._part = 0
         self._lock = threading.Lock()
-        self._turn = threading.Lock()
         self._larges: dict[bytes, int] = {}
 
     def begin(self) -> None:
         os.mkdir(STAGING, dir_fd=self._root)
         self._staging = os.open(STAGING, os.O_RDONLY, dir_fd=self._root)
+        for part in range(PARTS):
+            os.mkdir(staging_part(part), dir_fd=self._staging)
 
     def lane(self, sock: socket.socket) -> None:
         buffer = fresh_memory(SEGMENT_BYTES + 2 * MIB)
@@ -244,15 +246,17 @@ class Receiver:
         if block is None:
             raise SystemExit(f"{path!r} was described by what is no block")
         where = b"/proc/self/fd/%d/%s" % (self._root, path)
-        with self._turn:
-            if not are_chunks(data, block.columns.chunks):
-                raise SystemExit(f"{path!r} is not what was sent")
-            number, self._numbers = self._numbers, self._numbers + block.count
-            write_run(self._staging, number, block.columns.packed, data)
-            os.makedirs(where, exist_ok=True)
-            folder = os.open(where, os.O_RDONLY)
-            place_run(self._staging, number, block, folder)
-            os.close(folder)
+        if not are_chunks(data, block.columns.chunks):
+            raise SystemExit(f"{path!r} is not what was sent")
+        with self._lock:
+            first, self._numbers = self._numbers, self._numbers + block.count
+            self._part = (self._part + 1) % PARTS
+            number = staging_number(self._part, first)
+        write_run(self._staging, number, block.columns.packed, data)
+        os.makedirs(where, exist_ok=True)
+        folder = os.open(where, os.O_RDONLY)
+        place_run(self._staging, number, block, folder)
+        os.close(folder)
 
     def _compare(self, path: bytes, about: bytes, view: memoryview) -> None:
         block = parse_block(about)
@@ -268,6 +272,8 @@ class Receiver:
         os.close(folder)
 
     def end(self) -> None:
+        for part in range(PARTS):
+            os.rmdir(staging_part(part), dir_fd=self._staging)
         os.close(self._staging)
         os.rmdir(STAGING, dir_fd=self._root)
         sync_filesystem(self._root)
