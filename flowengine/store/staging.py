@@ -260,7 +260,7 @@ class Staging:
         except OSError as error:
             self._unlock()
             os.close(self.fd)
-            raise local_error(error, "cannot make the staging folder in", root_path) from error
+            raise local_error(error, "cannot make the parts of .flow-staging in", root_path) from error
 
     def _lock(self, fd: int, how: int, path: bytes) -> None:
         try:

@@ -75,7 +75,7 @@ def _routed(peer: Peer) -> RoutedPeer | None:
         return None
     from flowengine.transfer.routes import RoutedPeer  # nobody with a ticket needs what sites do
 
-    return peer if isinstance(peer, RoutedPeer) and peer.ways else None
+    return peer if isinstance(peer, RoutedPeer) else None
 
 
 def _dialled(peer: Peer) -> Dialled:
@@ -94,7 +94,7 @@ async def dial(peer: Peer, ahead: Ahead | None = None) -> Channel:
         AuthenticationError: whoever answers is not who the ticket or grant names, or does not accept it.
     """
     routed = _routed(peer)
-    reached = await (routed.reach(dial) if routed is not None else reach_straight(peer))
+    reached = await (routed.reach(dial) if routed is not None and routed.ways else reach_straight(peer))
     dialled = _dialled(peer)
     stream = trio.SSLStream(reached.stream, dialled.context, server_side=False)
     try:
@@ -153,7 +153,7 @@ async def open_session(
             )  # as on the data connections, so that it tells what they will have
             wanted = request(rtt_s, congestion_of(reached.sock))
             wanted.ticket = reached.consent.document if reached.consent is not None else b""
-            ways = routed.ways if routed is not None else (straight_way(peer),)
+            ways = (routed.ways if routed is not None else ()) or (straight_way(peer),)
             wanted.streams = dialer.begin(reached, ways, wanted.streams, fixed=fixed_streams)
             asked.append(wanted)
             over.append(reached)
