@@ -27,7 +27,7 @@ import trio
 
 from flowengine.api.agents import Disposed, Taken
 from flowengine.api.transfers import Disposal
-from flowengine.errors import FlowError
+from flowengine.errors import FlowError, LocalError
 from flowengine.evidence.bodies import delete_certificate_body, quarantine_body
 from flowengine.policy.duties import Clock, Instant, deletion, disagreement
 from flowengine.store.filesystem import boot_id
@@ -80,6 +80,9 @@ class Keeper:
         self._owed = owed
         self._ahead_s = 0.0
         self._failed: set[str] = set()
+        self._recorded: dict[str, Holding] = {}
+        self._certified: dict[str, bytes] = {}
+        self._why_not: dict[str, str] = {}
 
     def wake(self) -> None:
         """Look now."""
@@ -202,8 +205,12 @@ class Keeper:
     async def _hide_one(self, holding: Holding) -> None:
         try:
             await self._hide(holding)
-        except FlowError as error:  # tried again in the next round
-            self._site.log.warning("cannot be hidden", task=holding.task, why=error.message)
+        except FlowError as error:  # tried again in the next round, and told once
+            if self._why_not.get(holding.task) != error.message:
+                self._why_not[holding.task] = error.message
+                self._site.log.warning(
+                    "cannot be hidden", task=holding.task, why=error.message, next=error.hint
+                )
             await self._cannot(holding, error.message)
             await trio.sleep(_ROUND_S)
         finally:
@@ -213,12 +220,10 @@ class Keeper:
     async def _hide(self, holding: Holding) -> None:
         root = self._root(holding)
         if root is None:
-            self._site.log.error(
-                "what must go lies in a root that is not offered any more", task=holding.task, root=holding.root,
-                next="offer it again in site.toml until it is gone",
-            )  # fmt: skip
-            await self._cannot(holding, f"the folder {holding.root} is not offered any more")
-            return
+            raise LocalError(
+                f"the folder {holding.root} is not offered any more",
+                hint="offer it again in site.toml until what must go is gone",
+            )
         real = os.path.join(root.real_path, holding.folder) if holding.folder else root.real_path
         async with self._site.writers.write(real, holding.task, lambda text: None):
             hands, place = self._site.acting.hands_of(holding.account), Place(root, holding.folder, True)
@@ -230,14 +235,21 @@ class Keeper:
             count, size_bytes = await hands.hide(place, holding.task, [], staging=not holding.landed)
         missing = names.objects - count
         # On the record first, as a certificate is: where that cannot be, or this process dies here, the next round hides
-        # nothing more and records it then, rather than never. At worst it stands there twice.
-        await self._record(replace(holding, objects=count, size_bytes=size_bytes, missing=missing))
+        # nothing more and records it then, rather than never. At worst it stands there twice, once for each life.
+        await self._record_once(replace(holding, objects=count, size_bytes=size_bytes, missing=missing))
         self.holdings.hidden(holding.task, int(time.time()), count, size_bytes, missing, names.hex())
+        self._recorded.pop(holding.task, None)
 
     async def _purge(self, holding: Holding) -> None:
         root = self._root(holding)
         if root is None:
             return
+        certified = self._certified.get(holding.task) or await self._destroy(holding, root)
+        self.holdings.purged(holding.task, certified)
+        self._certified.pop(holding.task, None)
+
+    async def _destroy(self, holding: Holding, root: OfferedRoot) -> bytes:
+        """Destroy what is in quarantine; gives the certificate, which is on the record."""
         hands = self._site.acting.hands_of(holding.account)
         staged_bytes = await hands.purge(Place(root, holding.folder, True), holding.task)
         said = DeleteCertificate(
@@ -262,11 +274,18 @@ class Keeper:
         document = self._site.trust.identity.sign_deletion(said)
         # On the record first: where that cannot be, the next round finds nothing left to destroy and records then.
         await self._record(replace(holding, certificate=document))
-        self.holdings.purged(holding.task, document)
+        self._certified[holding.task] = document  # the account may be what cannot be written
         self._site.log.info(
             "destroyed", task=holding.task, cause=holding.cause, objects=holding.objects,
             size_bytes=holding.size_bytes, staged_bytes=staged_bytes,
         )  # fmt: skip
+        return document
+
+    async def _record_once(self, holding: Holding) -> None:
+        """Record it, unless that was done and what comes behind it was not: the account may be what cannot be written."""
+        if self._recorded.get(holding.task) != holding:
+            await self._record(holding)
+            self._recorded[holding.task] = holding
 
     async def _record(self, holding: Holding) -> None:
         path = f"{self._site.name}:{holding.path}"

@@ -590,11 +590,11 @@ int64_t flow_read_block(int64_t folder, const char *names, const Row *rows, int6
 /* --- a run of files that landed: numbers as `flow_columns` gives them, staging names made of numbers ----------------- */
 
 #define PART_BITS 40
-#define STAGED 48 /* room for a name */
+#define STAGED 24 /* room for a name */
 
+/* What a staging file is called in its part of the staging folder, which the upper bits of the number say. */
 static void staged(char *name, int64_t number) {
-    const unsigned long long whole = (unsigned long long)number;
-    sprintf(name, "s.%llx/%llx", whole >> PART_BITS, whole & ((1ULL << PART_BITS) - 1));
+    sprintf(name, "%llx", (unsigned long long)number & ((1ULL << PART_BITS) - 1));
 }
 
 /* Make the staging files of a run, whose bytes lie one behind the other, as `flow_write` does. */

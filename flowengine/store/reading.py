@@ -84,7 +84,7 @@ class Piece:
 
 
 def _workers(threads: int) -> ThreadPoolExecutor:
-    from concurrent.futures import ThreadPoolExecutor  # nobody needs it for one thread
+    from concurrent.futures import ThreadPoolExecutor  # takes time to load, and small objects need none
 
     return ThreadPoolExecutor(threads, "flow-read")
 
@@ -125,7 +125,7 @@ class ObjectReader:
         self._pool = pool
         self._cutter = Cutter(profile)
         self._threads = threads
-        self._workers = _workers(threads) if threads > 1 else None
+        self._workers: ThreadPoolExecutor | None = None
 
     def close(self) -> None:
         """End the worker threads; pieces already given stay valid."""
@@ -141,7 +141,8 @@ class ObjectReader:
             ObjectChanged: the object is shorter than `size_bytes`.
             OSError: as the file system says.
         """
-        if self._workers is not None and size_bytes - offset > SEGMENT_BYTES and not sparse:
+        if self._threads > 1 and size_bytes - offset > SEGMENT_BYTES and not sparse:
+            self._workers = self._workers or _workers(self._threads)
             return self._pieces_threaded(fd, size_bytes, offset)
         return self._pieces_sequential(fd, size_bytes, offset, sparse)
 

@@ -33,11 +33,11 @@ __all__ = [
     "dress_files",
     "log_rows",
     "note_folders",
+    "part_of",
     "place_folders",
     "place_run",
     "staging_name",
     "staging_number",
-    "staging_part",
     "write_run",
 ]
 
@@ -47,18 +47,18 @@ _NO_STAT: Final = Stat(*[0] * len(Stat._fields))
 
 
 def staging_name(number: int) -> str:
-    """The path of a small object's staging file, from the staging folder; the number says which part of it that is in."""
-    return f"{staging_part(number >> _PART_BITS)}/{number & _IN_PART:x}"
-
-
-def staging_part(part: int) -> str:
-    """What a part of the staging folder is called."""
-    return f"s.{part:x}"
+    """What the staging file of a run's object is called, in the part of the staging folder that it is in."""
+    return f"{number & _IN_PART:x}"
 
 
 def staging_number(part: int, number: int) -> int:
-    """The number by which a part's file goes."""
+    """The number of a part's file, which says both."""
     return part << _PART_BITS | number
+
+
+def part_of(number: int) -> int:
+    """The part of the staging folder that a file is in."""
+    return number >> _PART_BITS
 
 
 def write_run(folder: int, first: int, packed: bytes, data: memoryview, umask: int = 0) -> None:

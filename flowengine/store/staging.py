@@ -5,8 +5,8 @@ Goal
 Plan
     A folder `.flow-staging` in the target's root, on the same file system as what will be published from it. A large
     object is a staging file named by its path's hash, with a journal beside it: a header, then one record per run of
-    chunks that were verified and written, with marks at which everything before is synced. Small objects stand in a few
-    folders in it, by turns: threads that make files in one folder wait for each other in the kernel, and spin meanwhile.
+    chunks that were verified and written, with marks at which everything before is synced. Runs of small objects stand in a
+    few folders in it, by turns: threads that make files in one folder wait for each other in the kernel, and spin meanwhile.
 Invariants
     - A chunk is journalled after it was written, never before.
     - After a restart under the same boot id the page cache still has what was written: the journal is believed.
@@ -31,7 +31,7 @@ from blake3 import blake3
 from flowengine.chunking import CHUNK_BYTES, chunk_id
 from flowengine.errors import TemporaryError
 from flowengine.store.filesystem import boot_id, local_error
-from flowengine.store.runs import staging_name, staging_number, staging_part
+from flowengine.store.runs import part_of, staging_name, staging_number
 from flowengine.units import show_path
 from flowengine.wire.paths import STAGING_NAME
 
@@ -200,8 +200,9 @@ class StagedObject:
         self.forget_journal()
 
 
-PARTS: Final = 4
-"""Folders for small objects. A lane is seldom at the one that another is at, or the publisher."""
+_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+_PARTS: Final = ("r.0", "r.1", "r.2", "r.3")
+"""Folders for runs of small objects. A lane is seldom at the one that another is at, or the publisher."""
 
 
 class Staging:
@@ -217,6 +218,7 @@ class Staging:
         self._root_fd = root_fd
         self._root_path = root_path
         self._next_number = 1
+        self._parts: list[int] = []
         self._part = 0
         self._numbers_lock = threading.Lock()
         self._locks: list[int] = []
@@ -255,9 +257,11 @@ class Staging:
             raise
         try:
             self._sweep()
-            for part in range(PARTS):
-                os.mkdir(staging_part(part), 0o700, dir_fd=self.fd)
+            for name in _PARTS:
+                self._parts.append(_make_part(name, self.fd))
         except OSError as error:
+            for part in self._parts:
+                os.close(part)
             self._unlock()
             os.close(self.fd)
             raise local_error(error, "cannot make the parts of .flow-staging in", root_path) from error
@@ -297,19 +301,33 @@ class Staging:
     def _sweep(self) -> None:
         """Remove small staging files of earlier sessions: they were never journalled."""
         for name in os.listdir(self.fd):
-            if name.startswith("s."):
+            if name.startswith(("s.", "r.")):
                 _remove(name, self.fd)
 
     def small_name(self) -> str:
-        """A fresh name for a small object's staging file; safe from any thread."""
-        return staging_name(self.small_numbers(1))
-
-    def small_numbers(self, count: int) -> int:
-        """The first of so many numbers, each for one `staging_name`; safe from any thread."""
+        """A fresh name for the staging file of a small object that comes by itself; safe from any thread."""
         with self._numbers_lock:
-            self._part = (self._part + 1) % PARTS
+            number, self._next_number = self._next_number, self._next_number + 1
+        return f"s.{number:x}"
+
+    def run_numbers(self, count: int) -> int:
+        """The first of so many numbers for the staging files of a run, all in one part; safe from any thread."""
+        with self._numbers_lock:
+            self._part = (self._part + 1) % len(_PARTS)
             first, self._next_number = self._next_number, self._next_number + count
         return staging_number(self._part, first)
+
+    def part(self, number: int) -> int:
+        """The folder, open, that the staging file of a number is in."""
+        return self._parts[part_of(number)]
+
+    def find(self, staged: str | int) -> tuple[str, int]:
+        """What a small object's staging file is called, and the open folder that it is in.
+
+        Args:
+            staged: its name, or its number.
+        """
+        return (staged, self.fd) if isinstance(staged, str) else (staging_name(staged), self.part(staged))
 
     def open_object(self, path: bytes, size_bytes: int, attempt: int = 0) -> StagedObject:
         """The staging file of a large object, with what an earlier session left in it.
@@ -323,9 +341,10 @@ class Staging:
 
     def close(self, *, remove: bool) -> None:
         """Unlock; with `remove` (everything was published), or when nothing waits in it, take the folder away."""
-        for part in range(PARTS):
-            with contextlib.suppress(OSError):  # what is in it waits
-                os.rmdir(staging_part(part), dir_fd=self.fd)
+        for name, part in zip(_PARTS, self._parts, strict=True):
+            os.close(part)
+            with contextlib.suppress(OSError):  # what a killed lane left in it the next session sweeps
+                os.rmdir(name, dir_fd=self.fd)
         if remove or os.listdir(self.fd) == ["lock"]:
             for name in os.listdir(self.fd):
                 _remove(name, self.fd)
@@ -347,12 +366,23 @@ def _remove(name: str, folder: int) -> None:
             return
         except OSError as error:
             # Linux says the one of a folder, POSIX the other. What else stands here is not this module's.
-            if error.errno not in (errno.EISDIR, errno.EPERM) or not name.startswith("s."):
+            if error.errno not in (errno.EISDIR, errno.EPERM) or not name.startswith("r."):
                 return
-        part = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
+        part = os.open(name, _FOLDER, dir_fd=folder)
         try:
             for file in os.listdir(part):
-                os.unlink(file, dir_fd=part)
+                with contextlib.suppress(OSError):
+                    os.unlink(file, dir_fd=part)
         finally:
             os.close(part)
         os.rmdir(name, dir_fd=folder)
+
+
+def _make_part(name: str, folder: int) -> int:
+    """A part, open. What else stands in its place is left alone, and set aside."""
+    try:
+        os.mkdir(name, 0o700, dir_fd=folder)
+    except FileExistsError:
+        os.rename(name, f"r.stuck-{os.urandom(4).hex()}", src_dir_fd=folder, dst_dir_fd=folder)
+        os.mkdir(name, 0o700, dir_fd=folder)
+    return os.open(name, _FOLDER, dir_fd=folder)

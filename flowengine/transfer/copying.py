@@ -41,7 +41,7 @@ class CopyJob:
         packed: bytes,
         *,
         basis: Basis | Recalled | None,
-        path: tuple[bytes, str] | None,
+        path: tuple[bytes, str | int] | None,
         source_offset: int,
     ) -> None:
         self.sink = sink
@@ -270,7 +270,8 @@ class Copier:
         if not staged:
             return open_beneath(self._root_fd, path, READ_FILE)
         try:
-            return os.open(staged, READ_FILE, dir_fd=self._landing.staging.fd)
+            name, folder = self._landing.staging.find(staged)
+            return os.open(name, READ_FILE, dir_fd=folder)
         except FileNotFoundError:
             return open_beneath(self._root_fd, path, READ_FILE)
 

@@ -66,8 +66,8 @@ def deliver_block(
     if right != len(ids):
         raise wrong_chunk(offer.directory, offer.entries[offer.owners[index + right]])
     begin = verify.since(begin)
-    number = landing.staging.small_numbers(block.count)
-    write_run(landing.staging.fd, number, block.columns.packed, plain, landing.umask)
+    number = landing.staging.run_numbers(block.count)
+    write_run(landing.staging.part(number), number, block.columns.packed, plain, landing.umask)
     landing.publishable.put(("block", offer.directory, NO_ENTRY, (block, number)))
     run = LandedRun(offer.directory.path, block, number)
     with landing.lock:

@@ -20,7 +20,6 @@ from flowengine.chunking import CHUNK_BYTES, ID_BYTES, lengths_of, packed_size, 
 from flowengine.manifest import Entry
 from flowengine.store.filesystem import local_error
 from flowengine.store.many import write_files
-from flowengine.store.runs import staging_name
 from flowengine.transfer.landing_blocks import deliver_block, wrong_chunk
 from flowengine.transfer.places import Place
 from flowengine.transfer.sinks import (
@@ -96,8 +95,7 @@ def deliver_small(
     parts = _verify_small(offer, index, count, plain)
     begin = verify.since(begin)
     directory, entries, sinks = offer.directory, offer.entries, offer.sinks
-    path = directory.path + b"/" if directory.path else b""
-    first = landing.staging.small_numbers(len(parts))
+    path, small_name = directory.path + b"/" if directory.path else b"", landing.staging.small_name
     arrived: list[tuple[bytes, int, Place | None]] = []
     whole: list[tuple[Entry, str]] = []
     what: list[tuple[int, int, int, int]] = []
@@ -116,7 +114,7 @@ def deliver_small(
             arrived.append((run, at, location))
             landing.add(sink, size)
         else:
-            staged = staging_name(first + len(whole))
+            staged = small_name()
             whole.append((entry, staged))
             what.append((at, size, entry.mode, entry.mtime_ns))
             arrived.append((packed, at, (path + entry.name, staged, 0)))

@@ -10,12 +10,11 @@ from itertools import accumulate
 
 from flowengine.chunking import CHUNK_BYTES, packed_size
 from flowengine.manifest import Block
-from flowengine.store.runs import staging_name
 
 __all__ = ["LandedPart", "LandedRun", "LandedSubtrees", "Location", "Place", "path_of_file"]
 
-Place = tuple[bytes, str, int]
-"""(final path, staging name, offset)"""
+Place = tuple[bytes, str | int, int]
+"""(final path, the name or number of the staging file, offset)"""
 
 
 class LandedRun:
@@ -42,7 +41,7 @@ class LandedRun:
         first = firsts[owner]
         name = self._block.names[owner]
         path = self._folder + b"/" + name if self._folder else name
-        return path, staging_name(self._number + owner), sum(lengths[first:chunk])
+        return path, self._number + owner, sum(lengths[first:chunk])
 
 
 def path_of_file(folders: list[bytes], ends: list[int], names: bytes, file: int) -> bytes:
@@ -94,7 +93,7 @@ class LandedSubtrees:
         owner = bisect_right(self._firsts, chunk) - 1
         before = packed_size(packed[self._firsts[owner] * CHUNK_BYTES : chunk * CHUNK_BYTES])
         path = path_of_file(self._folders, self._ends, self._names, owner)
-        return path, staging_name(self._number + owner), before
+        return path, self._number + owner, before
 
 
 class LandedPart:

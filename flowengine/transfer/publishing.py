@@ -24,7 +24,7 @@ from flowengine.manifest import Block, Entry
 from flowengine.store.filesystem import local_error, open_beneath, sync_filesystem
 from flowengine.store.index_log import IndexLog
 from flowengine.store.many import Stat, place_files
-from flowengine.store.runs import place_folders, place_run, staging_name
+from flowengine.store.runs import place_folders, place_run
 from flowengine.store.scan_cache import ScanCache
 from flowengine.transfer.control import Control
 from flowengine.transfer.landing import Landing
@@ -224,13 +224,11 @@ class Publisher:
         """Give the files of blocks their names; what is not placed whole is added to `placed`."""
         found: list[PlacedBlock] = []
         for directory, block, first in blocks:
-            rows, stats, failed = place_run(self._staging.fd, first, block, directory.fd)
+            rows, stats, failed = place_run(self._staging.part(first), first, block, directory.fd)
             if rows is not None:
                 found.append((directory, block, rows))
                 continue
-            lost = {
-                n for n in failed if not self._rename(staging_name(first + n), directory, block.entries[n])
-            }
+            lost = {n for n in failed if not self._rename(first + n, directory, block.entries[n])}
             kept = [
                 (e, st) for n, (e, st) in enumerate(zip(block.entries, stats, strict=True)) if n not in lost
             ]
@@ -243,7 +241,13 @@ class Publisher:
         directory, names = tree.directory, tree.columns.names
         try:
             placed = place_folders(
-                directory.fd, tree.folders, self._staging.fd, tree.staged, names, tree.left_out, sync=sync
+                directory.fd,
+                tree.folders,
+                self._staging.part(tree.staged),
+                tree.staged,
+                names,
+                tree.left_out,
+                sync=sync,
             )
         except OSError as error:
             raise local_error(error, "cannot place folders in", directory.path or b".") from error
@@ -330,9 +334,10 @@ class Publisher:
             self._landing.fail_sink(large, "attributes", refused)
         return not refused
 
-    def _sync_small(self, staged: str) -> None:
+    def _sync_small(self, staged: str | int) -> None:
+        name, folder = self._staging.find(staged)
         try:
-            fd = os.open(staged, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self._staging.fd)
+            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=folder)
         except PermissionError:  # its own mode forbids reading, to everybody but root
             sync_filesystem(self._staging.fd)
             return
@@ -362,11 +367,11 @@ class Publisher:
                         self._sync_small(staged)
                 for _, block, first in blocks:
                     for number in range(first, first + block.count):
-                        self._sync_small(staging_name(number))
+                        self._sync_small(number)
                 for tree in trees:
                     for number in range(tree.files):
                         if tree.states[number] == WRITTEN:
-                            self._sync_small(staging_name(tree.staged + number))
+                            self._sync_small(tree.staged + number)
         except OSError as error:
             raise local_error(error, "cannot sync", b"the target") from error
 
@@ -388,15 +393,16 @@ class Publisher:
                 found[id(below)] = below
         return list(found.values())
 
-    def _rename(self, staged: str, directory: TargetDirectory, entry: Entry) -> bool:
-        places = {"src_dir_fd": self._staging.fd, "dst_dir_fd": directory.fd}
+    def _rename(self, staged: str | int, directory: TargetDirectory, entry: Entry) -> bool:
+        name, folder = self._staging.find(staged)
+        places = {"src_dir_fd": folder, "dst_dir_fd": directory.fd}
         try:
             try:
-                os.rename(staged, entry.name, **places)
+                os.rename(name, entry.name, **places)
             except IsADirectoryError:
                 if self.make_way is None or not self.make_way(directory, entry.name):
                     raise
-                os.rename(staged, entry.name, **places)
+                os.rename(name, entry.name, **places)
             return True
         except OSError as error:
             self._raise_if_full(error, directory, entry)

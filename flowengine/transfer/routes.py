@@ -41,7 +41,7 @@ class RoutedPeer(SitePeer):
     """The other end of a task, to be dialled over one or several routes.
 
     Attributes:
-        ways: the routes, best first; never empty.
+        ways: the routes, best first; where there are none, it is dialled straight.
         gate: what policy says at this site.
         sends: whether this side is the source.
         dialer: of the session that runs now.

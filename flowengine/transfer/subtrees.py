@@ -195,7 +195,7 @@ class SubtreesOffer:
             OSError: as the file system says.
         """
         staged = self.staged + first
-        write_run(landing.staging.fd, staged, self.numbers_of(first, last), data, landing.umask)
+        write_run(landing.staging.part(staged), staged, self.numbers_of(first, last), data, landing.umask)
 
 
 def is_all_new(landing: Landing, offer: SubtreesOffer) -> bool:
@@ -227,7 +227,7 @@ def want_subtrees(landing: Landing, offer: SubtreesOffer) -> None:
         landing.inflight.update(dict.fromkeys(offer.ids))
         offer.open = len(offer.wanted)
         offer.wanted[:] = bytes([WANTED]) * offer.open
-        offer.staged = landing.staging.small_numbers(offer.files)
+        offer.staged = landing.staging.run_numbers(offer.files)
         landing.subtrees_opened(offer)
         if offer.open:
             landing.offers[offer.number] = offer

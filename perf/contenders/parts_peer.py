@@ -34,8 +34,7 @@ from flowengine.store.buffers import fresh_memory
 from flowengine.store.encoded import block_of, parse_block, same_files
 from flowengine.store.filesystem import sync_filesystem
 from flowengine.store.many import list_folder, read_rows
-from flowengine.store.runs import place_run, staging_number, staging_part, write_run
-from flowengine.store.staging import PARTS
+from flowengine.store.runs import place_run, write_run
 from flowengine.units import MIB
 
 KEY: Final = bytes(32)
@@ -49,6 +48,7 @@ BUFFERS: Final = 4
 UNIT_BYTES: Final = MIB
 MODE_BITS: Final = 0o1777
 STAGING: Final = b".parts"
+PARTS = ("r.0", "r.1", "r.2", "r.3")
 
 
 class Buffer:
@@ -195,14 +195,16 @@ class Receiver:
         self._root = os.open(root, os.O_RDONLY)
         self._staging = -1
         self._numbers = self._part = 0
+        self._parts: list[int] = []
         self._lock = threading.Lock()
         self._larges: dict[bytes, int] = {}
 
     def begin(self) -> None:
         os.mkdir(STAGING, dir_fd=self._root)
         self._staging = os.open(STAGING, os.O_RDONLY, dir_fd=self._root)
-        for part in range(PARTS):
-            os.mkdir(staging_part(part), dir_fd=self._staging)
+        for name in PARTS:
+            os.mkdir(name, dir_fd=self._staging)
+            self._parts.append(os.open(name, os.O_RDONLY, dir_fd=self._staging))
 
     def lane(self, sock: socket.socket) -> None:
         buffer = fresh_memory(SEGMENT_BYTES + 2 * MIB)
@@ -249,13 +251,13 @@ class Receiver:
         if not are_chunks(data, block.columns.chunks):
             raise SystemExit(f"{path!r} is not what was sent")
         with self._lock:
-            first, self._numbers = self._numbers, self._numbers + block.count
-            self._part = (self._part + 1) % PARTS
-            number = staging_number(self._part, first)
-        write_run(self._staging, number, block.columns.packed, data)
+            number, self._numbers = self._numbers, self._numbers + block.count
+            self._part = (self._part + 1) % len(PARTS)
+            part = self._parts[self._part]
+        write_run(part, number, block.columns.packed, data)
         os.makedirs(where, exist_ok=True)
         folder = os.open(where, os.O_RDONLY)
-        place_run(self._staging, number, block, folder)
+        place_run(part, number, block, folder)
         os.close(folder)
 
     def _compare(self, path: bytes, about: bytes, view: memoryview) -> None:
@@ -272,8 +274,9 @@ class Receiver:
         os.close(folder)
 
     def end(self) -> None:
-        for part in range(PARTS):
-            os.rmdir(staging_part(part), dir_fd=self._staging)
+        for name, part in zip(PARTS, self._parts, strict=True):
+            os.close(part)
+            os.rmdir(name, dir_fd=self._staging)
         os.close(self._staging)
         os.rmdir(STAGING, dir_fd=self._root)
         sync_filesystem(self._root)

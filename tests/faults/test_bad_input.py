@@ -197,12 +197,12 @@ def test_a_broken_journal_is_not_believed(flow: Flow, source: Path, tmp_path: Pa
     (staging / name).write_bytes(os.urandom(12 * MIB))
     (staging / f"{name}.j").write_bytes(os.urandom(5000))
     (staging / "s.1").write_bytes(b"left over")
-    (staging / "s.2").mkdir()
-    (staging / "s.2" / "5").write_bytes(b"left over")
+    (staging / "r.2").mkdir()
+    (staging / "r.2" / "5").write_bytes(b"left over")
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "1").write_bytes(b"of somebody")
-    for part in ("s.0", "s.3"):
+    for part in ("r.0", "r.3"):
         (staging / part).symlink_to(elsewhere)
     flow("cp", f"{source}/", tmp_path / "target")
     assert_same(source, tmp_path / "target")

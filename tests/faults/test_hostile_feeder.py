@@ -139,7 +139,7 @@ def standing(target: Path) -> dict[bytes, Item]:
     """All that is in the target, but for staging, which is empty, and the time that this gave the folder."""
     found = snapshot(target)
     staged = {name for name in found if name.startswith(b".flow-staging")}
-    assert not {name for name in staged if name.startswith(b".flow-staging/s.")}
+    assert not {name for name in staged if name.startswith((b".flow-staging/s.", b".flow-staging/r."))}
     return {name: item for name, item in found.items() if name and name not in staged}
 
 

@@ -20,7 +20,7 @@ import os, signal, sys, structlog, trio
 from pathlib import Path
 from types import SimpleNamespace
 from support import until
-from flowengine.errors import Denied, TemporaryError
+from flowengine.errors import Denied, LocalError, TemporaryError
 from flowengine.trust.grant import Grant, Party
 from flowengine_agent.acting import Acting
 from flowengine_agent.config import OfferedFolder
@@ -48,6 +48,18 @@ class Faulty(Recorder):
         await super().keep(*entries)
         if fault == "dies-behind":
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+if fault == "no account":
+    tries, hidden = [], holdings.hidden
+
+    def fails(*args):
+        tries.append(args)
+        if len(tries) < 3:
+            raise LocalError("the account cannot be written: no space left on device")
+        hidden(*args)
+
+    holdings.hidden = fails
 
 
 async def nobody(*_):
@@ -141,6 +153,14 @@ def test_a_death_beside_the_record_loses_none(place: Path, fault: str, times: in
     assert len(recorded(place)) == 2 * (times - 1)
     assert run_keeper(place) == 0
     assert_hidden_and_recorded(place, times)
+
+
+def test_it_is_recorded_once_though_the_account_cannot_be_written(place: Path) -> None:
+    assert run_keeper(place, "no account") == 0
+    said = recorded(place)
+    # That it could not be done at first is on the record as well.
+    assert [one["kind"] for one in said].count("quarantine") == 1
+    assert [one["state"] for one in said if one["kind"] == "obligation"] == ["fulfilled", "failed"]
 
 
 def test_what_cannot_be_recorded_is_tried_again_and_ends_nothing(place: Path) -> None:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 from attackers import Attacker, meet
@@ -235,7 +235,7 @@ def test_the_site_that_dials_checks_as_well(scene: Scene) -> None:
             return scene.reason(lambda: meet(peer))
 
         assert visit(impostor.port) == "certificate-unknown"
-        revoked = replace(b, revoked=frozenset([host.identity.facts.serial]))
+        revoked = msgspec.structs.replace(b, revoked=frozenset([host.identity.facts.serial]))
         assert visit(host.port, revoked) == "certificate-revoked"
         elsewhere = scene.federation.signed(scene.federation.identity("c"), b)
         assert visit(host.port, b, elsewhere) == "grant-other-party"

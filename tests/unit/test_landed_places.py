@@ -8,7 +8,6 @@ from flowengine.chunking import chunk_id, pack_chunks
 from flowengine.manifest import FILE, Entry
 from flowengine.store.encoded import parse_block
 from flowengine.store.proofs import encode_entries
-from flowengine.store.runs import staging_name
 from flowengine.transfer.places import LandedPart, LandedRun
 
 PARTS = [bytes([number]) * (100 + number) for number in range(5)]
@@ -39,6 +38,6 @@ def test_chunks_of_files_that_came_together(folder: bytes) -> None:
     assert block is not None
     run = LandedRun(folder, block, 30)
     before = folder + b"/" if folder else b""
-    assert run.place_of(IDS[0]) == (before + b"a", staging_name(30), 0)
-    assert run.place_of(IDS[2]) == (before + b"b", staging_name(31), 101)
-    assert run.place_of(IDS[4]) == (before + b"c", staging_name(32), 0)
+    assert run.place_of(IDS[0]) == (before + b"a", 30, 0)
+    assert run.place_of(IDS[2]) == (before + b"b", 31, 101)
+    assert run.place_of(IDS[4]) == (before + b"c", 32, 0)

@@ -261,7 +261,7 @@ def test_a_run_is_encoded_made_placed_and_logged(tmp_path: Path, cut: int) -> No
         os.utime(path, ns=(5, -7))
         path.chmod(0o6754)
     staging, target = tmp_path / "staging", tmp_path / "target"
-    (staging / "s.0").mkdir(parents=True)
+    staging.mkdir()
     target.mkdir()
     fds = [os.open(path, os.O_RDONLY) for path in (tmp_path, staging, target)]
     try:
@@ -280,8 +280,14 @@ def test_a_run_is_encoded_made_placed_and_logged(tmp_path: Path, cut: int) -> No
         assert bytes(room[3 : 3 + len(data)]) == data
         write_run(fds[1], 255, block.columns.packed, room[3:])
         write_run(fds[1], 300, block.columns.packed, memoryview(data))
-        names = ["100", "101", "12c", "12d", "12e", "ff"]
-        assert sorted(path.name for path in (staging / "s.0").iterdir()) == names
+        assert sorted(path.name for path in staging.iterdir()) == [
+            "100",
+            "101",
+            "12c",
+            "12d",
+            "12e",
+            "ff",
+        ]
         rows, stats, failed = place_run(fds[1], 255, block, fds[2])
         assert rows is not None
         assert (stats, failed) == ([], [])
@@ -315,7 +321,7 @@ def test_a_run_is_encoded_made_placed_and_logged(tmp_path: Path, cut: int) -> No
 def test_a_run_says_what_could_not_be_made(tmp_path: Path, folder: int) -> None:
     (tmp_path / "a").write_bytes(b"1")
     block = block_in(list_folder(folder, LARGE), {b"a": b"1"})
-    (tmp_path / "s.0" / "1").mkdir(parents=True)
+    (tmp_path / "1").mkdir()
     with pytest.raises(FileExistsError):
         write_run(folder, 1, block.columns.packed, memoryview(b"1"))
     with pytest.raises(ValueError, match="outside"):
@@ -484,7 +490,6 @@ def test_folders_that_landed_are_noted_as_one_by_one(tmp_path: Path, folder: int
 
 @pytest.mark.usefixtures("way")
 def test_bits_that_the_system_takes_away_are_given_all_the_same(tmp_path: Path, folder: int) -> None:
-    (tmp_path / "s.0").mkdir()
     before = os.umask(0o027)
     try:
         write_files(folder, ["a", "b"], [(0, 1, 0o664, 1), (0, 1, 0o406, 1)], memoryview(b"1"), 0o027)
@@ -493,7 +498,7 @@ def test_bits_that_the_system_takes_away_are_given_all_the_same(tmp_path: Path, 
         write_files(folder, ["c"], [(0, 1, 0o664, 1)], memoryview(b"1"))
     finally:
         os.umask(before)
-    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*") if path.is_file()}
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
     assert modes == {"a": 0o664, "b": 0o406, "1": 0o664, "2": 0o406, "c": 0o640}
     assert gives_modes(folder)
     assert not (tmp_path / "s.probe-mode").exists()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from flowengine.store.many import Stat
-from flowengine.store.runs import FolderPlace, PlacedFolders, place_folders, staging_name, staging_part
+from flowengine.store.runs import FolderPlace, PlacedFolders, place_folders, staging_name
 
 NOTHING = Stat(*[0] * len(Stat._fields))
 
@@ -23,14 +23,14 @@ def stat_of(path: Path) -> Stat:
 
 
 class Bench:
-    """A target and a staging folder with files `s.0/<number>`, the first of which is number `FIRST`."""
+    """A target and a staging folder with files `<number>`, the first of which is number `FIRST`."""
 
     FIRST = 254
 
     def __init__(self, folder: Path) -> None:
         self.target, self.staging = folder / "target", folder / "staging"
         self.target.mkdir()
-        (self.staging / staging_part(0)).mkdir(parents=True)
+        self.staging.mkdir()
         self._fds = [os.open(path, os.O_RDONLY | os.O_DIRECTORY) for path in (self.target, self.staging)]
 
     def stage(self, *contents: bytes | None) -> None:
@@ -62,7 +62,7 @@ class Bench:
         return placed
 
     def left(self) -> set[str]:
-        return {f"{path.parent.name}/{path.name}" for path in (self.staging / staging_part(0)).iterdir()}
+        return {path.name for path in self.staging.iterdir()}
 
     def close(self) -> None:
         for fd in self._fds:

@@ -275,7 +275,8 @@ async def test_where_a_chunk_that_landed_can_be_read_is_known_before_and_after_i
         for part, path, before in ((A, b"x/a", 0), (C, b"x/c", len(B)), (D, b"x/y/z", 0), (E, b"w/v", 0)):
             found, staged, offset = bench.landing.recent[chunk_id(part)].place_of(chunk_id(part))
             assert (found, offset) == (path, before)
-            fd = os.open(staged, os.O_RDONLY, dir_fd=bench.staging.fd)
+            name, folder = bench.staging.find(staged)
+            fd = os.open(name, os.O_RDONLY, dir_fd=folder)
             assert os.pread(fd, len(part), offset) == part
             os.close(fd)
         bench.publish()
