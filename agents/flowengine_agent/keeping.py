@@ -239,6 +239,7 @@ class Keeper:
         await self._record_once(replace(holding, objects=count, size_bytes=size_bytes, missing=missing))
         self.holdings.hidden(holding.task, int(time.time()), count, size_bytes, missing, names.hex())
         self._recorded.pop(holding.task, None)
+        self._why_not.pop(holding.task, None)
 
     async def _purge(self, holding: Holding) -> None:
         root = self._root(holding)

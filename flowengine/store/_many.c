@@ -589,7 +589,7 @@ int64_t flow_read_block(int64_t folder, const char *names, const Row *rows, int6
 
 /* --- a run of files that landed: numbers as `flow_columns` gives them, staging names made of numbers ----------------- */
 
-#define PART_BITS 40
+#define PART_BITS 40 /* as in flowengine/store/runs.py */
 #define STAGED 24 /* room for a name */
 
 /* What a staging file is called in its part of the staging folder, which the upper bits of the number say. */

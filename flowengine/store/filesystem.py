@@ -15,6 +15,7 @@ from flowengine.units import show_path
 
 __all__ = [
     "READ_FILE",
+    "READ_FOLDER",
     "boot_id",
     "copy_range",
     "exchange",
@@ -30,6 +31,8 @@ __all__ = [
 
 READ_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
 """How a file is opened that was one when it was listed: no link is followed, and a pipe in its place holds nobody up."""
+READ_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+"""How a folder is opened: one, and no link to one."""
 
 _RENAME_EXCHANGE: Final = 2
 _SYNC_FILE_RANGE_WRITE: Final = 2
@@ -109,7 +112,7 @@ def open_beneath(root_fd: int, path: bytes, flags: int, mode: int = 0o600) -> in
     fd = os.dup(root_fd)
     try:
         for part in parts[:-1]:
-            below = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
+            below = os.open(part, READ_FOLDER, dir_fd=fd)
             os.close(fd)
             fd = below
         return os.open(parts[-1], flags | os.O_NOFOLLOW, mode, dir_fd=fd)

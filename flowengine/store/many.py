@@ -26,7 +26,7 @@ from itertools import chain
 from typing import Final, NamedTuple, TypeAlias
 
 from flowengine.compiled import Scratch, load_library
-from flowengine.store.filesystem import READ_FILE
+from flowengine.store.filesystem import READ_FILE, READ_FOLDER
 
 __all__ = [
     "STAT",
@@ -332,7 +332,7 @@ def open_listed(parent: int, name: bytes, large_bytes: int, marked: bytes = b"")
         OSError: it cannot be opened.
     """
     if _library is None:
-        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
+        fd = os.open(name, READ_FOLDER, dir_fd=parent)
         return fd, Stat.of(os.fstat(fd)), _list_folder(fd, large_bytes, marked)
     place = _thread.listed.room(_LISTING.size + STAT.size)
     own = place + _LISTING.size

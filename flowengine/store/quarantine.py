@@ -24,14 +24,13 @@ from hashlib import sha256
 from typing import Final
 
 from flowengine.errors import LocalError, UsageError
-from flowengine.store.filesystem import local_error, open_beneath
+from flowengine.store.filesystem import READ_FOLDER, local_error, open_beneath
 from flowengine.wire.paths import STAGING_NAME
 
 __all__ = ["NameDigest", "Purged", "Quarantine", "Taken", "next_name"]
 
 _FOLDER: Final = b"quarantine"
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +115,7 @@ class Quarantine:
                 if make:
                     with contextlib.suppress(FileExistsError):
                         os.mkdir(part, 0o700, dir_fd=fd)
-                below = os.open(part, _DIRECTORY, dir_fd=fd)
+                below = os.open(part, READ_FOLDER, dir_fd=fd)
                 os.close(fd)
                 fd = below
             return fd
@@ -246,7 +245,7 @@ class Quarantine:
     @staticmethod
     def _take_root_staging(fd: int, root_fd: int) -> bool:
         """The root's own staging holds the quarantine as well: take what is beside it."""
-        staging = os.open(STAGING_NAME, _DIRECTORY, dir_fd=root_fd)
+        staging = os.open(STAGING_NAME, READ_FOLDER, dir_fd=root_fd)
         try:
             names = [name for name in os.listdir(staging) if name not in ("lock", os.fsdecode(_FOLDER))]
             for name in names:
@@ -353,7 +352,7 @@ def _empty(fd: int, *, top: bool = False) -> tuple[int, int]:
             files += 1
             continue
         os.chmod(name, 0o700, dir_fd=fd)
-        below = os.open(name, _DIRECTORY, dir_fd=fd)
+        below = os.open(name, READ_FOLDER, dir_fd=fd)
         try:
             more = _empty(below)
         finally:

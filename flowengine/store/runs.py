@@ -15,7 +15,7 @@ from itertools import accumulate, chain, islice, pairwise
 from typing import Final, NamedTuple
 
 from flowengine.manifest import Block, Columns, Entry
-from flowengine.store.filesystem import READ_FILE
+from flowengine.store.filesystem import READ_FILE, READ_FOLDER
 from flowengine.store.many import (
     STAT,
     Row,
@@ -41,7 +41,7 @@ __all__ = [
     "write_run",
 ]
 
-_PART_BITS: Final = 40
+_PART_BITS: Final = 40  # as in `_many.c`
 _IN_PART: Final = (1 << _PART_BITS) - 1
 _NO_STAT: Final = Stat(*[0] * len(Stat._fields))
 
@@ -265,7 +265,7 @@ def _make_folder(parent: int, name: bytes) -> tuple[int, int]:
     try:
         with contextlib.suppress(FileExistsError):
             os.mkdir(name, 0o700, dir_fd=parent)
-        return 0, os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
+        return 0, os.open(name, READ_FOLDER, dir_fd=parent)
     except OSError as error:
         return error.errno or errno.EIO, -1
 

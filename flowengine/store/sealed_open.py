@@ -18,7 +18,7 @@ from typing import Final
 
 from flowengine.errors import FlowError, IntegrityError, LocalError, ProtocolError, TemporaryError
 from flowengine.store.attributes import apply_extra
-from flowengine.store.filesystem import local_error, open_beneath, process_umask, sync_filesystem
+from flowengine.store.filesystem import READ_FOLDER, local_error, open_beneath, process_umask, sync_filesystem
 from flowengine.store.staging import Staging
 from flowengine.trust.sealed import (
     HEADER_BYTES,
@@ -308,7 +308,7 @@ class _Opening:
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(part, 0o700, dir_fd=fd)
                     self._made.add(done)
-                below = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
+                below = os.open(part, READ_FOLDER, dir_fd=fd)
                 os.close(fd)
                 fd = below
             return os.dup(fd)

@@ -24,7 +24,7 @@ from flowengine.errors import UsageError
 from flowengine.manifest import FILE, Entry
 from flowengine.store.attributes import extra_reader
 from flowengine.store.buffers import Buffer, BufferPool
-from flowengine.store.filesystem import READ_FILE
+from flowengine.store.filesystem import READ_FILE, READ_FOLDER
 from flowengine.store.reading import SEGMENT_BYTES as READ_BYTES
 from flowengine.store.reading import ObjectChanged, Piece
 from flowengine.store.scan_events import (
@@ -204,7 +204,7 @@ class SealedScanner:
                 yield ScanFailed(shown, "too-deep", why)
                 continue
             try:
-                fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder.fd)
+                fd = os.open(name, READ_FOLDER, dir_fd=folder.fd)
             except OSError as error:
                 yield self._failed(folder, path, shown, error)
                 continue

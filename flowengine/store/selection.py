@@ -33,7 +33,7 @@ class Selection(msgspec.Struct, frozen=True):
     """
 
     roots: list[Root]
-    files_from: list[bytes] | None = msgspec.field(default=None)
+    files_from: list[bytes] | None = None
 
     @property
     def single_contents(self) -> bool:

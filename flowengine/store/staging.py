@@ -30,7 +30,7 @@ from blake3 import blake3
 
 from flowengine.chunking import CHUNK_BYTES, chunk_id
 from flowengine.errors import TemporaryError
-from flowengine.store.filesystem import boot_id, local_error
+from flowengine.store.filesystem import READ_FOLDER, boot_id, local_error
 from flowengine.store.runs import part_of, staging_name, staging_number
 from flowengine.units import show_path
 from flowengine.wire.paths import STAGING_NAME
@@ -200,7 +200,6 @@ class StagedObject:
         self.forget_journal()
 
 
-_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _PARTS: Final = ("r.0", "r.1", "r.2", "r.3")
 """Folders for runs of small objects. A lane is seldom at the one that another is at, or the publisher."""
 
@@ -212,7 +211,7 @@ class Staging:
         try:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(STAGING_NAME, 0o700, dir_fd=root_fd)
-            self.fd = os.open(STAGING_NAME, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=root_fd)
+            self.fd = os.open(STAGING_NAME, READ_FOLDER, dir_fd=root_fd)
         except OSError as error:
             raise local_error(error, "cannot make the staging folder in", root_path) from error
         self._root_fd = root_fd
@@ -343,7 +342,7 @@ class Staging:
         """Unlock; with `remove` (everything was published), or when nothing waits in it, take the folder away."""
         for name, part in zip(_PARTS, self._parts, strict=True):
             os.close(part)
-            with contextlib.suppress(OSError):  # what a killed lane left in it the next session sweeps
+            with contextlib.suppress(OSError):  # what was not placed is swept by the next session
                 os.rmdir(name, dir_fd=self.fd)
         if remove or os.listdir(self.fd) == ["lock"]:
             for name in os.listdir(self.fd):
@@ -368,7 +367,7 @@ def _remove(name: str, folder: int) -> None:
             # Linux says the one of a folder, POSIX the other. What else stands here is not this module's.
             if error.errno not in (errno.EISDIR, errno.EPERM) or not name.startswith("r."):
                 return
-        part = os.open(name, _FOLDER, dir_fd=folder)
+        part = os.open(name, READ_FOLDER, dir_fd=folder)
         try:
             for file in os.listdir(part):
                 with contextlib.suppress(OSError):
@@ -385,4 +384,4 @@ def _make_part(name: str, folder: int) -> int:
     except FileExistsError:
         os.rename(name, f"r.stuck-{os.urandom(4).hex()}", src_dir_fd=folder, dst_dir_fd=folder)
         os.mkdir(name, 0o700, dir_fd=folder)
-    return os.open(name, _FOLDER, dir_fd=folder)
+    return os.open(name, READ_FOLDER, dir_fd=folder)

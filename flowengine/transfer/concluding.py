@@ -18,7 +18,7 @@ import stat
 from dataclasses import dataclass, field
 
 from flowengine.store.atomic import AtomicTree
-from flowengine.store.filesystem import open_beneath, sync_filesystem
+from flowengine.store.filesystem import READ_FOLDER, open_beneath, sync_filesystem
 from flowengine.store.landed import LandedManifest
 from flowengine.store.scan_cache import ScanCache
 from flowengine.transfer.landing import Landing
@@ -185,7 +185,7 @@ def remove_tree(parent_fd: int, name: bytes, path: bytes, filters: FilterSet) ->
         shutil.rmtree(os.fsdecode(name), dir_fd=parent_fd)
         return True
     gone = True
-    fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent_fd)
+    fd = os.open(name, READ_FOLDER, dir_fd=parent_fd)
     try:
         for below in [os.fsencode(item) for item in os.listdir(fd)]:
             is_dir = stat.S_ISDIR(os.stat(below, dir_fd=fd, follow_symlinks=False).st_mode)

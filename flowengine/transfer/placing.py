@@ -22,7 +22,7 @@ import stat
 from collections.abc import Callable
 
 from flowengine.errors import ProtocolError
-from flowengine.store.filesystem import local_error
+from flowengine.store.filesystem import READ_FOLDER, local_error
 from flowengine.store.many import list_folder
 from flowengine.store.proofs import recall, split_proof
 from flowengine.transfer.placement import Placement
@@ -181,7 +181,7 @@ class Placer:
         """(descriptor, whether it is new); -1 where it cannot be had: then all below it fails by name."""
         if parent.fd < 0:
             return -1, False
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+        flags = READ_FOLDER
         try:
             if not self._placement.dry and not parent.has_folder(name):
                 try:

@@ -15,6 +15,8 @@ import pytest
 from flowengine.policy.model import Duty
 from flowengine_agent.holdings import Holding, Holdings
 
+pytestmark = pytest.mark.slow
+
 KEEPER = """
 import os, signal, sys, structlog, trio
 from pathlib import Path
