@@ -181,16 +181,15 @@ class Placer:
         """(descriptor, whether it is new); -1 where it cannot be had: then all below it fails by name."""
         if parent.fd < 0:
             return -1, False
-        flags = READ_FOLDER
         try:
             if not self._placement.dry and not parent.has_folder(name):
                 try:
                     os.mkdir(name, 0o700, dir_fd=parent.fd)
-                    return os.open(name, flags, dir_fd=parent.fd), True
+                    return os.open(name, READ_FOLDER, dir_fd=parent.fd), True
                 except FileExistsError:
                     pass
             try:
-                return os.open(name, flags, dir_fd=parent.fd), False
+                return os.open(name, READ_FOLDER, dir_fd=parent.fd), False
             except FileNotFoundError:
                 return -1, False
             except OSError:
@@ -200,7 +199,7 @@ class Placer:
                     raise
                 os.unlink(name, dir_fd=parent.fd)  # a file or link stands where the source has a folder
                 os.mkdir(name, 0o700, dir_fd=parent.fd)
-                return os.open(name, flags, dir_fd=parent.fd), True
+                return os.open(name, READ_FOLDER, dir_fd=parent.fd), True
         except OSError as error:
             wrapped = local_error(error, "cannot make the folder", path)
             if wrapped.retryable:
