@@ -151,6 +151,23 @@ def files_below(folder: Path) -> Iterator[Path]:
         yield from (path for name in folders if (path := Path(place, name)).is_symlink())
 
 
+def stats_below(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    """`files_below` with what stands there, which may go between the look at its name and the look at itself."""
+    for path in files_below(folder):
+        with contextlib.suppress(FileNotFoundError):
+            yield path, path.lstat()
+
+
+def written_below(folder: Path, *, staged: bool = False) -> int:
+    """Bytes that the disk holds below a folder where others write, or (`staged`) of what has no name of its own yet.
+
+    Not their sizes: a file in staging has its whole size from the start.
+    """
+    return sum(
+        st.st_blocks * 512 for path, st in stats_below(folder) if not staged or ".flow-staging" in path.parts
+    )
+
+
 async def until(
     condition: Callable[[], Any], what: str, seconds: float = 90.0, pause_at_most_s: float = 0.1
 ) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import filecmp
 import os
 import random
@@ -27,6 +26,7 @@ from support import (  # fmt: skip
     random_file,
     small_tree,
     wait_until,
+    written_below,
 )
 
 pytestmark = pytest.mark.slow
@@ -126,18 +126,10 @@ def test_a_killed_end_of_a_local_copy_takes_the_other_along(place: Path, victim:
     size = mixed(source, GIB // 16)
     flow = Flow(place / "state")
 
-    def landed() -> int:
-        total = 0
-        for folder, _, names in os.walk(target):
-            for name in names:
-                with contextlib.suppress(FileNotFoundError):
-                    total += os.lstat(os.path.join(folder, name)).st_blocks * 512
-        return total
-
     # A sixteenth has landed after a second, and all of it only after sixteen: the copy is under way when the signal
     # comes. Its child is asked for late, since the imports at its start have short-lived children of their own.
     with flow.started("cp", "--bwlimit", "4MB/s", f"{source}/", target) as running:
-        wait_until(lambda: landed() > size // 16, "bytes at the target")
+        wait_until(lambda: written_below(target) > size // 16, "bytes at the target")
         (child,) = children(running.pid)
         os.kill(child if victim == "source" else running.pid, signal.SIGKILL)
         ended = running.finish()

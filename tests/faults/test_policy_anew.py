@@ -16,7 +16,7 @@ import pytest
 from liars import PolicyKeys, evidence_of
 from sites import Federation, federation
 from studies import STUDY
-from support import MIB, random_file, wait_until
+from support import MIB, files_below, random_file, wait_until, written_below
 
 from flowengine.client.synchronous import Transfer
 from flowengine.errors import Denied
@@ -109,9 +109,7 @@ class World:
 
     def visible(self, to: str) -> list[str]:
         folder = self.federation["b"].data / to
-        return sorted(
-            path.name for path in folder.rglob("*") if path.is_file() and ".flow-staging" not in path.parts
-        )
+        return sorted(path.name for path in files_below(folder) if ".flow-staging" not in path.parts)
 
 
 @pytest.fixture(scope="module")
@@ -183,8 +181,7 @@ def test_a_cancelled_transfer_leaves_room_only_where_nothing_had_moved(world: Wo
 
 
 def staged_bytes(world: World, to: str) -> int:
-    found = (world.federation["b"].data / to).rglob(".flow-staging/*")
-    return sum(path.stat().st_blocks * 512 for path in found)
+    return written_below(world.federation["b"].data / to, staged=True)
 
 
 def test_what_was_paused_goes_on_only_as_the_newest_policies_let_it(world: World) -> None:

@@ -20,7 +20,7 @@ from liars import evidence_of
 from proxy import Proxy
 from sites import Federation, federation
 from studies import STUDY
-from support import MIB, AwakeClock, files_below, random_file, wait_until
+from support import MIB, AwakeClock, files_below, random_file, wait_until, written_below
 
 from flowengine.api.transfers import ENDED
 from flowengine.client.synchronous import Transfer
@@ -215,13 +215,7 @@ def begin(made: Federation, source: str, to: str, **options: object) -> Transfer
 
 
 def staged_bytes(made: Federation, to: str) -> int:
-    """Bytes written of what has no name of its own yet; its files have their whole size from the start."""
-    found = 0
-    for path in files_below(made["b"].data / to):
-        if path.parent.name == ".flow-staging":
-            with contextlib.suppress(FileNotFoundError):
-                found += path.stat().st_blocks * 512
-    return found
+    return written_below(made["b"].data / to, staged=True)
 
 
 def established(made: Federation) -> int:

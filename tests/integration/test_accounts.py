@@ -22,7 +22,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from liars import evidence_of
 from sites import Federation, SiteAgent, federation
-from support import wait_until
+from support import stats_below, wait_until, written_below
 
 import flowengine
 from flowengine.api.people import TenantRequest, TokenRequest, UserRequest
@@ -374,7 +374,8 @@ def test_limits_of_storage_hold_for_what_movers_read_and_write(lab: Lab, scope: 
 
 def journalled(lab: Lab) -> int:
     """How long the journals are of what is on its way to alice's folder at b."""
-    return sum(path.stat().st_size for path in (lab.data("b") / "alice/.flow-staging").glob("*.j"))
+    staging = lab.data("b") / "alice/.flow-staging"
+    return sum(st.st_size for path, st in stats_below(staging) if path.suffix == ".j")
 
 
 def established(port: int) -> int:
@@ -537,11 +538,7 @@ def test_a_mild_stop_reaches_the_files_that_another_process_carries(
         f"{source}:/data/alice/tree/", f"{target}:/data/alice/file-{source}", labels=["study"]
     )
     to = lab.data(target) / f"alice/file-{source}"
-    wait_until(
-        lambda: sum(path.stat().st_blocks * 512 for path in to.glob(".flow-staging/*")) > 1_000_000,
-        "some of the first file",
-        40,
-    )
+    wait_until(lambda: written_below(to, staged=True) > 1_000_000, "some of the first file", 40)
     activate(lab, version + 1, COUNTED + FINISH)
     wait_until(lambda: "transfer is stopped" in lab.made[target].log, "the target's stop", 20)
     lab.made.client.remove_limit(f"link:{source}>{target}")

@@ -10,7 +10,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from support import FLOW, MIB, Flow, assert_same, random_file, small_tree, wait_until
+from support import FLOW, MIB, Flow, assert_same, random_file, small_tree, wait_until, written_below
 
 pytestmark = pytest.mark.slow
 
@@ -158,12 +158,7 @@ def test_130_interrupted_and_continued(flow: Flow, tmp_path: Path) -> None:
     command = ["cp", f"{source}/", tmp_path / "target", "--json"]
     # So slow that a third is there long before the end.
     with flow.started(*command, "--bwlimit", "800Mbit/s", start_new_session=True) as running:
-        wait_until(
-            lambda: any(
-                p.stat().st_blocks > 64_000 for p in (tmp_path / "target").glob(".flow-staging/l.*[!j]")
-            ),
-            "32 MiB in staging",
-        )
+        wait_until(lambda: written_below(tmp_path / "target", staged=True) > 32 * MIB, "32 MiB in staging")
         os.killpg(running.pid, signal.SIGINT)
         stopped = running.finish()
     assert stopped.code == 130

@@ -17,7 +17,7 @@ import pytest
 import trio
 from liars import LyingCoordinator, LyingGate, PolicyKeys, evidence_of, identity_of
 from sites import Federation, SiteAgent, federation
-from support import files_below, wait_until, wait_until_nobody_writes
+from support import files_below, stats_below, wait_until, wait_until_nobody_writes
 
 from flowengine.api.transfers import Transfer
 from flowengine.cli.third_party import summary
@@ -226,7 +226,8 @@ def test_what_is_half_here_is_sealed_too_and_goes_on_after_a_kill(world: World) 
         asked = client.copy("paris:/data/cohort/", "boston:/data/half")
         staging = boston.data / "half/.flow-staging"
         wait_until(
-            lambda: any(path.stat().st_size > 300 for path in staging.glob("*.j")), "journalled chunks"
+            lambda: any(st.st_size > 300 for path, st in stats_below(staging) if path.suffix == ".j"),
+            "journalled chunks",
         )
         boston.kill()
         assert max(path.stat().st_size for path in staging.iterdir()) > MIB

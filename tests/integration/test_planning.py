@@ -8,11 +8,10 @@ import statistics
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 from federations import Local, local_federation
-from support import wait_until
+from support import wait_until, written_below
 
 from flowengine.api.links import LinkRequest, MaintenanceRequest, ProbeRequest
 from flowengine.client import Client
@@ -208,11 +207,6 @@ def test_the_command_line(federation: Local, client: Client) -> None:
     assert (federation.data("b") / "shown").stat().st_size == 2 * MIB
 
 
-def written(folder: Path) -> int:
-    """Bytes of all that lies below a folder, and of what is on its way there."""
-    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
-
-
 def test_a_promise_of_a_higher_class_gets_its_rate_from_one_that_runs(
     federation: Local, client: Client
 ) -> None:
@@ -225,7 +219,7 @@ def test_a_promise_of_a_higher_class_gets_its_rate_from_one_that_runs(
             first.refresh(0.5)
         # 24 MiB in 4 s are 50 of the 80 Mbit/s; as an equal it would get half of them.
         place = put(federation, f"due{look}", 24)
-        before = written(federation.data("b") / "d1")
+        before = written_below(federation.data("b") / "d1")
         try:
             due = client.copy(
                 place, f"b:/data/d2/due{look}", priority="urgent", deadline=timedelta(seconds=4.5)
@@ -237,7 +231,7 @@ def test_a_promise_of_a_higher_class_gets_its_rate_from_one_that_runs(
         else:
             assert due.record.promised
             assert due.wait(60).state == "completed"
-            moved = written(federation.data("b") / "d1") - before
+            moved = written_below(federation.data("b") / "d1") - before
             shares.append(24 * MIB / (24 * MIB + moved))
         with contextlib.suppress(FlowError):  # it may have come to its end meanwhile
             first.cancel()
