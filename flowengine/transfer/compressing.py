@@ -27,8 +27,8 @@ from flowengine.codec import Compressor
 from flowengine.transfer.compression import CompressionChooser
 from flowengine.transfer.timing import Stage, StageClock
 from flowengine.transfer.unit import ChunkGone, PackedUnit, Unit
+from flowengine.transfer.unit_size import UnitSize
 from flowengine.units import MIB
-from flowengine.wire.frames import MAX_PAYLOAD_BYTES
 
 __all__ = ["Cargo", "UnitQueue"]
 
@@ -52,6 +52,7 @@ class UnitQueue:
         clock: stage timing.
         carried: told of each unit whose plaintext is needed no more, or that was given up.
         in_thread: has one more thread run what it is given; called by the thread that calls `put`.
+        size: of a full frame, as lanes make them.
     """
 
     def __init__(
@@ -60,7 +61,9 @@ class UnitQueue:
         clock: StageClock,
         carried: Callable[[Unit], None],
         in_thread: Callable[[Callable[[], None]], None],
+        size: UnitSize,
     ) -> None:
+        self._size = size
         self._chooser = chooser
         self._clock = clock
         self._carried = carried
@@ -146,7 +149,7 @@ class UnitQueue:
 
     def _next(self, made: list[PackedUnit]) -> tuple[Unit, bool] | None:
         """What to compress next; None for nothing more. Before it may wait, it hands on what was made."""
-        if sum(len(unit.data) for unit in made) >= MAX_PAYLOAD_BYTES or (
+        if sum(len(unit.data) for unit in made) >= self._size.payload_bytes or (
             sum(unit.raw_bytes for unit in made) >= _AT_ONCE_RAW_BYTES
         ):
             self._hand_on(made)

@@ -18,8 +18,9 @@ from flowengine.store.filesystem import READ_FILE
 from flowengine.store.reading import Piece
 from flowengine.store.scan_events import Batch
 from flowengine.transfer.unit import ChunkGone, Unit
+from flowengine.transfer.unit_size import UnitSize
 from flowengine.wire.messages import WANT_ALL, WANT_NONE
-from flowengine.wire.records import MAX_RUNS, UNIT_BYTES
+from flowengine.wire.records import MAX_RUNS
 
 __all__ = [
     "BatchHold",
@@ -477,19 +478,24 @@ def wanted_runs(kind: int, bitmap: bytes, count: int) -> Iterator[tuple[int, int
 
 
 class UnitPacker:
-    """Packs wanted runs of many offers into units of about `UNIT_BYTES`. For use by one thread."""
+    """Packs wanted runs of many offers into units of about a size. For use by one thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: UnitSize) -> None:
+        self._size = size
         self._unit = Unit()
 
     def add(self, hold: Hold, index: int, count: int) -> Iterator[Unit]:
         """Add a run; gives the units that it fills."""
         lengths = hold.lengths
+        most = self._size.unit_bytes
         end = index + count
+        if self._unit.raw_bytes >= most:  # units were larger when it was begun
+            yield self._unit
+            self._unit = Unit()
         while index < end:
             size = self._unit.raw_bytes
             stop = index
-            while stop < end and size < UNIT_BYTES:
+            while stop < end and size < most:
                 size += lengths[stop]
                 stop += 1
             if isinstance(hold, SubtreesHold) and stop < end:
@@ -506,7 +512,7 @@ class UnitPacker:
                 unit.parts.append(part)
                 unit.raw_bytes += sum(lengths[index : index + chunks])
                 index += chunks
-                if unit.raw_bytes >= UNIT_BYTES or len(unit.runs) >= MAX_RUNS:
+                if unit.raw_bytes >= most or len(unit.runs) >= MAX_RUNS:
                     yield unit
                     self._unit = Unit()
 

@@ -34,15 +34,15 @@ from flowengine.transfer.pacing import Pacer
 from flowengine.transfer.streams import SOCKET_TIMEOUT_S
 from flowengine.transfer.timing import StageClock
 from flowengine.transfer.unit import ChunkGone, PackedUnit, Unit, cut_out, joined
+from flowengine.transfer.unit_size import UnitSize
 from flowengine.wire.frames import (
     HEADER_BYTES,
     MAX_BODY_BYTES,
     MAX_FRAME_BYTES,
-    MAX_PAYLOAD_BYTES,
     FrameOpener,
     FrameSealer,
 )
-from flowengine.wire.records import STORED, UNIT_BYTES, ZSTD, Run, pack_record_header, parse_record_header
+from flowengine.wire.records import MAX_UNIT_BYTES, STORED, ZSTD, Run, pack_record_header, parse_record_header
 
 __all__ = [
     "Credit",
@@ -128,6 +128,7 @@ class SendingLane:
         lanes: tells how many lanes share the link now.
         lost: told of a run whose bytes can no longer be read.
         carried: told of each unit that this lane is done with.
+        size: of a full frame.
         leaving: asked whether this lane is to end before the others.
         going: asked of each run which parts of it are to be sent; None for all of it.
     """
@@ -144,6 +145,7 @@ class SendingLane:
         lanes: Callable[[], int],
         lost: Callable[[Run, ChunkGone], None],
         carried: Callable[[Unit], None],
+        size: UnitSize,
         leaving: Callable[[], bool] = lambda: False,
         going: Callable[[UnitHold, Run], list[Run] | None] = lambda hold, run: None,
     ) -> None:
@@ -162,6 +164,8 @@ class SendingLane:
         self._out = fresh_memory(MAX_FRAME_BYTES)
         self._parts: list[memoryview] = []
         self._held: list[Unit | PackedUnit] = []
+        self._size = size
+        self._full = size.payload_bytes
         self._filled = 0
         self._chunks = 0
         self._full_before = False
@@ -275,11 +279,13 @@ class SendingLane:
         at = 0
         size = len(view)
         while at < size:
-            take = min(MAX_PAYLOAD_BYTES - self._filled, size - at)
+            if not self._filled:
+                self._full = self._size.payload_bytes
+            take = min(self._full - self._filled, size - at)
             self._parts.append(view[at : at + take])
             self._filled += take
             at += take
-            if self._filled == MAX_PAYLOAD_BYTES:
+            if self._filled == self._full:
                 self._flush(keep=unit)
 
     def _flush(self, keep: Unit | PackedUnit | None = None) -> None:
@@ -293,7 +299,7 @@ class SendingLane:
         start = perf_counter_ns()
         size = self._sealer.seal_into(self._parts, self._out, lone=lone)
         self._seal.since(start)
-        self._full_before = self._filled == MAX_PAYLOAD_BYTES
+        self._full_before = self._filled == self._full
         self._filled = self._chunks = 0
         self._parts.clear()
         self._let_go(keep)
@@ -360,7 +366,7 @@ class ReceivingLane:
         self._header = memoryview(bytearray(HEADER_BYTES))
         # Room for one unfinished record of the largest kind and one more frame behind it. Frames are received where
         # their plaintext belongs and opened there: what passes the processor's cache less often is done sooner.
-        self._plain = fresh_memory(2 * UNIT_BYTES + self._limit + MAX_BODY_BYTES)
+        self._plain = fresh_memory(2 * MAX_UNIT_BYTES + self._limit + MAX_BODY_BYTES)
         self.bytes_received = 0
 
     def run(self) -> None:

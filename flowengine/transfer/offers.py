@@ -35,6 +35,7 @@ from flowengine.transfer.holds import (
 )
 from flowengine.transfer.session import MAX_OPEN_OFFERS, Session
 from flowengine.transfer.unit import Unit
+from flowengine.transfer.unit_size import UnitSize
 from flowengine.wire.messages import (
     MAX_FINE_CHUNKS,
     MAX_FINER_BYTES,
@@ -65,13 +66,14 @@ class Offers:
 
     Args:
         units: where the lanes take what is to be sent.
+        size: of a unit.
     """
 
-    def __init__(self, session: Session, units: UnitQueue) -> None:
+    def __init__(self, session: Session, units: UnitQueue, size: UnitSize) -> None:
         self._session = session
         self._control = session.control
         self._units = units
-        self._packer = UnitPacker()
+        self._packer = UnitPacker(size)
         self._holds: deque[Hold] = deque()
         self._finer: queue.SimpleQueue[tuple[PieceHold | BatchHold, list[int]] | None] = queue.SimpleQueue()
         self._finer_bytes = 0

@@ -51,6 +51,7 @@ from flowengine.transfer.recorder import ManifestRecorder
 from flowengine.transfer.session import Counters, Observer, Session
 from flowengine.transfer.streams import MAX_STREAMS, NEAR_RTT_S, stays_inside
 from flowengine.transfer.unit import ChunkGone
+from flowengine.transfer.unit_size import UnitSize
 from flowengine.wire.filters import FilterSet
 from flowengine.wire.messages import (
     DirectoryBegin,
@@ -170,10 +171,15 @@ class _Source:
         self._credit = Credit(session.window_bytes)
         self._chooser = CompressionChooser(session.rtt_s, session.compression, cores=os.cpu_count() or 1)
         self._link = LinkControl(session, self._credit.resize, self._sending_s)
+        self._unit_size = UnitSize()
         self._units = UnitQueue(
-            self._chooser, session.clock, lambda unit: self._offers.carried(unit), self._in_thread
+            self._chooser,
+            session.clock,
+            lambda unit: self._offers.carried(unit),
+            self._in_thread,
+            self._unit_size,
         )
-        self._offers = Offers(session, self._units)
+        self._offers = Offers(session, self._units, self._unit_size)
         self._in_object = False
         self._in_root = False
         self._path: list[bytes] = []
@@ -258,6 +264,7 @@ class _Source:
                 lambda: len(session.streams),
                 self._lost,
                 self._offers.carried,
+                self._unit_size,
                 partial(session.streams.leaving.__contains__, number),
                 self._going,
             )
@@ -499,6 +506,7 @@ class _Source:
                 self._offers.answer(kind, bitmap, finer, whole=whole)
             case Received(size_bytes):
                 self._credit.give_back(size_bytes)
+                self._unit_size.received(size_bytes, len(self._session.streams), time.perf_counter_ns())
             case Rate(bits_per_s):
                 self._asked_rate(bits_per_s)
             case LeaveStreams(numbers):

@@ -1,4 +1,4 @@
-"""A unit: about 1 MiB of wanted chunks, on its way from the offers that they are of to a lane."""
+"""A unit: some MiB of wanted chunks, on its way from the offers that they are of to a lane."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ChunkGone(Exception):
 
 
 class Unit:
-    """About `UNIT_BYTES` of plaintext: chunk runs, and for each of them its offer and where its bytes come from.
+    """About `UnitSize.unit_bytes` of plaintext: chunk runs, and for each of them its offer and where its bytes come from.
 
     Attributes:
         number: how many were wanted before it.

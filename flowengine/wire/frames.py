@@ -9,7 +9,7 @@ Plan
     plaintext is payload, zero padding, then the payload's length (u32): it stands at the *end*, so that
     payloads of successive frames decrypt to where they belong, one behind the other; the next frame
     overwrites the 4 bytes. Payloads of a stream join to one byte stream of records; frames cut it anywhere.
-    Inside a run every frame is full (1 MiB); only a flush pads: up to the next of eight sizes an octave, or, where it
+    Inside a run every frame is full: as large as the sender makes them now, 1 to 4 MiB. Only a flush pads: up to the next of eight sizes an octave, or, where it
     may be one chunk on its own, up to the next power of two.
 Invariants
     - Frame numbers have no gap and no repetition; each number is used for one sealing under its key.
@@ -54,10 +54,10 @@ _STEPS: Final = 8
 FRAME_SIZES: Final = (
     *(
         octave * (_STEPS + step) // _STEPS
-        for octave in (KIB << n for n in range(10))
+        for octave in (KIB << n for n in range(12))
         for step in range(_STEPS)
     ),
-    MIB,
+    4 * MIB,
 )
 """Whole lengths of frames; the header's size code is the index. Eight steps an octave: padding is below 12.5 % from the
 second step on, and a length says three bits more than its order of magnitude."""
@@ -182,7 +182,7 @@ class FrameOpener:
         return self._frames, self._payload_bytes
 
     def parse_header(self, header: Buffer) -> int:
-        """Length of the body (ciphertext and tag) that follows `header`: one of `FRAME_SIZES`, at most 1 MiB.
+        """Length of the body (ciphertext and tag) that follows `header`: one of `FRAME_SIZES`, at most 4 MiB.
 
         Nothing is believed yet: the header is authenticated together with the body, by `open_into`.
 

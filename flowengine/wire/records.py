@@ -14,10 +14,10 @@ from flowengine.units import MIB
 
 __all__ = [
     "MAX_RUNS",
+    "MAX_UNIT_BYTES",
     "RECORD_HEADER_BYTES",
     "RUN_BYTES",
     "STORED",
-    "UNIT_BYTES",
     "ZSTD",
     "RecordHeader",
     "pack_record_header",
@@ -28,8 +28,8 @@ __all__ = [
 STORED: Final = 0
 ZSTD: Final = 1
 
-UNIT_BYTES: Final = MIB
-"""A sender closes a record once it holds this much plaintext; one chunk may take it over."""
+MAX_UNIT_BYTES: Final = 4 * MIB
+"""A sender closes a record at the latest when it holds this much plaintext; one chunk may take it over."""
 MAX_RUNS: Final = 4096
 
 _HEADER: Final = struct.Struct("<BBHII")
@@ -44,7 +44,7 @@ RecordHeader = tuple[int, int, int, list[Run], int]
 
 def record_limit(max_chunk_bytes: int) -> int:
     """Most plaintext bytes that a record may hold under a profile."""
-    return UNIT_BYTES + max_chunk_bytes
+    return MAX_UNIT_BYTES + max_chunk_bytes
 
 
 def pack_record_header(codec: int, raw_bytes: int, stored_bytes: int, runs: list[Run]) -> bytes:

@@ -35,7 +35,9 @@ from flowengine.store.encoded import block_of, parse_block, same_files
 from flowengine.store.filesystem import sync_filesystem
 from flowengine.store.many import list_folder, read_rows
 from flowengine.store.runs import place_run, write_run
+from flowengine.transfer.unit_size import LEAST_UNIT_BYTES
 from flowengine.units import MIB
+from flowengine.wire.records import MAX_UNIT_BYTES
 
 KEY: Final = bytes(32)
 HEAD: Final = struct.Struct("<BBIIQII")
@@ -45,7 +47,9 @@ TAG_BYTES: Final = 16
 ALL_IS_WELL: Final = b"+"
 SEGMENT_BYTES: Final = 8 * MIB
 BUFFERS: Final = 4
-UNIT_BYTES: Final = MIB
+LARGE_BYTES: Final = MIB
+NEAR_STREAMS: Final = 2
+"""More are for a link, where a stream carries too little for large units."""
 MODE_BITS: Final = 0o1777
 STAGING: Final = b".parts"
 PARTS = ("r.0", "r.1", "r.2", "r.3")
@@ -87,8 +91,9 @@ class Unit:
 class Sender:
     """Walks, reads, cuts and hashes on one thread; compresses, seals and sends on one for each stream."""
 
-    def __init__(self, level: int, *, describe: bool) -> None:
+    def __init__(self, level: int, streams: int, *, describe: bool) -> None:
         self._level = level
+        self._unit_bytes = MAX_UNIT_BYTES if streams <= NEAR_STREAMS else LEAST_UNIT_BYTES
         self._describe = describe
         self._cutter = Cutter(DEFAULT_PROFILE)
         self._free: queue.SimpleQueue[Buffer] = queue.SimpleQueue()
@@ -103,7 +108,7 @@ class Sender:
             below.sort()
             path = os.path.relpath(folder, os.fsencode(root))
             fd = os.open(folder, os.O_RDONLY)
-            listing = list_folder(fd, UNIT_BYTES, STAGING)
+            listing = list_folder(fd, LARGE_BYTES, STAGING)
             for name, st in listing.larges.pairs():
                 for unit in self._large(os.path.join(folder, name), os.path.join(path, name), st.st_size):
                     self._units.put(unit)
@@ -140,7 +145,7 @@ class Sender:
             packed = filling.fill(fd, done, until, ends=begin + until == size)
             done = begin + until
             rest = bytes(view[filling.cut : until])
-            parts = [*_in_units(packed)]
+            parts = [*_in_units(packed, self._unit_bytes)]
             buffer.hold(len(parts))
             at = 0
             for about, length in parts:
@@ -176,11 +181,11 @@ class Sender:
             sock.sendall(out[: at + TAG_BYTES])
 
 
-def _in_units(packed: bytes) -> Iterator[tuple[bytes, int]]:
-    """Packed chunks in parts of at most a unit's bytes: those of each, and how many bytes they are."""
+def _in_units(packed: bytes, most: int) -> Iterator[tuple[bytes, int]]:
+    """Packed chunks in parts of at most so many bytes: those of each, and how many bytes they are."""
     start = size = 0
     for number, length in enumerate(lengths_of(packed)):
-        if size and size + length > UNIT_BYTES:
+        if size and size + length > most:
             yield packed[start * CHUNK_BYTES : number * CHUNK_BYTES], size
             start, size = number, 0
         size += length
@@ -263,7 +268,7 @@ class Receiver:
     def _compare(self, path: bytes, about: bytes, view: memoryview) -> None:
         block = parse_block(about)
         folder = os.open(path, os.O_RDONLY, dir_fd=self._root)
-        rows = list_folder(folder, UNIT_BYTES, STAGING).smalls
+        rows = list_folder(folder, LARGE_BYTES, STAGING).smalls
         if (
             block is None
             or not same_files(block, rows, attributes=True)
@@ -313,7 +318,7 @@ def receive(target: str, address: str, port: str, streams: str) -> None:
 
 
 def send(source: str, address: str, port: str, streams: str, level: str, what: str) -> None:
-    sender = Sender(int(level), describe=what == "describe")
+    sender = Sender(int(level), int(streams), describe=what == "describe")
     socks = [socket.create_connection((address, int(port))) for _ in range(int(streams))]
     lanes: list[Callable[[], None]] = [lambda sock=sock: sender.lane(sock) for sock in socks]  # type: ignore[misc]
     run_threads([lambda: sender.walk(source, int(streams)), *lanes])

@@ -129,7 +129,7 @@ def test_the_end_carries_totals_and_nothing_follows() -> None:
         (1, 2, "format version 2"),
         (2, 0, "unknown type 0"),
         (2, 3, "unknown type 3"),
-        (3, 81, "size code 81"),
+        (3, 97, "size code 97"),
         (3, 255, "size code 255"),
         (7, 8, "belong to stream 8"),
         (15, 1, "claims to be number 1"),

@@ -27,9 +27,9 @@ from flowengine.transfer.holds import BatchHold, SubtreesHold, UnitPacker
 from flowengine.transfer.offers import Offers
 from flowengine.transfer.session import Session
 from flowengine.transfer.unit import ChunkGone, Unit
+from flowengine.transfer.unit_size import LEAST_UNIT_BYTES, UnitSize
 from flowengine.units import MIB
 from flowengine.wire.messages import WANT_ALL, WANT_NONE, WANT_SOME, EncodedOffer, Folder, Subtrees
-from flowengine.wire.records import UNIT_BYTES
 
 CHUNK = 16 * 1024
 
@@ -253,7 +253,7 @@ def test_what_is_read_again_is_read_file_by_file_and_what_is_gone_costs_only_its
     hold.number = 3
     (tmp_path / "d2" / "a").unlink()
     (tmp_path / "d3" / "last").write_bytes(b"changed")
-    packer = UnitPacker()
+    packer = UnitPacker(UnitSize())
     assert list(packer.add(hold, 0, len(hold.lengths))) == []
     unit = packer.flush()
     assert unit is not None
@@ -273,7 +273,7 @@ def test_what_is_read_again_is_read_file_by_file_and_what_is_gone_costs_only_its
     [
         [MIB - 1, 1, MIB - 1, MIB - 1],
         [700_000, 300_000, 100_000, MIB - 1, 0, 0, 5],
-        [UNIT_BYTES // 4] * 17,
+        [LEAST_UNIT_BYTES // 4] * 17,
         [CHUNK * 63, CHUNK, CHUNK * 63, CHUNK * 2],
         [40_000] * 120,
     ],
@@ -294,7 +294,7 @@ def test_units_hold_whole_files_and_little_more_than_they_should(
     for batch in batches:
         assert batch.block is not None
         ends.add(max(ends) + batch.block.chunks)
-    packer = UnitPacker()
+    packer = UnitPacker(UnitSize())
     units = list(packer.add(hold, 0, len(hold.lengths)))
     rest = packer.flush()
     units += [rest] if rest is not None else []
@@ -302,7 +302,7 @@ def test_units_hold_whole_files_and_little_more_than_they_should(
     sent = b""
     for unit in units:
         assert unit.runs
-        assert unit.raw_bytes <= UNIT_BYTES + CHUNK
+        assert unit.raw_bytes <= LEAST_UNIT_BYTES + CHUNK
         size = 0
         for run, data in read(unit):
             number, index, count = run
@@ -317,7 +317,7 @@ def test_units_hold_whole_files_and_little_more_than_they_should(
     assert sent == b"".join(data for files in folders for data in files.values())
     # Two that follow each other would not have fitted into one.
     sizes_of = [unit.raw_bytes for unit in units]
-    assert all(one + other >= UNIT_BYTES for one, other in pairwise(sizes_of))
+    assert all(one + other >= LEAST_UNIT_BYTES for one, other in pairwise(sizes_of))
     hold.release()
     if kept:
         assert not pool.exhausted()
@@ -331,7 +331,7 @@ def test_a_unit_that_was_begun_by_another_offer_is_closed_before_a_file_that_it_
     (tmp_path / "more").mkdir()
     hold = SubtreesHold(on_disk(tmp_path / "more", [{b"x": content(1, 500_000)}, {b"y": content(2, 10)}]))
     hold.number = 1
-    packer = UnitPacker()
+    packer = UnitPacker(UnitSize())
     assert list(packer.add(single, 0, len(single.lengths))) == []
     units = list(packer.add(hold, 0, len(hold.lengths)))
     rest = packer.flush()
@@ -349,8 +349,8 @@ class Offering:
     def __init__(self, session: Session) -> None:
         self.chooser = CompressionChooser(0.0, 0)
         self.session = session
-        self.queue = UnitQueue(self.chooser, session.clock, self.carried, self.in_thread)
-        self.offers = Offers(session, self.queue)
+        self.queue = UnitQueue(self.chooser, session.clock, self.carried, self.in_thread, UnitSize())
+        self.offers = Offers(session, self.queue, UnitSize())
 
     def carried(self, unit: Unit) -> None:
         self.offers.carried(unit)

@@ -14,6 +14,7 @@ from flowengine.store.reading import Piece
 from flowengine.store.scan_events import Batch
 from flowengine.transfer.holds import BatchHold, FineHold, PieceHold, UnitPacker
 from flowengine.transfer.unit import ChunkGone
+from flowengine.transfer.unit_size import UnitSize
 
 PARTS = [bytes([number]) * 5000 for number in range(4)]
 
@@ -87,7 +88,7 @@ def batch_of_known(folder: Path, count: int) -> BatchHold:
 def test_a_small_file_that_is_gone_costs_no_other(tmp_path: Path) -> None:
     held = batch_of_known(tmp_path, 5)
     (tmp_path / "f2").unlink()
-    packer = UnitPacker()
+    packer = UnitPacker(UnitSize())
     assert list(packer.add(held, 0, 5)) == []
     unit = packer.flush()
     assert unit is not None

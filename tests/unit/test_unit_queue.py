@@ -19,9 +19,11 @@ from flowengine.transfer.lanes import Credit, ReceivingLane, SendingLane
 from flowengine.transfer.pacing import Limits
 from flowengine.transfer.timing import StageClock
 from flowengine.transfer.unit import ChunkGone, PackedUnit, Unit
+from flowengine.transfer.unit_size import UnitSize
 from flowengine.units import MIB
-from flowengine.wire.frames import FrameOpener, FrameSealer
-from flowengine.wire.records import Run
+from flowengine.wire.frames import OVERHEAD_BYTES, Buffer, FrameOpener, FrameSealer, WritableBuffer
+from flowengine.wire.keys import StreamKeys
+from flowengine.wire.records import Run, record_limit
 
 LONG_RTT_S = 0.08
 CHUNKS = 16
@@ -87,7 +89,7 @@ class Bench:
 
     def __init__(self, chooser: CompressionChooser) -> None:
         self.carried: queue.SimpleQueue[Unit] = queue.SimpleQueue()
-        self.units = UnitQueue(chooser, StageClock(), self.carried.put, nobody)
+        self.units = UnitQueue(chooser, StageClock(), self.carried.put, nobody, UnitSize())
         self.thread = threading.Thread(target=self.units.compress)
         self.thread.start()
         self._taken: list[Unit | PackedUnit] = []
@@ -137,7 +139,7 @@ def test_what_gets_no_smaller_goes_as_it_is_and_is_tried_less_and_less() -> None
 
 def test_what_is_not_to_be_compressed_waits_for_no_thread() -> None:
     chooser = CompressionChooser(LONG_RTT_S, 0)
-    units = UnitQueue(chooser, StageClock(), lambda unit: None, nobody)  # nobody compresses
+    units = UnitQueue(chooser, StageClock(), lambda unit: None, nobody, UnitSize())  # nobody compresses
     unit = made(1, text(1))
     units.put(unit)
     assert units.get(0) == [unit]
@@ -147,7 +149,7 @@ def test_what_is_not_to_be_compressed_waits_for_no_thread() -> None:
 
 def test_what_was_wanted_first_leaves_first_though_it_took_time_to_compress() -> None:
     carried: queue.SimpleQueue[Unit] = queue.SimpleQueue()
-    units = UnitQueue(CompressionChooser(0.0001), StageClock(), carried.put, nobody)
+    units = UnitQueue(CompressionChooser(0.0001), StageClock(), carried.put, nobody, UnitSize())
     wanted = [made(number, text(number)) for number in range(12)]
     for unit in wanted:
         units.put(unit)
@@ -169,7 +171,7 @@ def test_what_was_wanted_first_leaves_first_though_it_took_time_to_compress() ->
 
 def test_no_more_is_compressed_than_fits_the_backlog() -> None:
     carried: queue.SimpleQueue[Unit] = queue.SimpleQueue()
-    units = UnitQueue(CompressionChooser(LONG_RTT_S, 1), StageClock(), carried.put, nobody)
+    units = UnitQueue(CompressionChooser(LONG_RTT_S, 1), StageClock(), carried.put, nobody, UnitSize())
     for number in range(400):
         units.put(made(number, text(number)))
     thread = threading.Thread(target=units.compress)
@@ -190,7 +192,7 @@ def test_no_more_is_compressed_than_fits_the_backlog() -> None:
 def test_threads_are_begun_as_units_come_to_wait() -> None:
     begun: list[Callable[[], None]] = []
     units = UnitQueue(
-        CompressionChooser(LONG_RTT_S, 1, cores=4), StageClock(), lambda unit: None, begun.append
+        CompressionChooser(LONG_RTT_S, 1, cores=4), StageClock(), lambda unit: None, begun.append, UnitSize()
     )
     counts = []
     for number in range(6):
@@ -200,7 +202,9 @@ def test_threads_are_begun_as_units_come_to_wait() -> None:
     units.close()
     for run in begun:
         run()  # each ends
-    never = UnitQueue(CompressionChooser(LONG_RTT_S, 0), StageClock(), lambda unit: None, begun.append)
+    never = UnitQueue(
+        CompressionChooser(LONG_RTT_S, 0), StageClock(), lambda unit: None, begun.append, UnitSize()
+    )
     never.put(made(1, text(1)))
     assert len(begun) == 3
 
@@ -221,6 +225,20 @@ def test_while_the_link_is_about_to_be_idle_a_quicker_level_is_taken() -> None:
     assert BACKLOG_BYTES < BACKLOG_RAW_BYTES
 
 
+class Opener(FrameOpener):
+    """Keeps how long frames are."""
+
+    def __init__(self, frames: list[int], keys: StreamKeys) -> None:
+        super().__init__(keys)
+        self._seen = frames
+
+    def open_into(self, header: Buffer, body: Buffer, out: WritableBuffer) -> int:
+        used = super().open_into(header, body, out)
+        if not self.ended:
+            self._seen.append(len(header) + len(body))
+        return used
+
+
 @dataclass
 class Line:
     """One stream from a sending to a receiving lane."""
@@ -232,6 +250,10 @@ class Line:
     """Bytes of each record as it travelled."""
     going: dict[int, list[Run]] = field(default_factory=dict)
     """By offer, what of it may leave; all of it where nothing is said."""
+    size: UnitSize = field(default_factory=UnitSize)
+    carried: Callable[[Unit], None] = lambda unit: None
+    frames: list[int] = field(default_factory=list)
+    """Bytes of each data frame."""
 
     def run(self) -> None:
         ours, theirs = socket.socketpair()
@@ -257,10 +279,13 @@ class Line:
             Limits().pacer(),
             lambda: 1,
             lambda run, gone: self.lost.append(run),
-            lambda unit: None,
+            self.carried,
+            self.size,
             going=lambda hold, run: self.going.get(run[0]),
         )
-        receiving = ReceivingLane(theirs, FrameOpener(stream_keys()), 2 * MIB, deliver, clock)
+        receiving = ReceivingLane(
+            theirs, Opener(self.frames, stream_keys()), record_limit(MIB), deliver, clock
+        )
         thread = threading.Thread(target=sending.run)
         with ours, theirs:
             thread.start()
@@ -298,13 +323,35 @@ def test_of_a_compressed_unit_only_what_may_leave_is_sent() -> None:
 
 
 def test_of_a_plain_unit_only_what_may_leave_and_is_there_is_sent() -> None:
-    units = UnitQueue(CompressionChooser(LONG_RTT_S, 0), StageClock(), lambda unit: None, nobody)
+    units = UnitQueue(CompressionChooser(LONG_RTT_S, 0), StageClock(), lambda unit: None, nobody, UnitSize())
     line = Line(units, going={2: [(2, 15, 1)], 4: []})
     units.put(made(1, noise(1), noise(2), noise(3), noise(4), gone=2))
     units.end_lanes(1)
     line.run()
     assert line.got == {(1, 0, CHUNKS): noise(1), (2, 15, 1): noise(2)[15 * CHUNK :]}
     assert line.lost == [(3, 0, CHUNKS)]
+
+
+def test_full_frames_are_as_large_as_they_are_to_be_when_each_is_begun() -> None:
+    units = UnitQueue(CompressionChooser(LONG_RTT_S, 0), StageClock(), lambda unit: None, nobody, UnitSize())
+    line = Line(units)
+    sizes = [4 * MIB, 2 * MIB, MIB, 4 * MIB]
+    done = []
+
+    def carried(unit: Unit) -> None:  # a frame was sealed: the next may have another size
+        done.append(unit)
+        now = sizes[len(done) // 10 % len(sizes)]
+        line.size.unit_bytes, line.size.payload_bytes = now, now - OVERHEAD_BYTES
+
+    line.carried = carried
+    pieces = {number: noise(number) for number in range(40)}
+    for number, data in pieces.items():
+        units.put(made(number, data))
+    units.end_lanes(1)
+    line.run()
+    assert b"".join(line.got.values()) == b"".join(pieces.values())
+    assert len(done) == len(pieces)
+    assert set(line.frames[:-1]) == {MIB, 2 * MIB, 4 * MIB}  # none is padded but the last
 
 
 def test_a_lane_that_leaves_puts_back_what_it_took() -> None:
@@ -319,7 +366,7 @@ def test_a_lane_that_leaves_puts_back_what_it_took() -> None:
 
 def test_a_lane_gets_at_once_what_fills_a_frame() -> None:
     """What is left of a unit is an eighth: of eight units a frame is full, and of one it would be padded."""
-    units = UnitQueue(CompressionChooser(LONG_RTT_S, 1), StageClock(), lambda unit: None, nobody)
+    units = UnitQueue(CompressionChooser(LONG_RTT_S, 1), StageClock(), lambda unit: None, nobody, UnitSize())
     for number in range(40):
         units.put(made(number, noise(number)[: MIB // 8] + bytes(MIB - MIB // 8)))
     thread = threading.Thread(target=units.compress)
@@ -346,7 +393,7 @@ def test_a_compressed_unit_that_may_leave_whole_after_a_halt_stays_compressed() 
 
 
 def test_runs_that_go_on_travel_as_one() -> None:
-    units = UnitQueue(CompressionChooser(LONG_RTT_S, 0), StageClock(), lambda unit: None, nobody)
+    units = UnitQueue(CompressionChooser(LONG_RTT_S, 0), StageClock(), lambda unit: None, nobody, UnitSize())
     unit = made(1, noise(1))
     unit.runs = [(1, 0, 3), (1, 3, CHUNKS - 3)]
     unit.holds = [Offer(), Offer()]
@@ -359,7 +406,7 @@ def test_runs_that_go_on_travel_as_one() -> None:
 
 
 def test_at_the_end_nobody_needs_what_is_ready() -> None:
-    units = UnitQueue(CompressionChooser(LONG_RTT_S, 0), StageClock(), lambda unit: None, nobody)
+    units = UnitQueue(CompressionChooser(LONG_RTT_S, 0), StageClock(), lambda unit: None, nobody, UnitSize())
     for number in range(3):
         units.put(made(number, noise(number)))
     units.forget()

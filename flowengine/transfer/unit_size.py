@@ -1,0 +1,58 @@
+"""How much goes at once: the size of units and of full frames, by what a stream carries.
+
+Goal
+    A large step costs both ends least: each has its price in the interpreter and in the kernel, whatever it holds. A small
+    one is received sooner: what is only partly there is worth nothing when a connection breaks, and holds credit.
+Plan
+    A unit, and a full frame, is what one stream carries in 80 ms, by what was acknowledged lately: 1, 2 or 4 MiB.
+    Numbers and roads not taken: docs/design/adr/0058-units-grow-with-the-rate.md.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from flowengine.units import MIB
+from flowengine.wire.frames import MAX_FRAME_BYTES, MAX_PAYLOAD_BYTES
+from flowengine.wire.records import MAX_UNIT_BYTES
+
+__all__ = ["LEAST_UNIT_BYTES", "UnitSize"]
+
+LEAST_UNIT_BYTES: Final = MIB
+_STEP_S: Final = 0.08
+_LOOK_NS: Final = 100_000_000
+
+
+class UnitSize:
+    """What holds now for all lanes of a session. Set by the event loop, read by any thread.
+
+    Attributes:
+        unit_bytes: of plaintext, at which a unit is closed: from 1 MiB to `MAX_UNIT_BYTES`, a power of two.
+        payload_bytes: of a full frame, as large as a unit.
+    """
+
+    def __init__(self) -> None:
+        self.unit_bytes = LEAST_UNIT_BYTES
+        self.payload_bytes = _payload_bytes(LEAST_UNIT_BYTES)
+        self._since_ns: int | None = None
+        self._received = 0
+
+    def received(self, size_bytes: int, streams: int, now_ns: int) -> None:
+        """So many bytes were acknowledged, over so many streams, at a time of a clock that only goes forward."""
+        if self._since_ns is None:  # what came before the first is not known
+            self._since_ns = now_ns
+            return
+        self._received += size_bytes
+        passed_ns = now_ns - self._since_ns
+        if passed_ns < _LOOK_NS:
+            return
+        step = self._received / (passed_ns / 1e9) / max(1, streams) * _STEP_S
+        self._since_ns, self._received = now_ns, 0
+        unit = LEAST_UNIT_BYTES
+        while unit < MAX_UNIT_BYTES and step >= 2 * unit:
+            unit *= 2
+        self.unit_bytes, self.payload_bytes = unit, _payload_bytes(unit)
+
+
+def _payload_bytes(frame_bytes: int) -> int:
+    return frame_bytes - (MAX_FRAME_BYTES - MAX_PAYLOAD_BYTES)
