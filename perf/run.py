@@ -148,8 +148,9 @@ class OneRun:
             if self._plan.disk:
                 for tree in (*self._built.measured, target):
                     forget_pages(tree)
-            else:
-                back_memory(scratch, sum(data.total_size(tree)[0] for tree in self._built.measured))
+            measured = sum(data.total_size(tree)[0] for tree in self._built.measured)
+            # Both sides' pages, where neither has them; in memory the source's stand there already.
+            back_memory(memory_folder(), 2 * measured if self._plan.disk else measured)
             if self._scenario.kill_at_half:
                 record["before_kill"] = asdict(self._until_killed(session, contender, target))
                 contender = self._kind()
