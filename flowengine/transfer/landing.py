@@ -19,7 +19,7 @@ import os
 import threading
 from collections.abc import Callable
 from itertools import islice, repeat
-from time import perf_counter_ns
+from time import monotonic, perf_counter_ns
 from typing import Final
 
 from flowengine.chunking import CHUNK_BYTES, right_chunks
@@ -56,7 +56,10 @@ from flowengine.wire.records import Run
 
 __all__ = ["Landing"]
 
-_CHECKPOINT_BYTES: Final = 256 * 1024 * 1024
+_CHECKPOINT_BYTES: Final = 256 * MIB
+_CHECKPOINT_S: Final = 15.0
+"""A large object is synced on its way at most this often: each sync also empties the disk's own cache, and meanwhile the
+disk does little else. What a power cut leaves unsynced is hashed again, which takes less than it took to receive."""
 _RECENT_CHUNKS: Final = 200_000
 _RECENT_STEP: Final = 10_000
 _ACKNOWLEDGE_BYTES: Final = 4 * MIB
@@ -274,8 +277,12 @@ class Landing(OpenAccount):
         assert sink.remaining >= 0
         if complete:
             self._complete(sink)
-        elif isinstance(sink, LargeObject) and sink.unsynced >= _CHECKPOINT_BYTES:
-            sink.unsynced = 0
+        elif (
+            isinstance(sink, LargeObject)
+            and sink.unsynced >= _CHECKPOINT_BYTES
+            and (now := monotonic()) - sink.synced_at >= _CHECKPOINT_S
+        ):
+            sink.unsynced, sink.synced_at = 0, now
             self.publishable.put(("checkpoint", sink.directory, sink.entry, sink))
 
     def seal(self, sink: LargeObject) -> None:

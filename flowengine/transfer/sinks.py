@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from itertools import accumulate, pairwise
 from operator import itemgetter
+from time import monotonic
 from typing import Final, Protocol
 
 import msgspec
@@ -336,11 +337,13 @@ class LargeObject(Sink):
         follower: an old file that it is compared with in step.
         recalled: a file that is remembered to be the same, from which copies are made unread; where it turns out to be
             no more than alike, it is followed as well.
+        unsynced: bytes written since it was last synced, or begun.
+        synced_at: when that was, by the monotonic clock, in seconds.
         left: where in that ends what was found last, -1 where the last chunk was not found.
     """
 
     __slots__ = (
-        "_writing", "basis", "follower", "left", "position", "recalled", "same_until", "staged", "unsynced",
+        "_writing", "basis", "follower", "left", "position", "recalled", "same_until", "staged", "synced_at", "unsynced",
     )  # fmt: skip
 
     def __init__(self, directory: TargetDirectory, entry: Entry) -> None:
@@ -354,6 +357,7 @@ class LargeObject(Sink):
         self._writing = threading.Lock()
         self.same_until: list[tuple[int, bytes]] = []
         self.unsynced = 0
+        self.synced_at = monotonic()
         self.basis: Basis | None = None
         self.recalled: Recalled | None = None
 
