@@ -74,6 +74,11 @@ class Credit:
         self._used = 0
         self._closed = False
 
+    @property
+    def window_bytes(self) -> int:
+        """What may be in flight now."""
+        return self._window
+
     def try_take(self, size_bytes: int) -> bool:
         """Take credit if there is enough now. A unit larger than the window passes when nothing is in flight."""
         with self._condition:

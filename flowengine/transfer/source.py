@@ -506,7 +506,9 @@ class _Source:
                 self._offers.answer(kind, bitmap, finer, whole=whole)
             case Received(size_bytes):
                 self._credit.give_back(size_bytes)
-                self._unit_size.received(size_bytes, len(self._session.streams), time.perf_counter_ns())
+                self._unit_size.received(
+                    size_bytes, len(self._session.streams), self._credit.window_bytes, time.perf_counter_ns()
+                )
             case Rate(bits_per_s):
                 self._asked_rate(bits_per_s)
             case LeaveStreams(numbers):

@@ -4,7 +4,8 @@ Goal
     A large step costs both ends least: each has its price in the interpreter and in the kernel, whatever it holds. A small
     one is received sooner: what is only partly there is worth nothing when a connection breaks, and holds credit.
 Plan
-    A unit, and a full frame, is what one stream carries in 80 ms, by what was acknowledged lately: 1, 2 or 4 MiB.
+    A unit, and a full frame, is what one stream carries in 80 ms, by what was acknowledged lately, and at most a quarter of
+    its share of the credit window: 1, 2 or 4 MiB.
     Numbers and roads not taken: docs/design/adr/0058-units-grow-with-the-rate.md.
 """
 
@@ -20,6 +21,8 @@ __all__ = ["LEAST_UNIT_BYTES", "UnitSize"]
 
 LEAST_UNIT_BYTES: Final = MIB
 _STEP_S: Final = 0.08
+_SHARE: Final = 4
+"""Units of each stream that fit the credit window, or streams would stand waiting for what others have half sent."""
 _LOOK_NS: Final = 100_000_000
 
 
@@ -37,8 +40,15 @@ class UnitSize:
         self._since_ns: int | None = None
         self._received = 0
 
-    def received(self, size_bytes: int, streams: int, now_ns: int) -> None:
-        """So many bytes were acknowledged, over so many streams, at a time of a clock that only goes forward."""
+    def received(self, size_bytes: int, streams: int, window_bytes: int, now_ns: int) -> None:
+        """Bytes were acknowledged.
+
+        Args:
+            size_bytes: how many since the last time.
+            streams: that carry now.
+            window_bytes: of credit, for all of them.
+            now_ns: of a clock that only goes forward.
+        """
         if self._since_ns is None:  # what came before the first is not known
             self._since_ns = now_ns
             return
@@ -46,7 +56,8 @@ class UnitSize:
         passed_ns = now_ns - self._since_ns
         if passed_ns < _LOOK_NS:
             return
-        step = self._received / (passed_ns / 1e9) / max(1, streams) * _STEP_S
+        carried = self._received / (passed_ns / 1e9) * _STEP_S
+        step = min(carried, window_bytes / _SHARE) / max(1, streams)
         self._since_ns, self._received = now_ns, 0
         unit = LEAST_UNIT_BYTES
         while unit < MAX_UNIT_BYTES and step >= 2 * unit:

@@ -9,25 +9,33 @@ import pytest
 
 from flowengine.transfer.holds import Hold, UnitPacker
 from flowengine.transfer.unit_size import LEAST_UNIT_BYTES, UnitSize
-from flowengine.units import MIB
+from flowengine.units import GIB, MIB
 from flowengine.wire.frames import FRAME_SIZES, MAX_PAYLOAD_BYTES, frame_bytes_for
 from flowengine.wire.records import MAX_UNIT_BYTES
 
 MS = 1_000_000
 
 
-def carried(size: UnitSize, bytes_per_s: float, streams: int, *, begin_ms: int = 0, for_ms: int = 500) -> int:
+def carried(
+    size: UnitSize,
+    bytes_per_s: float,
+    streams: int,
+    *,
+    window_bytes: int = 256 * MIB,
+    begin_ms: int = 0,
+    for_ms: int = 500,
+) -> int:
     """What the units are once so much was acknowledged every 5 ms for so long."""
     for now in range(begin_ms, begin_ms + for_ms + 1, 5):
-        size.received(int(bytes_per_s * 0.005), streams, now * MS)
+        size.received(int(bytes_per_s * 0.005), streams, window_bytes, now * MS)
     return size.unit_bytes
 
 
 def test_nothing_is_known_at_first() -> None:
     size = UnitSize()
     assert size.unit_bytes == LEAST_UNIT_BYTES
-    size.received(64 * MIB, 1, 5 * MS)  # what came before this is not known
-    size.received(64 * MIB, 1, 6 * MS)  # nor is a millisecond long enough
+    size.received(64 * MIB, 1, GIB, 5 * MS)  # what came before this is not known
+    size.received(64 * MIB, 1, GIB, 6 * MS)  # nor is a millisecond long enough
     assert size.unit_bytes == LEAST_UNIT_BYTES
 
 
@@ -51,12 +59,26 @@ def test_a_unit_is_what_a_stream_carries_in_a_short_time(bytes_per_s: float, str
     assert LEAST_UNIT_BYTES <= unit <= MAX_UNIT_BYTES
 
 
+@pytest.mark.parametrize(
+    ("window_bytes", "streams", "unit"),
+    [
+        (16 * MIB, 1, 4 * MIB),
+        (16 * MIB, 2, 2 * MIB),
+        (16 * MIB, 8, MIB),
+        (50_000_000, 2, 4 * MIB),
+        (256 * MIB, 64, MIB),
+    ],
+)
+def test_each_stream_has_four_units_in_the_credit_window(window_bytes: int, streams: int, unit: int) -> None:
+    assert carried(UnitSize(), 50e9, streams, window_bytes=window_bytes) == unit
+
+
 def test_a_link_that_slows_down_gets_small_ones_again() -> None:
     size = UnitSize()
     assert carried(size, 500e6, 2) == MAX_UNIT_BYTES
     assert carried(size, 5e6, 2, begin_ms=505) == LEAST_UNIT_BYTES
     assert carried(size, 500e6, 2, begin_ms=1010) == MAX_UNIT_BYTES
-    size.received(1000, 2, 60_000 * MS)  # and after a minute in which nothing was wanted
+    size.received(1000, 2, GIB, 60_000 * MS)  # and after a minute in which nothing was wanted
     assert size.unit_bytes == LEAST_UNIT_BYTES
 
 
