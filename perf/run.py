@@ -119,8 +119,10 @@ def back_memory(folder: Path, size_bytes: int) -> None:
     On a virtual machine the host takes freed pages back, and the first write to such a page waits for the host: up to
     five times the cost of the write, for whichever contender comes after a pause.
     """
+    if storage_of(folder / "any") != "tmpfs":
+        return
     block = bytes(1 << 20)
-    with tempfile.TemporaryFile(dir=folder) as file:
+    with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=folder, buffering=0) as file:
         for _ in range(size_bytes >> 20):
             file.write(block)
 

@@ -39,7 +39,7 @@ BACKLOG_BYTES: Final = 32 * MIB
 BACKLOG_RAW_BYTES: Final = 8 * BACKLOG_BYTES
 """Both ends remember each chunk that is wanted and not here."""
 _MOST_SKIPPED: Final = 32
-_AT_ONCE_RAW_BYTES: Final = 8 * MIB
+_AT_ONCE_UNITS: Final = 8
 _LAST: Final = 1 << 62
 """Numbers from here on are behind those of all units."""
 
@@ -150,7 +150,7 @@ class UnitQueue:
     def _next(self, made: list[PackedUnit]) -> tuple[Unit, bool] | None:
         """What to compress next; None for nothing more. Before it may wait, it hands on what was made."""
         if sum(len(unit.data) for unit in made) >= self._size.payload_bytes or (
-            sum(unit.raw_bytes for unit in made) >= _AT_ONCE_RAW_BYTES
+            sum(unit.raw_bytes for unit in made) >= _AT_ONCE_UNITS * self._size.unit_bytes
         ):
             self._hand_on(made)
         try:

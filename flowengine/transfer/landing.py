@@ -274,15 +274,11 @@ class Landing(OpenAccount):
         with self.lock:
             sink.remaining -= size_bytes
             complete = sink.remaining == 0 and sink.sealed
+            due = not complete and isinstance(sink, LargeObject) and _begin_sync(sink)
         assert sink.remaining >= 0
         if complete:
             self._complete(sink)
-        elif (
-            isinstance(sink, LargeObject)
-            and sink.unsynced >= _CHECKPOINT_BYTES
-            and (now := monotonic()) - sink.synced_at >= _CHECKPOINT_S
-        ):
-            sink.unsynced, sink.synced_at = 0, now
+        elif due:
             self.publishable.put(("checkpoint", sink.directory, sink.entry, sink))
 
     def seal(self, sink: LargeObject) -> None:
@@ -357,3 +353,11 @@ class Landing(OpenAccount):
             if directory.fd >= 0:
                 os.close(directory.fd)
         self.directories.clear()
+
+
+def _begin_sync(sink: LargeObject) -> bool:
+    """Whether it is to be synced now; then it is not again for a while. Inside the lock."""
+    if sink.unsynced < _CHECKPOINT_BYTES or (now := monotonic()) - sink.synced_at < _CHECKPOINT_S:
+        return False
+    sink.unsynced, sink.synced_at = 0, now
+    return True

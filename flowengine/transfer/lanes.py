@@ -35,6 +35,7 @@ from flowengine.transfer.streams import SOCKET_TIMEOUT_S
 from flowengine.transfer.timing import StageClock
 from flowengine.transfer.unit import ChunkGone, PackedUnit, Unit, cut_out, joined
 from flowengine.transfer.unit_size import UnitSize
+from flowengine.units import MIB
 from flowengine.wire.frames import (
     HEADER_BYTES,
     MAX_BODY_BYTES,
@@ -55,6 +56,8 @@ _LINGER_S: Final = 0.003
 """How long a tail waits for more before it is padded and sent."""
 _LOOK_S: Final = 0.5
 """How often an idle lane looks whether it is to end."""
+_FIRST_BYTES: Final = 4 * MIB
+"""Of its buffer a receiving lane uses so much at first; it is enough for records and frames of 1 MiB."""
 _MANY_CHUNKS: Final = 8
 """The sum of so many says little of any of them."""
 
@@ -369,9 +372,11 @@ class ReceivingLane:
         self._receive, self._open = (clock.stage(name) for name in ("receive", "open"))
         self._decompressor = zstandard.ZstdDecompressor()
         self._header = memoryview(bytearray(HEADER_BYTES))
-        # Room for one unfinished record of the largest kind and one more frame behind it. Frames are received where
-        # their plaintext belongs and opened there: what passes the processor's cache less often is done sooner.
+        # Room for unfinished records of the largest kind and one more frame behind them. Frames are received where their
+        # plaintext belongs and opened there: what passes the processor's cache less often is done sooner. While records
+        # are small only the first part of it is used, and the rest is no memory.
         self._plain = fresh_memory(2 * MAX_UNIT_BYTES + self._limit + MAX_BODY_BYTES)
+        self._used = min(_FIRST_BYTES, len(self._plain))
         self.bytes_received = 0
 
     def run(self) -> None:
@@ -392,9 +397,11 @@ class ReceivingLane:
             if not self._fill(self._header, at_frame=True):
                 self._opener.finish()
             length = self._opener.parse_header(self._header)
-            if end + length > len(self._plain):
+            if end + length > self._used:
                 self._plain[: end - start] = self._plain[start:end]  # moved, also where the two overlap
                 start, end = 0, end - start
+                if end + length > self._used:  # twice that, so that little is moved from now on
+                    self._used = min(len(self._plain), 2 * (end + length))
             body = self._plain[end : end + length]
             self._fill(body, at_frame=False)
             began = perf_counter_ns()

@@ -33,7 +33,8 @@ _MAX_LINKS: Final = 256
 _MOST_STREAMS: Final = 32
 """More are opened only where they are asked for: each costs both ends some megabytes."""
 _LANE_BYTES: Final = 512 * 1024
-"""What a lane holds between its queue and the network."""
+"""What a lane holds between its queue and the network: half a frame of 1 MiB. Larger ones come only where the window has room
+for several of each stream."""
 _MAX_AGE_S: Final = 7 * 24 * 3600.0
 _SO_MAX_PACING_RATE: Final = 47
 _NO_PACE: Final = 0xFFFFFFFFFFFFFFFF

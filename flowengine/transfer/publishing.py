@@ -17,7 +17,7 @@ import os
 import queue
 import stat
 from collections.abc import Callable
-from time import perf_counter_ns
+from time import monotonic, perf_counter_ns
 from typing import Final
 
 from flowengine.manifest import Block, Entry
@@ -195,6 +195,7 @@ class Publisher:
                         raise local_error(
                             error, "cannot sync", what.directory.child(what.entry.name)
                         ) from error
+                    what.synced_at = monotonic()  # it may have taken long, and the disk is to rest as long
 
     def _make_links(
         self, batch: list[tuple[str, TargetDirectory, Entry, object]]

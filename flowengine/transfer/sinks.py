@@ -338,7 +338,7 @@ class LargeObject(Sink):
         recalled: a file that is remembered to be the same, from which copies are made unread; where it turns out to be
             no more than alike, it is followed as well.
         unsynced: bytes written since it was last synced, or begun.
-        synced_at: when that was, by the monotonic clock, in seconds.
+        synced_at: when that was, or was asked for, by the monotonic clock, in seconds.
         left: where in that ends what was found last, -1 where the last chunk was not found.
     """
 

@@ -22,7 +22,8 @@ __all__ = ["LEAST_UNIT_BYTES", "UnitSize"]
 LEAST_UNIT_BYTES: Final = MIB
 _STEP_S: Final = 0.08
 _SHARE: Final = 4
-"""Units of each stream that fit the credit window, or streams would stand waiting for what others have half sent."""
+"""Units of each stream that fit the credit window where they are more than the least, or streams would stand waiting for what
+others have half sent."""
 _LOOK_NS: Final = 100_000_000
 
 
@@ -30,7 +31,8 @@ class UnitSize:
     """What holds now for all lanes of a session. Set by the event loop, read by any thread.
 
     Attributes:
-        unit_bytes: of plaintext, at which a unit is closed: from 1 MiB to `MAX_UNIT_BYTES`, a power of two.
+        unit_bytes: of plaintext, at which a unit is closed: from 1 MiB to `MAX_UNIT_BYTES`, a power of two. It follows what was
+            acknowledged, which is counted as it travels: what is compressed well gets smaller units than it could.
         payload_bytes: of a full frame, as large as a unit.
     """
 

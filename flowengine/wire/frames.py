@@ -93,7 +93,7 @@ def frame_bytes_for(used: int, *, lone: bool = False) -> int:
     """Whole length of the frame that `used` payload bytes are sealed into.
 
     >>> frame_bytes_for(0), frame_bytes_for(5000), frame_bytes_for(MAX_PAYLOAD_BYTES)
-    (1024, 5120, 1048576)
+    (1024, 5120, 4194304)
     >>> frame_bytes_for(5000, lone=True)
     8192
     """

@@ -10,7 +10,7 @@ Plan
 Invariants
     - A counter lives with its key object, starts at 0, only rises, and cannot be set.
     - A `SessionSecrets` gives keys of one (transfer, stream, direction) only for rising epochs: each once.
-    - A generation covers 65,536 frames (64 GiB in full frames), so both ends rekey at the same frame.
+    - A generation covers 65,536 frames (at most 256 GiB), so both ends rekey at the same frame.
     - No object here shows, pickles or copies its secret. (Python cannot promise to wipe memory.)
 """
 

@@ -19,7 +19,7 @@ from flowengine.wire import hops as hop_messages
 from flowengine.wire import messages as wire_messages
 from flowengine.wire.control import ControlDecoder
 from flowengine.wire.filters import FilterSet
-from flowengine.wire.frames import FRAME_SIZES, HEADER_BYTES, FrameOpener, FrameSealer
+from flowengine.wire.frames import FRAME_SIZES, HEADER_BYTES, MAX_FRAME_BYTES, FrameOpener, FrameSealer
 from flowengine.wire.handshake import ClientHandshake, ServerHandshake
 from flowengine.wire.keys import NO_FINGERPRINT, Direction, SessionSecrets, StreamKeys
 from flowengine.wire.paths import check_link_target, check_relative_path, collision_key
@@ -28,7 +28,7 @@ from flowengine.wire.proofs import TicketProof, among
 from flowengine.wire.records import pack_record_header, parse_record_header
 from flowengine.wire.ticket import Ticket
 
-_OUT: Final = bytearray(1 << 20)
+_OUT: Final = bytearray(MAX_FRAME_BYTES)
 _FRAGMENT: Final = Ticket("h", 1, b"", b"F" * 32, b"S" * 24).format_secret_url().partition("#")[2]
 
 

@@ -37,8 +37,10 @@ class Part:
     data: bytes
     gone: bool = False
     released: int = 0
+    asked: Callable[[], None] = lambda: None
 
     def views(self) -> list[memoryview]:
+        self.asked()
         if self.gone:
             raise ChunkGone("vanished", "it is gone")
         half = len(self.data) // 2
@@ -254,6 +256,8 @@ class Line:
     carried: Callable[[Unit], None] = lambda unit: None
     frames: list[int] = field(default_factory=list)
     """Bytes of each data frame."""
+    used: int = 0
+    """Of the receiving lane's buffer."""
 
     def run(self) -> None:
         ours, theirs = socket.socketpair()
@@ -291,6 +295,7 @@ class Line:
             thread.start()
             receiving.run()
             thread.join(30)
+        self.used = receiving._used
         # The session keeps them for what they counted, and streams are taken back many times in a long transfer.
         assert not len(sending._out)
         assert not len(receiving._plain)
@@ -352,6 +357,41 @@ def test_full_frames_are_as_large_as_they_are_to_be_when_each_is_begun() -> None
     assert b"".join(line.got.values()) == b"".join(pieces.values())
     assert len(done) == len(pieces)
     assert set(line.frames[:-1]) == {MIB, 2 * MIB, 4 * MIB}  # none is padded but the last
+
+
+def test_small_records_use_little_of_the_buffer_that_large_ones_need() -> None:
+    units = UnitQueue(CompressionChooser(LONG_RTT_S, 0), StageClock(), lambda unit: None, nobody, UnitSize())
+    line = Line(units)
+    for number in range(30):
+        units.put(made(number, noise(number)))
+    units.end_lanes(1)
+    line.run()
+    assert set(line.frames[:-1]) == {MIB}
+    assert line.used == 4 * MIB
+
+
+def test_a_size_that_changes_while_a_frame_is_filled_holds_from_the_next_on() -> None:
+    units = UnitQueue(CompressionChooser(LONG_RTT_S, 0), StageClock(), lambda unit: None, nobody, UnitSize())
+    line = Line(units)
+    asked = []
+
+    def change() -> None:
+        """To and fro in the middle of a frame of 4 MiB, and now and then back to that."""
+        asked.append(1)
+        now = 4 * MIB if len(asked) % 4 else MIB
+        line.size.unit_bytes, line.size.payload_bytes = now, now - OVERHEAD_BYTES
+
+    pieces = {number: noise(number) for number in range(40)}
+    for number, data in pieces.items():
+        unit = made(number, data)
+        unit.parts = [Part(data, asked=change)]
+        units.put(unit)
+    units.end_lanes(1)
+    line.run()
+    assert b"".join(line.got.values()) == b"".join(pieces.values())
+    assert set(line.frames[:-1]) <= {MIB, 4 * MIB}
+    assert line.used > 8 * MIB
+    assert 4 * MIB in line.frames
 
 
 def test_a_lane_that_leaves_puts_back_what_it_took() -> None:

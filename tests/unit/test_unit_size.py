@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
 
 from flowengine.transfer.holds import Hold, UnitPacker
+from flowengine.transfer.lanes import Credit
+from flowengine.transfer.source import _Source
 from flowengine.transfer.unit_size import LEAST_UNIT_BYTES, UnitSize
 from flowengine.units import GIB, MIB
 from flowengine.wire.frames import FRAME_SIZES, MAX_PAYLOAD_BYTES, frame_bytes_for
+from flowengine.wire.messages import Received
 from flowengine.wire.records import MAX_UNIT_BYTES
 
 MS = 1_000_000
@@ -69,7 +73,9 @@ def test_a_unit_is_what_a_stream_carries_in_a_short_time(bytes_per_s: float, str
         (256 * MIB, 64, MIB),
     ],
 )
-def test_each_stream_has_four_units_in_the_credit_window(window_bytes: int, streams: int, unit: int) -> None:
+def test_four_large_units_of_each_stream_fit_the_credit_window(
+    window_bytes: int, streams: int, unit: int
+) -> None:
     assert carried(UnitSize(), 50e9, streams, window_bytes=window_bytes) == unit
 
 
@@ -80,6 +86,19 @@ def test_a_link_that_slows_down_gets_small_ones_again() -> None:
     assert carried(size, 500e6, 2, begin_ms=1010) == MAX_UNIT_BYTES
     size.received(1000, 2, GIB, 60_000 * MS)  # and after a minute in which nothing was wanted
     assert size.unit_bytes == LEAST_UNIT_BYTES
+
+
+def test_what_a_target_acknowledges_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0
+    clock = SimpleNamespace(perf_counter_ns=lambda: now)
+    monkeypatch.setattr("flowengine.transfer.source.time", clock)
+    source = SimpleNamespace(
+        _credit=Credit(50_000_000), _unit_size=UnitSize(), _session=SimpleNamespace(streams=[1, 2])
+    )
+    for _ in range(100):
+        now += 5 * MS
+        _Source._handle(cast(_Source, source), Received(4 * MIB))
+    assert source._unit_size.unit_bytes == 4 * MIB
 
 
 class Chunks:
