@@ -89,11 +89,14 @@ def test_preambles(case: dict[str, Any]) -> None:
     assert registry.accept(bytes.fromhex(case["bytes"])) == preamble
 
 
-def test_frames() -> None:
-    keys = [session().stream_keys(GIVEN["transfer_id"], 1, Direction.SOURCE_TO_TARGET, 0) for _ in range(2)]
+@pytest.mark.parametrize(("name", "stream"), [("frames", 1), ("large_frames", 2)])
+def test_frames(name: str, stream: int) -> None:
+    keys = [
+        session().stream_keys(GIVEN["transfer_id"], stream, Direction.SOURCE_TO_TARGET, 0) for _ in range(2)
+    ]
     sealer, opener = (FrameSealer(keys[0]), FrameOpener(keys[1]))
     out = bytearray(MAX_FRAME_BYTES)
-    for case in VECTORS["frames"]:
+    for case in VECTORS[name]:
         used = case["used"]
         plaintext = memoryview(bytes(n & 0xFF for n in range(used)))
         parts = [plaintext[: used // 3], plaintext[used // 3 :]]
