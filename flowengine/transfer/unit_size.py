@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Final
 
 from flowengine.units import MIB
-from flowengine.wire.frames import MAX_FRAME_BYTES, MAX_PAYLOAD_BYTES
+from flowengine.wire.frames import OVERHEAD_BYTES
 from flowengine.wire.records import MAX_UNIT_BYTES
 
 __all__ = ["LEAST_UNIT_BYTES", "UnitSize"]
@@ -33,14 +33,17 @@ class UnitSize:
     Attributes:
         unit_bytes: of plaintext, at which a unit is closed: from 1 MiB to `MAX_UNIT_BYTES`, a power of two. It follows what was
             acknowledged, which is counted as it travels: what is compressed well gets smaller units than it could.
-        payload_bytes: of a full frame, as large as a unit.
     """
 
     def __init__(self) -> None:
         self.unit_bytes = LEAST_UNIT_BYTES
-        self.payload_bytes = _payload_bytes(LEAST_UNIT_BYTES)
         self._since_ns: int | None = None
         self._received = 0
+
+    @property
+    def payload_bytes(self) -> int:
+        """Of a full frame, which is as large as a unit."""
+        return self.unit_bytes - OVERHEAD_BYTES
 
     def received(self, size_bytes: int, streams: int, window_bytes: int, now_ns: int) -> None:
         """Bytes were acknowledged.
@@ -64,8 +67,4 @@ class UnitSize:
         unit = LEAST_UNIT_BYTES
         while unit < MAX_UNIT_BYTES and step >= 2 * unit:
             unit *= 2
-        self.unit_bytes, self.payload_bytes = unit, _payload_bytes(unit)
-
-
-def _payload_bytes(frame_bytes: int) -> int:
-    return frame_bytes - (MAX_FRAME_BYTES - MAX_PAYLOAD_BYTES)
+        self.unit_bytes = unit

@@ -9,8 +9,8 @@ Plan
     plaintext is payload, zero padding, then the payload's length (u32): it stands at the *end*, so that
     payloads of successive frames decrypt to where they belong, one behind the other; the next frame
     overwrites the 4 bytes. Payloads of a stream join to one byte stream of records; frames cut it anywhere.
-    Inside a run every frame is full: as large as the sender makes them now, 1 to 4 MiB. Only a flush pads: up to the next of eight sizes an octave, or, where it
-    may be one chunk on its own, up to the next power of two.
+    Inside a run every frame is full: as large as the sender makes them now, 1 to 4 MiB. Only a flush pads: up to the
+    next of eight sizes an octave, or, where it may be one chunk on its own, up to the next power of two.
 Invariants
     - Frame numbers have no gap and no repetition; each number is used for one sealing under its key.
     - The last frame is END and carries totals; anything after it, or end of file before it, is an error.

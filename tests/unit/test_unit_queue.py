@@ -21,7 +21,7 @@ from flowengine.transfer.timing import StageClock
 from flowengine.transfer.unit import ChunkGone, PackedUnit, Unit
 from flowengine.transfer.unit_size import UnitSize
 from flowengine.units import MIB
-from flowengine.wire.frames import OVERHEAD_BYTES, Buffer, FrameOpener, FrameSealer, WritableBuffer
+from flowengine.wire.frames import Buffer, FrameOpener, FrameSealer, WritableBuffer
 from flowengine.wire.keys import StreamKeys
 from flowengine.wire.records import Run, record_limit
 
@@ -346,7 +346,7 @@ def test_full_frames_are_as_large_as_they_are_to_be_when_each_is_begun() -> None
     def carried(unit: Unit) -> None:  # a frame was sealed: the next may have another size
         done.append(unit)
         now = sizes[len(done) // 10 % len(sizes)]
-        line.size.unit_bytes, line.size.payload_bytes = now, now - OVERHEAD_BYTES
+        line.size.unit_bytes = now
 
     line.carried = carried
     pieces = {number: noise(number) for number in range(40)}
@@ -379,7 +379,7 @@ def test_a_size_that_changes_while_a_frame_is_filled_holds_from_the_next_on() ->
         """To and fro in the middle of a frame of 4 MiB, and now and then back to that."""
         asked.append(1)
         now = 4 * MIB if len(asked) % 4 else MIB
-        line.size.unit_bytes, line.size.payload_bytes = now, now - OVERHEAD_BYTES
+        line.size.unit_bytes = now
 
     pieces = {number: noise(number) for number in range(40)}
     for number, data in pieces.items():
