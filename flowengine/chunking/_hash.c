@@ -16,11 +16,10 @@
 #define BATCH_PIECES 256
 #define BLOCKS_OF_LEAF (LEAF / BLOCK)
 
-enum { LEAF_BEGINS = 1, LEAF_ENDS = 2, PARENT = 4, ROOT = 8 };
+enum { LEAF_BEGINS = 1, LEAF_ENDS = 2, PARENT = 4, ROOT = 8, CONTEXT = 32, DERIVED = 64 };
 
-static const uint32_t IV[8] = {
-    0x6A09E667, 0xBB67AE85, 0x3C6EF372, 0xA54FF53A, 0x510E527F, 0x9B05688C, 0x1F83D9AB, 0x5BE0CD19,
-};
+#define IV_WORDS {0x6A09E667, 0xBB67AE85, 0x3C6EF372, 0xA54FF53A, 0x510E527F, 0x9B05688C, 0x1F83D9AB, 0x5BE0CD19}
+static const uint32_t IV[8] = IV_WORDS;
 
 /* Which word of a block goes in where, in each of the seven rounds. */
 #define ROUNDS(ROUND)                                                    \
@@ -40,6 +39,7 @@ typedef struct {
     uint32_t length[MOST_LANES];
     uint32_t last[MOST_LANES]; /* flags of the last block besides `every` */
     uint32_t first, every;     /* flags of the first block besides `every`, and of each */
+    const uint32_t *key;       /* the chaining values before the first block */
     int count;
 } Group;
 
@@ -98,7 +98,7 @@ static inline uint32_t blocks_of(uint32_t length) { return length ? (length + BL
         }                                                                                                              \
         V h[8];                                                                                                        \
         for (int k = 0; k < 8; k++)                                                                                    \
-            h[k] = one + IV[k];                                                                                        \
+            h[k] = one + group->key[k];                                                                                \
         for (uint32_t block = 0; block < most; block++) {                                                              \
             const uint8_t *at[LANES];                                                                                  \
             V flags = one + (group->every | (block ? 0 : group->first)), length = one + BLOCK, goes_on = ~one;         \
@@ -338,6 +338,12 @@ typedef struct {
     uint32_t length, counter, last;
 } Tail;
 
+/* What names depend on besides the pieces: words in place of the IV, and a flag of every block. */
+typedef struct {
+    uint32_t words[8];
+    uint32_t flag;
+} Key;
+
 typedef struct {
     size_t at; /* its nodes in the scratch memory */
     size_t nodes;
@@ -347,12 +353,12 @@ typedef struct {
 static size_t leaves_of(size_t length) { return length ? (length + LEAF - 1) / LEAF : 1; }
 
 /* Pieces of a batch: their leaves first, then what stands above these, height by height. */
-static void hash_batch(int64_t way, const uint8_t *data, const uint8_t *lengths, int64_t count, size_t stride,
+static void hash_batch(int64_t way, const Key *key, const uint8_t *data, const uint8_t *lengths, int64_t count, size_t stride,
                        uint8_t *out, size_t apart, uint8_t *nodes, uint8_t *above) {
     Tree trees[BATCH_PIECES];
     Tail tails[BATCH_PIECES];
     int64_t ended[BLOCKS_OF_LEAF + 2] = {0};
-    Queue queue = {.way = way, .group = {.first = LEAF_BEGINS}};
+    Queue queue = {.way = way, .group = {.first = LEAF_BEGINS, .every = key->flag, .key = key->words}};
     size_t used = 0;
     for (int64_t i = 0; i < count; i++) {
         const size_t length = word(lengths + stride * (size_t)i), leaves = leaves_of(length);
@@ -389,7 +395,7 @@ static void hash_batch(int64_t way, const uint8_t *data, const uint8_t *lengths,
     flush(&queue);
     queue.ragged = 0;
     queue.group.first = 0;
-    queue.group.every = PARENT;
+    queue.group.every = PARENT | key->flag;
     for (int more = 1; more;) {
         more = 0;
         for (int64_t i = 0; i < count; i++) {
@@ -416,8 +422,8 @@ static void hash_batch(int64_t way, const uint8_t *data, const uint8_t *lengths,
     }
 }
 
-int flow_names(int64_t way, const uint8_t *data, const uint8_t *lengths, int64_t count, size_t stride, uint8_t *out,
-               size_t apart) {
+static int names_under(int64_t way, const Key *key, const uint8_t *data, const uint8_t *lengths, int64_t count, size_t stride,
+                       uint8_t *out, size_t apart) {
     size_t room = BATCH_LEAVES;
     for (int64_t i = 0; i < count; i++) {
         const size_t leaves = leaves_of(word(lengths + stride * (size_t)i));
@@ -437,7 +443,7 @@ int flow_names(int64_t way, const uint8_t *data, const uint8_t *lengths, int64_t
             leaves += more;
             bytes += length;
         }
-        hash_batch(way, data, lengths, taken, stride, out, apart, memory, memory + ID * room);
+        hash_batch(way, key, data, lengths, taken, stride, out, apart, memory, memory + ID * room);
         data += bytes;
         lengths += stride * (size_t)taken;
         out += apart * (size_t)taken;
@@ -445,6 +451,22 @@ int flow_names(int64_t way, const uint8_t *data, const uint8_t *lengths, int64_t
     }
     free(memory);
     return 0;
+}
+
+int flow_names(int64_t way, const uint8_t *data, const uint8_t *lengths, int64_t count, size_t stride, uint8_t *out,
+               size_t apart) {
+    static const Key none = {IV_WORDS, 0};
+    return names_under(way, &none, data, lengths, count, stride, out, apart);
+}
+
+/* The same in derive-key mode, under a context of `context_bytes`. -1: no memory. */
+int64_t flow_hash_under(int64_t way, const uint8_t *context, uint32_t context_bytes, const uint8_t *data, const uint32_t *lengths,
+                        int64_t count, uint8_t *names) {
+    static const Key contexts = {IV_WORDS, CONTEXT};
+    Key key = {.flag = DERIVED};
+    if (names_under(way, &contexts, context, (const uint8_t *)&context_bytes, 1, 4, (uint8_t *)key.words, ID))
+        return -1;
+    return names_under(way, &key, data, (const uint8_t *)lengths, count, 4, names, ID);
 }
 
 /* The names of pieces whose lengths are given as an array. -1: no memory. */

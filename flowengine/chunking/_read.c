@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-#define INTERFACE 2
+#define INTERFACE 3
 #define STEP ((int64_t)256 << 10)
 #define SHORT (-1000000) /* the file ends before it should; errno is nowhere near */
 

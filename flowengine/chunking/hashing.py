@@ -30,6 +30,7 @@ __all__ = [
     "chunk_id",
     "hash_ways",
     "ids_of",
+    "ids_under",
     "lengths_of",
     "pack_chunks",
     "pack_ids",
@@ -109,6 +110,25 @@ def ids_of(data: Data, lengths: Sequence[int], way: int | None = None) -> bytes:
     return names.raw
 
 
+def ids_under(context: str, pieces: Sequence[bytes], way: int | None = None) -> list[bytes]:
+    """blake3-256 of each of some pieces in derive-key mode, under the same context.
+
+    Args:
+        way: one of `hash_ways`; by default the quickest.
+    """
+    way = _way if way is None else way
+    if LIBRARY is None or way < 0:
+        return [blake3(piece, derive_key_context=context).digest() for piece in pieces]
+    told, named = array("I", map(len, pieces)), context.encode()
+    found = ctypes.create_string_buffer(ID_BYTES * len(pieces))
+    if LIBRARY.flow_hash_under(
+        way, named, len(named), b"".join(pieces), told.buffer_info()[0], len(pieces), found
+    ):
+        raise MemoryError
+    ids = found.raw
+    return [ids[at : at + ID_BYTES] for at in range(0, len(ids), ID_BYTES)]
+
+
 def right_chunks(data: Data, packed: bytes, way: int | None = None) -> int:
     """How many chunks of a packed list, from the first on, are what lies one behind the other in `data`.
 
@@ -144,7 +164,10 @@ def are_chunks(data: Data, packed: bytes) -> bool:
 def _sound(way: int) -> bool:
     """Whether the library hashes as the package does, with this compiler on this processor."""
     data = bytes(range(256)) * (sum(_TRIED) // 256 + 1)
-    return ids_of(data, _TRIED, way) == ids_of(data, _TRIED, -1)
+    pieces = [data[:size] for size in _TRIED]
+    return ids_of(data, _TRIED, way) == ids_of(data, _TRIED, -1) and (
+        ids_under("flowengine", pieces, way) == ids_under("flowengine", pieces, -1)
+    )
 
 
 _way = HASH_WAYS - 1

@@ -14,7 +14,7 @@ __all__ = ["CUT_WAYS", "HASH_WAYS", "LIBRARY", "Data", "Rule", "State", "place_o
 
 Data = bytes | bytearray | memoryview
 
-_INTERFACE: Final = 2
+_INTERFACE: Final = 3
 _NUMBER, _POINTER = ctypes.c_int64, ctypes.c_void_p
 
 
@@ -59,6 +59,11 @@ LIBRARY: Final = load_library(
         ("flow_cut", _NUMBER, [_POINTER, *[_NUMBER] * 5, _POINTER, _NUMBER]),
         ("flow_hash_ways", _NUMBER, []),
         ("flow_hash", _NUMBER, [_NUMBER, _POINTER, _POINTER, _NUMBER, _POINTER]),
+        (
+            "flow_hash_under",
+            _NUMBER,
+            [_NUMBER, ctypes.c_char_p, ctypes.c_uint32, ctypes.c_char_p, _POINTER, _NUMBER, _POINTER],
+        ),
         ("flow_check", _NUMBER, [_NUMBER, _POINTER, _NUMBER, _POINTER, _NUMBER]),
         ("flow_pack", _NUMBER, [_POINTER, _POINTER, _NUMBER, _NUMBER, _POINTER, _NUMBER]),
         ("flow_pack_many", _NUMBER, [*[_POINTER] * 3, _NUMBER, _NUMBER, _POINTER, _POINTER, _NUMBER]),

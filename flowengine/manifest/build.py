@@ -6,7 +6,6 @@ order, each from its `begin_directory` to its `end_directory`; `end_directory`; 
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
@@ -31,6 +30,7 @@ from flowengine.manifest.entries import (
     check_extra,
     decode_page,
     digest,
+    digests,
     encode,
     is_name,
     join,
@@ -39,7 +39,7 @@ from flowengine.manifest.entries import (
 from flowengine.manifest.records import END_MAGIC, FILE_CONTEXT, FOOTER, MAGIC, RECORD
 from flowengine.units import show_path
 
-__all__ = ["MAX_DEPTH", "ManifestBuilder", "Page", "Summary"]
+__all__ = ["MAX_DEPTH", "Leaf", "ManifestBuilder", "Page", "Summary"]
 
 _PIECE_BYTES: Final = 64 << 10
 MAX_DEPTH: Final = 1024
@@ -64,6 +64,15 @@ class Page(NamedTuple):
     objects: int
     size_bytes: int
     chunks: int
+
+
+class Leaf(NamedTuple):
+    """A directory that has none in it: its name, mode and mtime, and its files if it has some."""
+
+    name: bytes
+    mode: int
+    mtime_ns: int
+    block: Block | None
 
 
 class _Open:
@@ -127,18 +136,19 @@ class ManifestBuilder:
         self._runs: dict[bytes, tuple[int, int]] = {}
         self._root: tuple[Subdirectory, int] | None = None
         self._finished = False
-        self._emit(MAGIC)
+        if sink is not None:
+            self._emit(len(MAGIC), MAGIC)
         self._write(Kind.HEADER, self._header.encode())
 
     # ---- bytes ---------------------------------------------------------------------------------------------
 
-    def _emit(self, data: bytes) -> None:
-        if self._sink is not None:
-            self._offset += len(data)
-            self._waiting.append(data)
-            self._waiting_bytes += len(data)
-            if self._waiting_bytes >= _PIECE_BYTES:
-                self._give()
+    def _emit(self, size_bytes: int, *parts: bytes) -> None:
+        """Append parts that are so many bytes together."""
+        self._offset += size_bytes
+        self._waiting += parts
+        self._waiting_bytes += size_bytes
+        if self._waiting_bytes >= _PIECE_BYTES:
+            self._give()
 
     def _give(self) -> None:
         """Hand what waits to the sink: records are some hundred bytes each, and many."""
@@ -153,8 +163,9 @@ class ManifestBuilder:
         """Append a record, with the offsets of what it names; gives its own."""
         offset = self._offset
         if self._sink is not None:
-            locator = struct.pack(f"<{len(places)}Q", *places)
-            self._emit(RECORD.pack(kind, len(body), len(locator)) + body + locator)
+            locator = b"".join([place.to_bytes(8, "little") for place in places])
+            head = RECORD.pack(kind, len(body), len(locator))
+            self._emit(RECORD.size + len(body) + len(locator), head, body, locator)
         return offset
 
     # ---- runs of large objects -----------------------------------------------------------------------------
@@ -359,30 +370,32 @@ class ManifestBuilder:
         if page := parent.subdirectories.add(entry):
             self._store_subdirectories(parent, page)
 
-    def add_leaf(self, name: bytes, mode: int, mtime_ns: int, block: Block | None) -> None:
-        """Add a subdirectory of the current directory that has no other in it, and no entries but these, as a whole.
+    def add_leaves(self, leaves: Sequence[Leaf]) -> None:
+        """Add subdirectories of the current directory that have no other in them, each as a whole.
 
         Raises:
             ProtocolError: as for `begin_directory`, `add_block` and `end_directory`.
         """
-        if not self._stack or not (block is None or block.is_one_page):
-            self.begin_directory(name)
-            if block is not None:
-                self.add_block(block)
-            self.end_directory(mode, mtime_ns)
+        if not self._stack or not all(leaf.block is None or leaf.block.is_one_page for leaf in leaves):
+            for leaf in leaves:
+                self.begin_directory(leaf.name)
+                if leaf.block is not None:
+                    self.add_block(leaf.block)
+                self.end_directory(leaf.mode, leaf.mtime_ns)
             return
-        parent = self._next_subdirectory(name)
-        totals, page_id = Totals(), b""
-        places: tuple[int, ...] = ()
-        if block is not None:
-            page_id, places = digest(Kind.ENTRIES, block.data), (self._write(Kind.ENTRIES, block.data),)
-            totals = Totals(block.count, 0, block.size_bytes, block.chunks)
-        body = encode(Node(page_id))
-        offset = self._write(Kind.NODE, body, places)
-        self._check_attributes(parent.path, name, mode, mtime_ns, totals)
-        self._add_subdirectory(
-            parent, Subdirectory(name, mode, mtime_ns, digest(Kind.NODE, body), *totals), offset
-        )
+        pages = iter(digests(Kind.ENTRIES, [leaf.block.data for leaf in leaves if leaf.block is not None]))
+        bodies = [encode(Node() if leaf.block is None else Node(next(pages))) for leaf in leaves]
+        for leaf, body, node_id in zip(leaves, bodies, digests(Kind.NODE, bodies), strict=True):
+            name, mode, mtime_ns, block = leaf
+            parent = self._next_subdirectory(name)
+            totals = Totals()
+            places: tuple[int, ...] = ()
+            if block is not None:
+                totals = Totals(block.count, 0, block.size_bytes, block.chunks)
+                places = (self._write(Kind.ENTRIES, block.data),)
+            offset = self._write(Kind.NODE, body, places)
+            self._check_attributes(parent.path, name, mode, mtime_ns, totals)
+            self._add_subdirectory(parent, Subdirectory(name, mode, mtime_ns, node_id, *totals), offset)
 
     def finish(self) -> Summary:
         """Close the manifest, whose root directory was ended; gives the version id and the totals."""

@@ -58,7 +58,7 @@ def _weights(entries: Sequence[Entry] | Sequence[Subdirectory]) -> list[int]:
 
 
 def page_ends(sums: Sequence[int], weights: Sequence[int], count: int, total: int) -> list[int]:
-    """Where pages end, as numbers of entries before the cut: the rule itself.
+    """Where pages end, as numbers of entries before the cut.
 
     Args:
         sums: CRC-32 of each entry's name.
@@ -68,14 +68,19 @@ def page_ends(sums: Sequence[int], weights: Sequence[int], count: int, total: in
     for position, (name_sum, weight) in enumerate(zip(sums, weights, strict=True), 1):
         count += 1
         total += weight
-        if (
-            name_sum * _MIX & 0xFFFFFFFF < (_ALWAYS if weight <= _LIGHT else weight << 16)
-            or count >= MAX_PAGE_ENTRIES
-            or total >= PAGE_FULL_WEIGHT
-        ):
+        if _ends_page(name_sum, weight, count, total):
             ends.append(position)
             count = total = 0
     return ends
+
+
+def _ends_page(name_sum: int, weight: int, count: int, total: int) -> bool:
+    """Whether a page ends with an entry, which brings it to so many of so much weight."""
+    return (
+        name_sum * _MIX & 0xFFFFFFFF < (_ALWAYS if weight <= _LIGHT else weight << 16)
+        or count >= MAX_PAGE_ENTRIES
+        or total >= PAGE_FULL_WEIGHT
+    )
 
 
 class PageCutter(Generic[T]):
@@ -111,10 +116,9 @@ class PageCutter(Generic[T]):
     def add(self, entry: T) -> list[T]:
         """The page that is complete with one more entry; empty where none is."""
         (weight,) = _weights((entry,))
-        ends = page_ends((crc32(entry.name),), (weight,), len(self._page), self._weight)
         self._page.append(entry)
         self._weight += weight
-        return self.finish() if ends else []
+        return self.finish() if _ends_page(crc32(entry.name), weight, len(self._page), self._weight) else []
 
     def _ends(self, entries: Sequence[T], weights: list[int]) -> list[int]:
         """Where pages end, as numbers of `entries` before the cut."""

@@ -23,7 +23,7 @@ import msgspec
 from blake3 import blake3
 from msgspec import Meta
 
-from flowengine.chunking import CHUNK_BYTES, DEFAULT_PROFILE, ID_BYTES, Profile
+from flowengine.chunking import CHUNK_BYTES, DEFAULT_PROFILE, ID_BYTES, Profile, ids_under
 from flowengine.errors import IntegrityError, ProtocolError, UsageError
 from flowengine.units import show_path
 
@@ -54,6 +54,7 @@ __all__ = [
     "chunk_count",
     "decode_extra",
     "digest",
+    "digests",
     "encode_extra",
     "is_name",
     "join",
@@ -289,6 +290,11 @@ T = TypeVar("T")
 def digest(kind: Kind, data: bytes) -> bytes:
     """The id of a piece: BLAKE3 of its canonical bytes, in derive-key mode under its kind's context."""
     return blake3(data, derive_key_context=_CONTEXT[kind]).digest()
+
+
+def digests(kind: Kind, pieces: Sequence[bytes]) -> list[bytes]:
+    """The ids of several pieces of a kind."""
+    return ids_under(_CONTEXT[kind], pieces)
 
 
 def decode_canonical(

@@ -19,7 +19,7 @@
 #error "proofs are little-endian; Python does without this library"
 #endif
 
-#define INTERFACE 10
+#define INTERFACE 11
 #define KINDS 4
 enum { SMALL, LARGE, FOLDER, OTHER };
 
@@ -517,6 +517,50 @@ int64_t flow_same(const uint8_t *data, int64_t length, const char *names, const 
     }
     return 1;
 }
+
+/* What is told of one of several folders that may hold nothing but files. */
+typedef struct {
+    Row row;             /* its own */
+    int64_t plain;       /* 0: it must be entered; else all below is known */
+    int64_t proof_bytes; /* of its files, behind those of the folders before it */
+} Leaf;
+
+/* Looks at folders of an open one as `flow_list_at` does, each by itself. One is plain where it holds nothing but files and
+   links that are small and of one name; and, where entries are given, just these files. Their proofs, one behind the other, are
+   for `flow_free_proofs`; NULL where there is no memory for them. */
+char *flow_leaves(int64_t parent, const char *names, int64_t count, int64_t large, const char *marked, const char *const *entries,
+                  const int64_t *lengths, Leaf *out) {
+    size_t room = 1 << 16, used = 0;
+    char *proofs = malloc(room);
+    for (int64_t i = 0; i < count && proofs; i++, names += strlen(names) + 1) {
+        Leaf *leaf = &out[i];
+        Listing found;
+        memset(leaf, 0, sizeof *leaf);
+        int64_t fd = flow_list_at(parent, names, large, marked, &found, &leaf->row);
+        if (fd < 0) continue;
+        close((int)fd);
+        leaf->plain = !found.error && !found.count[LARGE] && !found.count[FOLDER] && !found.count[OTHER] && !found.marked &&
+                      !found.linked;
+        if (leaf->plain && entries)
+            leaf->plain = flow_same((const uint8_t *)entries[i], lengths[i], found.names[SMALL], found.rows[SMALL],
+                                    found.count[SMALL], 1);
+        if (leaf->plain && found.proof_bytes) {
+            size_t more = (size_t)found.proof_bytes;
+            if (used + more > room) {
+                char *grown = realloc(proofs, room = 2 * (used + more));
+                if (!grown) free(proofs);
+                proofs = grown;
+            }
+            if (proofs) memcpy(proofs + used, found.proof, more);
+            used += more;
+            leaf->proof_bytes = found.proof_bytes;
+        }
+        flow_free(&found);
+    }
+    return proofs;
+}
+
+void flow_free_proofs(char *proofs) { free(proofs); }
 
 static uint8_t *put_whole(uint8_t *at, int64_t value) {
     int width;

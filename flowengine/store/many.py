@@ -51,7 +51,7 @@ __all__ = [
     "write_files",
 ]
 
-_INTERFACE: Final = 10
+_INTERFACE: Final = 11
 _KINDS: Final = 4
 
 
@@ -248,6 +248,12 @@ _library = load_library(
         ("flow_list", _NUMBER, [_NUMBER, _NUMBER, _NAMES, _POINTER]),
         ("flow_list_at", _NUMBER, [_NUMBER, _NAMES, _NUMBER, _NAMES, *[_POINTER] * 2]),
         ("flow_free", None, [_POINTER]),
+        (
+            "flow_leaves",
+            _POINTER,
+            [_NUMBER, _NAMES, _NUMBER, _NUMBER, _NAMES, *[_POINTER] * 3],
+        ),
+        ("flow_free_proofs", None, [_POINTER]),
         ("flow_read", _NUMBER, [_NUMBER, _NAMES, _NUMBER, _POINTER, _NUMBER, _POINTER, _POINTER]),
         ("flow_write", _NUMBER, [_NUMBER, _NAMES, _NUMBER, _POINTER, _POINTER, _NUMBER]),
         ("flow_place", None, [_NUMBER, _NAMES, _POINTER, _NAMES, _NUMBER, _POINTER, _POINTER]),

@@ -27,7 +27,9 @@ import msgspec
 
 from flowengine.chunking import CHUNK_BYTES
 from flowengine.manifest import HARDLINK, Block, Entry, join_blocks
+from flowengine.manifest.entries import MAX_NAME_BYTES
 from flowengine.store.buffers import BufferPool
+from flowengine.store.leaves import known_leaves
 from flowengine.store.many import AnyStat, Kind, Listing, Row, Stat, list_folder, listing_of, open_listed
 from flowengine.store.proofs import encode_entries, recall, split_proof, stats_proof
 from flowengine.store.reading import ObjectChanged, ObjectReader
@@ -61,12 +63,14 @@ __all__ = ["RACY_NS", "Scanner"]
 
 RACY_NS: Final = 20_000_000
 """Longer than a tick of the clock behind ctime (10 ms at 100 Hz), so that a later change must show."""
+_MOST_LEAVES: Final = 32
+"""Directories that are looked at together."""
 
 
 class _Frame:
     """One directory on the way down."""
 
-    __slots__ = ("complete", "dirfd", "owned", "path", "pending", "real", "st", "subset")
+    __slots__ = ("complete", "depth", "dirfd", "owned", "path", "pending", "real", "st", "subset")
 
     def __init__(
         self,
@@ -76,7 +80,9 @@ class _Frame:
         st: AnyStat | None,
         owned: bool,
         subset: dict[bytes, object] | None,
+        depth: int = 0,
     ) -> None:
+        self.depth = depth
         self.dirfd = dirfd
         self.path = path
         self.real = real
@@ -122,6 +128,10 @@ class Scanner:
             self._extra = extra_reader(xattrs=xattrs, owner=owner)
         # A program that runs as its owner must not become one that runs as somebody else.
         self._mode_bits = 0o7777 if owner else 0o1777
+        # Whether nothing is left out, and all that is told of an object is what the cache keeps of it.
+        self._takes_all = selection.files_from is None and self._filters is None and self._extra is None
+        # By depth, how many directories are worth being looked at together.
+        self._leaves_ahead: dict[int, int] = {}
         self._links: dict[tuple[int, int], tuple[bytes, int]] = {}
         self._named: set[bytes] = set()
         self._subset = subset_tree(selection.files_from)
@@ -302,6 +312,9 @@ class Scanner:
                     )
                     os.close(frame.dirfd)
                     continue
+                yield from self._known_leaves(frame)
+                if not frame.pending:
+                    continue
                 name, parent_fd, parent_real = frame.pending.pop()
                 path = _join(frame.path, name)
                 if len(stack) >= MAX_DEPTH or len(path) > MAX_PATH_BYTES:
@@ -322,7 +335,7 @@ class Scanner:
                     child = frame.subset.get(name)
                     subset = child if isinstance(child, dict) and child else None
                 real = parent_real.rstrip(b"/") + b"/" + name
-                below = _Frame(fd, path, real, st, True, subset)
+                below = _Frame(fd, path, real, st, True, subset, len(stack))
                 stack.append(below)
                 yield DirectoryEntered(name, path)
                 listing = yield from self._taken(below, listed)
@@ -332,6 +345,38 @@ class Scanner:
             for frame in stack:
                 if frame is not root:
                     os.close(frame.dirfd)
+
+    def _known_leaves(self, frame: _Frame) -> Iterator[Event]:
+        """What is told of the next subdirectories while these are folders of files that nobody touched; they pend no more.
+
+        Several are looked at together, more while that is of use. One that is not such costs being looked at twice, and those
+        behind it are looked at again when their turn comes.
+        """
+        cache, depth = self._cache, frame.depth + 1
+        ahead = self._leaves_ahead.get(depth, 0)
+        in_reach = depth < MAX_DEPTH and len(frame.path) + 1 + MAX_NAME_BYTES <= MAX_PATH_BYTES
+        if cache is None or not self._takes_all or not in_reach:
+            return
+        while frame.pending and ahead:
+            _, fd, above = frame.pending[-1]
+            names = [name for name, parent, _ in frame.pending[: -ahead - 1 : -1] if parent == fd]
+            leaves = known_leaves(cache, fd, names, LARGE_OBJECT_BYTES, STAGING_NAME)
+            for name, leaf in zip(names, leaves, strict=True):
+                if leaf is None:
+                    self._leaves_ahead[depth] = 0
+                    return
+                frame.pending.pop()
+                yield DirectoryEntered(name, _join(frame.path, name))
+                yield from self._recalled_block(above.rstrip(b"/") + b"/" + name, leaf.block)
+                yield DirectoryLeft(leaf.st.st_mode & self._mode_bits, leaf.st.st_mtime_ns, b"", True, True)
+            ahead = self._leaves_ahead[depth] = min(2 * ahead, _MOST_LEAVES)
+
+    def _recalled_block(self, real: bytes, block: Block) -> Iterator[Event]:
+        """All small objects of a directory, as the scan cache has them."""
+        self.objects += block.count
+        self.size_bytes += block.size_bytes
+        for part in block.parts(MAX_BATCH_ENTRIES, MAX_BATCH_CHUNKS):
+            yield Batch(part, None, [-1] * part.count, real, recalled=True)
 
     def _directory_extra(self, frame: _Frame) -> bytes:
         if self._extra is None or frame.st is None:
@@ -386,18 +431,18 @@ class Scanner:
         smalls, larges = listing.smalls, listing.larges
         if not len(smalls) and not len(larges):
             return
-        self.objects += len(smalls) + len(larges)
-        self.size_bytes += sum([st.st_size for st in larges.stats]) if len(larges) else 0
         known: dict[bytes, Entry] = {}
         hit: Block | list[Entry] | None = None
         st_dir = frame.st or os.fstat(frame.dirfd)
         if self._cache is not None and len(smalls) and self._extra is None:
             hit, known = recall(self._cache, st_dir, listing.proof)
         if isinstance(hit, Block) and not len(larges) and not listing.linked:
-            self.size_bytes += hit.size_bytes
-            for block in hit.parts(MAX_BATCH_ENTRIES, MAX_BATCH_CHUNKS):
-                yield Batch(block, None, [-1] * block.count, frame.real, recalled=True)
+            if not frame.pending:
+                self._leaves_ahead[frame.depth] = 1
+            yield from self._recalled_block(frame.real, hit)
             return
+        self.objects += len(smalls) + len(larges)
+        self.size_bytes += sum([st.st_size for st in larges.stats]) if len(larges) else 0
         if isinstance(hit, Block):
             hit = hit.entries
         if hit is not None:

@@ -13,7 +13,7 @@ import contextlib
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from flowengine.chunking import CHUNK_BYTES, packed_size
@@ -53,6 +53,12 @@ _MOST_OURS: Final = 100_000
 """So many folders are remembered as written here, in some 15 MB; from then on each is asked for."""
 _PARTIAL: Final = 1 << 32
 """Sequence numbers from here on are parts of a directory whose scan has not come to its end."""
+_ASK_MANY: Final = """
+SELECT ino, min(stats), min(entries) FROM directory WHERE dev=? AND ino IN
+(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) GROUP BY ino HAVING count(*) = 1 AND min(seq) = 0
+"""
+_MANY: Final = _ASK_MANY.count("?") - 1
+"""Directories that one statement asks for."""
 
 
 _Key: TypeAlias = tuple[int, int]
@@ -158,9 +164,12 @@ class ScanCache:
                     self._ours = None
         return self._ours is not None and key not in self._ours
 
-    def _query(self, sql: str, args: _Key) -> list[tuple[Any, ...]]:
-        if args in self._waiting_keys:
+    def _settle(self, keys: Iterable[_Key]) -> None:
+        """Write what waits, where some of it is about one of these inodes."""
+        if not self._waiting_keys.isdisjoint(keys):
             self.flush()
+
+    def _query(self, sql: str, args: tuple[int, ...]) -> list[tuple[Any, ...]]:
         if self._broken:
             return []
         try:
@@ -221,8 +230,23 @@ class ScanCache:
         key = _s(dev), _s(ino)
         if self._is_ours(key):
             return []
+        self._settle([key])
         rows = self._query("SELECT stats, entries FROM directory WHERE dev=? AND ino=? ORDER BY seq", key)
         return [DirectoryPart(bytes(stats), bytes(entries)) for stats, entries in rows]
+
+    def whole_directories(self, dev: int, inos: Sequence[int]) -> dict[int, DirectoryPart]:
+        """What is known of those of some directories that were scanned or filled to their end, by inode."""
+        asked = {_s(ino): ino for ino in inos}
+        keys = [(_s(dev), ino) for ino in asked]
+        wanted = [ino for key, ino in zip(keys, asked, strict=True) if not self._is_ours(key)]
+        self._settle(keys)
+        found: dict[int, DirectoryPart] = {}
+        for start in range(0, len(wanted), _MANY):
+            some = wanted[start : start + _MANY]
+            some += some[-1:] * (_MANY - len(some))  # so it is one statement, whatever their number
+            for ino, stats, entries in self._query(_ASK_MANY, (_s(dev), *some)):
+                found[asked[ino]] = DirectoryPart(bytes(stats), bytes(entries))
+        return found
 
     def save_directory(self, dev: int, ino: int, parts: list[DirectoryPart]) -> None:
         """Replace all that is known of a directory."""
@@ -242,9 +266,11 @@ class ScanCache:
 
     def pieces(self, identity: Identity) -> list[tuple[int, bytes]]:
         """(offset, packed chunks) of a large object, contiguous from 0, as far as they are known."""
+        key = _s(identity.dev), _s(identity.ino)
+        self._settle([key])
         rows = self._query(
             "SELECT offset, size, mtime_ns, ctime_ns, chunks FROM piece WHERE dev=? AND ino=? ORDER BY offset",
-            (_s(identity.dev), _s(identity.ino)),
+            key,
         )
         found: list[tuple[int, bytes]] = []
         for offset, size, mtime_ns, ctime_ns, chunks in rows:

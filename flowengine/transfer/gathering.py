@@ -13,7 +13,7 @@ Invariants
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from flowengine.manifest import Block
@@ -70,26 +70,27 @@ class Gatherer:
         self._files = self._chunks = self._size_bytes = 0
         self._since = 0
 
-    def take(self, event: Event) -> Iterator[Event | Gathered]:
+    def take(self, event: Event) -> Iterable[Event | Gathered]:
         """What is to be told now that `event` is met."""
         match event:
             case DirectoryEntered(name) if name:
-                if self._is_much():
-                    yield from self.let_go()
+                told = [*self.let_go()] if self._is_much() else ()
                 if not self._held:
                     self._since = time.perf_counter_ns()
                 self._held.append(_Held(len(self._open), event))
                 self._open.append(len(self._held) - 1)
+                return told
             case Batch(block=Block() as block) if self._fits(block):
                 self._held[-1].batch = event
                 self._files += block.count
                 self._chunks += block.chunks
                 self._size_bytes += block.size_bytes
+                return ()
             case DirectoryLeft(complete=True, apply=True, extra=b"") if self._open:
                 self._held[self._open.pop()].left = event
+                return ()
             case _:
-                yield from self.let_go()
-                yield event
+                return [*self.let_go(), event] if self._held else (event,)
 
     def let_go(self) -> Iterator[Event | Gathered]:
         """All that is kept back: what is complete as one, folders that are open as they were met."""

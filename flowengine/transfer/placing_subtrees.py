@@ -8,7 +8,6 @@ Plan
 
 from __future__ import annotations
 
-import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 
@@ -16,9 +15,8 @@ import msgspec
 
 from flowengine.errors import ProtocolError
 from flowengine.manifest import Block
-from flowengine.store.encoded import parse_block, same_files
-from flowengine.store.many import open_listed
-from flowengine.store.proofs import recall
+from flowengine.store.encoded import parse_block
+from flowengine.store.leaves import known_leaves
 from flowengine.transfer.placement import SET_ID_BITS, Placement
 from flowengine.transfer.sinks import TargetDirectory
 from flowengine.transfer.subtrees import SubtreesOffer, at_hand, is_all_new, want_subtrees
@@ -116,13 +114,22 @@ class SubtreesPlacer:
     def _place(self, group: _Group, start: int, end: int) -> None:
         """Place the subtrees from one folder on and before another one, all in the current directory."""
         directory = self._current()
+        unchanged: dict[int, Block] | None = None
+        kept: list[tuple[Folder, Block]] = []
         first = at = start
         while at < end:
             behind, folder = group.ends[at], group.folders[at]
             stands = _stands_there(directory, folder.name)
+            if stands and unchanged is None:
+                unchanged = self._unchanged(group, at, end)
             if stands or self._is_doubtful(group, at, behind):
+                block = None if unchanged is None else unchanged.get(at)
+                if first < at or block is None:
+                    self._keep(directory, kept)
                 self._as_one(group, first, at)
-                if not (stands and behind == at + 1 and self._is_as_it_was(directory, folder)):
+                if block is not None:
+                    kept.append((folder, block))
+                else:
                     self._handle(DirectoryBegin(folder.name))
                     if folder.entries:
                         self._handle(EncodedOffer(folder.entries))
@@ -130,43 +137,52 @@ class SubtreesPlacer:
                     self._handle(DirectoryEnd(folder.mode, folder.mtime_ns))
                 first = behind
             at = behind
+        self._keep(directory, kept)
         self._as_one(group, first, end)
 
-    def _is_as_it_was(self, directory: TargetDirectory, folder: Folder) -> bool:
-        """Whether a folder with none in it stands there as it is offered, as the scan cache knows; then it is taken note of.
+    def _unchanged(self, group: _Group, start: int, end: int) -> dict[int, Block]:
+        """The files of folders with none in them that stand in the current directory as they are offered, by their numbers.
 
-        Most of what is offered again is so, and need not be entered.
+        As far as the scan cache knows. Most of what is offered again is so, and need not be entered.
         """
+        placement, directory = self._placement, self._current()
+        if placement.cache is None or not self._may_be_one(directory):
+            return {}
+        numbers: list[int] = []
+        at = start
+        while at < end:
+            folder, behind = group.folders[at], group.ends[at]
+            if behind == at + 1 and folder.entries and _stands_there(directory, folder.name):
+                numbers.append(at)
+            at = behind
+        folders = [group.folders[number] for number in numbers]
+        leaves = known_leaves(
+            placement.cache,
+            directory.fd,
+            [folder.name for folder in folders],
+            LARGE_OBJECT_BYTES,
+            STAGING_NAME,
+            [folder.entries for folder in folders],
+        )
+        return {
+            number: leaf.block
+            for number, folder, leaf in zip(numbers, folders, leaves, strict=True)
+            if leaf is not None
+            and (leaf.st.st_mode & 0o7777, leaf.st.st_mtime_ns) == (folder.mode, folder.mtime_ns)
+            and not leaf.block.mode_bits & SET_ID_BITS
+        }
+
+    def _keep(self, directory: TargetDirectory, kept: list[tuple[Folder, Block]]) -> None:
+        """Take note of folders that stand as they are offered, in their order; the list is empty then."""
         placement = self._placement
-        if placement.cache is None or not folder.entries or not self._may_be_one(directory):
-            return False
-        try:
-            fd, st, listing = open_listed(directory.fd, folder.name, LARGE_OBJECT_BYTES, STAGING_NAME)
-        except OSError:
-            return False
-        os.close(fd)
-        if (
-            any(map(len, listing[1:4]))
-            or listing.marked is not None
-            or listing.error is not None
-            or (st.st_mode & 0o7777, st.st_mtime_ns) != (folder.mode, folder.mtime_ns)
-        ):
-            return False
-        block, _ = recall(placement.cache, st, listing.proof)
-        if (
-            not isinstance(block, Block)
-            or block.data != folder.entries
-            or block.mode_bits & SET_ID_BITS
-            or not same_files(block, listing.smalls, attributes=True)
-        ):
-            return False
         if directory.offered is not None:
-            directory.offered.add(folder.name)
-        placement.recorder.leaf(folder, block)
-        placement.kept(block.count, block.size_bytes)
-        placement.next_number()
-        placement.answer_none()
-        return True
+            directory.offered.update([folder.name for folder, _ in kept])
+        placement.recorder.leaves(kept)
+        for _, block in kept:
+            placement.kept(block.count, block.size_bytes)
+            placement.next_number()
+            placement.answer_none()
+        kept.clear()
 
     def _is_doubtful(self, group: _Group, start: int, end: int) -> bool:
         """Whether some of these subtrees, of which nothing stands in the current directory, are to be looked at."""

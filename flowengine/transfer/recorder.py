@@ -8,6 +8,7 @@ import msgspec
 
 from flowengine.errors import ProtocolError
 from flowengine.manifest import Block, Entry, ManifestBuilder, Summary
+from flowengine.manifest.build import Leaf
 from flowengine.manifest.cut import ChunkListBuilder
 from flowengine.store.scan_events import Batch
 from flowengine.wire.messages import Folder
@@ -52,25 +53,35 @@ class ManifestRecorder:
     def subtrees(self, folders: Sequence[Folder], blocks: Sequence[Block | None]) -> None:
         """Whole subtrees of the current directory: their folders as they are met, and the files of each."""
         opened: list[Folder] = []
+        leaves: list[tuple[Folder, Block | None]] = []
         for number, (folder, block) in enumerate(zip(folders, blocks, strict=True), 1):
-            while len(opened) > folder.depth:
-                self._leave(opened.pop())
+            if len(opened) > folder.depth:
+                self.leaves(leaves)
+                leaves = []
+                while len(opened) > folder.depth:
+                    self._leave(opened.pop())
             if number == len(folders) or folders[number].depth <= folder.depth:
-                self.leaf(folder, block)
+                leaves.append((folder, block))
                 continue
+            self.leaves(leaves)
+            leaves = []
             self.enter(folder.name)
             if block is not None:
                 self.block(block)
             opened.append(folder)
+        self.leaves(leaves)
         while opened:
             self._leave(opened.pop())
 
+    def leaves(self, leaves: Sequence[tuple[Folder, Block | None]]) -> None:
+        """Directories of the current one that have none in them, each with its files."""
+        if leaves:
+            self._builder.add_leaves(
+                [Leaf(folder.name, folder.mode, folder.mtime_ns, block) for folder, block in leaves]
+            )
+
     def _leave(self, folder: Folder) -> None:
         self.leave(folder.mode, folder.mtime_ns, b"")
-
-    def leaf(self, folder: Folder, block: Block | None) -> None:
-        """A directory that has none in it, as a whole."""
-        self._builder.add_leaf(folder.name, folder.mode, folder.mtime_ns, block)
 
     def large_begin(self, entry: Entry) -> None:
         """A large object begins; forgets one that was not ended."""

@@ -1,0 +1,142 @@
+"""Looks at folders of files that nobody touched since they were scanned or written, many to a call.
+
+Goal
+    Finding no change in a folder costs what the system takes to list it and look at its files, and little beside.
+Plan
+    One call of the library lists folders that stand side by side, one question to the scan cache has what is known of all
+    of them, and what proves that it still holds is compared as bytes.
+Invariants
+    - A folder is known only where all that is in it is as the scan cache has it: small files, of one name each, and nothing else.
+    - What is not known is looked at by itself, as if nobody had looked before.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+import threading
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from flowengine.compiled import Scratch
+from flowengine.manifest import Block
+from flowengine.store.encoded import parse_block, same_files
+from flowengine.store.many import STAT, Stat, library, open_listed
+from flowengine.store.scan_cache import ScanCache
+
+__all__ = ["KnownLeaf", "known_leaves"]
+
+_LEAF: Final = struct.Struct(STAT.format + "qq")
+"""`Leaf` of `_many.c`: the folder's own stat, whether it is plain, bytes of its proof."""
+
+
+class KnownLeaf(NamedTuple):
+    """A folder with none in it, and its files, as the scan cache has them."""
+
+    st: Stat
+    block: Block
+
+
+class _PerThread(threading.local):
+    def __init__(self) -> None:
+        self.leaves = Scratch()
+
+
+_thread = _PerThread()
+
+
+def known_leaves(
+    cache: ScanCache,
+    parent: int,
+    names: Sequence[bytes],
+    large_bytes: int,
+    marked: bytes,
+    entries: Sequence[bytes] | None = None,
+) -> list[KnownLeaf | None]:
+    """Which folders of an open one stand there as the scan cache knows them; no link is followed, and none is left open.
+
+    Args:
+        large_bytes: files of this size and more are large.
+        marked: a name that none of them may have in it.
+        entries: of each folder the encoded files that it is to have, with their modes and times; None for whatever it has.
+
+    Returns:
+        None for each folder of which that cannot be said.
+    """
+    found = _list(parent, names, large_bytes, marked, entries)
+    dev = next((leaf[0].st_dev for leaf in found if leaf is not None), 0)  # another is a mount point's
+    inos = [leaf[0].st_ino for leaf in found if leaf is not None and leaf[0].st_dev == dev]
+    kept = cache.whole_directories(dev, inos) if inos else {}
+    known: list[KnownLeaf | None] = []
+    for number, leaf in enumerate(found):
+        part = None if leaf is None or leaf[0].st_dev != dev else kept.get(leaf[0].st_ino)
+        if (
+            leaf is None
+            or part is None
+            or part.stats != leaf[1]
+            or (entries is not None and part.entries != entries[number])
+        ):
+            known.append(None)
+            continue
+        block = parse_block(part.entries)
+        known.append(None if block is None else KnownLeaf(leaf[0], block))
+    return known
+
+
+def _list(
+    parent: int, names: Sequence[bytes], large_bytes: int, marked: bytes, entries: Sequence[bytes] | None
+) -> list[tuple[Stat, bytes] | None]:
+    """Of each folder its stat and the proof of its files; None where something else stands in it, or it cannot be looked at."""
+    compiled = library()
+    if compiled is None:
+        return [
+            _list_one(parent, name, large_bytes, marked, None if entries is None else entries[number])
+            for number, name in enumerate(names)
+        ]
+    count = len(names)
+    place = _thread.leaves.room(count * _LEAF.size)
+    proofs = compiled.flow_leaves(
+        parent,
+        b"\0".join(names),
+        count,
+        large_bytes,
+        marked,
+        None if entries is None else (ctypes.c_char_p * count)(*entries),
+        None if entries is None else (ctypes.c_int64 * count)(*map(len, entries)),
+        place,
+    )
+    if not proofs:
+        return [None] * count
+    try:
+        leaves: list[tuple[Stat, bytes] | None] = []
+        at = proofs
+        for told in _LEAF.iter_unpack(ctypes.string_at(place, count * _LEAF.size)):
+            plain, size = told[-2:]
+            leaves.append((Stat._make(told[:-2]), ctypes.string_at(at, size)) if plain else None)
+            at += size
+        return leaves
+    finally:
+        compiled.flow_free_proofs(proofs)
+
+
+def _list_one(
+    parent: int, name: bytes, large_bytes: int, marked: bytes, entries: bytes | None
+) -> tuple[Stat, bytes] | None:
+    try:
+        fd, st, listing = open_listed(parent, name, large_bytes, marked)
+    except OSError:
+        return None
+    os.close(fd)
+    if (
+        any(map(len, listing[1:4]))
+        or listing.marked is not None
+        or listing.error is not None
+        or listing.linked
+    ):
+        return None
+    if entries is not None:
+        block = parse_block(entries)
+        if block is None or not same_files(block, listing.smalls, attributes=True):
+            return None
+    return st, listing.proof
