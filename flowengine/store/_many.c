@@ -518,6 +518,9 @@ int64_t flow_same(const uint8_t *data, int64_t length, const char *names, const 
     return 1;
 }
 
+/* Bytes of proofs after which no more folders are looked at together: a folder of many files is as well looked at by itself. */
+#define MANY_PROOFS (256 << 10)
+
 /* What is told of one of several folders that may hold nothing but files. */
 typedef struct {
     Row row;             /* its own */
@@ -527,15 +530,15 @@ typedef struct {
 
 /* Looks at folders of an open one as `flow_list_at` does, each by itself. One is plain where it holds nothing but files and
    links that are small and of one name; and, where entries are given, just these files. Their proofs, one behind the other, are
-   for `flow_free_proofs`; NULL where there is no memory for them. */
+   for `flow_free_proofs`; NULL where there is no memory for them. Once these are many, no more folders are looked at. */
 char *flow_leaves(int64_t parent, const char *names, int64_t count, int64_t large, const char *marked, const char *const *entries,
                   const int64_t *lengths, Leaf *out) {
     size_t room = 1 << 16, used = 0;
     char *proofs = malloc(room);
-    for (int64_t i = 0; i < count && proofs; i++, names += strlen(names) + 1) {
+    memset(out, 0, (size_t)count * sizeof *out);
+    for (int64_t i = 0; i < count && proofs && used < MANY_PROOFS; i++, names += strlen(names) + 1) {
         Leaf *leaf = &out[i];
         Listing found;
-        memset(leaf, 0, sizeof *leaf);
         int64_t fd = flow_list_at(parent, names, large, marked, &found, &leaf->row);
         if (fd < 0) continue;
         close((int)fd);

@@ -8,6 +8,7 @@ Plan
 Invariants
     - A folder is known only where all that is in it is as the scan cache has it: small files, of one name each, and nothing else.
     - What is not known is looked at by itself, as if nobody had looked before.
+    - What one call holds is bounded: folders behind many files are not looked at by it.
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ __all__ = ["KnownLeaf", "known_leaves"]
 
 _LEAF: Final = struct.Struct(STAT.format + "qq")
 """`Leaf` of `_many.c`: the folder's own stat, whether it is plain, bytes of its proof."""
+
+
+_MANY_PROOFS: Final = 256 << 10
+"""Bytes of proofs after which no more folders are looked at, as in `_many.c`."""
 
 
 class KnownLeaf(NamedTuple):
@@ -88,13 +93,19 @@ def _list(
     parent: int, names: Sequence[bytes], large_bytes: int, marked: bytes, entries: Sequence[bytes] | None
 ) -> list[tuple[Stat, bytes] | None]:
     """Of each folder its stat and the proof of its files; None where something else stands in it, or it cannot be looked at."""
-    compiled = library()
+    compiled, count = library(), len(names)
     if compiled is None:
-        return [
-            _list_one(parent, name, large_bytes, marked, None if entries is None else entries[number])
-            for number, name in enumerate(names)
-        ]
-    count = len(names)
+        found: list[tuple[Stat, bytes] | None] = []
+        proof_bytes = 0
+        for number, name in enumerate(names):
+            leaf = None
+            if proof_bytes < _MANY_PROOFS:
+                leaf = _list_one(
+                    parent, name, large_bytes, marked, None if entries is None else entries[number]
+                )
+            proof_bytes += 0 if leaf is None else len(leaf[1])
+            found.append(leaf)
+        return found
     place = _thread.leaves.room(count * _LEAF.size)
     proofs = compiled.flow_leaves(
         parent,

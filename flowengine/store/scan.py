@@ -359,7 +359,11 @@ class Scanner:
             return
         while frame.pending and ahead:
             _, fd, above = frame.pending[-1]
-            names = [name for name, parent, _ in frame.pending[: -ahead - 1 : -1] if parent == fd]
+            names: list[bytes] = []
+            for name, parent, _ in frame.pending[: -ahead - 1 : -1]:
+                if parent != fd:  # those of several roots come mixed
+                    break
+                names.append(name)
             leaves = known_leaves(cache, fd, names, LARGE_OBJECT_BYTES, STAGING_NAME)
             for name, leaf in zip(names, leaves, strict=True):
                 if leaf is None:

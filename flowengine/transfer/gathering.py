@@ -24,11 +24,11 @@ __all__ = ["HELD_NS", "Gathered", "Gatherer"]
 
 HELD_NS: Final = 50_000_000
 _MANY_FOLDERS: Final = 128
-_MANY_FILES: Final = 512
+_MANY_FILES: Final = MAX_OFFER_ENTRIES - 128
 _MANY_CHUNKS: Final = 4096
 _MANY_BYTES: Final = 4 << 20
-"""From one of these on nothing more is begun. What is not placed whole when a session breaks is sent again: keep it
-little."""
+"""From one of these on nothing more is begun, so that a folder of usual size still fits. What is not placed whole when a
+session breaks is sent again: keep it little."""
 _MOST_BYTES: Final = 8 << 20
 
 
@@ -68,15 +68,13 @@ class Gatherer:
         self._held: list[_Held] = []
         self._open: list[int] = []
         self._files = self._chunks = self._size_bytes = 0
-        self._since = 0
+        self._since: int | None = None
 
     def take(self, event: Event) -> Iterable[Event | Gathered]:
         """What is to be told now that `event` is met."""
         match event:
             case DirectoryEntered(name) if name:
                 told = [*self.let_go()] if self._is_much() else ()
-                if not self._held:
-                    self._since = time.perf_counter_ns()
                 self._held.append(_Held(len(self._open), event))
                 self._open.append(len(self._held) - 1)
                 return told
@@ -114,15 +112,23 @@ class Gatherer:
 
     def _forget(self) -> None:
         self._held, self._open = [], []
+        self._since = None
         self._files = self._chunks = self._size_bytes = 0
 
     def _is_much(self) -> bool:
+        if not self._held:
+            return False
+        now = time.perf_counter_ns()
+        if (
+            self._since is None
+        ):  # not when the first was met: what came before it may have taken long to be told
+            self._since = now
         return (
             len(self._held) >= _MANY_FOLDERS
             or self._files >= _MANY_FILES
             or self._chunks >= _MANY_CHUNKS
             or self._size_bytes >= _MANY_BYTES
-            or (bool(self._held) and time.perf_counter_ns() - self._since > HELD_NS)
+            or now - self._since > HELD_NS
         )
 
     def _fits(self, block: Block) -> bool:

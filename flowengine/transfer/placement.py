@@ -109,10 +109,10 @@ class Placement:
         """The number of the offer that comes next."""
         return self._offers
 
-    def next_number(self) -> int:
-        """The number of the offer that has just come."""
-        self._offers += 1
-        return self._offers - 1
+    def next_number(self, offers: int = 1) -> int:
+        """The number of the offer that has just come, or of the first of several."""
+        self._offers += offers
+        return self._offers - offers
 
     def check_mode(self, mode: int) -> None:
         """Refuse set-id bits of a source that was not asked for owners."""
@@ -145,9 +145,9 @@ class Placement:
             self._gathers = False
         self._answer_nones()
 
-    def answer_none(self) -> None:
-        """Want nothing of an offer."""
-        self._nones += 1
+    def answer_none(self, offers: int = 1) -> None:
+        """Want nothing of an offer, or of several."""
+        self._nones += offers
         if not self._gathers:
             self._answer_nones()
 

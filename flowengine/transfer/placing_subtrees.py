@@ -119,7 +119,7 @@ class SubtreesPlacer:
         first = at = start
         while at < end:
             behind, folder = group.ends[at], group.folders[at]
-            stands = _stands_there(directory, folder.name)
+            stands = folder.name in directory.existing
             if stands and unchanged is None:
                 unchanged = self._unchanged(group, at, end)
             if stands or self._is_doubtful(group, at, behind):
@@ -152,7 +152,7 @@ class SubtreesPlacer:
         at = start
         while at < end:
             folder, behind = group.folders[at], group.ends[at]
-            if behind == at + 1 and folder.entries and _stands_there(directory, folder.name):
+            if behind == at + 1 and folder.entries and folder.name in directory.existing:
                 numbers.append(at)
             at = behind
         folders = [group.folders[number] for number in numbers]
@@ -174,14 +174,15 @@ class SubtreesPlacer:
 
     def _keep(self, directory: TargetDirectory, kept: list[tuple[Folder, Block]]) -> None:
         """Take note of folders that stand as they are offered, in their order; the list is empty then."""
+        if not kept:
+            return
         placement = self._placement
         if directory.offered is not None:
             directory.offered.update([folder.name for folder, _ in kept])
         placement.recorder.leaves(kept)
-        for _, block in kept:
-            placement.kept(block.count, block.size_bytes)
-            placement.next_number()
-            placement.answer_none()
+        placement.kept(sum([block.count for _, block in kept]), sum([block.size_bytes for _, block in kept]))
+        placement.next_number(len(kept))
+        placement.answer_none(len(kept))
         kept.clear()
 
     def _is_doubtful(self, group: _Group, start: int, end: int) -> bool:
@@ -307,11 +308,6 @@ def _ends(folders: list[Folder]) -> list[int]:
         del opened[folder.depth :]
         opened.append(number)
     return ends
-
-
-def _stands_there(directory: TargetDirectory, name: bytes) -> bool:
-    """Whether anything of this name was in the directory when it was entered."""
-    return not directory.was_empty and name in directory.existing
 
 
 def _is_of_small_files(block: Block) -> bool:

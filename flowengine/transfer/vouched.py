@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from flowengine.errors import IntegrityError, ProtocolError
@@ -115,11 +115,12 @@ class VouchedRecorder(ManifestRecorder):
             version.entries(block.entries)
         super().block(block)
 
-    def leaf(self, folder: Folder, block: Block | None) -> None:
-        self.enter(folder.name)
-        if block is not None:
-            self.block(block)
-        self.leave(folder.mode, folder.mtime_ns, b"")
+    def leaves(self, leaves: Sequence[tuple[Folder, Block | None]]) -> None:
+        for folder, block in leaves:
+            self.enter(folder.name)
+            if block is not None:
+                self.block(block)
+            self.leave(folder.mode, folder.mtime_ns, b"")
 
     def large_begin(self, entry: Entry) -> None:
         with self._comparing() as version:

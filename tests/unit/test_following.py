@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable
+from functools import cache
 from itertools import accumulate
 from pathlib import Path
 
@@ -15,8 +16,12 @@ from flowengine.store.buffers import Buffer, BufferPool
 from flowengine.transfer.following import Follower
 from flowengine.units import MIB
 
-OLD = random.Random(1).randbytes(30 * MIB)
 RUN_CHUNKS = 100
+
+
+@cache
+def original() -> bytes:
+    return random.Random(1).randbytes(30 * MIB)
 
 
 def follow(
@@ -60,28 +65,29 @@ def follow(
 @pytest.fixture(scope="module")
 def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("following") / "old"
-    path.write_bytes(OLD)
+    path.write_bytes(original())
     return path
 
 
-EDITS: dict[str, tuple[bytes, int]] = {
-    "nothing": (OLD, 0),
-    "a byte": (OLD[: 9 * MIB] + b"!" + OLD[9 * MIB + 1 :], 1),
-    "a byte more": (OLD[: 9 * MIB] + b"!" + OLD[9 * MIB :], 1),
-    "at the head": (b"!" + OLD, 1),
-    "at the end": (OLD + b"!", 1),
-    "cut short": (OLD[: 9 * MIB + 77], 1),
-    "a megabyte overwritten": (OLD[: 9 * MIB] + bytes(MIB) + OLD[10 * MIB :], 1),
-    "five taken out": (OLD[: 9 * MIB] + OLD[14 * MIB :], 1),
-    "ten more": (OLD[: 9 * MIB] + random.Random(2).randbytes(10 * MIB) + OLD[9 * MIB :], 1),
+EDITS: dict[str, tuple[Callable[[bytes], bytes], int]] = {
+    "nothing": (lambda old: old, 0),
+    "a byte": (lambda old: old[: 9 * MIB] + b"!" + old[9 * MIB + 1 :], 1),
+    "a byte more": (lambda old: old[: 9 * MIB] + b"!" + old[9 * MIB :], 1),
+    "at the head": (lambda old: b"!" + old, 1),
+    "at the end": (lambda old: old + b"!", 1),
+    "cut short": (lambda old: old[: 9 * MIB + 77], 1),
+    "a megabyte overwritten": (lambda old: old[: 9 * MIB] + bytes(MIB) + old[10 * MIB :], 1),
+    "five taken out": (lambda old: old[: 9 * MIB] + old[14 * MIB :], 1),
+    "ten more": (lambda old: old[: 9 * MIB] + random.Random(2).randbytes(10 * MIB) + old[9 * MIB :], 1),
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EDITS)
 def test_what_is_the_same_is_found_again(old: Path, name: str) -> None:
-    new, edits = EDITS[name]
-    same = min(len(new), len(OLD))
+    edit, edits = EDITS[name]
+    new = edit(original())
+    same = min(len(new), len(original()))
     if name == "a megabyte overwritten":
         same -= MIB
     assert follow(old, new) >= same - edits * 6 * DEFAULT_PROFILE.maximum
@@ -95,8 +101,8 @@ def test_another_file_gives_nothing_and_is_lost(old: Path) -> None:
 @pytest.mark.slow
 def test_a_file_that_is_written_to_ends_it(tmp_path: Path) -> None:
     path = tmp_path / "old"
-    path.write_bytes(OLD[: 16 * MIB])
-    new = b"!" + OLD[: 16 * MIB]
+    path.write_bytes(original()[: 16 * MIB])
+    new = b"!" + original()[: 16 * MIB]
 
     def spoil(run: int) -> None:
         if run == 1:
@@ -108,8 +114,8 @@ def test_a_file_that_is_written_to_ends_it(tmp_path: Path) -> None:
 def test_no_window_is_trusted_twice(tmp_path: Path) -> None:
     """The file changes between the cut of a window and the reading of what was found in it."""
     path = tmp_path / "old"
-    path.write_bytes(OLD[:MIB])
-    new = b"!" + OLD[:MIB]
+    path.write_bytes(original()[:MIB])
+    new = b"!" + original()[:MIB]
     lengths = Cutter(DEFAULT_PROFILE).lengths(new)
     offsets = list(accumulate(lengths[:-1], initial=0))
     packed = pack_chunks(
@@ -133,11 +139,11 @@ def test_no_window_is_trusted_twice(tmp_path: Path) -> None:
 
 def test_what_is_there_already_is_skipped(tmp_path: Path) -> None:
     path = tmp_path / "old"
-    path.write_bytes(OLD[:MIB])
-    lengths = Cutter(DEFAULT_PROFILE).lengths(OLD[:MIB])
+    path.write_bytes(original()[:MIB])
+    lengths = Cutter(DEFAULT_PROFILE).lengths(original()[:MIB])
     offsets = list(accumulate(lengths[:-1], initial=0))
     packed = pack_chunks(
-        (length, chunk_id(OLD[offset : offset + length]))
+        (length, chunk_id(original()[offset : offset + length]))
         for offset, length in zip(offsets, lengths, strict=True)
     )
     written: list[tuple[int, int]] = []
@@ -156,8 +162,8 @@ def test_behind_what_was_overwritten_the_way_is_found_without_cutting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "old"
-    path.write_bytes(OLD)
-    new = OLD[: 5 * MIB] + random.Random(2).randbytes(MIB) + OLD[6 * MIB :]
+    path.write_bytes(original())
+    new = original()[: 5 * MIB] + random.Random(2).randbytes(MIB) + original()[6 * MIB :]
     windows: list[int] = []
     cut = Follower._cut
 
@@ -166,5 +172,5 @@ def test_behind_what_was_overwritten_the_way_is_found_without_cutting(
         cut(self, window)
 
     monkeypatch.setattr(Follower, "_cut", counted)
-    assert follow(path, new) > len(OLD) - MIB - 3 * DEFAULT_PROFILE.maximum
+    assert follow(path, new) > len(original()) - MIB - 3 * DEFAULT_PROFILE.maximum
     assert not windows
