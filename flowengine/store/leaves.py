@@ -69,6 +69,8 @@ def known_leaves(
     Returns:
         None for each folder of which that cannot be said.
     """
+    if not names:
+        return []
     found = _list(parent, names, large_bytes, marked, entries)
     dev = next((leaf[0].st_dev for leaf in found if leaf is not None), 0)  # another is a mount point's
     inos = [leaf[0].st_ino for leaf in found if leaf is not None and leaf[0].st_dev == dev]

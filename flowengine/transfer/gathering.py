@@ -72,6 +72,8 @@ class Gatherer:
 
     def take(self, event: Event) -> Iterable[Event | Gathered]:
         """What is to be told now that `event` is met."""
+        if self._held and self._since is None:  # not before: to tell what was in front of them may take long
+            self._since = time.perf_counter_ns()
         match event:
             case DirectoryEntered(name) if name:
                 told = [*self.let_go()] if self._is_much() else ()
@@ -116,19 +118,12 @@ class Gatherer:
         self._files = self._chunks = self._size_bytes = 0
 
     def _is_much(self) -> bool:
-        if not self._held:
-            return False
-        now = time.perf_counter_ns()
-        if (
-            self._since is None
-        ):  # not when the first was met: what came before it may have taken long to be told
-            self._since = now
         return (
             len(self._held) >= _MANY_FOLDERS
             or self._files >= _MANY_FILES
             or self._chunks >= _MANY_CHUNKS
             or self._size_bytes >= _MANY_BYTES
-            or now - self._since > HELD_NS
+            or (self._since is not None and time.perf_counter_ns() - self._since > HELD_NS)
         )
 
     def _fits(self, block: Block) -> bool:

@@ -24,7 +24,7 @@ libc.malloc.restype, libc.malloc.argtypes = pointer, [ctypes.c_size_t]
 libc.free.argtypes = [pointer]
 SEGMENT_NUMBERS, COLUMN_NUMBERS, STAT_NUMBERS, CHUNK_BYTES = 8, 5, 10, 36
 PREFIX, REGULAR = b"a/folder/", 0o100000
-LISTING = struct.Struct("@15q9P")
+LISTING, LEAF = struct.Struct("@15q9P"), struct.Struct("=12q")
 KEPT = [
     b"",
     b"\x90",
@@ -164,6 +164,43 @@ def on_disk(library: ctypes.CDLL, rng: random.Random) -> None:
         os.close(fd)
 
 
+def beside(library: ctypes.CDLL, rng: random.Random, entries: bytes) -> None:
+    """Look at folders side by side, with and without the entries that they may have, with room for just what is told."""
+    with tempfile.TemporaryDirectory() as folder:
+        sizes = {f"d{number}": rng.choice([0, 1, 3, 700]) for number in range(rng.randrange(1, 7))}
+        for name, files in sizes.items():
+            (Path(folder) / name).mkdir()
+            for index in range(files):
+                (Path(folder) / name / f"f{index:04d}").touch()
+        (Path(folder) / ("n" * 255)).mkdir()
+        (Path(folder) / "a folder in it" / "in").mkdir(parents=True)
+        sizes["n" * 255] = 0
+        names = [*sizes, "a folder in it", "not there"]
+        rng.shuffle(names)
+        given = "\0".join(names).encode() + b"\0"
+        claims = [damaged(rng, entries) for _ in names]
+        fd = os.open(folder, os.O_RDONLY)
+        with (
+            memory(len(given), given) as listed,
+            memory(LEAF.size * len(names)) as out,
+            memory(2, b"x\0") as marked,
+        ):
+            for asked in (None, claims):
+                pointers = None if asked is None else (ctypes.c_char_p * len(names))(*asked)
+                lengths = None if asked is None else (number * len(names))(*map(len, asked))
+                proofs = library.flow_leaves(fd, listed, len(names), 5000, marked, pointers, lengths, out)
+                assert proofs
+                told = [*LEAF.iter_unpack(ctypes.string_at(out, LEAF.size * len(names)))]
+                ctypes.string_at(proofs, sum(leaf[-1] for leaf in told))
+                for name, leaf in zip(names, told, strict=True):
+                    files = sizes.get(name, 0)
+                    if asked is None:
+                        assert leaf[-2:] == (name in sizes, 3 + 46 * files if files else 0)
+                    assert name in sizes or leaf[-2:] == (0, 0)
+                library.flow_free_proofs(proofs)
+        os.close(fd)
+
+
 def cut(library: ctypes.CDLL, rng: random.Random) -> None:
     """Cut bytes that nothing stands before or behind, in all ways."""
     size = rng.choice([rng.randrange(1, 400), rng.randrange(1, 60_000)])
@@ -198,7 +235,10 @@ def hashed(library: ctypes.CDLL, rng: random.Random) -> None:
     ):
         file.write(data)
         file.flush()
+        under: set[bytes] = set()
         for way in range(library.flow_hash_ways()):
+            assert not library.flow_hash_under(way, b"context", 7, place, array, count, names)
+            under.add(ctypes.string_at(names, 32 * count))
             rule = (number * 5)(*sizes, library.flow_cut_ways() - 1, way)
             assert not library.flow_hash(way, place, array, count, names)
             assert library.flow_check(way, place, size, claims, count) == 0
@@ -227,6 +267,7 @@ def hashed(library: ctypes.CDLL, rng: random.Random) -> None:
             library.flow_read_chunks(
                 file.fileno(), 0, rule, place, part, rng.randrange(size), 0, chunks, room
             )
+        assert len(under) == 1
 
 
 def main() -> None:
@@ -241,11 +282,17 @@ def main() -> None:
         (many.flow_list, [number, number, pointer, pointer]),
         (many.flow_free, [pointer]),
         (many.flow_read, [number, pointer, number, pointer, number, pointer, pointer]),
+        (many.flow_leaves, [number, pointer, number, number, *[pointer] * 4]),
+        (many.flow_free_proofs, [pointer]),
         (many.flow_touch, [number, pointer, number, pointer, pointer]),
         (cutter.flow_cut_ways, []),
         (cutter.flow_cut, [pointer, number, number, number, number, number, pointer, number]),
         (cutter.flow_hash_ways, []),
         (cutter.flow_hash, [number, pointer, pointer, number, pointer]),
+        (
+            cutter.flow_hash_under,
+            [number, ctypes.c_char_p, ctypes.c_uint32, pointer, pointer, number, pointer],
+        ),
         (cutter.flow_check, [number, pointer, number, pointer, number]),
         (cutter.flow_pack, [pointer, pointer, number, number, pointer, number]),
         (cutter.flow_pack_many, [*[pointer] * 3, number, number, pointer, pointer, number]),
@@ -268,6 +315,7 @@ def main() -> None:
                 refused += 1
         if turn % 5 == 0:  # which takes longest
             on_disk(many, rng)
+            beside(many, rng, good)
         cut(cutter, rng)
         hashed(cutter, rng)
     print(f"{taken} taken, {refused} refused")
