@@ -248,11 +248,7 @@ _library = load_library(
         ("flow_list", _NUMBER, [_NUMBER, _NUMBER, _NAMES, _POINTER]),
         ("flow_list_at", _NUMBER, [_NUMBER, _NAMES, _NUMBER, _NAMES, *[_POINTER] * 2]),
         ("flow_free", None, [_POINTER]),
-        (
-            "flow_leaves",
-            _POINTER,
-            [_NUMBER, _NAMES, _NUMBER, _NUMBER, _NAMES, *[_POINTER] * 3],
-        ),
+        ("flow_leaves", _POINTER, [_NUMBER, _NAMES, _NUMBER, _NUMBER, _NAMES, *[_POINTER] * 3]),
         ("flow_free_proofs", None, [_POINTER]),
         ("flow_read", _NUMBER, [_NUMBER, _NAMES, _NUMBER, _POINTER, _NUMBER, _POINTER, _POINTER]),
         ("flow_write", _NUMBER, [_NUMBER, _NAMES, _NUMBER, _POINTER, _POINTER, _NUMBER]),
@@ -271,11 +267,7 @@ _library = load_library(
         (
             "flow_place_folders",
             _NUMBER,
-            [
-                *[_NUMBER, _NAMES, _NAMES, _NUMBER, _NUMBER, _NUMBER, _NAMES, _NAMES],
-                *[_POINTER] * 4,
-                _NUMBER,
-            ],
+            [_NUMBER, *[_NAMES] * 2, *[_NUMBER] * 3, *[_NAMES] * 2, *[_POINTER] * 4, _NUMBER],
         ),
         ("flow_touch", _NUMBER, [_NUMBER, _NAMES, _NUMBER, _NAMES, _POINTER]),
         (

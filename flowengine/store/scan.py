@@ -27,8 +27,9 @@ import msgspec
 
 from flowengine.chunking import CHUNK_BYTES
 from flowengine.manifest import HARDLINK, Block, Entry, join_blocks
-from flowengine.manifest.entries import MAX_NAME_BYTES
+from flowengine.manifest.entries import MAX_NAME_BYTES, join
 from flowengine.store.buffers import BufferPool
+from flowengine.store.hard_links import HardLinks
 from flowengine.store.leaves import known_leaves
 from flowengine.store.many import AnyStat, Kind, Listing, Row, Stat, list_folder, listing_of, open_listed
 from flowengine.store.proofs import encode_entries, recall, split_proof, stats_proof
@@ -70,7 +71,7 @@ _MOST_LEAVES: Final = 32
 class _Frame:
     """One directory on the way down."""
 
-    __slots__ = ("complete", "depth", "dirfd", "owned", "path", "pending", "real", "st", "subset")
+    __slots__ = ("complete", "depth", "dirfd", "path", "pending", "real", "st", "subset")
 
     def __init__(
         self,
@@ -78,7 +79,6 @@ class _Frame:
         path: bytes,
         real: bytes,
         st: AnyStat | None,
-        owned: bool,
         subset: dict[bytes, object] | None,
         depth: int = 0,
     ) -> None:
@@ -87,7 +87,6 @@ class _Frame:
         self.path = path
         self.real = real
         self.st = st
-        self.owned = owned
         self.subset = subset
         self.complete = True
         self.pending: list[tuple[bytes, int, bytes]] = []
@@ -132,7 +131,7 @@ class Scanner:
         self._takes_all = selection.files_from is None and self._filters is None and self._extra is None
         # By depth, how many directories are worth being looked at together.
         self._leaves_ahead: dict[int, int] = {}
-        self._links: dict[tuple[int, int], tuple[bytes, int]] = {}
+        self._links = HardLinks()
         self._named: set[bytes] = set()
         self._subset = subset_tree(selection.files_from)
         self._small = SmallReader(reader, pool, self._extra, self._mode_bits)
@@ -154,7 +153,7 @@ class Scanner:
 
     def events(self) -> Iterator[Event]:
         """All events, from the root's `DirectoryEntered` to its `DirectoryLeft`."""
-        root = _Frame(-1, b"", b"", None, False, None)
+        root = _Frame(-1, b"", b"", None, None)
         extra_fds: list[int] = []
         yield DirectoryEntered(b"", b"")
         try:
@@ -231,7 +230,7 @@ class Scanner:
             end = start
             while end < len(files) and files[end][2] == files[start][2]:
                 end += 1
-            frame = _Frame(files[start][2], b"", files[start][3], None, False, None)
+            frame = _Frame(files[start][2], b"", files[start][3], None, None)
             yield from self._entries(
                 frame,
                 listing_of([(n, st) for n, st, _, _ in files[start:end]], LARGE_OBJECT_BYTES),
@@ -253,7 +252,7 @@ class Scanner:
                 root.st = os.fstat(fd)
                 root.dirfd = fd
                 root.real = directory.rstrip(b"/") or b"/"
-            frame = _Frame(fd, b"", directory, None, False, self._subset)
+            frame = _Frame(fd, b"", directory, None, self._subset)
             listing = yield from self._taken(frame, list_folder(fd, LARGE_OBJECT_BYTES, STAGING_NAME))
             root.complete = root.complete and frame.complete
             return listing.smalls.pairs() + listing.larges.pairs(), listing.folders.pairs()
@@ -316,7 +315,7 @@ class Scanner:
                 if not frame.pending:
                     continue
                 name, parent_fd, parent_real = frame.pending.pop()
-                path = _join(frame.path, name)
+                path = join(frame.path, name)
                 if len(stack) >= MAX_DEPTH or len(path) > MAX_PATH_BYTES:
                     frame.complete = self.complete = False
                     yield ScanFailed(
@@ -335,7 +334,7 @@ class Scanner:
                     child = frame.subset.get(name)
                     subset = child if isinstance(child, dict) and child else None
                 real = parent_real.rstrip(b"/") + b"/" + name
-                below = _Frame(fd, path, real, st, True, subset, len(stack))
+                below = _Frame(fd, path, real, st, subset, len(stack))
                 stack.append(below)
                 yield DirectoryEntered(name, path)
                 listing = yield from self._taken(below, listed)
@@ -370,7 +369,7 @@ class Scanner:
                     self._leaves_ahead[depth] = 0
                     return
                 frame.pending.pop()
-                yield DirectoryEntered(name, _join(frame.path, name))
+                yield DirectoryEntered(name, join(frame.path, name))
                 yield from self._recalled_block(above.rstrip(b"/") + b"/" + name, leaf.block)
                 yield DirectoryLeft(leaf.st.st_mode & self._mode_bits, leaf.st.st_mtime_ns, b"", True, True)
             ahead = self._leaves_ahead[depth] = min(2 * ahead, _MOST_LEAVES)
@@ -395,14 +394,14 @@ class Scanner:
             if name != STAGING_NAME and self._takes(frame, name):
                 frame.complete = False
                 yield ScanFailed(
-                    _join(frame.path, name), "special-file", "sockets, pipes and devices are not moved"
+                    join(frame.path, name), "special-file", "sockets, pipes and devices are not moved"
                 )
         if listing.marked is None and frame.subset is None and self._filters is None:
             return listing
         if listing.marked not in (None, Kind.FOLDER):
             frame.complete = False
             yield ScanFailed(
-                _join(frame.path, STAGING_NAME), "reserved-name", "the name is reserved for staging"
+                join(frame.path, STAGING_NAME), "reserved-name", "the name is reserved for staging"
             )
         rows = [
             row
@@ -415,7 +414,7 @@ class Scanner:
             if frame.path or len(self._selection.roots) == 1:
                 for name in sorted(frame.subset.keys() - {name for name, _ in rows}):
                     self.complete = False
-                    yield ScanFailed(_join(frame.path, name), "not-found", "listed, but not at the source")
+                    yield ScanFailed(join(frame.path, name), "not-found", "listed, but not at the source")
         if self._filters is not None:
             allows = self._filters.allows
             prefix = frame.path + b"/" if frame.path else b""
@@ -426,7 +425,7 @@ class Scanner:
         """Whether filters and the list of names let an object of a directory through."""
         if frame.subset is not None and name not in frame.subset:
             return False
-        return self._filters is None or self._filters.allows(_join(frame.path, name), False)
+        return self._filters is None or self._filters.allows(join(frame.path, name), False)
 
     # --- entries of one directory -------------------------------------------------------------------------------
 
@@ -474,35 +473,9 @@ class Scanner:
                 chunks += len(hit[end].chunks) // CHUNK_BYTES
                 end += 1
             entries = hit[start:end]
-            linked = self._mark_links(frame, entries, rows[start:end])
+            linked = self._links.mark(frame.path, entries, rows[start:end])
             yield Batch(entries, None, [-1] * len(entries), frame.real, recalled=not linked)
             start = end
-
-    def _mark_links(self, frame: _Frame, entries: list[Entry], rows: list[Row]) -> bool:
-        """Replace later names of one inode by hard links to the first; whether there were any."""
-        linked = False
-        for index, (name, st) in enumerate(rows):
-            if st.st_nlink > 1 and st.st_mode & 0o170000 == 0o100000:
-                first = self._first_name(frame, name, st)
-                if first is not None:
-                    entries[index] = Entry(
-                        name, HARDLINK, entries[index].mode, entries[index].mtime_ns, 0, b"", first
-                    )
-                    linked = True
-        return linked
-
-    def _first_name(self, frame: _Frame, name: bytes, st: Stat) -> bytes | None:
-        key = (st.st_dev, st.st_ino)
-        found = self._links.get(key)
-        if found is None:
-            self._links[key] = (frame.path + b"/" + name if frame.path else name, st.st_nlink - 1)
-            return None
-        first, left = found
-        if left <= 1:  # all names were seen; what is outside the tree keeps its row
-            del self._links[key]
-        else:
-            self._links[key] = (first, left - 1)
-        return first
 
     def _fresh(
         self,
@@ -557,7 +530,7 @@ class Scanner:
                 shown = made.entries
                 if listing.linked:
                     shown = list(shown)
-                    self._mark_links(frame, shown, made.rows)
+                    self._links.mark(frame.path, shown, made.rows)
                 yield Batch(shown, made.buffer, made.starts, frame.real)
             start = end
             if large is not None:
@@ -606,18 +579,18 @@ class Scanner:
 
     def _unread(self, frame: _Frame, name: bytes, error: OSError | ObjectChanged) -> ScanFailed:
         if isinstance(error, OSError):
-            return self._failed(frame, _join(frame.path, name), error)
+            return self._failed(frame, join(frame.path, name), error)
         frame.complete = self.complete = False
-        return ScanFailed(_join(frame.path, name), "changed", error.message)
+        return ScanFailed(join(frame.path, name), "changed", error.message)
 
     def _large(self, frame: _Frame, name: bytes, st: Stat, racy_from: int) -> Iterator[Event]:
         """Events of one large object, again from the start when it changes."""
-        first = self._first_name(frame, name, st) if st.st_nlink > 1 else None
+        first = self._links.first_name(frame.path, name, st) if st.st_nlink > 1 else None
         if first is not None:
             entry = Entry(name, HARDLINK, st.st_mode & self._mode_bits, st.st_mtime_ns, 0, b"", first)
             yield Batch([entry], None, [-1], frame.real)
             return
-        path = _join(frame.path, name)
+        path = join(frame.path, name)
         for _ in range(READ_ATTEMPTS):
             try:
                 # One object open at a time, and only where the cache does not cover it.
@@ -634,7 +607,3 @@ class Scanner:
             racy_from = time.time_ns() - RACY_NS
         frame.complete = self.complete = False
         yield ScanFailed(path, "changed", f"changed while it was read, {READ_ATTEMPTS} times in a row")
-
-
-def _join(path: bytes, name: bytes) -> bytes:
-    return path + b"/" + name if path else name

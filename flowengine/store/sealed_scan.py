@@ -22,6 +22,7 @@ from typing import Final
 from flowengine.chunking import Cutter, Profile, ids_of, pack_ids
 from flowengine.errors import UsageError
 from flowengine.manifest import FILE, Entry
+from flowengine.manifest.entries import join
 from flowengine.store.attributes import extra_reader
 from flowengine.store.buffers import Buffer, BufferPool
 from flowengine.store.filesystem import READ_FILE, READ_FOLDER
@@ -167,7 +168,7 @@ class SealedScanner:
                     st = item.stat(follow_symlinks=False)
                 except FileNotFoundError:
                     continue  # gone between listing and stat: never seen
-                path = _join(folder.path, name)
+                path = join(folder.path, name)
                 is_folder = stat.S_ISDIR(st.st_mode)
                 if name == STAGING_NAME or (
                     self._filters is not None and not self._filters.allows(path, is_folder)
@@ -195,8 +196,8 @@ class SealedScanner:
                 yield DirectoryLeft(_FOLDER_MODE, 0, b"", folder.complete and self._filters is None, True)
                 continue
             sealed, name, _ = folder.pending.pop()
-            path = _join(folder.path, self._shown(folder, name))
-            shown = _join(folder.sealed, sealed)
+            path = join(folder.path, self._shown(folder, name))
+            shown = join(folder.sealed, sealed)
             if len(stack) >= MAX_DEPTH or len(path) > MAX_PATH_BYTES or len(shown) > MAX_PATH_BYTES:
                 folder.complete = self.complete = False
                 why = f"sealed paths may have {MAX_DEPTH} parts and {MAX_PATH_BYTES} bytes"
@@ -246,8 +247,8 @@ class SealedScanner:
         batch = _Open([], [], None)
         self.objects += len(rows)
         for sealed, name, st in sorted(rows):
-            path = _join(folder.path, self._shown(folder, name)) if name else folder.path
-            shown = _join(folder.sealed, sealed)
+            path = join(folder.path, self._shown(folder, name)) if name else folder.path
+            shown = join(folder.sealed, sealed)
             try:
                 if stat.S_ISREG(st.st_mode):
                     extra = self._extra_of(folder.fd, name, st)
@@ -345,7 +346,7 @@ class SealedScanner:
 
     def _large(self, folder: _Folder, sealed: bytes, name: bytes, path: bytes) -> Iterator[Event]:
         """Events of one large object, again from the start when it changes."""
-        shown = _join(folder.sealed, sealed)
+        shown = join(folder.sealed, sealed)
         for _ in range(READ_ATTEMPTS):
             fd = os.open(name, READ_FILE, dir_fd=folder.fd)
             try:
@@ -440,7 +441,3 @@ def _same(one: os.stat_result, other: os.stat_result) -> bool:
         other.st_mtime_ns,
         other.st_ctime_ns,
     )
-
-
-def _join(path: bytes, name: bytes) -> bytes:
-    return path + b"/" + name if path else name
