@@ -5,8 +5,9 @@ Goal
 Plan
     As long as nothing was inserted or taken out, a chunk of the new version lies in the old file at its own offset
     plus a *shift*. Where one does not, some chunks behind it are tried with the same shift, since what was overwritten
-    moves nothing. Else a window of the old file, from where the last one ended, is cut as the new version was; the
-    first chunk found there gives the next shift.
+    moves nothing; what stands between may have moved even so, where one edit makes up for another, and is searched
+    first. Else a window of the old file, from where the last one ended, is cut as the new version was; the first chunk
+    found there gives the next shift.
 Invariants
     - Every chunk that is taken was hashed in the buffer that it is written from.
     - A window begins at a cut of the old file, because the chunk before it ends there.
@@ -103,6 +104,9 @@ class Follower:
                 index = self._behind(stop, offsets, lengths, packed)
                 if index < 0:
                     index = self._find_again(stop, offsets, lengths, packed)
+                elif index - stop > 1:
+                    self._cut(offsets[index] + self._shift - self._end)
+                    index = self._find_cut(stop, index, offsets, packed)
         return places
 
     def _behind(self, stop: int, offsets: list[int], lengths: list[int], packed: bytes) -> int:
@@ -172,14 +176,21 @@ class Follower:
         for window in _WINDOWS:
             if (self._end, window) != self._window:
                 self._cut(window)
-            for at in range(index, len(lengths)):
-                place = self._cuts.get(packed[at * CHUNK_BYTES : (at + 1) * CHUNK_BYTES])
-                if place is not None:
-                    self._shift = place - offsets[at]
-                    self._lost_bytes = 0
-                    return at
+            at = self._find_cut(index, len(lengths), offsets, packed)
+            if at < len(lengths):
+                self._lost_bytes = 0
+                return at
         self._lost_bytes += max(1, sum(lengths[index:]))
         return len(lengths)
+
+    def _find_cut(self, first: int, end: int, offsets: list[int], packed: bytes) -> int:
+        """The first of the chunks from `first` to `end` that the window has, and the shift is its own; `end` for none."""
+        for at in range(first, end):
+            place = self._cuts.get(packed[at * CHUNK_BYTES : (at + 1) * CHUNK_BYTES])
+            if place is not None:
+                self._shift = place - offsets[at]
+                return at
+        return end
 
     def _cut(self, window: int) -> None:
         """Cut a window of the old file from where the last chunk that was found ended."""

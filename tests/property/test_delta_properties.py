@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from flowengine.store.selection import Root, Selection
@@ -71,6 +71,9 @@ def transferred(old: dict[str, bytes], new: dict[str, bytes]) -> Report:
 
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(EDITS, st.integers(0, 3_000_000), st.integers(0, 2**32))
+@example(
+    [("overwrite", 0.0, 1), ("insert", 0.0, 1), ("move", 0.5, 1)], 1_601_751, 0
+)  # what follows lies as it did
 def test_any_edit_gives_the_new_version_and_sends_about_its_own_bytes(
     edits: list[tuple[str, float, int]], size: int, seed: int
 ) -> None:
