@@ -49,11 +49,14 @@ def run(config_path: str, join_token_file: str | None) -> int:
 
         spawner = start_spawner(config, config.accounts)  # first of all: it and its children hold no secret
     _refuse_root(config)
+    gc.disable()  # loading leaves no garbage; to look for it among all that it makes takes 50 ms, now and each time later
     import trio
 
     from flowengine_agent.daemon import run_agent
     from flowengine_agent.logs import open_log
 
+    gc.freeze()
+    gc.enable()
     token = read_join_token(join_token_file or config.join_token_file, required=bool(join_token_file))
     log = open_log(config.log, config.site)
 

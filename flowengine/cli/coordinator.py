@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -124,8 +125,11 @@ def run(
     import logging
     import time
 
+    gc.disable()  # loading leaves no garbage; to look for it among all that it makes takes 50 ms, now and each time later
     from flowengine.coordinator.run import Options, serve
 
+    gc.freeze()
+    gc.enable()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     sys.setswitchinterval(0.0005)  # the loop answers while a thread works on the database
