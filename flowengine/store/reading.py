@@ -18,7 +18,7 @@ from __future__ import annotations
 import errno
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from itertools import accumulate
 from typing import TYPE_CHECKING, Final
 
@@ -34,6 +34,7 @@ from flowengine.chunking import (
 from flowengine.chunking.filling import Filling
 from flowengine.errors import FlowError
 from flowengine.store.buffers import Buffer, BufferPool
+from flowengine.store.page_cache import ReadTrail
 from flowengine.units import MIB
 
 if TYPE_CHECKING:
@@ -43,6 +44,9 @@ __all__ = ["PACED_STEP_BYTES", "SEGMENT_BYTES", "ObjectChanged", "ObjectReader",
 
 SEGMENT_BYTES: Final = 8 * MIB
 """Bytes that one thread cuts at a time, and how much a buffer carries beyond its carry-over."""
+
+_READAHEAD: Final = 3
+"""Segments beyond those that are being read, in which the system may have begun to read already."""
 
 PACED_STEP_BYTES: Final = MIB
 """Read this much at a time where reading is held to a rate."""
@@ -125,6 +129,8 @@ class ObjectReader:
         self._pool = pool
         self._cutter = Cutter(profile)
         self._threads = threads
+        # Workers beyond half the pool would starve the consumers of the pieces in front of them.
+        self._depth = max(1, min(threads + 1, pool.count // 2))
         self._workers: ThreadPoolExecutor | None = None
 
     def close(self) -> None:
@@ -132,7 +138,9 @@ class ObjectReader:
         if self._workers is not None:
             self._workers.shutdown(wait=True, cancel_futures=True)
 
-    def pieces(self, fd: int, size_bytes: int, *, sparse: bool = False, offset: int = 0) -> Iterator[Piece]:
+    def pieces(
+        self, fd: int, size_bytes: int, *, sparse: bool = False, offset: int = 0
+    ) -> Generator[Piece, None, None]:
         """The object's pieces in order, reading from `offset`, which must be a cut.
 
         Blocks while the pool is empty. Closing the iterator early releases what it holds.
@@ -141,12 +149,26 @@ class ObjectReader:
             ObjectChanged: the object is shorter than `size_bytes`.
             OSError: as the file system says.
         """
+        ahead = 1
         if self._threads > 1 and size_bytes - offset > SEGMENT_BYTES and not sparse:
             self._workers = self._workers or _workers(self._threads)
-            return self._pieces_threaded(fd, size_bytes, offset)
-        return self._pieces_sequential(fd, size_bytes, offset, sparse)
+            pieces = self._pieces_threaded(fd, size_bytes, offset)
+            ahead = self._depth
+        else:
+            pieces = self._pieces_sequential(fd, size_bytes, offset, sparse)
+        trail = ReadTrail(fd, size_bytes, offset, ahead_bytes=(ahead + _READAHEAD) * SEGMENT_BYTES)
+        try:
+            trail.reached(offset)
+            for piece in pieces:
+                trail.reached(piece.offset)
+                yield piece
+        finally:
+            pieces.close()
+            trail.end()
 
-    def _pieces_sequential(self, fd: int, size_bytes: int, offset: int, sparse: bool) -> Iterator[Piece]:
+    def _pieces_sequential(
+        self, fd: int, size_bytes: int, offset: int, sparse: bool
+    ) -> Generator[Piece, None, None]:
         maximum = self.profile.maximum
         zero = pack_chunks([(maximum, zero_chunk_id(maximum))]) if sparse else b""
         carry: memoryview | None = None
@@ -217,17 +239,15 @@ class ObjectReader:
             if end >= until:
                 return b"".join(packed)
 
-    def _pieces_threaded(self, fd: int, size_bytes: int, offset: int) -> Iterator[Piece]:
+    def _pieces_threaded(self, fd: int, size_bytes: int, offset: int) -> Generator[Piece, None, None]:
         assert self._workers is not None
         ahead: deque[tuple[int, Buffer, Future[bytes]]] = deque()
         position = offset
         start = offset
-        # Workers beyond half the pool would starve the consumers of the pieces in front of them.
-        depth = max(1, min(self._threads + 1, self._pool.count // 2))
         cutter = self._cutter
         try:
             while position < size_bytes:
-                while start < size_bytes and len(ahead) < depth:
+                while start < size_bytes and len(ahead) < self._depth:
                     buffer = self._pool.acquire()
                     ahead.append(
                         (start, buffer, self._workers.submit(self._segment, fd, size_bytes, buffer, start))

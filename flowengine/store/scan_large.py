@@ -107,4 +107,4 @@ class LargeScan:
                     fresh = False
                 yield LargePiece(piece, False)
         finally:
-            pieces.close()  # type: ignore[attr-defined]
+            pieces.close()

@@ -31,6 +31,7 @@ from blake3 import blake3
 from flowengine.chunking import CHUNK_BYTES, chunk_id
 from flowengine.errors import TemporaryError
 from flowengine.store.filesystem import READ_FOLDER, boot_id, local_error
+from flowengine.store.page_cache import WriteTrail
 from flowengine.store.runs import part_of, staging_name, staging_number
 from flowengine.units import show_path
 from flowengine.wire.paths import STAGING_NAME
@@ -80,6 +81,7 @@ class StagedObject:
         fd: of the staging file, read-write, already of the object's size.
         name: of the staging file in the staging folder.
         have: offset → (length, id) of chunks that are known to be in place from an earlier session.
+        trail: of what is written, where that is not to stay in the system's cache.
     """
 
     def __init__(self, folder_fd: int, name: str, path: bytes, size_bytes: int) -> None:
@@ -89,6 +91,7 @@ class StagedObject:
         self._folder_fd = folder_fd
         self.fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600, dir_fd=folder_fd)
         self.have: dict[int, tuple[int, bytes]] = {}
+        self.trail: WriteTrail | None = None
         try:
             self._journal = os.open(
                 f"{name}.j", os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600, dir_fd=folder_fd
@@ -185,6 +188,8 @@ class StagedObject:
 
     def close(self) -> None:
         """Close both files; they stay for the next session."""
+        if self.trail is not None:
+            self.trail.end()
         os.close(self.fd)
         os.close(self._journal)
 

@@ -26,6 +26,7 @@ from flowengine.chunking import CHUNK_BYTES, right_chunks
 from flowengine.errors import ProtocolError
 from flowengine.manifest import Entry
 from flowengine.store.filesystem import gives_modes, local_error, process_umask
+from flowengine.store.page_cache import share_of_memory
 from flowengine.store.staging import Staging
 from flowengine.transfer.account import OpenAccount
 from flowengine.transfer.control import Control
@@ -104,12 +105,18 @@ class Landing(OpenAccount):
         self.inflight: dict[bytes, list[Waiter] | None] = {}
         self.recent: dict[bytes, Location] = {}
         self.halted = ""
+        self._may_stay_bytes = share_of_memory()
         self._local = threading.local()
         self.sinks: set[Sink] = set()
         self.umask = process_umask()
         self.masked = 0o7000
         if self.umask and staging is not None and not gives_modes(staging.fd):
             self.masked |= self.umask
+
+    def passes(self, size_bytes: int) -> bool:
+        """Whether a large object of this size, which is begun, is not to stay in the system's cache. Placer's thread."""
+        self._may_stay_bytes -= size_bytes
+        return self._may_stay_bytes < 0
 
     # --- delivery, lane threads ---------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from flowengine.errors import ProtocolError
 from flowengine.manifest import FILE, Entry
 from flowengine.store.buffers import Buffer, BufferPool
 from flowengine.store.filesystem import READ_FILE, local_error
+from flowengine.store.page_cache import WriteTrail
 from flowengine.store.scan_cache import PROVISIONAL, Identity
 from flowengine.transfer.basis import Basis, Recalled
 from flowengine.transfer.copying import CopyJob, WriteJob, append_copy
@@ -129,6 +130,8 @@ class LargePlacer:
             )
         except OSError as error:
             raise local_error(error, "cannot stage", path) from error
+        if self._placement.landing.passes(large.entry.size):
+            large.staged.trail = WriteTrail(large.staged.fd)
         same, large.same_until = large.same_until, []
         for offset, packed in same:
             self._take_run(large, offset, packed, None)

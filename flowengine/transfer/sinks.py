@@ -378,6 +378,8 @@ class LargeObject(Sink):
         with self._writing:
             _write_all(self.staged.fd, data, offset)
         start_writeback(self.staged.fd, offset, len(data))
+        if self.staged.trail is not None:
+            self.staged.trail.wrote(offset + len(data))
         self.staged.journal(offset, packed)
         self.unsynced += len(data)
 

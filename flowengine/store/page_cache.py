@@ -1,0 +1,124 @@
+"""What passes through a machine leaves the system's page cache as it was.
+
+Goal
+    Moving more than fits into memory takes nothing from it that others use, nor time of its own for pages that nobody asks
+    for again.
+Plan
+    Reading: before a window of a file is read, the system is asked whether anything of it is in memory (mincore(2)). Where
+    nothing is, the window is let go of again (POSIX_FADV_DONTNEED), some way behind the reading. Writing: what a session
+    writes of large objects beyond its share of the memory is let go of likewise.
+Invariants
+    - What was in the cache before it was read stays.
+    - These are hints: nothing waits for them or fails by them, and a file system that knows them not works as it did.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import mmap
+import os
+from collections import deque
+from functools import cache
+from typing import Final
+
+from flowengine.chunking.library import place_of
+from flowengine.units import MIB
+
+__all__ = ["LAG_BYTES", "WINDOW_BYTES", "ReadTrail", "WriteTrail", "share_of_memory"]
+
+WINDOW_BYTES: Final = 8 * MIB
+LAG_BYTES: Final = 256 * MIB
+"""How far behind: another session that reads the same file a little later finds it, and what was written is on the disk."""
+_MEMORY_SHARE: Final = 16
+
+
+def share_of_memory() -> int:
+    """How many bytes of large objects one session leaves in the cache: a sixteenth of the machine's memory."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // _MEMORY_SHARE
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
+
+
+def _let_go(fd: int, offset: int, size_bytes: int) -> None:
+    with contextlib.suppress(OSError):
+        os.posix_fadvise(fd, offset, size_bytes, os.POSIX_FADV_DONTNEED)
+
+
+class ReadTrail:
+    """Follows one reading of a file from `offset` on. For use by one thread; `end` comes before the file is closed.
+
+    Args:
+        fd: of the file, open for reading.
+        ahead_bytes: how far beyond what was reached somebody, or the system, may be reading already.
+    """
+
+    def __init__(self, fd: int, size_bytes: int, offset: int = 0, *, ahead_bytes: int) -> None:
+        self._fd = fd
+        self._size_bytes = size_bytes
+        self._ahead_bytes = ahead_bytes
+        self._asked = offset // WINDOW_BYTES * WINDOW_BYTES
+        self._brought: deque[int] = deque()
+        self._pages = bytearray(WINDOW_BYTES // mmap.PAGESIZE)
+        self._mapped: mmap.mmap | None = None
+        with contextlib.suppress(
+            OSError, ValueError
+        ):  # not every file system maps, and an empty file is none to map
+            self._mapped = mmap.mmap(fd, size_bytes, prot=mmap.PROT_READ)  # which nobody looks into
+
+    def reached(self, offset: int) -> None:
+        """All before `offset` was read; what is beyond `ahead_bytes` behind it was not."""
+        until = min(self._size_bytes, offset + self._ahead_bytes)
+        while self._asked < until:
+            if not self._is_there(self._asked):
+                self._brought.append(self._asked)
+            self._asked += WINDOW_BYTES
+        while self._brought and self._brought[0] + WINDOW_BYTES + LAG_BYTES <= offset:
+            _let_go(self._fd, self._brought.popleft(), WINDOW_BYTES)
+
+    def end(self) -> None:
+        """Nothing more is read."""
+        while self._brought:
+            _let_go(self._fd, self._brought.popleft(), WINDOW_BYTES)
+        if self._mapped is not None:
+            self._mapped.close()
+            self._mapped = None
+
+    def _is_there(self, window: int) -> bool:
+        """Whether some of a window is in memory, or may be: that of a file of somebody else is not told."""
+        if self._mapped is None:
+            return True
+        size = min(WINDOW_BYTES, self._size_bytes - window)
+        with place_of(memoryview(self._mapped)) as (place, _), place_of(self._pages) as (pages, _):
+            if _libc().mincore(
+                ctypes.c_void_p(place + window), ctypes.c_size_t(size), ctypes.c_void_p(pages)
+            ):
+                return True
+        count = -(-size // mmap.PAGESIZE)
+        return self._pages.count(0, 0, count) < count
+
+
+class WriteTrail:
+    """Follows one writing of a file, by any threads, from its start to its end and a little out of order."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._kept_from = 0
+
+    def wrote(self, end: int) -> None:
+        """Something was written that ends at `end`, and the disk was told to begin with it.
+
+        What the disk has not taken yet stays, and goes with `end`.
+        """
+        until = (end - LAG_BYTES) // WINDOW_BYTES * WINDOW_BYTES
+        start = self._kept_from
+        if until > start:
+            self._kept_from = until  # should two threads come here at once, one asks for what is gone already
+            _let_go(self._fd, start, until - start)
+
+    def end(self) -> None:
+        """All was written, and is on the disk."""
+        _let_go(self._fd, 0, 0)

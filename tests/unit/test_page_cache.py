@@ -1,0 +1,190 @@
+"""What reading and writing large files leaves in the system's page cache."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from flowengine.chunking import DEFAULT_PROFILE
+from flowengine.store import page_cache
+from flowengine.store.buffers import BufferPool
+from flowengine.store.page_cache import ReadTrail, WriteTrail, share_of_memory
+from flowengine.store.reading import SEGMENT_BYTES, ObjectChanged, ObjectReader
+from flowengine.store.selection import Root, Selection
+from flowengine.transfer import landing
+from flowengine.transfer.local import copy_local
+from flowengine.transfer.passes import TransferSettings
+from flowengine.units import MIB
+
+pytestmark = pytest.mark.slow
+WINDOW_BYTES = 4 * MIB  # what the system keeps as one piece is smaller
+LAG = 4
+"""Windows."""
+AHEAD_BYTES = 2 * SEGMENT_BYTES
+SIZE = 12 * WINDOW_BYTES + 12_345
+
+
+@pytest.fixture(autouse=True)
+def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the real ones, so that files of 48 MiB tell."""
+    monkeypatch.setattr(page_cache, "WINDOW_BYTES", WINDOW_BYTES)
+    monkeypatch.setattr(page_cache, "LAG_BYTES", LAG * WINDOW_BYTES)
+
+
+def in_memory(folder: Path) -> bool:
+    place = max((len(line.split()[4]), line) for line in Path("/proc/self/mountinfo").read_text().splitlines()
+                if folder.is_relative_to(line.split()[4]))  # fmt: skip
+    return place[1].partition(" - ")[2].split()[0] in ("tmpfs", "ramfs")
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a file system whose files are not in memory anyway."""
+    for folder in (tmp_path, Path("/var/tmp"), Path(__file__).parent):
+        if not in_memory(folder.resolve()):
+            with tempfile.TemporaryDirectory(dir=folder) as made:
+                yield Path(made)
+            return
+    pytest.fail("no folder on a disk: set TMPDIR to one")
+
+
+def resident(path: Path) -> list[bool]:
+    """Of each window of a file, whether more than half of it is in memory."""
+    size = path.stat().st_size
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), size) as mapped:
+        byte = ctypes.c_char.from_buffer(mapped)
+        pages = (ctypes.c_ubyte * -(-size // mmap.PAGESIZE))()
+        assert not ctypes.CDLL(None).mincore(
+            ctypes.c_void_p(ctypes.addressof(byte)), ctypes.c_size_t(size), pages
+        )
+        del byte
+    each = WINDOW_BYTES // mmap.PAGESIZE
+    windows = [pages[at : at + each] for at in range(0, len(pages), each)]
+    return [2 * sum(one) > len(one) for one in windows]
+
+
+def cold(path: Path, size: int = SIZE) -> Path:
+    """A file of which nothing is in memory."""
+    with path.open("wb") as file:
+        file.write(os.urandom(size))
+        file.flush()
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    assert not any(resident(path))
+    return path
+
+
+def read(path: Path, threads: int, pieces: int = 1000, between: Callable[[], None] = lambda: None) -> None:
+    """Read a file, or its first pieces, and stop."""
+    reader = ObjectReader(DEFAULT_PROFILE, BufferPool(4, SEGMENT_BYTES + DEFAULT_PROFILE.maximum), threads)
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        going = reader.pieces(fd, path.stat().st_size)
+        for piece, _ in zip(going, range(pieces), strict=False):
+            assert piece.buffer is not None
+            piece.buffer.release()
+            between()
+        going.close()
+    finally:
+        os.close(fd)
+        reader.close()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_what_was_not_there_before_it_was_read_is_not_there_behind_it(disk: Path, threads: int) -> None:
+    path = cold(disk / "file")
+    read(path, threads)
+    assert not any(resident(path))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_what_was_there_stays(disk: Path, threads: int) -> None:
+    path = cold(disk / "file")
+    with path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # nothing is read ahead
+        for window in (0, 1, 5, 11):
+            os.pread(file.fileno(), WINDOW_BYTES, window * WINDOW_BYTES)
+    before = resident(path)
+    assert [window for window, there in enumerate(before) if there] == [0, 1, 5, 11]
+    read(path, threads)
+    assert resident(path) == before
+
+
+def test_a_reading_that_ends_early_leaves_nothing_either(disk: Path) -> None:
+    path = cold(disk / "file")
+    read(path, 1, pieces=3)
+    assert not any(resident(path))
+
+
+def test_who_reads_a_little_later_finds_it(disk: Path) -> None:
+    path = cold(disk / "file", 16 * WINDOW_BYTES)
+    fd = os.open(path, os.O_RDONLY)
+    trail = ReadTrail(fd, path.stat().st_size, ahead_bytes=AHEAD_BYTES)
+    try:
+        for at in range(0, 16 * WINDOW_BYTES, WINDOW_BYTES):
+            trail.reached(at)
+            os.pread(fd, WINDOW_BYTES, at)
+        there = [window for window, one in enumerate(resident(path)) if one]
+        assert there == list(range(16 - 1 - LAG, 16))
+    finally:
+        trail.end()
+        os.close(fd)
+    assert not any(resident(path))
+
+
+def test_files_that_are_empty_or_shrink_are_read_as_ever(disk: Path) -> None:
+    empty = disk / "empty"
+    empty.touch()
+    fd = os.open(empty, os.O_RDONLY)
+    trail = ReadTrail(fd, 0, ahead_bytes=AHEAD_BYTES)
+    trail.reached(0)
+    trail.end()
+    trail = ReadTrail(fd, 10 * MIB, ahead_bytes=AHEAD_BYTES)  # so long it was when somebody looked
+    trail.reached(0)
+    trail.end()
+    os.close(fd)
+    path = cold(disk / "file")
+    with pytest.raises(ObjectChanged):
+        read(path, 1, between=lambda: os.truncate(path, 2 * WINDOW_BYTES))
+
+
+def test_of_what_is_written_the_last_stays_until_the_end(disk: Path) -> None:
+    path = disk / "file"
+    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    trail = WriteTrail(fd)
+    for at in range(0, 16 * WINDOW_BYTES, WINDOW_BYTES):
+        os.pwrite(fd, os.urandom(WINDOW_BYTES), at)
+        os.fdatasync(fd)
+        trail.wrote(at + WINDOW_BYTES)
+    there = [window for window, one in enumerate(resident(path)) if one]
+    assert there == list(range(16 - LAG, 16))
+    trail.end()
+    os.close(fd)
+    assert not any(resident(path))
+
+
+@pytest.mark.parametrize(("share", "stay"), [(share_of_memory(), ["a", "b"]), (SIZE, ["a"]), (0, [])])
+def test_a_session_leaves_its_share_of_what_it_lands(
+    disk: Path, monkeypatch: pytest.MonkeyPatch, share: int, stay: list[str]
+) -> None:
+    (disk / "source").mkdir()
+    for name in ("a", "b"):
+        cold(disk / "source" / name)
+    (disk / "target").mkdir()
+    monkeypatch.setattr(landing, "share_of_memory", lambda: share)
+    report = copy_local(
+        Selection([Root(os.fsencode(disk / "source"), b"")]), os.fsencode(disk / "target"), TransferSettings()
+    )
+    assert report.state == "completed"
+    for name in ("a", "b"):
+        assert not any(resident(disk / "source" / name))
+        assert (
+            any(resident(disk / "target" / name)) == all(resident(disk / "target" / name)) == (name in stay)
+        )
+        assert (disk / "target" / name).read_bytes() == (disk / "source" / name).read_bytes()
