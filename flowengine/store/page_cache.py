@@ -79,26 +79,33 @@ class ReadTrail:
         while self._brought and self._brought[0] + WINDOW_BYTES + LAG_BYTES <= offset:
             _let_go(self._fd, self._brought.popleft(), WINDOW_BYTES)
 
+    def skip(self, offset: int) -> None:
+        """All up to `offset` is a hole, and not read: it need not be asked about."""
+        self._asked = max(self._asked, offset // WINDOW_BYTES * WINDOW_BYTES)
+        self.reached(offset)
+
     def end(self) -> None:
         """Nothing more is read."""
         while self._brought:
             _let_go(self._fd, self._brought.popleft(), WINDOW_BYTES)
-        if self._mapped is not None:
-            self._mapped.close()
-            self._mapped = None
 
     def _is_there(self, window: int) -> bool:
         """Whether some of a window is in memory, or may be: that of a file of somebody else is not told."""
-        if self._mapped is None:
-            return True
         size = min(WINDOW_BYTES, self._size_bytes - window)
-        with place_of(memoryview(self._mapped)) as (place, _), place_of(self._pages) as (pages, _):
-            if _libc().mincore(
-                ctypes.c_void_p(place + window), ctypes.c_size_t(size), ctypes.c_void_p(pages)
-            ):
-                return True
         count = -(-size // mmap.PAGESIZE)
-        return self._pages.count(0, 0, count) < count
+        try:
+            # Not all of it at once: that would take from what may be mapped. Nobody looks into it.
+            with (
+                mmap.mmap(self._fd, size, prot=mmap.PROT_READ, offset=window) as mapped,
+                place_of(memoryview(mapped)) as (place, _),
+                place_of(self._pages) as (pages, _),
+            ):
+                failed = _libc().mincore(
+                    ctypes.c_void_p(place), ctypes.c_size_t(size), ctypes.c_void_p(pages)
+                )
+        except (OSError, ValueError):  # not every file system maps, and it may be shorter by now
+            return True
+        return bool(failed) or self._pages.count(0, 0, count) < count
 
 
 class WriteTrail:
@@ -120,5 +127,5 @@ class WriteTrail:
             _let_go(self._fd, start, until - start)
 
     def end(self) -> None:
-        """All was written, and is on the disk."""
+        """Nothing more is written; what is on the disk by now is let go of."""
         _let_go(self._fd, 0, 0)

@@ -160,7 +160,10 @@ class ObjectReader:
         try:
             trail.reached(offset)
             for piece in pieces:
-                trail.reached(piece.offset)
+                if piece.buffer is None:
+                    trail.skip(piece.offset + piece.size_bytes)
+                else:
+                    trail.reached(piece.offset)
                 yield piece
         finally:
             pieces.close()

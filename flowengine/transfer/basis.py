@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import closing
 from typing import Final
 
 from flowengine.chunking import CHUNK_BYTES, Profile, packed_size
@@ -99,17 +100,18 @@ class Basis:
         pool = BufferPool(2, SEGMENT_BYTES + self._profile.maximum)
         reader = ObjectReader(self._profile, pool)
         try:
-            for piece in reader.pieces(self.fd, self.size_bytes, sparse=True):
-                if piece.buffer is not None:
-                    piece.buffer.release()
-                self.bytes_read += piece.size_bytes
-                with self._condition:
-                    self._add(piece.offset, piece.packed)
-                    self._condition.notify_all()
-                    while not self._closed and self._progress > self._asked + MAX_AHEAD_BYTES:
-                        self._condition.wait()
-                    if self._closed:
-                        return
+            with closing(reader.pieces(self.fd, self.size_bytes, sparse=True)) as pieces:
+                for piece in pieces:
+                    if piece.buffer is not None:
+                        piece.buffer.release()
+                    self.bytes_read += piece.size_bytes
+                    with self._condition:
+                        self._add(piece.offset, piece.packed)
+                        self._condition.notify_all()
+                        while not self._closed and self._progress > self._asked + MAX_AHEAD_BYTES:
+                            self._condition.wait()
+                        if self._closed:
+                            return
         except Exception:  # noqa: S110 - what cannot be read is simply no basis; its chunks come from the source
             pass
         finally:

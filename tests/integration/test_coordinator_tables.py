@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,3 +98,25 @@ async def test_a_database_with_tables_of_somebody_else_is_left_as_it_is(new_url:
         assert await database.read(lambda connection: inspect(connection).get_table_names()) == ["transfers"]
     finally:
         await database.aclose()
+
+
+@pytest.mark.asyncio
+async def test_two_that_start_at_once_on_an_empty_database_make_it_once(
+    postgres_server: Callable[[], str],
+) -> None:
+    url = postgres_server()
+    databases = [open_database(url, lambda: 0.0) for _ in range(4)]
+    try:
+        await asyncio.gather(*[prepare(database) for database in databases])
+        assert (await databases[0].read(form))[""] == HEAD
+    finally:
+        for database in databases:
+            await database.aclose()
+
+
+@pytest.mark.asyncio
+async def test_an_empty_note_of_the_version_is_no_hindrance(new_url: Callable[[], str]) -> None:
+    def noted(connection: Connection) -> None:
+        connection.execute(text("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)"))
+
+    assert (await made(new_url(), noted))[""] == HEAD

@@ -162,12 +162,8 @@ def test_what_is_there_already_is_skipped(tmp_path: Path) -> None:
     assert [index for index, place in enumerate(places) if place < 0] == [0, 3]
 
 
-def test_behind_what_was_overwritten_the_way_is_found_by_cutting_no_more_than_that(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "old"
-    path.write_bytes(original())
-    new = original()[: 5 * MIB] + random.Random(2).randbytes(MIB) + original()[6 * MIB :]
+def cuts_counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How large windows are cut from now on."""
     windows: list[int] = []
     cut = Follower._cut
 
@@ -176,5 +172,67 @@ def test_behind_what_was_overwritten_the_way_is_found_by_cutting_no_more_than_th
         cut(self, window)
 
     monkeypatch.setattr(Follower, "_cut", counted)
-    assert follow(path, new) > len(original()) - MIB - 3 * DEFAULT_PROFILE.maximum
+    return windows
+
+
+def packed_of(data: bytes, lengths: list[int]) -> bytes:
+    """The packed chunks of some bytes."""
+    starts = accumulate(lengths[:-1], initial=0)
+    return pack_chunks(
+        (length, chunk_id(data[at : at + length])) for at, length in zip(starts, lengths, strict=True)
+    )
+
+
+def test_behind_what_was_overwritten_the_way_is_found_by_cutting_no_more_than_that(
+    old: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = original()[: 5 * MIB] + random.Random(2).randbytes(MIB) + original()[6 * MIB :]
+    windows = cuts_counted(monkeypatch)
+    assert follow(old, new) > len(original()) - MIB - 3 * DEFAULT_PROFILE.maximum
     assert MIB < sum(windows) < MIB + 2 * DEFAULT_PROFILE.maximum
+
+
+def test_two_chunks_that_changed_places_cost_one_of_them(old: Path) -> None:
+    data = original()
+    lengths = Cutter(DEFAULT_PROFILE).lengths(data)
+    offsets = list(accumulate(lengths[:-1], initial=0))
+    for index in range(10, 90):
+        at, middle, end = offsets[index : index + 3]
+        new = data[:at] + data[middle:end] + data[at:middle] + data[end:]
+        cuts = Cutter(DEFAULT_PROFILE).lengths(new)
+        if middle - at < end - middle and cuts[index : index + 2] == [end - middle, middle - at]:
+            break
+    assert follow(old, new) == len(data) - (middle - at)
+
+
+def test_for_one_chunk_that_was_overwritten_nothing_is_cut(
+    old: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = original()
+    offset = sum(Cutter(DEFAULT_PROFILE).lengths(data)[:50])
+    new = data[: offset + 10] + bytes(10) + data[offset + 20 :]  # long before where a cut is looked for
+    windows = cuts_counted(monkeypatch)
+    assert follow(old, new) >= len(data) - DEFAULT_PROFILE.maximum
+    assert windows == []
+
+
+def test_one_that_begins_in_the_middle_cuts_nothing_of_what_is_before(
+    old: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for a file that was recalled, until a run of the object is not what it has."""
+    lengths = Cutter(DEFAULT_PROFILE).lengths(original())
+    first = len(lengths) // 2
+    begin, mine = sum(lengths[:first]), lengths[first : first + RUN_CHUNKS]
+    data = bytearray(original()[begin : begin + sum(mine)])
+    spoiled = mine[0] + mine[1]
+    data[:spoiled] = random.Random(4).randbytes(spoiled)
+    windows = cuts_counted(monkeypatch)
+    pool = BufferPool(2, 2 * MIB + DEFAULT_PROFILE.maximum)
+    follower = Follower(os.open(old, os.O_RDONLY), DEFAULT_PROFILE, pool, elsewhere=True)
+    try:
+        offsets = list(accumulate(mine[:-1], initial=begin))
+        places = follower.take(offsets, mine, packed_of(bytes(data), mine), set(), lambda *written: None)
+    finally:
+        follower.close()
+    assert places == [-1, -1, *offsets[2:]]
+    assert sum(windows) <= spoiled

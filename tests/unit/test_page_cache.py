@@ -8,18 +8,22 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from flowengine.chunking import DEFAULT_PROFILE
+from flowengine.manifest import FILE, Entry
 from flowengine.store import page_cache
 from flowengine.store.buffers import BufferPool
 from flowengine.store.page_cache import ReadTrail, WriteTrail, share_of_memory
 from flowengine.store.reading import SEGMENT_BYTES, ObjectChanged, ObjectReader
 from flowengine.store.selection import Root, Selection
+from flowengine.store.staging import StagedObject
 from flowengine.transfer import landing
 from flowengine.transfer.local import copy_local
 from flowengine.transfer.passes import TransferSettings
+from flowengine.transfer.sinks import LargeObject, TargetDirectory
 from flowengine.units import MIB
 
 pytestmark = pytest.mark.slow
@@ -188,3 +192,101 @@ def test_a_session_leaves_its_share_of_what_it_lands(
             any(resident(disk / "target" / name)) == all(resident(disk / "target" / name)) == (name in stay)
         )
         assert (disk / "target" / name).read_bytes() == (disk / "source" / name).read_bytes()
+
+
+@pytest.mark.parametrize("byte", [3 * WINDOW_BYTES + 5, 12 * WINDOW_BYTES - 1, SIZE - 1])
+def test_where_one_page_was_there_its_window_stays(disk: Path, byte: int) -> None:
+    path = cold(disk / "file")
+    with path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # nothing is read ahead
+        os.pread(file.fileno(), 1, byte)
+    read(path, 1)
+    assert [window for window, there in enumerate(resident(path)) if there] == [byte // WINDOW_BYTES]
+
+
+def test_who_begins_further_on_lets_nothing_go_before_that(disk: Path) -> None:
+    path = cold(disk / "file")
+    fd = os.open(path, os.O_RDONLY)
+    trail = ReadTrail(fd, SIZE, 8 * WINDOW_BYTES, ahead_bytes=AHEAD_BYTES)
+    try:
+        trail.reached(8 * WINDOW_BYTES)
+        os.pread(fd, 2 * WINDOW_BYTES, 5 * WINDOW_BYTES)  # somebody else
+        trail.end()
+    finally:
+        os.close(fd)
+    assert resident(path)[5:7] == [True, True]
+
+
+def test_of_a_file_that_cannot_be_mapped_all_stays(disk: Path) -> None:
+    path = cold(disk / "file", 2 * WINDOW_BYTES)
+    fd = os.open(path, os.O_RDONLY)
+    trail = ReadTrail(fd, 3 * WINDOW_BYTES, ahead_bytes=AHEAD_BYTES)  # longer than it is
+    try:
+        trail.reached(2 * WINDOW_BYTES)
+        os.truncate(path, WINDOW_BYTES)
+        trail.end()
+        os.pread(fd, WINDOW_BYTES, 0)
+        trail = ReadTrail(fd, 2 * WINDOW_BYTES, WINDOW_BYTES, ahead_bytes=AHEAD_BYTES)
+        trail.reached(WINDOW_BYTES)
+        trail.end()
+    finally:
+        os.close(fd)
+    assert resident(path) == [True]
+
+
+def test_behind_a_hole_nothing_stays_either(disk: Path) -> None:
+    path = disk / "file"
+    with path.open("wb") as file:
+        file.truncate(600 * MIB)  # several pieces, and more than is asked about ahead
+        file.seek(600 * MIB)
+        file.write(os.urandom(SIZE))
+        file.flush()
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    reader = ObjectReader(DEFAULT_PROFILE, BufferPool(4, SEGMENT_BYTES + DEFAULT_PROFILE.maximum))
+    with path.open("rb") as file:
+        for piece in reader.pieces(file.fileno(), path.stat().st_size, sparse=True):
+            if piece.buffer is not None:
+                piece.buffer.release()
+    assert not any(resident(path))
+
+
+def test_what_takes_no_hints_fails_nothing() -> None:
+    reading, writing = os.pipe()
+    try:
+        for fd in (reading, writing):
+            trail = WriteTrail(fd)
+            trail.wrote(page_cache.LAG_BYTES + WINDOW_BYTES)
+            trail.end()
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+def test_a_large_object_that_passes_lets_go_while_it_is_written(disk: Path) -> None:
+    folder = os.open(disk, os.O_RDONLY)
+    size = 16 * WINDOW_BYTES
+    large = LargeObject(cast(TargetDirectory, None), Entry(b"a", FILE, 0o600, 0, size, b"", b"", 0, b""))
+    large.staged = staged = StagedObject(folder, "l.a", b"a", size)
+    staged.trail = WriteTrail(staged.fd)
+    try:
+        for at in range(0, size, WINDOW_BYTES):
+            large.put(at, memoryview(os.urandom(WINDOW_BYTES)), b"")
+            os.fdatasync(staged.fd)
+        assert resident(disk / "l.a") == [False] * (16 - LAG) + [True] * LAG
+    finally:
+        staged.close()
+        os.close(folder)
+    assert not any(resident(disk / "l.a"))
+
+
+def test_the_share_is_a_small_part_of_the_memory() -> None:
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 0 < share_of_memory() <= total // 16
+
+
+def test_the_units_filter_permits_the_question() -> None:
+    """No group of systemd has mincore, and what the filter does not permit ends the process."""
+    unit = Path(__file__).resolve().parents[2] / "agents/deploy/flowengine-agent.service"
+    filters = [line for line in unit.read_text().splitlines() if line.startswith("SystemCallFilter=")]
+    assert "mincore" in {word for line in filters for word in line.partition("=")[2].split()}

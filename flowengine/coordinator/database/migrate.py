@@ -32,7 +32,7 @@ HEAD: Final = "0006"
 _COUNTERS: Final = ("event", "fence", "epoch", "plan", "promise", "label", "evidence")
 _LOCK: Final = 0x666C6F6D
 _ALEMBIC_TABLE: Final = (
-    "CREATE TABLE alembic_version "
+    "CREATE TABLE IF NOT EXISTS alembic_version "
     "(version_num VARCHAR(32) NOT NULL, CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num))"
 )
 """As alembic makes it, which finds its place there."""
