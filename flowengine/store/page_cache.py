@@ -63,11 +63,6 @@ class ReadTrail:
         self._asked = offset // WINDOW_BYTES * WINDOW_BYTES
         self._brought: deque[int] = deque()
         self._pages = bytearray(WINDOW_BYTES // mmap.PAGESIZE)
-        self._mapped: mmap.mmap | None = None
-        with contextlib.suppress(
-            OSError, ValueError
-        ):  # not every file system maps, and an empty file is none to map
-            self._mapped = mmap.mmap(fd, size_bytes, prot=mmap.PROT_READ)  # which nobody looks into
 
     def reached(self, offset: int) -> None:
         """All before `offset` was read; what is beyond `ahead_bytes` behind it was not."""

@@ -101,9 +101,8 @@ class Follower:
             again = stop < end
             index = stop
             if again:
-                self._end = (
-                    offsets[stop] + self._shift
-                )  # also where it begins in the middle, with nothing found before
+                # So it is where something was found before; one that begins in the middle has nothing yet.
+                self._end = offsets[stop] + self._shift
                 index = self._behind(stop, offsets, lengths, packed)
                 if index < 0:
                     index = self._find_again(stop, offsets, lengths, packed)

@@ -290,3 +290,17 @@ def test_the_units_filter_permits_the_question() -> None:
     unit = Path(__file__).resolve().parents[2] / "agents/deploy/flowengine-agent.service"
     filters = [line for line in unit.read_text().splitlines() if line.startswith("SystemCallFilter=")]
     assert "mincore" in {word for line in filters for word in line.partition("=")[2].split()}
+
+
+def test_no_mapping_is_kept(disk: Path) -> None:
+    path = disk / "file"
+    path.touch()
+    os.truncate(path, 1 << 40)
+    fd = os.open(path, os.O_RDONLY)
+    trail = ReadTrail(fd, 1 << 40, ahead_bytes=AHEAD_BYTES)
+    try:
+        trail.reached(0)
+        assert str(path) not in Path("/proc/self/maps").read_text()
+    finally:
+        trail.end()
+        os.close(fd)

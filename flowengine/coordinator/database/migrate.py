@@ -132,9 +132,8 @@ def _upgrade(connection: Connection) -> None:
             hint="update flowengine, or restore a backup from before the update",
         )
     if not version:
-        metadata.create_all(
-            connection, checkfirst=False
-        )  # whose tables they would be, were there any, nobody knows
+        # Were there tables of these names, nobody would know whose: that is an error.
+        metadata.create_all(connection, checkfirst=False)
         connection.execute(text(_ALEMBIC_TABLE))
         connection.execute(text("INSERT INTO alembic_version VALUES (:head)"), {"head": HEAD})
     elif version != HEAD:
