@@ -123,7 +123,10 @@ def test_what_was_there_stays(disk: Path, threads: int) -> None:
 def test_a_reading_that_ends_early_leaves_nothing_either(disk: Path) -> None:
     path = cold(disk / "file")
     read(path, 1, pieces=3)
-    assert not any(resident(path))
+    read_windows = 3 * SEGMENT_BYTES // WINDOW_BYTES
+    assert not any(
+        resident(path)[:read_windows]
+    )  # what the system is reading ahead just then may come behind that
 
 
 def test_who_reads_a_little_later_finds_it(disk: Path) -> None:
