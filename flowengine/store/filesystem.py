@@ -21,6 +21,7 @@ __all__ = [
     "exchange",
     "folds_names",
     "gives_modes",
+    "libc",
     "local_error",
     "open_beneath",
     "process_umask",
@@ -41,7 +42,8 @@ _umask_lock = threading.Lock()
 
 
 @cache
-def _libc() -> ctypes.CDLL:
+def libc() -> ctypes.CDLL:
+    """The C library, for system calls that Python has no function for."""
     return ctypes.CDLL(None, use_errno=True)
 
 
@@ -51,7 +53,7 @@ def sync_filesystem(fd: int) -> None:
     Raises:
         OSError: the file system reported a write error since it was last asked.
     """
-    if _libc().syncfs(fd):
+    if libc().syncfs(fd):
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
 
@@ -62,7 +64,7 @@ def start_writeback(fd: int, offset: int, size_bytes: int) -> None:
     What is to be made durable sooner or later goes evenly then: left until a sync, it comes at once and holds up those
     that go on writing to the file. It is a hint: where the file system does not know it, nothing happens.
     """
-    begin = getattr(_libc(), "sync_file_range", None)
+    begin = getattr(libc(), "sync_file_range", None)
     if begin is not None:
         begin(fd, ctypes.c_int64(offset), ctypes.c_int64(size_bytes), _SYNC_FILE_RANGE_WRITE)
 
@@ -73,7 +75,7 @@ def exchange(a: bytes, b: bytes) -> None:
     Raises:
         OSError: EINVAL where the file system cannot, EXDEV or EBUSY for mount points.
     """
-    if _libc().renameat2(-100, a, -100, b, _RENAME_EXCHANGE):
+    if libc().renameat2(-100, a, -100, b, _RENAME_EXCHANGE):
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code), a)
 

@@ -9,7 +9,7 @@ Plan
     writes of large objects beyond its share of the memory is let go of likewise.
 Invariants
     - What was in the cache before it was read stays.
-    - These are hints: nothing waits for them or fails by them, and a file system that knows them not works as it did.
+    - These are hints: nothing fails by them, and a file system that knows them not works as it did.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import ctypes
 import mmap
 import os
 from collections import deque
-from functools import cache
 from typing import Final
 
 from flowengine.chunking.library import place_of
+from flowengine.store.filesystem import libc
 from flowengine.units import MIB
 
 __all__ = ["LAG_BYTES", "WINDOW_BYTES", "ReadTrail", "WriteTrail", "share_of_memory"]
@@ -36,11 +36,6 @@ _MEMORY_SHARE: Final = 16
 def share_of_memory() -> int:
     """How many bytes of large objects one session leaves in the cache: a sixteenth of the machine's memory."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // _MEMORY_SHARE
-
-
-@cache
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None)
 
 
 def _let_go(fd: int, offset: int, size_bytes: int) -> None:
@@ -95,9 +90,7 @@ class ReadTrail:
                 place_of(memoryview(mapped)) as (place, _),
                 place_of(self._pages) as (pages, _),
             ):
-                failed = _libc().mincore(
-                    ctypes.c_void_p(place), ctypes.c_size_t(size), ctypes.c_void_p(pages)
-                )
+                failed = libc().mincore(ctypes.c_void_p(place), ctypes.c_size_t(size), ctypes.c_void_p(pages))
         except (OSError, ValueError):  # not every file system maps, and it may be shorter by now
             return True
         return bool(failed) or self._pages.count(0, 0, count) < count

@@ -101,7 +101,7 @@ async def test_a_database_with_tables_of_somebody_else_is_left_as_it_is(new_url:
 
 
 @pytest.mark.asyncio
-async def test_two_that_start_at_once_on_an_empty_database_make_it_once(
+async def test_several_that_start_at_once_on_an_empty_database_make_it_once(
     postgres_server: Callable[[], str],
 ) -> None:
     url = postgres_server()
