@@ -5,6 +5,10 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import platform
+import signal
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -293,6 +297,39 @@ def test_the_units_filter_permits_the_question() -> None:
     unit = Path(__file__).resolve().parents[2] / "agents/deploy/flowengine-agent.service"
     filters = [line for line in unit.read_text().splitlines() if line.startswith("SystemCallFilter=")]
     assert "mincore" in {word for line in filters for word in line.partition("=")[2].split()}
+
+
+_MINCORE = {"x86_64": 27, "aarch64": 232}
+_FILTERED = """
+import ctypes, struct, sys
+kept = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *one) for one in [
+    (0x20, 0, 0, 0),                            # the number of the system call
+    (0x15, 0, 1, int(sys.argv.pop(1))),         # this one ends the process
+    (0x06, 0, 0, 0x80000000),
+    (0x06, 0, 0, 0x7FFF0000),                   # any other is let through
+]))
+program = ctypes.create_string_buffer(struct.pack("@HP", 4, ctypes.addressof(kept)))
+libc = ctypes.CDLL(None, use_errno=True)
+assert not libc.prctl(38, 1, 0, 0, 0) and not libc.prctl(22, 2, program), ctypes.get_errno()
+"""
+
+
+def filtered(number: int, code: str, *arguments: str) -> int:
+    """The exit code of Python code behind a filter (seccomp) that ends who makes one system call."""
+    code = _FILTERED + code
+    return subprocess.run([sys.executable, "-c", code, str(number), *arguments], timeout=120).returncode
+
+
+@pytest.mark.skipif(platform.machine() not in _MINCORE, reason="the number of mincore is not known here")
+def test_a_filter_that_ends_who_asks_ends_no_transfer(disk: Path) -> None:
+    number = _MINCORE[platform.machine()]
+    assert filtered(number, "libc.mincore(None, 0, None)") == -signal.SIGSYS
+    path, copy = cold(disk / "file"), disk / "copy"
+    run = "from flowengine.cli.main import main; sys.exit(main())"
+    assert filtered(number, run, "cp", "--progress", "none", str(path), str(copy)) == 0
+    assert copy.read_bytes() == path.read_bytes()
+    ask = "from flowengine.store.page_cache import may_ask; sys.exit(may_ask())"
+    assert (filtered(number, ask), filtered(0xFFFF, ask)) == (0, 1)
 
 
 def test_no_mapping_is_kept(disk: Path) -> None:
