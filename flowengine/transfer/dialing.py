@@ -11,6 +11,7 @@ import msgspec
 import trio
 
 from flowengine.errors import FlowError, TemporaryError
+from flowengine.transfer.early import as_asked_for
 from flowengine.transfer.reaching import Reached, Way, keep_watch
 from flowengine.transfer.streams import MAX_STREAMS, NEAR_RTT_S, STREAMS_S, Streams, prepare_socket
 from flowengine.wire.messages import LeaveStreams, Message
@@ -255,7 +256,7 @@ class Dialer:
     ) -> None:
         try:
             with trio.fail_after(STREAMS_S):
-                tcp = await trio.open_tcp_stream(*address)
+                tcp = await trio.open_tcp_stream(as_asked_for(address[0]), address[1])
         except (OSError, trio.TooSlowError):
             return  # those that came carry on; without any the session says so
         try:

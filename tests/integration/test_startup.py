@@ -72,7 +72,7 @@ def test_a_small_copy_is_quick(flow: Flow, tmp_path: Path) -> None:
 
 
 NEVER = [
-    "numpy", "highspy", "rich", "cryptography.x509", "asyncio", "json", "concurrent.futures",
+    "numpy", "highspy", "rich", "cryptography.x509", "asyncio", "json", "concurrent.futures", "encodings.idna",
     "flowengine.transfer.sites", "flowengine.transfer.hops", "flowengine.transfer.routes",
 ]  # fmt: skip
 """Not for a copy of one file, wherever to."""
