@@ -28,7 +28,15 @@ from flowengine.chunking.library import place_of
 from flowengine.store.filesystem import libc
 from flowengine.units import MIB
 
-__all__ = ["LAG_BYTES", "WINDOW_BYTES", "ReadTrail", "WriteTrail", "share_of_memory"]
+__all__ = [
+    "LAG_BYTES",
+    "WINDOW_BYTES",
+    "ReadTrail",
+    "WriteTrail",
+    "limits_of_groups",
+    "may_ask",
+    "share_of_memory",
+]
 
 WINDOW_BYTES: Final = 8 * MIB
 LAG_BYTES: Final = 256 * MIB
@@ -37,8 +45,38 @@ _MEMORY_SHARE: Final = 16
 
 
 def share_of_memory() -> int:
-    """How many bytes of large objects one session leaves in the cache: a sixteenth of the machine's memory."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // _MEMORY_SHARE
+    """How many bytes of large objects one session leaves in the cache: a sixteenth of the memory that it may use."""
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min([machine, *limits_of_groups()]) // _MEMORY_SHARE
+
+
+def limits_of_groups(root: str = "/") -> list[int]:
+    """Bytes of memory, cache included, that the control groups this process is in are held to (cgroups(7), both versions).
+
+    Args:
+        root: of the file systems that say so.
+    """
+    limits: list[int] = []
+    try:
+        with open(os.path.join(root, "proc/self/cgroup")) as groups:
+            lines = [line.rstrip("\n").split(":", 2) for line in groups]
+    except OSError:
+        return limits
+    for _, controllers, path in lines:
+        if not controllers:
+            places, name = ["sys/fs/cgroup", "sys/fs/cgroup/unified"], "memory.max"
+        elif "memory" in controllers.split(","):
+            places, name = ["sys/fs/cgroup/memory"], "memory.limit_in_bytes"
+        else:
+            continue
+        parts = [part for part in path.split("/") if part]
+        # In a container the path may be the host's, of which only the root is to be seen.
+        for place in [
+            os.path.join(root, place, *parts[:n]) for place in places for n in range(len(parts) + 1)
+        ]:
+            with contextlib.suppress(OSError, ValueError), open(os.path.join(place, name)) as limit:
+                limits.append(int(limit.read()))
+    return limits
 
 
 def _let_go(fd: int, offset: int, size_bytes: int) -> None:
