@@ -98,7 +98,9 @@ def may_ask() -> bool:
         with open("/proc/self/status", "rb") as status:
             if b"\nSeccomp:\t2\n" not in status.read():
                 return True
-        asked = os.posix_spawn(sys.executable, [sys.executable, "-I", "-S", "-c", _QUESTION], {})
+        silent = [(os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0)]
+        words = [sys.executable, "-I", "-S", "-c", _QUESTION]
+        asked = os.posix_spawn(sys.executable, words, os.environ, file_actions=silent)
         return os.waitpid(asked, 0)[1] == 0
     except OSError:
         return False
