@@ -1,5 +1,6 @@
 """What modules load, in a fresh interpreter: core modules no event loop, socket or database, the coordinator no planner."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -25,13 +26,40 @@ def modules_of(name: str) -> list[str]:
     return [name.removesuffix(".__init__") for name in names]
 
 
-@pytest.mark.parametrize("module", ["flowengine", *(module for name in CORE for module in modules_of(name))])
-def test_a_core_module_loads_nothing_that_does_io(module: str) -> None:
-    code = f"import sys, {module}; print(*(set({FORBIDDEN!r}) & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+MODULES = ["flowengine", *(module for name in CORE for module in modules_of(name))]
+LOADER = """
+import json, os, sys
+import blake3, hashlib, msgspec, numpy, re, typing
+modules, forbidden = json.loads(sys.argv[1])
+assert not set(forbidden) & set(sys.modules)
+assert not [name for name in sys.modules if name.partition(".")[0] == "flowengine"]
+for module in modules:
+    reading, writing = os.pipe()
+    if not os.fork():
+        os.dup2(writing, 2)
+        __import__(module)
+        print(module, *(set(forbidden) & set(sys.modules)), flush=True)
+        os._exit(0)
+    os.close(writing)
+    said = open(reading).read()
+    assert (os.wait()[1], said) == (0, ""), (module, said)
+"""
+"""Each module in a process of its own, which has nothing of this project; what is not, is loaded once for all."""
+
+
+@pytest.fixture(scope="module")
+def loaded() -> dict[str, list[str]]:
+    """Of what is forbidden, what each module loads."""
+    words = [sys.executable, "-c", LOADER, json.dumps([MODULES, FORBIDDEN])]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+    return {words[0]: words[1:] for words in map(str.split, done.stdout.splitlines())}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_core_module_loads_nothing_that_does_io(loaded: dict[str, list[str]], module: str) -> None:
     allowed = THROUGH_OTHERS if module.startswith(("flowengine.trust.", "flowengine.evidence.")) else {}
-    assert set(done.stdout.split()) <= set(allowed)
+    assert set(loaded[module]) <= set(allowed)
 
 
 @pytest.mark.slow
