@@ -86,7 +86,7 @@ def many_folders(flow: Flow, place: Path, count: int) -> None:
 
 
 def test_one_large_file(flow: Flow, place: Path) -> None:
-    one_large_file(flow, place, GIB)
+    one_large_file(flow, place, GIB // 2)
 
 
 def test_many_small_files(flow: Flow, place: Path) -> None:
@@ -98,7 +98,7 @@ def test_a_tree_looked_at(flow: Flow, place: Path) -> None:
 
 
 def test_many_folders(flow: Flow, place: Path) -> None:
-    many_folders(flow, place, 20_000)
+    many_folders(flow, place, 10_000)
 
 
 @pytest.mark.full

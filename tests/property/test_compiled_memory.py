@@ -27,7 +27,7 @@ def test_compiled_code_stays_within_its_memory(tmp_path: Path, request: pytest.F
         ).stdout.strip()
         for name in ("libasan.so", "libubsan.so")
     ]
-    rounds = "2000" if request.config.getoption("--full") else "30"
+    rounds = "2000" if request.config.getoption("--full") else "20"
     done = subprocess.run(
         [sys.executable, DRIVER, tmp_path, "1", rounds],
         env=os.environ | {"LD_PRELOAD": " ".join(runtimes), "ASAN_OPTIONS": "detect_leaks=0"},
