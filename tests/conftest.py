@@ -12,6 +12,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+import forked
 import hypothesis
 import pytest
 from support import Flow
@@ -46,6 +47,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--full"):
+        forked.always_execute()
     chosen = config.getoption("--hypothesis-profile", default=None)
     if not chosen:
         full = config.getoption("--full")

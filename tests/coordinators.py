@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import forked
 from support import environment, free_port, is_listening, until
 
 from flowengine.trust.certificates import make_key, make_request
@@ -36,7 +37,9 @@ class Coordinator:
     secrets: Path
     port: int = field(default_factory=free_port)
     options: tuple[str, ...] = ()
-    process: subprocess.Popen[str] | None = None
+    process: forked.Program | subprocess.Popen[str] | None = None
+    executed: bool = False
+    """Never a fork of what has loaded its modules: where its memory is judged."""
 
     @property
     def url(self) -> str:
@@ -47,9 +50,14 @@ class Coordinator:
         words += ["--secrets", str(self.secrets), "--listen", f"127.0.0.1:{self.port}", *self.options]
         self.secrets.parent.mkdir(parents=True, exist_ok=True)
         with open(self.secrets.parent / f"coordinator-{self.port}.log", "a", encoding="utf-8") as log:
-            self.process = subprocess.Popen(
-                words, env=environment(), stdout=subprocess.PIPE, stderr=log, text=True
-            )
+            if not self.executed:
+                self.process = forked.start(words, environment(), text=True, stderr=log)
+            if self.process is not None:
+                self.process.stdin.close()
+            else:
+                self.process = subprocess.Popen(
+                    words, env=environment(), stdout=subprocess.PIPE, stderr=log, text=True
+                )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         assert line == f"ready: {self.url}\n", line + self.log

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import forked
 from support import environment, free_port, wait_until
 
 from flowengine.client.synchronous import Client, connect
@@ -27,9 +28,14 @@ class _Process:
     """A process whose lines are kept."""
 
     def __init__(self, command: list[str], environment: dict[str, str]) -> None:
-        self.popen = subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+        self.popen: forked.Program | subprocess.Popen[str]
+        if program := forked.start(command, environment, text=True):
+            program.stdin.close()
+            self.popen = program
+        else:
+            self.popen = subprocess.Popen(
+                command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
         self.out: list[str] = []
         self.err: list[str] = []
         self._threads = [

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import forked
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from flowengine.chunking import chunk_id
@@ -262,11 +263,13 @@ class Flow:
     Attributes:
         state: where its caches live.
         prefix: what stands before the command, such as `ip netns exec NAME`.
+        executed: for tests of starting and of memory: never a fork of what has loaded its modules.
     """
 
     state: Path
     prefix: list[str] = field(default_factory=list)
     env: dict[str, str] = field(default_factory=dict)
+    executed: bool = False
 
     def environment(self) -> dict[str, str]:
         """What the command finds as its environment."""
@@ -280,24 +283,36 @@ class Flow:
         self, *args: object, code: int | None = 0, stdin: bytes = b"", timeout: float = 120
     ) -> Result:
         """Run to the end; the exit code must be `code` unless that is None."""
-        done = subprocess.run(
-            self.command(*args), env=self.environment(), input=stdin, capture_output=True, timeout=timeout
-        )
-        result = Result(done.returncode, done.stdout.decode(), done.stderr.decode())
+        program = self._forked(*args)
+        if program is not None:
+            out, err = program.communicate(stdin, timeout)
+            result = Result(program.wait(), out.decode(), err.decode())
+        else:
+            done = subprocess.run(
+                self.command(*args), env=self.environment(), input=stdin, capture_output=True, timeout=timeout
+            )
+            result = Result(done.returncode, done.stdout.decode(), done.stderr.decode())
         assert code is None or result.code == code, str(result)
         assert "Traceback" not in result.stderr, str(result)
         return result
 
+    def _forked(self, *args: object) -> forked.Program | None:
+        return None if self.executed else forked.start(self.command(*args), self.environment())
+
     @contextlib.contextmanager
     def started(self, *args: object, **popen: Any) -> Iterator[Running]:
         """A command that runs meanwhile; killed at the end of the block if it still does."""
-        process = subprocess.Popen(
-            self.command(*args),
-            env=self.environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            **popen,
-        )
+        process: forked.Program | subprocess.Popen[bytes] | None = None if popen else self._forked(*args)
+        if process is not None:
+            process.stdin.close()
+        else:
+            process = subprocess.Popen(
+                self.command(*args),
+                env=self.environment(),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                **popen,
+            )
         running = Running(process)
         try:
             yield running
@@ -321,7 +336,7 @@ class Flow:
 class Running:
     """A command that runs: its lines on stderr as they come."""
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, process: forked.Program | subprocess.Popen[bytes]) -> None:
         self.process = process
         self.lines: list[str] = []
         self._first: list[str] = []

@@ -26,6 +26,7 @@ def place(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
 def peaks(flow: Flow, *command: object) -> dict[str, int]:
     """Run a local command to its end: the most memory that each of its two processes has had."""
     found = {"target": 0, "source": 0}
+    flow.executed = True
     with flow.started(*command) as running:
 
         def ended() -> bool:

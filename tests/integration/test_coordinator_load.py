@@ -156,7 +156,7 @@ async def test_many_transfers_of_5_tenants_over_many_agents(
 ) -> None:
     """200 transfers and 20 agents are what is promised; every day it is a fifth of that."""
     count = 200 if pytestconfig.getoption("--full") else 40
-    coordinator = Coordinator(state, tmp_path / "secrets")
+    coordinator = Coordinator(state, tmp_path / "secrets", executed=True)
     with running(coordinator):
         lab = Lab([coordinator], tmp_path)
         admin, users, agents, log = await federation(lab, count // 10, size=4 * MIB)
