@@ -82,7 +82,7 @@ class Program:
         """The exit code, when it has ended."""
         code = self._ended(timeout)
         if code is None:
-            raise subprocess.TimeoutExpired([os.fsdecode(word) for word in self.args], timeout or 0.0)
+            raise subprocess.TimeoutExpired(list(self.args), timeout or 0.0)
         return code
 
     def send_signal(self, number: int) -> None:
@@ -120,8 +120,10 @@ class Program:
         return said[0], said[1]
 
     def _ended(self, timeout: float | None) -> int | None:
-        with contextlib.suppress(ValueError):  # another thread was quicker
-            if self.returncode is None and select.select([self._line], [], [], timeout)[0]:
+        looking = select.poll()
+        with contextlib.suppress(ValueError):  # another thread has closed it: it was quicker
+            looking.register(self._line, select.POLLIN)
+            if looking.poll(None if timeout is None else timeout * 1000):
                 with self._reading:
                     if self.returncode is None:
                         self.returncode = _ANSWER.unpack(self._line.recv(_ANSWER.size, socket.MSG_WAITALL))[0]
@@ -155,6 +157,7 @@ class _Server:
     """The process that forks, as the test's process sees it."""
 
     def __init__(self, settings: Mapping[str, str]) -> None:
+        self._asking = threading.Lock()
         self._mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with its:
             command = [sys.executable, __file__, str(its.fileno())]
@@ -171,8 +174,9 @@ class _Server:
         with its:
             rights = array.array("i", [its.fileno(), *streams]).tobytes()
             head = _LENGTH.pack(len(request))
-            self._mine.sendmsg([head], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
-            self._mine.sendall(request)
+            with self._asking:
+                self._mine.sendmsg([head], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+                self._mine.sendall(request)
         return mine
 
     def _end(self) -> None:
