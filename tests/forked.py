@@ -115,6 +115,7 @@ class Program:
             self.wait(timeout)
         finally:
             self.kill()
+            self.wait()
             for reader in readers:
                 reader.join(timeout)
         return said[0], said[1]
