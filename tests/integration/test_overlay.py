@@ -40,6 +40,7 @@ def fill(site: RouteSite, files: int) -> None:
         random_file(site.folder / f"data/shard-{number:03d}", 1 << 24, seed=number)
 
 
+@pytest.mark.full  # every day test_planned_overlay has as many routes, with a planner and agents, and one that dies
 def test_three_routes_carry_700_mbit_and_one_dies(sites: RouteSites) -> None:
     source, target = sites["s"], sites["t"]
     fill(source, 80)

@@ -29,7 +29,9 @@ def modules_of(name: str) -> list[str]:
 MODULES = ["flowengine", *(module for name in CORE for module in modules_of(name))]
 LOADER = """
 import json, os, sys
-import blake3, hashlib, msgspec, numpy, re, typing
+import blake3, datetime, hashlib, highspy, ipaddress, msgspec, numpy, re, tarfile, tomllib, typing, zoneinfo
+from cryptography.hazmat.primitives.asymmetric import ed25519
+from cryptography.hazmat.primitives.ciphers import aead
 modules, forbidden = json.loads(sys.argv[1])
 assert not set(forbidden) & set(sys.modules)
 assert not [name for name in sys.modules if name.partition(".")[0] == "flowengine"]
