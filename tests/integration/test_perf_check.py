@@ -42,7 +42,6 @@ def test_half_the_speed_is_too_slow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(check, "ROUNDS", 1)
-    monkeypatch.setattr(check, "SIZE", "tiny")
     slow = tmp_path / "slow-flow"
     slow.write_text(TWICE.format(python=sys.executable))
     slow.chmod(0o755)
