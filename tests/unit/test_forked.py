@@ -56,9 +56,7 @@ def test_it_has_its_own_environment_and_open_files(flow: Flow, tmp_path: Path) -
     with flow.started("serve", tmp_path) as running:
         assert running.first_line()
         said = Path(f"/proc/{running.pid}/fd")
-        assert {stream for stream in ("0", "1", "2") if "pipe:" in str((said / stream).readlink())} == set(
-            "012"
-        )
+        assert {stream for stream in ("1", "2") if "pipe:" in str((said / stream).readlink())} == {"1", "2"}
         with Flow(flow.state, executed=True).started("serve", tmp_path) as other:
             assert other.first_line()
             counts = [len(list(Path(f"/proc/{one.pid}/fd").iterdir())) for one in (running, other)]
