@@ -117,12 +117,15 @@ def serve(
 
         advertise = socket.gethostname()
     ticket = listener.ticket(advertise).format_secret_url()
-    if ticket_file:
-        from flowengine.store.secret_files import write_secret
 
-        write_secret(ticket_file, f"{ticket}\n".encode())
-    print(ticket, flush=True)
-    return _serve_until_signal(listener, served)
+    def tell() -> None:
+        if ticket_file:
+            from flowengine.store.secret_files import write_secret
+
+            write_secret(ticket_file, f"{ticket}\n".encode())
+        print(ticket, flush=True)
+
+    return _serve_until_signal(listener, served, tell)
 
 
 _ENDS: Final[dict[str, tuple[Side, Side]]] = {"release": ("here", "there"), "land": ("there", "here")}
@@ -154,16 +157,17 @@ def _permit(own: OwnPolicy, root: str) -> Callable[[str, bytes, Options], None]:
     return permit
 
 
-def _serve_until_signal(listener: Any, served: Any) -> int:
+def _serve_until_signal(listener: Any, served: Any, tell: Callable[[], None]) -> int:
     import trio
 
     async def main() -> None:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(listener.serve, served.handle)
-            with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            tell()  # whoever reads it may end this at once
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(listener.serve, served.handle)
                 async for _ in signals:
                     break
-            nursery.cancel_scope.cancel()
+                nursery.cancel_scope.cancel()
 
     trio.run(main)
     return Exit.DONE

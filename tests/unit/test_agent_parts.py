@@ -9,18 +9,30 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
+from unittest.mock import MagicMock
 
 import msgspec
 import pytest
 import trio
 import trio.testing
 
-from flowengine.api.agents import Lease, Report, TaskGrant
+from flowengine.api.agents import (
+    Command,
+    DrainCommand,
+    HeartbeatReply,
+    Lease,
+    LimitsCommand,
+    Report,
+    RevocationsCommand,
+    TaskGrant,
+    WorkCommand,
+)
 from flowengine.api.links import Limit, LimitWindow
 from flowengine.api.transfers import Counters, Endpoint, LandedObject, TransferOptions
 from flowengine.errors import Denied, FlowError, LocalError, NotFound, TemporaryError
 from flowengine.transfer.serve import ServedRoot
 from flowengine_agent.config import OfferedFolder
+from flowengine_agent.daemon import _Agent
 from flowengine_agent.journal import Journal
 from flowengine_agent.limits import LimitBook
 from flowengine_agent.roots import OfferedRoot, Roots
@@ -371,3 +383,51 @@ def test_a_lease_binds_one_task_on_one_link_and_its_number_never_goes_back() -> 
     assert not any(pacer.limited for pacer in pacers)
     book.lease([lease(80_000_000, 7)], NOON)
     assert portions() == [200_000, 200_000]
+
+
+# --- what the coordinator says by two ways ----------------------------------------------------------------------
+
+
+def agent_and_link() -> tuple[_Agent, list[Command], HeartbeatReply, LimitBook]:
+    """An agent, commands that reach it while a heartbeat is under way, its answer, and the limits that are held."""
+    site, meanwhile, limits = MagicMock(), list[Command](), LimitBook("a", None)
+    reply = HeartbeatReply(now=datetime.now(UTC), epoch=1, grant_keys={}, limits=[limit("site:a", 1_000_000)])
+
+    async def post(path: str, said: object, kind: object) -> HeartbeatReply:
+        await trio.lowlevel.checkpoint()
+        for command in meanwhile:
+            await agent._obey(command)
+        return reply
+
+    site.config.max_tasks, site.listening, site.limits, site.link.post = 2, None, limits, post
+    site.identity.grant_keys = {}
+    agent = _Agent(site, lambda said: None)
+    agent._tasks, agent._port, agent._ready, agent._telling = MagicMock(), MagicMock(), None, True
+    return agent, meanwhile, reply, limits
+
+
+@pytest.mark.trio
+async def test_an_answer_to_a_heartbeat_is_held_to() -> None:
+    agent, _, reply, limits = agent_and_link()
+    await agent._heartbeat()
+    assert limits.rates(datetime.now(UTC)) == {"site:a": 1_000_000}
+    assert agent._site.trust.revoked == frozenset()
+    reply.limits, reply.revoked, reply.draining = [], ["ab"], True
+    await agent._heartbeat()
+    assert (limits.rates(datetime.now(UTC)), agent._site.trust.revoked, agent._drained) == ({}, {"ab"}, True)
+
+
+@pytest.mark.trio
+async def test_what_a_command_said_meanwhile_is_newer_than_the_answer_to_a_heartbeat() -> None:
+    agent, meanwhile, _, limits = agent_and_link()
+    meanwhile += [
+        LimitsCommand(limits=[limit("site:a", 500_000)]),
+        RevocationsCommand(revoked=["ab"]),
+        DrainCommand(on=True),
+    ]
+    await agent._heartbeat()
+    assert limits.rates(datetime.now(UTC)) == {"site:a": 500_000}
+    assert (agent._site.trust.revoked, agent._drained) == ({"ab"}, True)
+    meanwhile[:] = [WorkCommand()]  # says nothing of it
+    await agent._heartbeat()
+    assert (limits.rates(datetime.now(UTC)), agent._drained) == ({"site:a": 1_000_000}, False)
