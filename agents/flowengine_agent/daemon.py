@@ -84,8 +84,6 @@ _HOUSEKEEPING_S: Final = 600.0
 _REMEMBER_S: Final = 7 * 86_400.0
 """Reports that nobody took for so long are dropped."""
 _LIMITS_EVERY_S: Final = 1.0
-_STANDING: Final = (LimitsCommand, RevocationsCommand, DrainCommand, PoliciesCommand)
-"""What each answer to a heartbeat says as well."""
 _DRAIN_GRACE: Final = 0.25
 """Share of the time for a stop in which tasks may still come to their own end."""
 
@@ -191,7 +189,7 @@ class _Agent:
         self._beat = trio.Event()
         self._follower = PolicyFollower(site.gate, site.link, site.log, self._beat_now, site.duties.recheck)
         self._greeted = False
-        self._commanded = 0  # how often a command said what an answer to a heartbeat says as well
+        self._commanded: set[type[Command]] = set()  # kinds that came since the last heartbeat was sent
         self._telling = False
         self._relay: RelayMeter | None = None
         self._exit = Exit.DONE
@@ -262,8 +260,7 @@ class _Agent:
                 await self._obey(command)
 
     async def _obey(self, command: Command) -> None:
-        if isinstance(command, _STANDING):
-            self._commanded += 1
+        self._commanded.add(type(command))
         match command:
             case Greeting(epoch=epoch):
                 self._log.info("coordinator reached", epoch=epoch, url=self._site.link.url)
@@ -354,7 +351,8 @@ class _Agent:
         if site.listening is not None and not advertised:
             host, port = site.listening
             advertised = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}"]
-        sent, commanded = time.time(), self._commanded
+        sent = time.time()
+        self._commanded.clear()
         reply = await site.link.post(
             "/v1/agent/heartbeat",
             Heartbeat(
@@ -373,17 +371,19 @@ class _Agent:
             ),
             HeartbeatReply,
         )
-        await self._heard(reply, sent, newest=self._commanded == commanded)
+        await self._heard(reply, sent)
 
-    async def _heard(self, reply: HeartbeatReply, sent: float, *, newest: bool) -> None:
+    async def _heard(self, reply: HeartbeatReply, sent: float) -> None:
         site = self._site
         site.use(keep_grant_keys(site.identity, reply.grant_keys))
-        if (
-            newest
-        ):  # else it may be older than what a command has said meanwhile, which is followed by what is newer
+        # Of what a command has said meanwhile, and says again when it changes, the answer may be older.
+        if RevocationsCommand not in self._commanded:
             self._revoke(reply.revoked)
+        if LimitsCommand not in self._commanded:
             site.limits.set(reply.limits, datetime.now(UTC))
+        if DrainCommand not in self._commanded:
             self._drained = reply.draining
+        if PoliciesCommand not in self._commanded:
             self._follower.told(reply.bundle, reply.labels)
         site.duties.keeper.confirm_time(reply.now.timestamp(), sent)
         skew = abs((datetime.now(UTC) - reply.now).total_seconds())

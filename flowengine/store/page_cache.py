@@ -62,7 +62,7 @@ def limits_of_groups(root: str = "/") -> list[int]:
             lines = [line.rstrip("\n").split(":", 2) for line in groups]
     except OSError:
         return limits
-    for _, controllers, path in lines:
+    for _, controllers, path in [line for line in lines if len(line) == 3]:
         if not controllers:
             places, name = ["sys/fs/cgroup", "sys/fs/cgroup/unified"], "memory.max"
         elif "memory" in controllers.split(","):
@@ -99,8 +99,8 @@ def may_ask() -> bool:
             if b"\nSeccomp:\t2\n" not in status.read():
                 return True
         silent = [(os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0)]
-        words = [sys.executable, "-I", "-S", "-c", _QUESTION]
-        asked = os.posix_spawn(sys.executable, words, os.environ, file_actions=silent)
+        words = [sys.executable or "", "-I", "-S", "-c", _QUESTION]
+        asked = os.posix_spawn(words[0], words, os.environ, file_actions=silent)
         return os.waitpid(asked, 0)[1] == 0
     except OSError:
         return False

@@ -428,6 +428,9 @@ async def test_what_a_command_said_meanwhile_is_newer_than_the_answer_to_a_heart
     await agent._heartbeat()
     assert limits.rates(datetime.now(UTC)) == {"site:a": 500_000}
     assert (agent._site.trust.revoked, agent._drained) == ({"ab"}, True)
-    meanwhile[:] = [WorkCommand()]  # says nothing of it
+    meanwhile[:] = [WorkCommand(), DrainCommand(on=True)]  # say nothing of the limit
     await agent._heartbeat()
-    assert (limits.rates(datetime.now(UTC)), agent._drained) == ({"site:a": 1_000_000}, False)
+    assert (limits.rates(datetime.now(UTC)), agent._drained) == ({"site:a": 1_000_000}, True)
+    meanwhile.clear()
+    await agent._heartbeat()
+    assert not agent._drained
