@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
-from unittest.mock import MagicMock
+from unittest.mock import MagicMock, call
 
 import msgspec
 import pytest
@@ -22,6 +22,7 @@ from flowengine.api.agents import (
     HeartbeatReply,
     Lease,
     LimitsCommand,
+    PoliciesCommand,
     Report,
     RevocationsCommand,
     TaskGrant,
@@ -402,7 +403,8 @@ def agent_and_link() -> tuple[_Agent, list[Command], HeartbeatReply, LimitBook]:
     site.config.max_tasks, site.listening, site.limits, site.link.post = 2, None, limits, post
     site.identity.grant_keys = {}
     agent = _Agent(site, lambda said: None)
-    agent._tasks, agent._port, agent._ready, agent._telling = MagicMock(), MagicMock(), None, True
+    agent._tasks, agent._port, agent._follower = MagicMock(), MagicMock(), MagicMock()
+    agent._ready, agent._telling = None, True
     return agent, meanwhile, reply, limits
 
 
@@ -424,8 +426,10 @@ async def test_what_a_command_said_meanwhile_is_newer_than_the_answer_to_a_heart
         LimitsCommand(limits=[limit("site:a", 500_000)]),
         RevocationsCommand(revoked=["ab"]),
         DrainCommand(on=True),
+        PoliciesCommand(bundle=3, labels=4),
     ]
     await agent._heartbeat()
+    assert agent._follower.told.mock_calls == [call(3, 4)]  # type: ignore[attr-defined]
     assert limits.rates(datetime.now(UTC)) == {"site:a": 500_000}
     assert (agent._site.trust.revoked, agent._drained) == ({"ab"}, True)
     meanwhile[:] = [WorkCommand(), DrainCommand(on=True)]  # say nothing of the limit
@@ -434,3 +438,4 @@ async def test_what_a_command_said_meanwhile_is_newer_than_the_answer_to_a_heart
     meanwhile.clear()
     await agent._heartbeat()
     assert not agent._drained
+    assert agent._follower.told.mock_calls[-1] == call(0, 0)  # type: ignore[attr-defined]
