@@ -6,8 +6,9 @@ child takes over arguments, environment, folder and the three standard streams, 
 Invariants: the child is a process of its own, with nothing of the test's but these; what was asked for in any other way
 (another interpreter, a command before it, a library to load first) is executed as it stands.
 
-What this does not notice is a module that fails to load another one by itself. Hence with `--full` every program is
-executed, as are every day those that `flow up`, pages of the documentation and coordinators start.
+What this does not notice is a module that fails to load another one by itself, or the order of a set: what one server
+forks hashes alike. Hence with `--full` every program is executed, as are every day those that `flow up`, pages of the
+documentation and coordinators start.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from typing import IO, Any, NoReturn
 
@@ -103,21 +105,24 @@ class Program:
             with (self.stdout, self.stderr)[index] as pipe:
                 said[index] = pipe.read()
 
-        readers = [threading.Thread(target=read, args=(index,), daemon=True) for index in range(2)]
-        for reader in readers:
-            reader.start()
-        with contextlib.suppress(BrokenPipeError):
-            try:
+        def write() -> None:
+            with contextlib.suppress(BrokenPipeError), self.stdin:
                 self.stdin.write(content)
-            finally:
-                self.stdin.close()
+
+        bodies = [write, *(functools.partial(read, index) for index in range(2))]
+        threads = [threading.Thread(target=body, daemon=True) for body in bodies]
+        for thread in threads:
+            thread.start()
+        until = time.monotonic() + timeout
         try:
             self.wait(timeout)
         finally:
             self.kill()
             self.wait()
-            for reader in readers:
-                reader.join(timeout)
+        for thread in threads:
+            thread.join(max(0.0, until - time.monotonic()))
+            if thread.is_alive():  # what it started holds a pipe
+                raise subprocess.TimeoutExpired(list(self.args), timeout)
         return said[0], said[1]
 
     def _ended(self, timeout: float | None) -> int | None:
@@ -269,6 +274,7 @@ def main() -> NoReturn:
     words = _serve(socket.socket(fileno=int(sys.argv[1])))
     import runpy
 
+    importlib.import_module("trio._core._run")._r.seed()  # in which order tasks run
     gc.set_threshold(700, 10, 10)
     sys.argv = words  # the module's name is replaced by its file
     runpy.run_module(words[0], run_name="__main__", alter_sys=True)

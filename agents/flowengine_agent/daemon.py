@@ -382,6 +382,8 @@ class _Agent:
         if LimitsCommand not in self._commanded:
             site.limits.set(reply.limits, datetime.now(UTC))
         if DrainCommand not in self._commanded:
+            if self._drained and not reply.draining:
+                self._work.set()  # what was to be claimed meanwhile is not announced again
             self._drained = reply.draining
         if PoliciesCommand not in self._commanded:
             self._follower.told(reply.bundle, reply.labels)

@@ -22,6 +22,7 @@ import traceback
 from typing import NoReturn
 
 from flowengine.errors import LocalError, UsageError
+from flowengine.store import page_cache
 from flowengine.transfer.line import line_pair
 from flowengine_agent.accounts import AccountRules
 from flowengine_agent.config import SiteConfig
@@ -91,6 +92,7 @@ def start_spawner(config: SiteConfig, rules: AccountRules) -> socket.socket:
     # Loaded before the fork: every mover then shares the memory of it, and is there in milliseconds.
     from flowengine_agent.mover import run_mover  # noqa: F401
 
+    page_cache.learn()
     agent = os.getpid()
     ours, theirs = line_pair()
     try:

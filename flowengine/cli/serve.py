@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -161,12 +162,14 @@ def _serve_until_signal(listener: Any, served: Any, tell: Callable[[], None]) ->
     import trio
 
     async def main() -> None:
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        with contextlib.ExitStack() as listening:
+            signals = listening.enter_context(trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM))
             tell()  # whoever reads it may end this at once
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(listener.serve, served.handle)
                 async for _ in signals:
                     break
+                listening.close()  # the next one ends this, whatever hangs
                 nursery.cancel_scope.cancel()
 
     trio.run(main)

@@ -10,13 +10,14 @@ Plan
 Invariants
     - What was in the cache before it was read stays.
     - These are hints: nothing fails by them, and a file system that knows them not works as it did.
-    - A filter of system calls that ends who asks (seccomp(2), as of a unit of systemd) ends no transfer.
+    - A filter of system calls without mincore (seccomp(2), as of a unit of systemd), which ends who calls it, ends no transfer.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import mmap
 import os
 import sys
@@ -33,6 +34,7 @@ __all__ = [
     "WINDOW_BYTES",
     "ReadTrail",
     "WriteTrail",
+    "learn",
     "limits_of_groups",
     "may_ask",
     "share_of_memory",
@@ -44,6 +46,7 @@ LAG_BYTES: Final = 256 * MIB
 _MEMORY_SHARE: Final = 16
 
 
+@cache
 def share_of_memory() -> int:
     """How many bytes of large objects one session leaves in the cache: a sixteenth of the memory that it may use."""
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -58,23 +61,25 @@ def limits_of_groups(root: str = "/") -> list[int]:
     """
     limits: list[int] = []
     try:
-        with open(os.path.join(root, "proc/self/cgroup")) as groups:
-            lines = [line.rstrip("\n").split(":", 2) for line in groups]
+        with open(os.path.join(root, "proc/self/cgroup"), encoding="utf-8", errors="surrogateescape") as said:
+            lines = [line.rstrip("\n").split(":", 2) for line in said]
     except OSError:
         return limits
     for _, controllers, path in [line for line in lines if len(line) == 3]:
         if not controllers:
-            places, name = ["sys/fs/cgroup", "sys/fs/cgroup/unified"], "memory.max"
+            places, names = ["sys/fs/cgroup", "sys/fs/cgroup/unified"], ["memory.max", "memory.high"]
         elif "memory" in controllers.split(","):
-            places, name = ["sys/fs/cgroup/memory"], "memory.limit_in_bytes"
+            places, names = ["sys/fs/cgroup/memory"], ["memory.limit_in_bytes"]
         else:
             continue
         parts = [part for part in path.split("/") if part]
         # In a container the path may be the host's, of which only the root is to be seen.
-        for place in [
-            os.path.join(root, place, *parts[:n]) for place in places for n in range(len(parts) + 1)
-        ]:
-            with contextlib.suppress(OSError, ValueError), open(os.path.join(place, name)) as limit:
+        groups = ["/".join(parts[:depth]) for depth in range(len(parts) + 1)]
+        for place, group, name in itertools.product(places, groups, names):
+            with (
+                contextlib.suppress(OSError, ValueError),
+                open(os.path.join(root, place, group, name), "rb") as limit,
+            ):
                 limits.append(int(limit.read()))
     return limits
 
@@ -104,6 +109,12 @@ def may_ask() -> bool:
         return os.waitpid(asked, 0)[1] == 0
     except OSError:
         return False
+
+
+def learn() -> None:
+    """Learn now what cannot be asked any more once this process, or one forked from it, is held to a few folders."""
+    may_ask()
+    share_of_memory()
 
 
 class ReadTrail:

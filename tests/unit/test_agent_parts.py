@@ -439,3 +439,15 @@ async def test_what_a_command_said_meanwhile_is_newer_than_the_answer_to_a_heart
     await agent._heartbeat()
     assert not agent._drained
     assert agent._follower.told.mock_calls[-1] == call(0, 0)  # type: ignore[attr-defined]
+
+
+@pytest.mark.trio
+async def test_who_may_work_again_asks_for_work() -> None:
+    """Work that was announced while an agent was drained is not announced again."""
+    agent, _, reply, _ = agent_and_link()
+    agent._drained = reply.draining = True
+    await agent._heartbeat()
+    assert not agent._work.is_set()
+    reply.draining = False
+    await agent._heartbeat()
+    assert agent._work.is_set()

@@ -312,7 +312,9 @@ def test_the_share_is_a_small_part_of_the_memory() -> None:
             {"memory/job_1/memory.limit_in_bytes": "7", "unified/memory.max": "8"},
             [7, 8],
         ),
+        ("0::/a\n", {"a/memory.max": "9", "a/memory.high": "3"}, [9, 3]),
         ("0::/a\n", {"a/memory.max": ""}, []),
+        ("0::/\udcff/b\n", {"\udcff/b/memory.max": "5"}, [5]),
         ("", {}, []),
         (None, {}, []),
     ],
@@ -322,7 +324,7 @@ def test_what_control_groups_are_held_to(
 ) -> None:
     if groups is not None:
         (tmp_path / "proc/self").mkdir(parents=True)
-        (tmp_path / "proc/self/cgroup").write_text(groups)
+        (tmp_path / "proc/self/cgroup").write_bytes(os.fsencode(groups))
     for name, limit in limits.items():
         path = tmp_path / "sys/fs/cgroup" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -332,7 +334,7 @@ def test_what_control_groups_are_held_to(
 
 def test_the_share_is_of_what_a_group_is_held_to(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page_cache, "limits_of_groups", lambda: [1 << 60, 512 * MIB])
-    assert share_of_memory() == 32 * MIB
+    assert share_of_memory.__wrapped__() == 32 * MIB
 
 
 def test_the_units_filter_permits_the_question() -> None:
@@ -371,8 +373,13 @@ def test_a_filter_that_ends_who_asks_ends_no_transfer(disk: Path) -> None:
     run = "from flowengine.cli.main import main; sys.exit(main())"
     assert filtered(number, run, "cp", "--progress", "none", str(path), str(copy)) == 0
     assert copy.read_bytes() == path.read_bytes()
-    ask = "from flowengine.store.page_cache import may_ask; sys.exit(may_ask())"
-    assert (filtered(number, ask), filtered(0xFFFF, ask)) == (0, 1)
+    ask = "from flowengine.store.page_cache import learn, may_ask\n{}\nsys.exit(may_ask())"
+    assert (filtered(number, ask.format("")), filtered(0xFFFF, ask.format(""))) == (0, 1)
+    # What is confined to some folders, as a mover is, cannot start another process, and knows it from before.
+    confined = (
+        "from flowengine_agent.landlock import confine\nassert confine(['/usr', '/proc/self'], ['/dev/null'])"
+    )
+    assert filtered(0xFFFF, ask.format(f"learn()\n{confined}")) == 1
 
 
 def test_no_mapping_is_kept(disk: Path) -> None:
