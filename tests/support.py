@@ -114,7 +114,10 @@ def assert_rate(look: Callable[[], float], least: float, most: float = float("in
     """
     seen: list[float] = []
     while (not seen or seen[-1] < least) and len(seen) < looks:
-        seen.append(look())
+        try:
+            seen.append(look())
+        except AssertionError as error:
+            raise AssertionError(f"after looks at {seen}: {error}") from error
         assert seen[-1] <= most, seen
     assert seen[-1] >= least, seen
 

@@ -28,12 +28,15 @@ MBIT = 1_000_000
 SITES = {"s": "FR", "t": "DE", "r": "NL", "q": "NL", "p": "US", "u": "DE"}
 RELAYS = "rqp"
 LINKS = {
-    ("s", "t"): 100 * MBIT,
-    **{pair: 300 * MBIT for name in RELAYS for pair in (("s", name), (name, "t"))},
+    ("s", "t"): 50 * MBIT,
+    **{pair: 150 * MBIT for name in RELAYS for pair in (("s", name), (name, "t"))},
 }
-SHAPED = LINKS | {("s", "u"): 60 * MBIT, ("r", "u"): 200 * MBIT, ("q", "u"): 120 * MBIT}
+"""Half of what test_overlay has, where there is no coordinator: what six sites land on one machine is new memory, which
+some machines give slowly."""
+ALL_WAYS = 350
+SHAPED = LINKS | {("s", "u"): 30 * MBIT, ("r", "u"): 100 * MBIT, ("q", "u"): 60 * MBIT}
 """Nobody declares what the links to u carry."""
-SHARD = 16 * MIB
+SHARD = 8 * MIB
 CHATTER = 2 * MIB
 """More than a site that carries nothing exchanges with its coordinator."""
 
@@ -57,7 +60,7 @@ def sites(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
 
 
 def fill(sites: Federation, folder: str, shards: int) -> None:
-    """So many files of 16 MiB, as datasets of shards are."""
+    """So many files of 8 MiB, as datasets of shards are."""
     source = sites["s"].data / folder
     source.mkdir()
     bytes_of = (
@@ -96,6 +99,11 @@ def sent_bytes(site: str) -> int:
     return int(Path(f"/sys/class/net/flow-{site}/statistics/rx_bytes").read_text())
 
 
+def received_bytes(site: str) -> int:
+    """What a site has had from the network."""
+    return int(Path(f"/sys/class/net/flow-{site}/statistics/tx_bytes").read_text())
+
+
 def rate_mbit(count: Callable[[], int], seconds: float) -> float:
     """How fast a counter grows for so long, from one change of it to another."""
 
@@ -106,9 +114,15 @@ def rate_mbit(count: Callable[[], int], seconds: float) -> float:
         )
 
     first, begun = change(count())
+    before = {site: sent_bytes(site) for site in "srq"}
     last, ended = first, begun
     while ended < begun + seconds:
         last, ended = change(last)
+    sent = {
+        site: f"{(sent_bytes(site) - bytes_then) * 8 / (ended - begun) / MBIT:.0f}"
+        for site, bytes_then in before.items()
+    }
+    print(f"{ended - begun:.1f} s, Mbit/s that sites sent meanwhile: {sent}")  # shown where a rate is missed
     return (last - first) * 8 / (ended - begun) / MBIT
 
 
@@ -146,7 +160,8 @@ def test_a_plan_follows_what_probes_measured(sites: Federation) -> None:
         wait_until(
             lambda: sent_bytes("q") > 4 * MIB and sent_bytes("r") > 4 * MIB, "bytes over both relays", 60
         )
-        assert_rate(lambda: rate_mbit(lambda: sent_bytes("s"), 2.5), 0.8 * 380, 1.1 * 380)
+        # What the sender sends is more at first: it fills the relays.
+        assert_rate(lambda: rate_mbit(lambda: received_bytes("u"), 2.5), 0.8 * 190, 1.1 * 190)
 
 
 def test_a_limit_that_changes_is_held_and_what_policy_forbids_carries_nothing(sites: Federation) -> None:
@@ -176,7 +191,7 @@ def test_what_is_urgent_and_due_gets_its_rate(sites: Federation) -> None:
         assert due.record.promised
         wait_until(lambda: time.monotonic() > begun + 5.0, "five seconds")
         # More than half of what the ways carry, which is what it would get as an equal.
-        assert_rate(lambda: rate_mbit(done_bytes(due), 1.5), 0.6 * 700)
+        assert_rate(lambda: rate_mbit(done_bytes(due), 1.5), 0.6 * ALL_WAYS)
         assert due.wait(60).state == "completed"
         assert time.monotonic() - begun < 60
 
@@ -188,7 +203,7 @@ def test_all_ways_are_used_and_one_relay_dies(sites: Federation) -> None:
         wait_until(lambda: time.monotonic() > at, "the first five seconds")
         assert used(transfer) == THREE
         # Both ends, three links and their sites share the processors: what they can they show in one look of some.
-        assert_rate(lambda: rate_mbit(done_bytes(transfer), 3.5), 0.9 * 700, looks=7)
+        assert_rate(lambda: rate_mbit(done_bytes(transfer), 3.5), 0.9 * ALL_WAYS, looks=7)
         sites["r"].kill()
         pause = threading.Event()
         with AwakeClock() as clock:
@@ -198,4 +213,4 @@ def test_all_ways_are_used_and_one_relay_dies(sites: Federation) -> None:
                     longest, grown, before = max(longest, now - grown), now, count
                 pause.wait(0.01)
             assert max(longest, clock.now_s() - grown) < 3.0
-        assert_rate(lambda: rate_mbit(lambda: sent_bytes("s"), 2.0), 0.8 * 400)
+        assert_rate(lambda: rate_mbit(lambda: sent_bytes("s"), 2.0), 0.8 * 200)
