@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import mmap
 import os
 import platform
 import shutil
@@ -27,6 +28,8 @@ __all__ = ["RESULTS", "OneRun", "PlaceError", "Plan", "disk_folder", "memory_fol
 RESULTS = Path(__file__).with_name("results")
 ROOT = RESULTS.parent.parent
 Record = dict[str, object]
+_BLOCK = 2 << 20
+_MEMORY_LEFT = 2 << 30
 
 
 class PlaceError(Exception):
@@ -113,18 +116,27 @@ def forget_pages(root: Path) -> None:
                     os.close(fd)
 
 
-def back_memory(folder: Path, size_bytes: int) -> None:
-    """Have so much memory behind a memory file system's free pages, whoever runs next.
+@contextlib.contextmanager
+def kept_memory(size_bytes: int) -> Iterator[None]:
+    """Have so much free memory stand behind free pages for the length of the with block, whoever runs in it.
 
-    On a virtual machine the host takes freed pages back, and the first write to such a page waits for the host: up to
-    five times the cost of the write, for whichever contender comes after a pause.
+    On a virtual machine the host takes freed pages back, a large block at a time, and the first write to such a page waits
+    for the host: three to eight times the cost of the write, for whichever contender comes after a pause. So pages are
+    written once, and all but one of each block are freed again: a block of which one page is in use is nobody's to take.
     """
-    if storage_of(folder / "any") != "tmpfs":
+    fields = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
+    available = next((int(field[1]) << 10 for field in fields if field[0] == "MemAvailable:"), 0)
+    size = min(size_bytes, available - _MEMORY_LEFT) & -_BLOCK
+    if size <= 0:
+        yield
         return
-    block = bytes(1 << 20)
-    with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=folder, buffering=0) as file:
-        for _ in range(size_bytes >> 20):
-            file.write(block)
+    with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as pages:
+        block = bytes(_BLOCK)
+        for _ in range(0, size, _BLOCK):
+            pages.write(block)
+        for start in range(0, size, _BLOCK):
+            pages.madvise(mmap.MADV_DONTNEED, start + mmap.PAGESIZE, _BLOCK - mmap.PAGESIZE)
+        yield
 
 
 def free_memory() -> None:
@@ -160,9 +172,6 @@ class OneRun:
             if self._plan.disk:
                 for tree in (*self._built.measured, target):
                     forget_pages(tree)
-            measured = sum(data.total_size(tree)[0] for tree in self._built.measured)
-            # Both sides' pages, where neither has them; in memory the source's stand there already.
-            back_memory(memory_folder(), 2 * measured if self._plan.disk else measured)
             if self._scenario.kill_at_half:
                 record["before_kill"] = asdict(self._until_killed(session, contender, target))
                 contender = self._kind()
@@ -272,9 +281,11 @@ def run(plan: Plan, command: list[str]) -> int:
                 "files": sum(count for _, count in sizes),
             }
             free_memory()
+            # What a run has at a time, beside its source: an old version, a new one, and what both sides keep in the cache.
+            room = 3 * facts["logical_bytes"] + _MEMORY_LEFT
             for network_name in plan.networks:
                 try:
-                    with opened(network_name) as network:
+                    with opened(network_name) as network, kept_memory(room):
                         for record in _alternate(plan, kinds, scenario, built, network, work):
                             entry = {
                                 **about,
