@@ -30,6 +30,8 @@ ROOT = RESULTS.parent.parent
 Record = dict[str, object]
 _BLOCK = 2 << 20
 _MEMORY_LEFT = 2 << 30
+_FILE_BYTES = 8 << 10
+"""What a small file takes above its bytes: the rest of a page, inode, name."""
 
 
 class PlaceError(Exception):
@@ -282,7 +284,7 @@ def run(plan: Plan, command: list[str]) -> int:
             }
             free_memory()
             # What a run has at a time, beside its source: an old version, a new one, and what both sides keep in the cache.
-            room = 3 * facts["logical_bytes"] + _MEMORY_LEFT
+            room = 3 * (facts["logical_bytes"] + facts["files"] * _FILE_BYTES) + _MEMORY_LEFT
             for network_name in plan.networks:
                 try:
                     with opened(network_name) as network, kept_memory(room):

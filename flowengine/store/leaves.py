@@ -23,8 +23,8 @@ from typing import Final, NamedTuple
 from flowengine.compiled import Scratch
 from flowengine.manifest import Block
 from flowengine.store.encoded import parse_block, same_files
-from flowengine.store.many import STAT, Stat, library, open_listed
-from flowengine.store.scan_cache import ScanCache
+from flowengine.store.many import STAT, AnyStat, Stat, library, open_listed
+from flowengine.store.scan_cache import DirectoryPart, ScanCache
 
 __all__ = ["KnownLeaf", "known_leaves"]
 
@@ -58,6 +58,7 @@ def known_leaves(
     large_bytes: int,
     marked: bytes,
     entries: Sequence[bytes] | None = None,
+    seen: Sequence[AnyStat] | None = None,
 ) -> list[KnownLeaf | None]:
     """Which folders of an open one stand there as the scan cache knows them; no link is followed, and none is left open.
 
@@ -65,18 +66,31 @@ def known_leaves(
         large_bytes: files of this size and more are large.
         marked: a name that none of them may have in it.
         entries: of each folder the encoded files that it is to have, with their modes and times; None for whatever it has.
+        seen: the stat of each folder, by whoever looked last: one that the cache then knows nothing of is not listed.
 
     Returns:
         None for each folder of which that cannot be said.
     """
     if not names:
         return []
-    found = _list(parent, names, large_bytes, marked, entries)
-    dev = next((leaf[0].st_dev for leaf in found if leaf is not None), 0)  # another is a mount point's
-    inos = [leaf[0].st_ino for leaf in found if leaf is not None and leaf[0].st_dev == dev]
-    kept = cache.whole_directories(dev, inos) if inos else {}
-    known: list[KnownLeaf | None] = []
-    for number, leaf in enumerate(found):
+    chosen: Sequence[int] = range(len(names))
+    kept: dict[int, DirectoryPart] = {}
+    dev = 0
+    if seen is not None:
+        dev = seen[0].st_dev
+        kept = cache.whole_directories(dev, [st.st_ino for st in seen])
+        chosen = [number for number in chosen if seen[number].st_ino in kept]
+    known: list[KnownLeaf | None] = [None] * len(names)
+    if not chosen:
+        return known
+    told = None if entries is None else [entries[number] for number in chosen]
+    found = _list(parent, [names[number] for number in chosen], large_bytes, marked, told)
+    if seen is None:
+        dev = next((leaf[0].st_dev for leaf in found if leaf is not None), 0)
+        inos = [leaf[0].st_ino for leaf in found if leaf is not None and leaf[0].st_dev == dev]
+        kept = cache.whole_directories(dev, inos) if inos else {}
+    for number, leaf in zip(chosen, found, strict=True):
+        # Another device is a mount point's.
         part = None if leaf is None or leaf[0].st_dev != dev else kept.get(leaf[0].st_ino)
         if (
             leaf is None
@@ -84,10 +98,9 @@ def known_leaves(
             or part.stats != leaf[1]
             or (entries is not None and part.entries != entries[number])
         ):
-            known.append(None)
             continue
         block = parse_block(part.entries)
-        known.append(None if block is None else KnownLeaf(leaf[0], block))
+        known[number] = None if block is None else KnownLeaf(leaf[0], block)
     return known
 
 

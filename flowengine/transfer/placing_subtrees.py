@@ -163,6 +163,7 @@ class SubtreesPlacer:
             LARGE_OBJECT_BYTES,
             STAGING_NAME,
             [folder.entries for folder in folders],
+            [directory.existing[folder.name] for folder in folders],
         )
         return {
             number: leaf.block

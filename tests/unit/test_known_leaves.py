@@ -119,6 +119,46 @@ def test_folders_that_nobody_touched_are_known_with_their_stat_and_files(
     assert look(cache, root, []) == []
 
 
+@pytest.mark.usefixtures("way")
+def test_what_the_cache_knows_nothing_of_is_not_listed_where_the_stat_is_told(
+    root: Path, cache: ScanCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b", "c", "d"):
+        file(root / name / "f")
+    scan(f"{root}/", cache=cache)
+    for name in ("d", "new"):
+        shutil.rmtree(root / name, ignore_errors=True)
+        (root / name).mkdir()
+    file(root / "b" / "g")
+    names = [b"new", b"a", b"b", b"c", b"d"]
+    seen = [Stat.of((root / os.fsdecode(name)).stat()) for name in names]
+    listed: list[bytes] = []
+    really = leaves._list
+
+    def listing(parent: int, some: Sequence[bytes], *args: Any) -> Any:
+        listed.extend(some)
+        return really(parent, some, *args)
+
+    monkeypatch.setattr(leaves, "_list", listing)
+    fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        told = known_leaves(cache, fd, names, LARGE_OBJECT_BYTES, STAGING_NAME, None, seen)
+        assert [one is not None for one in told] == [False, True, False, True, False]
+        assert listed in ([b"a", b"b", b"c"], [b"a", b"b", b"c", b"d"])  # d may have its inode from the old d
+        assert entries_of(told) == entries_of(look(cache, root, names))
+        # What was told may be old: what stands there now decides.
+        shutil.move(root / "c", root / "elsewhere")
+        shutil.move(root / "b", root / "c")
+        again = known_leaves(cache, fd, names, LARGE_OBJECT_BYTES, STAGING_NAME, None, seen)
+        assert [one is not None for one in again] == [False, True, False, False, False]
+        listed.clear()
+        nothing = [seen[0]._replace(st_ino=1 << 62)]
+        assert known_leaves(cache, fd, [b"a"], LARGE_OBJECT_BYTES, STAGING_NAME, None, nothing) == [None]
+        assert listed == []
+    finally:
+        os.close(fd)
+
+
 def test_both_ways_know_the_same(root: Path, cache: ScanCache, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, happened in [*BEFORE.items(), *AFTER.items()]:
         for inner in "ab":
