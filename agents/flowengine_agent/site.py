@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from flowengine.errors import AuthenticationError
+from flowengine.machine import usable_processors
 from flowengine.store.grants import GrantLedger
 from flowengine.transfer.pacing import Pacer
 from flowengine.transfer.session import Session
@@ -85,7 +86,7 @@ class Site:
     @property
     def reader_threads(self) -> int:
         """Threads that read one large object."""
-        return self.config.threads or max(1, (os.cpu_count() or 1) // 2)
+        return self.config.threads or max(1, usable_processors() // 2)
 
     def hold_rates(self, session: Session, grant: Grant, place: Place) -> None:
         """Bind what a session sends from here by all limits and leases, each link's by its own, and what it reads."""

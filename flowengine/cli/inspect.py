@@ -15,6 +15,7 @@ from flowengine.cli.federation import complete_place
 from flowengine.cli.locations import Local, Remote, all_at_sites, parse_location
 from flowengine.cli.third_party import order, order_options, refuse_order_options
 from flowengine.errors import Exit, NotFound
+from flowengine.machine import usable_processors
 from flowengine.units import format_count, show_path
 
 __all__ = ["diff", "ls", "manifest", "verify"]
@@ -186,7 +187,7 @@ def _reader(
         profile=profile,
         options=options,
         cache=None if reread else ScanCache(profile),
-        threads=threads or max(1, (os.cpu_count() or 1) // 2),
+        threads=threads or max(1, usable_processors() // 2),
         counters=counters,
         tick=tick,
     )

@@ -13,6 +13,7 @@ import click
 
 from flowengine.cli.own_policy import OwnPolicy, Side, policy_options, read_own_policy
 from flowengine.errors import Denied, Exit, LocalError, UsageError
+from flowengine.machine import usable_processors
 
 if TYPE_CHECKING:
     from flowengine.wire.messages import Options
@@ -101,7 +102,7 @@ def serve(
         raise UsageError("--label and --purpose need --policy", hint="name the folder of the policies")
     own = read_own_policy(policy, labels, contracts, purpose, site_facts)
     served = ServedRoot(
-        os.fsencode(root), read_only, links, threads or max(1, (os.cpu_count() or 1) // 2), on_event=log
+        os.fsencode(root), read_only, links, threads or max(1, usable_processors() // 2), on_event=log
     )
     if own is not None:
         served.permit = _permit(own, os.path.abspath(root))

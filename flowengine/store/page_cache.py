@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import itertools
 import mmap
 import os
 import sys
@@ -26,6 +25,7 @@ from functools import cache
 from typing import Final
 
 from flowengine.chunking.library import place_of
+from flowengine.machine import memory_limits, usable_processors
 from flowengine.store.filesystem import libc
 from flowengine.units import MIB
 
@@ -35,7 +35,6 @@ __all__ = [
     "ReadTrail",
     "WriteTrail",
     "learn",
-    "limits_of_groups",
     "may_ask",
     "share_of_memory",
 ]
@@ -50,38 +49,7 @@ _MEMORY_SHARE: Final = 16
 def share_of_memory() -> int:
     """How many bytes of large objects one session leaves in the cache: a sixteenth of the memory that it may use."""
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min([machine, *limits_of_groups()]) // _MEMORY_SHARE
-
-
-def limits_of_groups(root: str = "/") -> list[int]:
-    """Bytes of memory, cache included, that the control groups this process is in are held to (cgroups(7), both versions).
-
-    Args:
-        root: of the file systems that say so.
-    """
-    limits: list[int] = []
-    try:
-        with open(os.path.join(root, "proc/self/cgroup"), encoding="utf-8", errors="surrogateescape") as said:
-            lines = [line.rstrip("\n").split(":", 2) for line in said]
-    except OSError:
-        return limits
-    for _, controllers, path in [line for line in lines if len(line) == 3]:
-        if not controllers:
-            places, names = ["sys/fs/cgroup", "sys/fs/cgroup/unified"], ["memory.max", "memory.high"]
-        elif "memory" in controllers.split(","):
-            places, names = ["sys/fs/cgroup/memory"], ["memory.limit_in_bytes"]
-        else:
-            continue
-        parts = [part for part in path.split("/") if part]
-        # In a container the path may be the host's, of which only the root is to be seen.
-        groups = ["/".join(parts[:depth]) for depth in range(len(parts) + 1)]
-        for place, group, name in itertools.product(places, groups, names):
-            with (
-                contextlib.suppress(OSError, ValueError),
-                open(os.path.join(root, place, group, name), "rb") as limit,
-            ):
-                limits.append(int(limit.read()))
-    return limits
+    return min([machine, *memory_limits()]) // _MEMORY_SHARE
 
 
 def _let_go(fd: int, offset: int, size_bytes: int) -> None:
@@ -115,6 +83,7 @@ def learn() -> None:
     """Learn now what cannot be asked any more once this process, or one forked from it, is held to a few folders."""
     may_ask()
     share_of_memory()
+    usable_processors()
 
 
 class ReadTrail:

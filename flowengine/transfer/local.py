@@ -23,6 +23,7 @@ import trio
 
 from flowengine.chunking import profile_named
 from flowengine.errors import FlowError, TemporaryError
+from flowengine.machine import usable_processors
 from flowengine.store.landed import LandedManifest
 from flowengine.store.scan_cache import ScanCache
 from flowengine.store.selection import Selection
@@ -113,7 +114,7 @@ async def _land(
 
 def _call(line: socket.socket, settings: TransferSettings) -> tuple[Channel, Session]:
     """Begin a session: make its sockets and hand the source's ends over."""
-    streams = min(settings.streams, _MAX_STREAMS) or max(1, min(4, os.cpu_count() or 1))
+    streams = min(settings.streams, _MAX_STREAMS) or max(1, min(4, usable_processors()))
     pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM) for _ in range(1 + streams)]
     call = os.urandom(_CALL_BYTES)
     try:

@@ -10,7 +10,6 @@ Plan
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -20,6 +19,7 @@ import trio
 
 from flowengine.chunking import DEFAULT_PROFILE
 from flowengine.errors import FlowError
+from flowengine.machine import usable_processors
 from flowengine.store.scan_cache import ScanCache
 from flowengine.transfer.bwlimit import LimitSetting
 from flowengine.transfer.channel import first_flow_error
@@ -67,7 +67,7 @@ class TransferSettings(msgspec.Struct, frozen=True):
     @property
     def reader_threads(self) -> int:
         """Threads that read one large object."""
-        return self.threads or max(1, (os.cpu_count() or 1) // 2)
+        return self.threads or max(1, usable_processors() // 2)
 
     def caches(self) -> tuple[ScanCache | None, ScanCache | None]:
         """Two connections to the scan cache, for two threads; none where it is not used."""

@@ -12,7 +12,6 @@ Invariant
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -22,6 +21,7 @@ import msgspec
 import trio
 
 from flowengine.errors import ProtocolError, TemporaryError
+from flowengine.machine import usable_processors
 from flowengine.manifest import Header, ManifestBuilder, Summary
 from flowengine.store.buffers import BufferPool, PoolClosed
 from flowengine.store.reading import SEGMENT_BYTES, ObjectReader
@@ -169,7 +169,7 @@ class _Source:
             profile, self._pool, threads, session.reads.spend, lambda: session.reads.limited
         )
         self._credit = Credit(session.window_bytes)
-        self._chooser = CompressionChooser(session.rtt_s, session.compression, cores=os.cpu_count() or 1)
+        self._chooser = CompressionChooser(session.rtt_s, session.compression, cores=usable_processors())
         self._link = LinkControl(session, self._credit.resize, self._sending_s)
         self._unit_size = UnitSize()
         self._units = UnitQueue(

@@ -19,6 +19,7 @@ from typing import Final
 import trio
 
 from flowengine.errors import TemporaryError
+from flowengine.machine import usable_processors
 from flowengine.transfer.tcp_info import HasOptions
 from flowengine.wire.preamble import MAX_STREAMS as MAX_NUMBERS
 
@@ -59,7 +60,7 @@ def stream_count(rtt_s: float, asked: int, *, congestion: str = _CONGESTION) -> 
     if asked:
         return max(1, min(asked, MAX_STREAMS))
     if rtt_s < NEAR_RTT_S:
-        return max(1, min(4, os.cpu_count() or 1))
+        return max(1, min(4, usable_processors()))
     return DEFAULT_STREAMS if congestion == _CONGESTION else 3 * DEFAULT_STREAMS
 
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from flowengine.errors import LocalError, TemporaryError
+from flowengine.machine import usable_processors
 from flowengine.manifest import Header, ManifestBuilder
 from flowengine.store.atomic import AtomicTree
 from flowengine.store.filesystem import folds_names, local_error, raise_descriptor_limit
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
 
 __all__ = ["NOWHERE", "TargetOutcome", "TargetRoot", "run_target"]
 
-_COPIERS: Final = max(2, min(8, os.cpu_count() or 1))
+_COPIERS: Final = max(2, min(8, usable_processors()))
 """Each reads, hashes and writes for an object of its own, where several are copied."""
 NOWHERE: Final = b"/nonexistent/flow-nowhere"
 """A target that is not there, for a dry run that only looks."""

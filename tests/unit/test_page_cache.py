@@ -20,7 +20,7 @@ from flowengine.chunking import DEFAULT_PROFILE
 from flowengine.manifest import FILE, Entry
 from flowengine.store import page_cache
 from flowengine.store.buffers import BufferPool
-from flowengine.store.page_cache import ReadTrail, WriteTrail, limits_of_groups, share_of_memory
+from flowengine.store.page_cache import ReadTrail, WriteTrail, share_of_memory
 from flowengine.store.reading import SEGMENT_BYTES, ObjectChanged, ObjectReader
 from flowengine.store.selection import Root, Selection
 from flowengine.store.staging import StagedObject
@@ -292,48 +292,8 @@ def test_the_share_is_a_small_part_of_the_memory() -> None:
     assert 0 < share_of_memory() <= total // 16
 
 
-@pytest.mark.parametrize(
-    ("groups", "limits", "told"),
-    [
-        (
-            "0::/a.slice/b.scope\n",
-            {"a.slice/memory.max": "max", "a.slice/b.scope/memory.max": "4096"},
-            [4096],
-        ),
-        ("0::/a.slice/b.scope\n", {"a.slice/memory.max": "1", "a.slice/b.scope/memory.max": "2"}, [1, 2]),
-        ("0::/\n", {"memory.max": "5"}, [5]),  # in a container
-        (
-            "4:cpu,memory:/of/the:host\n3:cpu:/x\n0::/\n",
-            {"memory/memory.limit_in_bytes": "6", "memory/x/memory.limit_in_bytes": "1"},
-            [6],
-        ),
-        (
-            "4:memory:/job_1\n0::/\n",
-            {"memory/job_1/memory.limit_in_bytes": "7", "unified/memory.max": "8"},
-            [7, 8],
-        ),
-        ("0::/a\n", {"a/memory.max": "9", "a/memory.high": "3"}, [9, 3]),
-        ("0::/a\n", {"a/memory.max": ""}, []),
-        ("0::/\udcff/b\n", {"\udcff/b/memory.max": "5"}, [5]),
-        ("", {}, []),
-        (None, {}, []),
-    ],
-)
-def test_what_control_groups_are_held_to(
-    tmp_path: Path, groups: str | None, limits: dict[str, str], told: list[int]
-) -> None:
-    if groups is not None:
-        (tmp_path / "proc/self").mkdir(parents=True)
-        (tmp_path / "proc/self/cgroup").write_bytes(os.fsencode(groups))
-    for name, limit in limits.items():
-        path = tmp_path / "sys/fs/cgroup" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{limit}\n")
-    assert limits_of_groups(str(tmp_path)) == told
-
-
 def test_the_share_is_of_what_a_group_is_held_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page_cache, "limits_of_groups", lambda: [1 << 60, 512 * MIB])
+    monkeypatch.setattr(page_cache, "memory_limits", lambda: [1 << 60, 512 * MIB])
     assert share_of_memory.__wrapped__() == 32 * MIB
 
 
