@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from flowengine.machine import memory_limits
 from perf import data
 from perf.contenders import CONTENDERS, Contender
 from perf.network import Network, NetworkError, opened
@@ -123,16 +124,18 @@ def kept_memory(size_bytes: int) -> Iterator[None]:
     """Have so much free memory stand behind free pages for the length of the with block, whoever runs in it.
 
     On a virtual machine the host takes freed pages back, a large block at a time, and the first write to such a page waits
-    for the host: three to eight times the cost of the write, for whichever contender comes after a pause. So pages are
+    for the host: two to three times the cost of the write, for whichever contender comes after a pause. So pages are
     written once, and all but one of each block are freed again: a block of which one page is in use is nobody's to take.
     """
     fields = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
     available = next((int(field[1]) << 10 for field in fields if field[0] == "MemAvailable:"), 0)
-    size = min(size_bytes, available - _MEMORY_LEFT) & -_BLOCK
+    size = min([size_bytes, available - _MEMORY_LEFT, *(limit // 2 for limit in memory_limits())]) & -_BLOCK
     if size <= 0:
         yield
         return
     with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as pages:
+        with contextlib.suppress(OSError):  # a kernel without huge pages; of these no part is given back
+            pages.madvise(mmap.MADV_NOHUGEPAGE)
         block = bytes(_BLOCK)
         for _ in range(0, size, _BLOCK):
             pages.write(block)
