@@ -18,7 +18,7 @@ from perf.contenders.base import Contender
 from perf.contenders.baseline import PythonCopy
 from perf.contenders.flow import Flow
 from perf.network import Network
-from perf.run import OneRun, Plan, memory_folder
+from perf.run import OneRun, Plan, kept_memory, memory_folder
 from perf.scenarios import SCENARIOS, Built, Scenario
 
 __all__ = ["LIMITS", "Verdict", "check"]
@@ -28,6 +28,8 @@ LIMITS: Final = {"s1-one": 4.8, "s3": 4.6, "s4": 4.4}
 HERE: Final = Network("here", {"a": "127.0.0.1", "b": "127.0.0.1"}, {"a": [], "b": []}, {}, {})
 """The loopback of the machine itself: no right and no tool is needed for it, and nothing is counted on it."""
 ROUNDS: Final = 3
+_MEMORY_BYTES: Final = 1 << 30
+"""Enough for both ends of a run of this size."""
 SIZE: Final = "small"
 
 
@@ -64,7 +66,10 @@ class Verdict:
 def check(scenarios: list[str], say: Callable[[str], object] = print) -> bool:
     """Measure and judge scenarios; one that is too slow is measured once more before it is called so."""
     verdicts = []
-    with tempfile.TemporaryDirectory(prefix="flow-perf-", dir=memory_folder()) as folder:
+    with (
+        tempfile.TemporaryDirectory(prefix="flow-perf-", dir=memory_folder()) as folder,
+        kept_memory(_MEMORY_BYTES),
+    ):
         for name in scenarios:
             verdict = _judge(SCENARIOS[name], LIMITS[name], HERE, Path(folder))
             say(str(verdict))

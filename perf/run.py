@@ -24,13 +24,16 @@ from perf.report import print_tables
 from perf.scenarios import SCENARIOS, Built, Scenario, put_at_target
 from perf.session import Cost, RunFailedError, Session
 
-__all__ = ["RESULTS", "OneRun", "PlaceError", "Plan", "disk_folder", "memory_folder", "run"]
+__all__ = ["RESULTS", "OneRun", "PlaceError", "Plan", "disk_folder", "kept_memory", "memory_folder", "run"]
 
 RESULTS = Path(__file__).with_name("results")
 ROOT = RESULTS.parent.parent
 Record = dict[str, object]
-_BLOCK = 2 << 20
+_STEP = 256 << 10
+"""What of memory a page is kept of: an eighth of what the host takes at a time."""
 _MEMORY_LEFT = 2 << 30
+_PROGRAMS_BYTES = 2 << 30
+"""What the programs themselves have, at most."""
 _FILE_BYTES = 8 << 10
 """What a small file takes above its bytes: the rest of a page, inode, name."""
 
@@ -121,26 +124,33 @@ def forget_pages(root: Path) -> None:
 
 @contextlib.contextmanager
 def kept_memory(size_bytes: int) -> Iterator[None]:
-    """Have so much free memory stand behind free pages for the length of the with block, whoever runs in it.
+    """Have memory stand behind so many bytes of free pages for the length of the with block, whoever runs in it.
 
     On a virtual machine the host takes freed pages back, a large block at a time, and the first write to such a page waits
     for the host: two to three times the cost of the write, for whichever contender comes after a pause. So pages are
-    written once, and all but one of each block are freed again: a block of which one page is in use is nobody's to take.
+    written once, and most are freed again: a block of which one page is in use is nobody's to take. What is one block here
+    lies in several there, hence a page of each eighth.
     """
     fields = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
     available = next((int(field[1]) << 10 for field in fields if field[0] == "MemAvailable:"), 0)
-    size = min([size_bytes, available - _MEMORY_LEFT, *(limit // 2 for limit in memory_limits())]) & -_BLOCK
+    size = min([size_bytes, available - _MEMORY_LEFT, *(limit // 2 for limit in memory_limits())]) & -_STEP
     if size <= 0:
         yield
         return
-    with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as pages:
+    try:
+        pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        log(f"memory is not kept: {error}")
+        yield
+        return
+    with pages:
         with contextlib.suppress(OSError):  # a kernel without huge pages; of these no part is given back
             pages.madvise(mmap.MADV_NOHUGEPAGE)
-        block = bytes(_BLOCK)
-        for _ in range(0, size, _BLOCK):
-            pages.write(block)
-        for start in range(0, size, _BLOCK):
-            pages.madvise(mmap.MADV_DONTNEED, start + mmap.PAGESIZE, _BLOCK - mmap.PAGESIZE)
+        some = bytes(_STEP)
+        for _ in range(0, size, _STEP):
+            pages.write(some)
+        for start in range(0, size, _STEP):
+            pages.madvise(mmap.MADV_DONTNEED, start + mmap.PAGESIZE, _STEP - mmap.PAGESIZE)
         yield
 
 
@@ -287,26 +297,30 @@ def run(plan: Plan, command: list[str]) -> int:
             }
             free_memory()
             # What a run has at a time, beside its source: an old version, a new one, and what both sides keep in the cache.
-            room = 3 * (facts["logical_bytes"] + facts["files"] * _FILE_BYTES) + _MEMORY_LEFT
-            for network_name in plan.networks:
-                try:
-                    with opened(network_name) as network, kept_memory(room):
-                        for record in _alternate(plan, kinds, scenario, built, network, work):
-                            entry = {
-                                **about,
-                                "scenario": name,
-                                "network": network_name,
-                                "about": network.about,
-                            }
-                            entry |= {**facts, **record, "version": versions[str(record["contender"])]}
-                            records.append(entry)
-                            with (plan.out / f"{name}.jsonl").open("a", encoding="utf-8") as file:
-                                file.write(json.dumps(entry) + "\n")
-                except NetworkError as error:
-                    log(f"{network_name} is left out: {error}")
+            room = 3 * (facts["logical_bytes"] + facts["files"] * _FILE_BYTES) + _PROGRAMS_BYTES
+            with kept_memory(room):
+                for record in _over_networks(plan, kinds, scenario, built, work):
+                    entry = {**about, "scenario": name, **facts, **record}
+                    entry["version"] = versions[str(record["contender"])]
+                    records.append(entry)
+                    with (plan.out / f"{name}.jsonl").open("a", encoding="utf-8") as file:
+                        file.write(json.dumps(entry) + "\n")
             shutil.rmtree(work / "data")
     print_tables(records)
     return 0 if records and all(record["ok"] for record in records) else 1
+
+
+def _over_networks(
+    plan: Plan, kinds: list[type[Contender]], scenario: Scenario, built: Built, work: Path
+) -> Iterator[Record]:
+    """All runs of a scenario, network by network; one that cannot be here is named and left out."""
+    for name in plan.networks:
+        try:
+            with opened(name) as network:
+                for record in _alternate(plan, kinds, scenario, built, network, work):
+                    yield {"network": name, "about": network.about, **record}
+        except NetworkError as error:
+            log(f"{name} is left out: {error}")
 
 
 def _alternate(

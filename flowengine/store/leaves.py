@@ -3,8 +3,8 @@
 Goal
     Finding no change in a folder costs what the system takes to list it and look at its files, and little beside.
 Plan
-    One call of the library lists folders that stand side by side, one question to the scan cache has what is known of all
-    of them, and what proves that it still holds is compared as bytes.
+    One call of the library lists some folders that stand side by side, one question to the scan cache has what is known of
+    all of these, and what proves that it still holds is compared as bytes.
 Invariants
     - A folder is known only where all that is in it is as the scan cache has it: small files, of one name each, and nothing else.
     - What is not known is looked at by itself, as if nobody had looked before.
@@ -32,6 +32,8 @@ _LEAF: Final = struct.Struct(STAT.format + "qq")
 """`Leaf` of `_many.c`: the folder's own stat, whether it is plain, bytes of its proof."""
 
 
+_TOGETHER: Final = 32
+"""Folders of which all that the cache has is held at a time."""
 _MANY_PROOFS: Final = 256 << 10
 """Bytes of proofs after which no more folders are looked at, as in `_many.c`."""
 
@@ -73,34 +75,36 @@ def known_leaves(
     """
     if not names:
         return []
-    chosen: Sequence[int] = range(len(names))
-    kept: dict[int, DirectoryPart] = {}
-    dev = 0
-    if seen is not None:
-        dev = seen[0].st_dev
-        kept = cache.whole_directories(dev, [st.st_ino for st in seen])
-        chosen = [number for number in chosen if seen[number].st_ino in kept]
+    dev = os.fstat(parent).st_dev  # another is a mount point's
     known: list[KnownLeaf | None] = [None] * len(names)
-    if not chosen:
-        return known
-    told = None if entries is None else [entries[number] for number in chosen]
-    found = _list(parent, [names[number] for number in chosen], large_bytes, marked, told)
-    if seen is None:
-        dev = next((leaf[0].st_dev for leaf in found if leaf is not None), 0)
-        inos = [leaf[0].st_ino for leaf in found if leaf is not None and leaf[0].st_dev == dev]
-        kept = cache.whole_directories(dev, inos) if inos else {}
-    for number, leaf in zip(chosen, found, strict=True):
-        # Another device is a mount point's.
-        part = None if leaf is None or leaf[0].st_dev != dev else kept.get(leaf[0].st_ino)
-        if (
-            leaf is None
-            or part is None
-            or part.stats != leaf[1]
-            or (entries is not None and part.entries != entries[number])
-        ):
-            continue
-        block = parse_block(part.entries)
-        known[number] = None if block is None else KnownLeaf(leaf[0], block)
+    proof_bytes = 0
+    for start in range(0, len(names), _TOGETHER):
+        chosen: Sequence[int] = range(start, min(start + _TOGETHER, len(names)))
+        kept: dict[int, DirectoryPart] = {}
+        if seen is not None:
+            kept = cache.whole_directories(dev, [seen[number].st_ino for number in chosen])
+            chosen = [number for number in chosen if seen[number].st_ino in kept]
+            if not chosen:
+                continue
+        told = None if entries is None else [entries[number] for number in chosen]
+        found = _list(parent, [names[number] for number in chosen], large_bytes, marked, told)
+        if seen is None:
+            inos = [leaf[0].st_ino for leaf in found if leaf is not None and leaf[0].st_dev == dev]
+            kept = cache.whole_directories(dev, inos) if inos else {}
+        for number, leaf in zip(chosen, found, strict=True):
+            if leaf is None:
+                continue
+            st, proof = leaf
+            proof_bytes += len(proof)
+            part = kept.get(st.st_ino) if st.st_dev == dev else None
+            if part is None or part.stats != proof:
+                continue
+            if entries is not None and part.entries != entries[number]:
+                continue
+            block = parse_block(part.entries)
+            known[number] = None if block is None else KnownLeaf(st, block)
+        if proof_bytes >= _MANY_PROOFS:
+            break
     return known
 
 

@@ -52,6 +52,10 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
     def asking(cache: ScanCache, parent: int, names: Sequence[bytes], *args: Any) -> list[KnownLeaf | None]:
         found.append([*map(os.fsdecode, names)])
+        # The stat of each is told, so that none is listed in vain.
+        assert [st.st_ino for st in args[3]] == [
+            os.stat(name, dir_fd=parent, follow_symlinks=False).st_ino for name in names
+        ]
         return known_leaves(cache, parent, names, *args)
 
     monkeypatch.setattr(placing_subtrees, "known_leaves", asking)

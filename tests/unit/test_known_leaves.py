@@ -58,14 +58,18 @@ def file(path: Path, content: bytes | None = None) -> Path:
 
 
 def look(
-    cache: ScanCache, root: Path, names: Sequence[bytes | str], entries: Sequence[bytes] | None = None
+    cache: ScanCache,
+    root: Path,
+    names: Sequence[bytes | str],
+    entries: Sequence[bytes] | None = None,
+    seen: Sequence[Stat] | None = None,
 ) -> list[KnownLeaf | None]:
     """What is known of some folders; no descriptor is left open by asking."""
     fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
     before = os.listdir("/proc/self/fd")
     try:
         found = known_leaves(
-            cache, fd, [os.fsencode(name) for name in names], LARGE_OBJECT_BYTES, STAGING_NAME, entries
+            cache, fd, [os.fsencode(name) for name in names], LARGE_OBJECT_BYTES, STAGING_NAME, entries, seen
         )
         assert os.listdir("/proc/self/fd") == before
         return found
@@ -126,8 +130,8 @@ def test_what_the_cache_knows_nothing_of_is_not_listed_where_the_stat_is_told(
     for name in ("a", "b", "c", "d"):
         file(root / name / "f")
     scan(f"{root}/", cache=cache)
+    (root / "d").rename(root.parent / "what d was")  # so nothing gets its inode
     for name in ("d", "new"):
-        shutil.rmtree(root / name, ignore_errors=True)
         (root / name).mkdir()
     file(root / "b" / "g")
     names = [b"new", b"a", b"b", b"c", b"d"]
@@ -144,9 +148,13 @@ def test_what_the_cache_knows_nothing_of_is_not_listed_where_the_stat_is_told(
     try:
         told = known_leaves(cache, fd, names, LARGE_OBJECT_BYTES, STAGING_NAME, None, seen)
         assert [one is not None for one in told] == [False, True, False, True, False]
-        assert listed in ([b"a", b"b", b"c"], [b"a", b"b", b"c", b"d"])  # d may have its inode from the old d
+        assert listed == [b"a", b"b", b"c"]
         assert entries_of(told) == entries_of(look(cache, root, names))
-        # What was told may be old: what stands there now decides.
+        # What was told may be old: what stands there now decides, and is told.
+        (root / "a").chmod(0o700)
+        again = known_leaves(cache, fd, names, LARGE_OBJECT_BYTES, STAGING_NAME, None, seen)
+        assert again[1] is not None
+        assert again[1].st == Stat.of((root / "a").stat())
         shutil.move(root / "c", root / "elsewhere")
         shutil.move(root / "b", root / "c")
         again = known_leaves(cache, fd, names, LARGE_OBJECT_BYTES, STAGING_NAME, None, seen)
@@ -157,6 +165,29 @@ def test_what_the_cache_knows_nothing_of_is_not_listed_where_the_stat_is_told(
         assert listed == []
     finally:
         os.close(fd)
+
+
+def test_no_more_is_taken_from_the_cache_than_is_looked_at(
+    root: Path, cache: ScanCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"{number:03d}" for number in range(3 * leaves._TOGETHER)]
+    for name in names:
+        file(root / name / "f")
+    scan(f"{root}/", cache=cache)
+    seen = [Stat.of((root / name).stat()) for name in names]
+    assert None not in look(cache, root, names, seen=seen)
+    taken: list[int] = []
+    really = cache.whole_directories
+
+    def taking(dev: int, inos: Sequence[int]) -> dict[int, DirectoryPart]:
+        taken.extend(inos)
+        return really(dev, inos)
+
+    monkeypatch.setattr(cache, "whole_directories", taking)
+    monkeypatch.setattr(leaves, "_MANY_PROOFS", 100)
+    found = look(cache, root, names, seen=seen)
+    assert [one is not None for one in found] == [number < leaves._TOGETHER for number in range(len(names))]
+    assert taken == [st.st_ino for st in seen[: leaves._TOGETHER]]
 
 
 def test_both_ways_know_the_same(root: Path, cache: ScanCache, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -378,6 +409,8 @@ def test_a_file_system_that_is_mounted_there_is_another_one(
 
     monkeypatch.setattr(leaves, "_list", look_elsewhere)
     assert [one is not None for one in look(cache, root, "abc")] == [True, False, True]
+    seen = [Stat.of((root / name).stat()) for name in "abc"]
+    assert [one is not None for one in look(cache, root, "abc", seen=seen)] == [True, False, True]
 
 
 # --- with what they are to have ---------------------------------------------------------------------------------
