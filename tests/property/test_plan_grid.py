@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import random
+import subprocess
 import sys
 from pathlib import Path
 
@@ -54,8 +56,13 @@ def test_five_hundred_pairs_reach_the_bound(bench):
 
 
 @pytest.mark.full
-def test_plans_of_five_thousand_demands_stay_quick_and_small(bench):
-    for record in bench.run_scale():
+def test_plans_of_five_thousand_demands_stay_quick_and_small():
+    # In a process of its own: this one may have grown by other tests.
+    command = [sys.executable, "-m", "perf.plan_bench", "scale", "--inside"]
+    done = subprocess.run(command, cwd=PATH.parents[1], check=True, capture_output=True, text=True)
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    assert records
+    for record in records:
         assert record["first_cpu_s"] < 20
         assert record["warm_cpu_s_worst"] < 4, "two seconds on a machine that does nothing else"
         assert record["warm_effort_most"] <= MOST_EFFORT
