@@ -29,6 +29,8 @@ __all__ = ["RESULTS", "OneRun", "PlaceError", "Plan", "disk_folder", "kept_memor
 RESULTS = Path(__file__).with_name("results")
 ROOT = RESULTS.parent.parent
 Record = dict[str, object]
+_INSTRUCTIONS = {"avx2", "avx512f", "vaes", "sha_ni"}
+"""What hashing and sealing are quicker with; a model's name may leave open which it is."""
 _STEP = 256 << 10
 """What of memory a page is kept of: an eighth of what the host takes at a time."""
 _MEMORY_LEFT = 2 << 30
@@ -64,13 +66,15 @@ def log(text: str) -> None:
 
 def machine() -> Record:
     """What the figures depend on and nothing that names the machine."""
-    model = ""
+    model, flags = "", set[str]()
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+        flags = set(next((line.split() for line in lines if line.startswith("flags")), []))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "cpu": model or platform.machine(),
+        "instructions": sorted(flags & _INSTRUCTIONS),
         "cores": len(os.sched_getaffinity(0)),
         "memory_bytes": memory,
         "kernel": platform.release(),
