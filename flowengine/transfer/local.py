@@ -114,7 +114,7 @@ async def _land(
 
 def _call(line: socket.socket, settings: TransferSettings) -> tuple[Channel, Session]:
     """Begin a session: make its sockets and hand the source's ends over."""
-    streams = min(settings.streams, _MAX_STREAMS) or max(1, min(4, usable_processors()))
+    streams = min(settings.streams, _MAX_STREAMS) or min(4, usable_processors())
     pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM) for _ in range(1 + streams)]
     call = os.urandom(_CALL_BYTES)
     try:

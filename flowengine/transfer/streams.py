@@ -60,7 +60,7 @@ def stream_count(rtt_s: float, asked: int, *, congestion: str = _CONGESTION) -> 
     if asked:
         return max(1, min(asked, MAX_STREAMS))
     if rtt_s < NEAR_RTT_S:
-        return max(1, min(4, usable_processors()))
+        return min(4, usable_processors())
     return DEFAULT_STREAMS if congestion == _CONGESTION else 3 * DEFAULT_STREAMS
 
 
