@@ -28,9 +28,9 @@ LIMITS: Final = {"s1-one": 4.8, "s3": 4.6, "s4": 4.4}
 HERE: Final = Network("here", {"a": "127.0.0.1", "b": "127.0.0.1"}, {"a": [], "b": []}, {}, {})
 """The loopback of the machine itself: no right and no tool is needed for it, and nothing is counted on it."""
 ROUNDS: Final = 3
+SIZE: Final = "small"
 _MEMORY_BYTES: Final = 1 << 30
 """Enough for both ends of a run of this size."""
-SIZE: Final = "small"
 
 
 @dataclass(frozen=True)

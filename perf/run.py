@@ -138,24 +138,24 @@ def kept_memory(size_bytes: int) -> Iterator[None]:
     fields = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
     available = next((int(field[1]) << 10 for field in fields if field[0] == "MemAvailable:"), 0)
     size = min([size_bytes, available - _MEMORY_LEFT, *(limit // 2 for limit in memory_limits())]) & -_STEP
-    if size <= 0:
+    with contextlib.ExitStack() as held:
+        if size > 0:
+            try:
+                _touch(held.enter_context(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)))
+            except OSError as error:
+                log(f"memory is not kept: {error}")
         yield
-        return
-    try:
-        pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    except OSError as error:
-        log(f"memory is not kept: {error}")
-        yield
-        return
-    with pages:
-        with contextlib.suppress(OSError):  # a kernel without huge pages; of these no part is given back
-            pages.madvise(mmap.MADV_NOHUGEPAGE)
-        some = bytes(_STEP)
-        for _ in range(0, size, _STEP):
-            pages.write(some)
-        for start in range(0, size, _STEP):
-            pages.madvise(mmap.MADV_DONTNEED, start + mmap.PAGESIZE, _STEP - mmap.PAGESIZE)
-        yield
+
+
+def _touch(pages: mmap.mmap) -> None:
+    """Write all pages, and free them again but for one of each step."""
+    with contextlib.suppress(OSError):  # a kernel without huge pages; of these no part is given back
+        pages.madvise(mmap.MADV_NOHUGEPAGE)
+    some = bytes(_STEP)
+    for _ in range(0, len(pages), _STEP):
+        pages.write(some)
+    for start in range(0, len(pages), _STEP):
+        pages.madvise(mmap.MADV_DONTNEED, start + mmap.PAGESIZE, _STEP - mmap.PAGESIZE)
 
 
 def free_memory() -> None:
